@@ -1,0 +1,172 @@
+"""The sections of a GRPO recipe and the rules that hold between them.
+
+Field names are those of Hugging Face and TRL where they have one. Reading YAML, `extends`, overrides and the wording
+of errors live in `grpo.recipe`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rollout.types import Sampling
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The policy: a Hugging Face folder or Hub name. A path starting with `./` is relative to the recipe."""
+
+    model_name_or_path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the trained weights
+    attn_implementation: str | None = None  # None: transformers' choice
+    experts_implementation: str = "grouped_mm"  # MoE only; batched_mm is 40 times slower on CPU
+    balance_bias_update_speed: NonNegativeFloat = 0.0  # gamma of 2408.15664; 0 freezes the bias, as published RL runs do
+    trust_remote_code: bool = False
+
+
+class DataConfig(Section):
+    """Where problems come from: a generated `task`, or a dataset by Hub name or local file."""
+
+    task: str | None = None  # countdown, arithmetic, or reasoning_gym:<name>
+    task_options: dict[str, Any] = {}  # difficulty settings of the task
+    dataset_name: str | None = None  # Hub name, or a local .json/.jsonl/.parquet path
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    columns: dict[str, str] = {}  # ours -> theirs, e.g. {prompt: question, solution: answer}
+    template: str = "{prompt}"  # "r1_zero", "chat", or a string with {prompt}
+    system_prompt: str | None = None  # for "chat"
+    max_prompt_length: PositiveInt = 512  # longer prompts are dropped and counted
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if (self.task is None) == (self.dataset_name is None):
+            raise ValueError(
+                f"task={self.task!r} and dataset_name={self.dataset_name!r}: problems come from exactly one of them. "
+                "Set one and leave out the other."
+            )
+        return self
+
+
+class RolloutConfig(Section):
+    """How groups of completions are sampled."""
+
+    engine: Literal["vllm", "hf"] = "vllm"
+    problems_per_step: PositiveInt = 32  # questions per optimizer step, over all processes
+    num_generations: Annotated[int, Field(ge=2)] = 16  # completions per question (G)
+    max_completion_length: PositiveInt = 512
+    temperature: PositiveFloat = 1.0
+    max_model_len: PositiveInt | None = None  # engine context; None: max_prompt_length + max_completion_length
+    max_num_seqs: PositiveInt = 256  # sequences that the engine decodes at once
+    gpu_memory_utilization: Fraction = 0.3  # vLLM on a GPU
+    kv_cache_gib: PositiveFloat = 1.0  # vLLM on CPU
+    vllm_options: dict[str, Any] = {}  # further arguments of vllm.LLM
+
+
+class RewardConfig(Section):
+    """One reward function: a built-in name, `package.module:function` or `path/to/file.py:function`."""
+
+    function: str
+    weight: float = 1.0
+    options: dict[str, Any] = {}  # keyword arguments, fixed for the run
+
+
+class AlgorithmConfig(Section):
+    """GRPO (2402.03300, 2501.12948) and its variants."""
+
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    epsilon: PositiveFloat = 0.2
+    epsilon_high: PositiveFloat | None = None  # None: same as epsilon
+    beta: NonNegativeFloat = 0.0  # KL coefficient; 0 keeps no reference in memory
+    ref_model_sync_steps: NonNegativeInt = 0  # refresh the reference every N steps; 0: never
+    steps_per_generation: PositiveInt = 1  # optimizer steps (mini-batches) per rollout; R1-Zero: 16
+    mask_truncated_completions: bool = False
+    max_logp_difference: PositiveFloat = 0.5  # run stops when mean |log p_trainer - log p_engine| exceeds it
+
+
+class TrainerConfig(Section):
+    """Optimization, budget and checkpoints. A step is one optimizer step."""
+
+    output_dir: str = "runs/grpo"
+    max_steps: PositiveInt = 100
+    learning_rate: PositiveFloat = 1e-6
+    lr_scheduler_type: str = "constant_with_warmup"  # transformers' names
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+    max_tokens_per_micro_batch: PositiveInt = 8192  # per process; prompt and completion
+    gradient_checkpointing: bool = False
+    seed: NonNegativeInt = 42
+    save_steps: NonNegativeInt = 0  # 0: only at the end
+    save_total_limit: PositiveInt = 2
+    resume_from_checkpoint: bool | str = False  # true: the newest in output_dir
+
+
+class EvaluationConfig(Section):
+    """Held-out evaluation before, every `eval_steps` and after training."""
+
+    eval_steps: NonNegativeInt = 0  # 0: only before and after
+    num_problems: NonNegativeInt = 0  # 0: no evaluation
+    num_samples: PositiveInt = 4  # completions per problem (k)
+    temperature: NonNegativeFloat = 1.0
+    top_p: Fraction = 1.0
+    max_completion_length: PositiveInt | None = None  # None: the rollout's
+    data: DataConfig | None = None  # None: the training source, its held-out split
+    reward: str | None = None  # which reward decides "correct" (> 0.5); None: the first
+
+
+class ReportConfig(Section):
+    """What is written and shown."""
+
+    report_to: list[str] = []  # accelerate trackers: tensorboard, wandb, trackio
+    run_name: str | None = None
+    logging_steps: PositiveInt = 1
+    num_logged_groups: PositiveInt = 4  # groups per step written to samples.jsonl
+
+
+class GRPORecipe(Section):
+    """A whole recipe of stage `grpo`."""
+
+    stage: Literal["grpo"] = "grpo"
+    model: ModelConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: Annotated[list[RewardConfig], Field(min_length=1)]
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
+
+    @property
+    def problems_per_rollout(self) -> int:
+        """Questions sampled at once; `steps_per_generation` optimizer steps share them."""
+        return self.rollout.problems_per_step * self.algorithm.steps_per_generation
+
+    @property
+    def max_model_len(self) -> int:
+        """Context of the engine in tokens."""
+        return self.rollout.max_model_len or self.data.max_prompt_length + self.rollout.max_completion_length
+
+    def sampling(self, rollout_index: int) -> Sampling:
+        """Parameters of the `rollout_index`-th rollout."""
+        return Sampling(
+            num_generations=self.rollout.num_generations,
+            max_completion_length=self.rollout.max_completion_length,
+            temperature=self.rollout.temperature,
+            seed=self.trainer.seed * 1_000_003 + rollout_index,
+        )
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.trainer.output_dir)
