@@ -1,0 +1,123 @@
+"""Tiny models that every test may use: a DeepSeek-V3-style MoE and a dense Llama, float32, with a byte tokenizer.
+
+They are random, so they say nonsense, but sharply: the weights are drawn wide enough that a wrong rotary embedding, a
+swapped expert or a forgotten bias moves the log-probs far beyond rounding.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte (ids 0-255), then <bos> 256, <eos> 257, <pad> 258 and the four tags 259-262."""
+    vocab = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<bos>", "<eos>", "<pad>"])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_v3_config() -> DeepseekV3Config:
+    """MLA, layer 0 dense, then 8 routed experts (top-2, of 1 of 2 groups) and 1 shared expert: 0.2M parameters."""
+    return DeepseekV3Config(
+        vocab_size=263,
+        hidden_size=64,
+        intermediate_size=128,
+        moe_intermediate_size=32,
+        num_hidden_layers=3,
+        first_k_dense_replace=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        routed_scaling_factor=2.5,
+        norm_topk_prob=True,
+        max_position_embeddings=512,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+        # transformers does not read these two; vLLM routes by them, and the official checkpoint has them
+        topk_method="noaux_tc",
+        scoring_func="sigmoid",
+    )
+
+
+def tiny_llama_config() -> LlamaConfig:
+    """Dense, grouped-query attention, tied embeddings: 0.1M parameters."""
+    return LlamaConfig(
+        vocab_size=263,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+    )
+
+
+def sharpen(model: PreTrainedModel, seed: int) -> None:
+    """Draw every weight anew, wide: matrices N(0, 1.5/fan_in), norms around 1, gate biases around 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if "norm" in name:
+                tensor.copy_(1 + 0.1 * noise)
+            elif "e_score_correction_bias" in name:
+                tensor.copy_(0.1 * noise)
+            elif "embed_tokens" in name:
+                tensor.copy_(0.3 * noise)
+            else:
+                tensor.copy_(noise * (1.5 / tensor.shape[-1]) ** 0.5)
+
+
+def save_tiny(model: PreTrainedModel, folder: Path) -> Path:
+    sharpen(model, seed=0)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random DeepseekV3ForCausalLM with its tokenizer."""
+    return save_tiny(DeepseekV3ForCausalLM(tiny_v3_config()), tmp_path_factory.mktemp("models") / "tiny_v3")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random LlamaForCausalLM with the same tokenizer."""
+    return save_tiny(LlamaForCausalLM(tiny_llama_config()), tmp_path_factory.mktemp("models") / "tiny_llama")
