@@ -1,0 +1,98 @@
+"""The rows a run leaves on disk, in `metrics.jsonl` and `samples.jsonl`: reading, cutting and comparing them.
+
+Row of metrics.jsonl: {"step": 12, "reward": 0.53, "completions/mean_length": 28.1, "time/generate": 4.2, …}
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file, none if it does not exist.
+
+    A last line without its newline is being written this moment, or was cut off by a kill: it is left out.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the rows of later steps, atomically. Kept lines stay the same bytes."""
+    if not path.exists():
+        return
+    cut = path.with_name(path.name + ".cut")
+    with path.open("rb") as lines, cut.open("wb") as kept:
+        kept.writelines(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step)
+        kept.flush()
+        os.fsync(kept.fileno())
+    cut.replace(path)
+
+
+def deterministic(row: Mapping[str, Any]) -> Row:
+    """The row without wall-clock figures: what a killed and resumed run repeats bit for bit."""
+    timing = ("step_time", "tokens_per_second")
+    return {key: value for key, value in row.items() if not key.startswith("time/") and key not in timing}
+
+
+def is_evaluation(row: Mapping[str, Any]) -> bool:
+    return any(key.startswith("eval/") for key in row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A figure, and its interval where one was logged: Estimate(value=0.84, low=0.81, high=0.87)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One held-out figure, first evaluation against last; `trained` is None while there is but one evaluation."""
+
+    name: str  # without "eval/"
+    base: Estimate
+    trained: Estimate | None
+
+
+def compare(rows: Sequence[Row]) -> list[Comparison]:
+    """Held-out figures of the first and last evaluation in `rows`: pass@k by k, then the others by name."""
+    evaluations = [row for row in rows if is_evaluation(row)]
+    if not evaluations:
+        return []
+    first, last = evaluations[0], evaluations[-1]
+
+    def estimate(row: Row, key: str) -> Estimate:
+        return Estimate(value=row[key], low=row.get(f"{key}_low"), high=row.get(f"{key}_high"))
+
+    def order(key: str) -> tuple[bool, int, str]:
+        k = key.removeprefix("eval/pass@")
+        return (not k.isdigit(), int(k) if k.isdigit() else 0, key)
+
+    keys = [
+        key
+        for key, value in first.items()
+        if key.startswith("eval/") and not key.endswith(("_low", "_high")) and value is not None and last.get(key) is not None
+    ]
+    return [
+        Comparison(
+            name=key.removeprefix("eval/"),
+            base=estimate(first, key),
+            trained=None if last is first else estimate(last, key),
+        )
+        for key in sorted(keys, key=order)
+    ]
