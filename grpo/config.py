@@ -167,6 +167,16 @@ class GRPORecipe(Section):
             seed=self.trainer.seed * 1_000_003 + rollout_index,
         )
 
+    def evaluation_sampling(self) -> Sampling:
+        """Parameters of every held-out evaluation; its random numbers do not depend on the step."""
+        return Sampling(
+            num_generations=self.evaluation.num_samples,
+            max_completion_length=self.evaluation.max_completion_length or self.rollout.max_completion_length,
+            temperature=self.evaluation.temperature,
+            top_p=self.evaluation.top_p,
+            seed=self.trainer.seed,
+        )
+
     @property
     def output_dir(self) -> Path:
         return Path(self.trainer.output_dir)

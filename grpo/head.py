@@ -1,0 +1,68 @@
+"""Log-probs of chosen tokens straight from hidden states: full-vocabulary logits of a batch never exist.
+
+The language-model head runs in chunks of tokens. Only the log-normaliser of each token is kept; the backward pass
+computes the chunk's logits again, one matrix product more, and turns them into the gradient in place.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Logits alive at once. On CPU a chunk should stay in cache, on a GPU it should fill the machine.
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype)).float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        normaliser = hidden.new_empty(len(targets), dtype=torch.float32)
+        logprobs, entropy = torch.empty_like(normaliser), torch.empty_like(normaliser)
+        for start in range(0, len(targets), chunk):
+            part = slice(start, start + chunk)
+            logits = _logits(hidden[part], weight, temperature)
+            normaliser[part] = logits.logsumexp(-1)
+            logits.sub_(normaliser[part, None])
+            logprobs[part] = logits.gather(-1, targets[part, None])[:, 0]
+            entropy[part] = -torch.linalg.vecdot(logits.exp(), logits)
+        ctx.save_for_backward(hidden, weight, targets, normaliser)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden, weight, targets, normaliser = ctx.saved_tensors
+        upstream = gradients[0] / ctx.temperature
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for start in range(0, len(targets), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            # d log p(target) / d logits = onehot(target) - softmax
+            scaled = _logits(hidden[part], weight, ctx.temperature).sub_(normaliser[part, None]).exp_()
+            scaled.mul_(-upstream[part, None])
+            scaled.scatter_add_(1, targets[part, None], upstream[part, None])
+            scaled = scaled.to(hidden.dtype)
+            grad_hidden[part] = scaled @ weight.to(hidden.dtype)
+            grad_weight.addmm_(scaled.T.float(), hidden[part].float())
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probs of `targets` under softmax(hidden @ weight.T / temperature), and the entropy of that distribution.
+
+    Args:
+        hidden: [T, H]. weight: [V, H], the head's. targets: [T] token ids.
+
+    Returns:
+        logprobs [T], float32, differentiable in hidden and weight; entropy [T], float32, in nats, no gradient.
+    """
+    chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**27) // weight.shape[0])
+    return _TokenLogProbs.apply(hidden, weight, targets, temperature, chunk)  # type: ignore[return-value]

@@ -1,0 +1,58 @@
+"""Independent NumPy versions of what grpo computes, written from the papers' formulas one token at a time."""
+
+import math
+from collections.abc import Sequence
+
+
+def advantages(rewards: Sequence[Sequence[float]], scale: str) -> list[list[float]]:
+    """2402.03300 section 4.1.2; deviations with n - 1, plus 1e-4."""
+
+    def deviation(values: Sequence[float]) -> float:
+        if len(values) < 2:
+            return 0.0
+        mean = sum(values) / len(values)
+        return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+    present = [[r for r in row if not math.isnan(r)] for row in rewards]
+    batch = deviation([r for row in present for r in row])
+    result = []
+    for row, kept in zip(rewards, present, strict=True):
+        mean = sum(kept) / len(kept) if kept else 0.0
+        scale_by = {"group": deviation(kept) + 1e-4, "batch": batch + 1e-4, "none": 1.0}[scale]
+        result.append([0.0 if math.isnan(r) else (r - mean) / scale_by for r in row])
+    return result
+
+
+def loss(
+    sequences: Sequence[dict],
+    *,
+    loss_type: str,
+    epsilon: float,
+    epsilon_high: float,
+    beta: float,
+    max_completion_length: int,
+    steps_per_generation: int = 1,
+    rollout_tokens: int | None = None,
+) -> float:
+    """The objective of one mini-batch (to be minimised).
+
+    Each sequence: {"logprobs", "old", "ref": lists, "advantage": float, "masked": bool}.
+    """
+
+    def token(s: dict, t: int) -> float:
+        ratio = math.exp(s["logprobs"][t] - s["old"][t])
+        clipped = min(max(ratio, 1 - epsilon), 1 + epsilon_high)
+        gain = min(ratio * s["advantage"], clipped * s["advantage"])
+        difference = s["ref"][t] - s["logprobs"][t]
+        return -(gain - beta * (math.exp(difference) - difference - 1))
+
+    sums = [0.0 if s["masked"] else sum(token(s, t) for t in range(len(s["logprobs"]))) for s in sequences]
+    lengths = [len(s["logprobs"]) for s in sequences]
+    active = sum(n for n, s in zip(lengths, sequences, strict=True) if not s["masked"])
+    if loss_type == "grpo":
+        return sum(total / n for total, n in zip(sums, lengths, strict=True) if n) / len(sequences)
+    if loss_type == "dr_grpo":
+        return sum(sums) / (len(sequences) * max_completion_length)
+    if loss_type == "bnpo":
+        return sum(sums) / active
+    return sum(sums) / ((rollout_tokens or active) / steps_per_generation)
