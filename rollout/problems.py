@@ -1,0 +1,255 @@
+"""Where problems come from, and the stream that hands them out.
+
+A source is random access: problem i is the same whoever asks, whenever. So a stream's whole state is a position, every
+process can work out its own share of the global order, and a resumed run goes on exactly where the other one stopped.
+
+Left out: streaming datasets (no random access), mixtures of several sources.
+"""
+
+import difflib
+import inspect
+import random
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from rollout import tasks
+from rollout.prompts import Prompter
+from rollout.types import Problem, Prompt
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"countdown": tasks.countdown, "arithmetic": tasks.arithmetic}
+_REASONING_GYM = "reasoning_gym:"
+_FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_MAX_BARREN = 1000  # generated problems in a row that are all too long: the next will be, too
+
+
+class Source(Protocol):
+    """Problems by number. `size`: how many there are; None: generated without end."""
+
+    size: int | None
+
+    def __getitem__(self, index: int) -> Problem: ...
+
+
+def load_source(
+    *,
+    task: str | None = None,
+    task_options: dict[str, Any] | None = None,
+    dataset_name: str | None = None,
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    columns: dict[str, str] | None = None,
+    split: str = "train",
+    seed: int = 0,
+) -> Source:
+    """The source that a recipe's `data` section names: exactly one of `task` and `dataset_name`.
+
+    split: of a generated task: "train", "eval" (held out) or "pretrain", which share no problem. A dataset has
+        `dataset_split` instead, e.g. "test" or "train[:-500]".
+    seed: of a generated task. Leave it at 0 for held-out problems, so that runs of every seed are judged on the same ones.
+    columns: ours -> theirs, e.g. {"prompt": "question", "solution": "answer"}; columns not named keep their names.
+    """
+    if task is not None:
+        return TaskSource(task, task_options or {}, split=split, seed=seed, columns=columns or {})
+    assert dataset_name is not None
+    return DatasetSource(dataset_name, config=dataset_config, split=dataset_split, columns=columns or {})
+
+
+class TaskSource:
+    """Problems of a generated task. Problem i has a random generator of its own, seeded with (task, seed, split, i)."""
+
+    size = None
+
+    def __init__(
+        self, task: str, options: dict[str, Any], *, split: str = "train", seed: int = 0, columns: dict[str, str] | None = None
+    ) -> None:
+        self.task, self.split, self.seed = task, split, seed
+        self._options = options
+        if task.startswith(_REASONING_GYM):
+            self._generate = _reasoning_gym(task.removeprefix(_REASONING_GYM), options)
+            self._options = {}
+        elif task in TASKS:
+            self._generate = TASKS[task]
+            _check_options(task, self._generate, options)
+        else:
+            raise ValueError(f"task {task!r} is unknown.{_nearest(task, TASKS)} Tasks: {', '.join(TASKS)}, {_REASONING_GYM}<name>.")
+        self._columns = columns or {}
+        _check_columns(f"task {task!r}", list(self._draw(0)), self._columns)
+
+    def __getitem__(self, index: int) -> Problem:
+        return _problem(f"{self.task}/{self.split}/{index}", self._draw(index), self._columns)
+
+    def _draw(self, index: int) -> dict[str, Any]:
+        rng = random.Random(f"{self.task}/{self.seed}/{self.split}/{index}")
+        return self._generate(rng, self.split, **self._options)
+
+
+class DatasetSource:
+    """Rows of a dataset: a Hub name, a local folder, or a local .json, .jsonl or .parquet file.
+
+    A problem's id is the dataset's name, its split and the row number, so it is the same on every machine.
+    """
+
+    def __init__(
+        self, name: str, *, config: str | None = None, split: str = "train", columns: dict[str, str] | None = None
+    ) -> None:
+        from datasets import Dataset, load_dataset
+
+        path = Path(name)
+        if path.suffix in _FILE_FORMATS:
+            if not path.is_file():
+                raise ValueError(f"dataset_name={name!r}: there is no such file (looked for {path.absolute()}).")
+            rows = load_dataset(_FILE_FORMATS[path.suffix], data_files=str(path), split=split)
+        else:
+            rows = load_dataset(name, config, split=split)
+        assert isinstance(rows, Dataset)
+        if len(rows) == 0:
+            raise ValueError(f"dataset_name={name!r}, dataset_split={split!r}: no rows.")
+        self.name = path.name if path.exists() else name
+        self.split = split
+        self.size = len(rows)
+        self._rows = rows
+        self._columns = columns or {}
+        _check_columns(f"dataset {name!r}", rows.column_names, self._columns)
+
+    def __getitem__(self, index: int) -> Problem:
+        return _problem(f"{self.name}/{self.split}/{index}", self._rows[index], self._columns)
+
+
+class ProblemStream:
+    """An endless, resumable stream of prompts, of which each process takes its share.
+
+    A dataset is shuffled anew in each epoch; a generated task is taken in the order of its numbers. Prompts over the
+    budget are skipped and counted in `num_dropped`. All processes walk the whole stream and keep every num_processes-th
+    prompt, so order, `num_dropped` and state are the same on each of them and do not depend on how many there are.
+    """
+
+    def __init__(self, source: Source, prompter: Prompter, *, seed: int, process_index: int = 0, num_processes: int = 1) -> None:
+        self.source, self.prompter, self.seed = source, prompter, seed
+        self.process_index, self.num_processes = process_index, num_processes
+        self.num_dropped = 0
+        self._position = 0  # problems walked past, dropped ones included
+        self._barren = 0  # dropped in a row
+        self._epoch_order: tuple[int, list[int]] | None = None
+
+    def take(self, total: int) -> list[Prompt]:
+        """This process's share of the stream's next `total` prompts."""
+        taken: list[Prompt] = []
+        while (missing := total - len(taken)) > 0:
+            problems = [self._problem(self._position + i) for i in range(missing)]
+            self._position += missing
+            for prompt in self.prompter.encode_batch(problems):
+                if prompt is None:
+                    self.num_dropped += 1
+                    self._barren += 1
+                else:
+                    taken.append(prompt)
+                    self._barren = 0
+            if self._barren >= (self.source.size or _MAX_BARREN):
+                raise ValueError(
+                    f"max_prompt_length={self.prompter.max_prompt_length}: the last {self._barren} prompts were all longer. "
+                    "Raise it, or choose shorter problems or a shorter template."
+                )
+        return taken[self.process_index :: self.num_processes]
+
+    def state_dict(self) -> dict[str, int]:
+        """All that a resume needs; plain integers, the same on every process."""
+        return {"position": self._position, "num_dropped": self.num_dropped}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._position, self.num_dropped = state["position"], state["num_dropped"]
+
+    def _problem(self, position: int) -> Problem:
+        if self.source.size is None:
+            return self.source[position]
+        epoch, place = divmod(position, self.source.size)
+        if self._epoch_order is None or self._epoch_order[0] != epoch:
+            self._epoch_order = epoch, _shuffled(self.source.size, f"{self.seed}/{epoch}")
+        problem = self.source[self._epoch_order[1][place]]
+        if epoch == 0:
+            return problem
+        # A row that comes again, maybe within one rollout, is a group of its own with random numbers of its own.
+        return Problem(id=f"{problem.id}@{epoch}", prompt=problem.prompt, columns=problem.columns)
+
+
+def held_out(source: Source, prompter: Prompter, num_problems: int) -> list[Prompt]:
+    """Prompts for evaluation, always the same ones: distinct, and a fixed random choice of a dataset's rows.
+
+    Fewer than num_problems where the source has no more that are distinct and fit the budget.
+    """
+    order: Sequence[int] = range(20 * num_problems) if source.size is None else _shuffled(source.size, "held out")
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    for index in order:
+        if len(prompts) == num_problems:
+            break
+        problem = source[index]
+        key = repr(problem.prompt)
+        if key not in seen and (prompt := prompter.encode(problem)) is not None:
+            prompts.append(prompt)
+        seen.add(key)
+    if not prompts:
+        raise ValueError(f"max_prompt_length={prompter.max_prompt_length}: every held-out prompt is longer. Raise it.")
+    return prompts
+
+
+def _reasoning_gym(name: str, options: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    """A reasoning_gym task as a generator like those of rollout.tasks, with columns `answer` and `metadata`.
+
+    Its items come from a pool of `size` (an option; 100,000), because some tasks know no others.
+    """
+    if find_spec("reasoning_gym") is None:
+        raise ValueError(f"task '{_REASONING_GYM}{name}' needs the package reasoning-gym: pip install reasoning-gym")
+    import reasoning_gym  # pyright: ignore[reportMissingImports]
+    from reasoning_gym.factory import DATASETS  # pyright: ignore[reportMissingImports]
+
+    if name not in DATASETS:
+        raise ValueError(f"task '{_REASONING_GYM}{name}': reasoning_gym has no such task.{_nearest(name, DATASETS)}")
+    _check_options(f"{_REASONING_GYM}{name}", DATASETS[name][1], options, given=("seed",))
+    items = reasoning_gym.create_dataset(name, **{"size": 100_000, **options, "seed": 0})
+
+    def generate(rng: random.Random, split: str) -> dict[str, Any]:
+        for _ in range(1000):
+            item = items[rng.randrange(len(items))]
+            if tasks.split_of(f"{_REASONING_GYM}{name} {item['question']}") == split:
+                return {"prompt": item["question"], "answer": item["answer"], "metadata": item["metadata"]}
+        raise ValueError(f"task '{_REASONING_GYM}{name}': no problem of split {split!r} in 1000 draws: make the task more varied.")
+
+    return generate
+
+
+def _problem(problem_id: str, row: dict[str, Any], columns: dict[str, str]) -> Problem:
+    renamed = {name: value for name, value in row.items() if name not in columns.values()}
+    renamed |= {ours: row[theirs] for ours, theirs in columns.items()}
+    prompt = renamed.pop("prompt")
+    if not isinstance(prompt, str | list) or prompt == []:
+        raise ValueError(f"{problem_id}: the prompt is {prompt!r}; it must be a string or a list of messages.")
+    return Problem(id=problem_id, prompt=prompt, columns=renamed)
+
+
+def _check_columns(source: str, present: Sequence[str], columns: dict[str, str]) -> None:
+    has = f"It has: {', '.join(present)}."
+    for ours, theirs in columns.items():
+        if theirs not in present:
+            raise ValueError(f"columns: {ours}: {theirs}: {source} has no column {theirs!r}.{_nearest(theirs, present)} {has}")
+    if "prompt" not in columns and "prompt" not in present:
+        raise ValueError(f"{source} has no column 'prompt'. {has} Name the one with the question, e.g. columns: {{prompt: question}}.")
+
+
+def _check_options(task: str, function: Callable[..., Any], options: dict[str, Any], given: tuple[str, ...] = ("rng", "split")) -> None:
+    known = [name for name in inspect.signature(function).parameters if name not in given]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"task_options: {option}: task {task!r} has no such option.{_nearest(option, known)} Options: {', '.join(known)}.")
+
+
+def _nearest(word: str, known: "Sequence[str] | dict[str, Any]") -> str:
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def _shuffled(size: int, seed: str) -> list[int]:
+    order = list(range(size))
+    random.Random(seed).shuffle(order)
+    return order
