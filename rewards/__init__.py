@@ -1,0 +1,14 @@
+"""Rewards: plain functions with TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`.
+
+Each works alone: accuracy(["1+1?"], [r"\\boxed{2}"], ["2"]) == [1.0]. `rewards.score` runs those that a recipe lists.
+"""
+
+from rewards.accuracy import accuracy
+from rewards.countdown import countdown
+from rewards.exact_match import exact_match
+from rewards.format import format
+from rewards.random_reward import random_reward
+from rewards.gym import reasoning_gym
+from rewards.text import answer_text
+
+__all__ = ["accuracy", "answer_text", "countdown", "exact_match", "format", "random_reward", "reasoning_gym"]

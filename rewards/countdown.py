@@ -1,0 +1,55 @@
+"""Countdown: an expression of all the given numbers that equals the target."""
+
+import ast
+import operator
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from rewards.text import Text, answer_text, completion_text
+
+_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_ALPHABET = re.compile(r"[0-9+\-*/() ]{1,200}")  # ASCII digits alone, and short enough for any parser
+
+
+def countdown(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    numbers: Sequence[list[int]],
+    target: Sequence[int],
+    **kwargs: Any,
+) -> list[float | None]:
+    """1.0 if `<answer>` holds an expression of + - * / ( ) that equals `target`, else 0.0.
+
+    Every one of `numbers` is used exactly once; arithmetic is exact: 8/3*3 is 8.
+    Rules of TinyZero (github.com/Jiayi-Pan/TinyZero); its eval is not used.
+    """
+    return [
+        float(_is_solution(answer_text(completion_text(completion)), given, goal))
+        for completion, given, goal in zip(completions, numbers, target, strict=True)
+    ]
+
+
+def _is_solution(answer: str | None, numbers: list[int], target: int) -> bool:
+    if answer is None or not _ALPHABET.fullmatch(answer):
+        return False
+    try:
+        expression = ast.parse(answer.strip(), mode="eval").body
+    except (SyntaxError, MemoryError, RecursionError):  # all that ast.parse raises on short text of that alphabet
+        return False
+    used: list[int] = []
+    return _value(expression, used) == target and sorted(used) == sorted(numbers)
+
+
+def _value(node: ast.expr, used: list[int]) -> Fraction | None:
+    """The value; None for a division by zero and whatever is not numbers and the four operations (-3, 2**3, 7//2)."""
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        used.append(node.value)
+        return Fraction(node.value)
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _OPERATIONS:
+        return None
+    left, right = _value(node.left, used), _value(node.right, used)
+    if left is None or right is None or (isinstance(node.op, ast.Div) and right == 0):
+        return None
+    return _OPERATIONS[type(node.op)](left, right)

@@ -1,0 +1,106 @@
+"""From the string in a recipe to a reward function."""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RewardFunction = Callable[..., Any]  # f(prompts, completions, completion_ids=…, **columns) -> list[float | None]
+
+# The name a recipe uses -> where the function is. A new built-in is one small file and one line here.
+BUILTINS = {
+    "accuracy": "rewards.accuracy:accuracy",
+    "countdown": "rewards.countdown:countdown",
+    "exact_match": "rewards.exact_match:exact_match",
+    "format": "rewards.format:format",
+    "random": "rewards.random_reward:random_reward",
+    "reasoning_gym": "rewards.gym:reasoning_gym",
+}
+
+
+def load_function(spec: str, base_dir: Path | None = None) -> RewardFunction:
+    """The function that `spec` names: a built-in, `package.module:function` or `path/to/file.py:function`.
+
+    A relative path starts at base_dir (default: the working directory). ValueError when there is no such function, or
+    when it cannot take the columns of a dataset.
+    """
+    location = locate(spec, base_dir)
+    where, _, attribute = location.rpartition(":")
+    module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [name for name, value in vars(module).items() if callable(value)]
+        raise ValueError(f"reward {spec!r}: {where} has no function {attribute!r}.{_nearest(attribute, known)}")
+    check_signature(spec, function)
+    return function
+
+
+def locate(spec: str, base_dir: Path | None = None) -> str:
+    """`package.module:function` or `/absolute/file.py:function` for any spec, so that another process finds it too."""
+    where, colon, attribute = spec.rpartition(":")
+    if not colon:
+        if spec not in BUILTINS:
+            raise ValueError(
+                f"no built-in reward is called {spec!r}.{_nearest(spec, BUILTINS)} Built in: {', '.join(BUILTINS)}. "
+                "Your own: package.module:function or path/to/file.py:function."
+            )
+        return BUILTINS[spec]
+    if where.endswith(".py"):
+        return f"{(base_dir or Path.cwd()) / Path(where).expanduser()}:{attribute}"
+    return spec
+
+
+def check_signature(name: str, function: RewardFunction) -> None:
+    """ValueError unless the function takes **kwargs: it is called with every column of the dataset, as in TRL."""
+    parameters = inspect.signature(function).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise ValueError(
+            f"reward {name!r} has no **kwargs, but reward functions receive prompts, completions, completion_ids and "
+            "every column of the dataset. Add **kwargs to its parameters."
+        )
+
+
+def check_options(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> None:
+    """ValueError for an option that a built-in does not know, which its **kwargs would swallow."""
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if spec in BUILTINS and option not in known:
+            has = f"Options: {', '.join(known)}." if known else "It has no options."
+            raise ValueError(f"reward {spec!r} has no option {option!r}.{_nearest(option, known)} {has}")
+
+
+def _load_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there; one that it imports is not
+        raise ValueError(
+            f"reward module {name!r} cannot be imported: {error}. Install it, or give a path/to/file.py:function."
+        ) from error
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"reward file {path} does not exist. Give its path, absolute or relative to {Path.cwd()}.")
+    name = f"_reward_file_{path.stem}_{abs(hash(path)):x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # before it runs, as the import system does: dataclasses look themselves up there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
