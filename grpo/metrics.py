@@ -19,7 +19,7 @@ class Metric(Protocol):
     def __add__(self, other: Self) -> Self: ...
 
     @property
-    def value(self) -> float: ...
+    def value(self) -> "Value": ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,22 @@ class LogHistogram:
         return float(self.EDGES[index]) if index < len(self.EDGES) else float("inf")
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertLoad:
+    """Tokens each expert received, [layers, experts]; reports each expert's share of its layer."""
+
+    counts: np.ndarray
+
+    def __add__(self, other: "ExpertLoad") -> "ExpertLoad":
+        return ExpertLoad(self.counts + other.counts)
+
+    @property
+    def value(self) -> list[list[float]]:
+        return (self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)).tolist()
+
+
 Metrics = Mapping[str, Metric]
+Value = float | list[list[float]]
 
 
 def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
@@ -131,7 +146,7 @@ def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
     return merged
 
 
-def values(metrics: Metrics) -> dict[str, float]:
+def values(metrics: Metrics) -> dict[str, Value]:
     """What is reported, by name."""
     return {name: metric.value for name, metric in metrics.items()}
 

@@ -18,8 +18,8 @@ from grpo.batch import MicroBatch, Sample, collate, pack
 from grpo.config import GRPORecipe, ModelConfig, TrainerConfig
 from grpo.head import token_logprobs
 from grpo.loss import LossOutput
-from grpo.metrics import Mean, Metric, Sum, merge
-from grpo.moe import ExpertLoad, is_moe
+from grpo.metrics import ExpertLoad, Mean, Metric, Sum, merge
+from grpo.moe import moe_layers, record_routes, update_balance_bias
 from grpo.weights import checkpoint_weights
 
 REFERENCE = "reference"
@@ -35,7 +35,7 @@ def load_model(config: ModelConfig, path: str | Path | None = None) -> PreTraine
         attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code,
     )
-    if is_moe(model):
+    if moe_layers(model):
         model.set_experts_implementation(config.experts_implementation)
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(model.config, name, None) not in (None, 1.0):
@@ -91,7 +91,7 @@ class Policy:
         self.scheduler = get_scheduler(
             recipe.trainer.lr_scheduler_type, optimizer, recipe.trainer.warmup_steps, recipe.trainer.max_steps
         )
-        self.expert_load = ExpertLoad(self.model) if is_moe(self.model) else None
+        self.is_moe = bool(moe_layers(self.model))
         self.balance_bias_update_speed = recipe.model.balance_bias_update_speed
         self.reference: CompletionLogProbs | None = None
         if recipe.algorithm.beta > 0:
@@ -127,36 +127,45 @@ class Policy:
     def update(self, samples: Sequence[Sample], loss_function: LossFunction) -> dict[str, Metric]:
         """One optimizer step on the samples of one mini-batch. The loss is a sum over all processes' tokens."""
         self.optimizer.zero_grad()
-        metrics: list[dict[str, Metric]] = []
         batches = [[samples[i] for i in indices] for indices in self._pack(samples)]
         # Processes step together: those with fewer micro-batches join in with empty ones.
         count = max(1, *gather_object([len(batches)]))
         batches += [[]] * (count - len(batches))
+        metrics: list[dict[str, Metric]] = []
         for index, part in enumerate(batches):
-            batch = self._collate(part)
-            last = index == count - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.scorer):
-                with self._recording(batch.valid):
-                    logprobs, entropy = self._forward(self.scorer, batch)
-                output = loss_function(logprobs, batch)
-                # DDP averages gradients over processes; the loss is normalised globally, so the sum is wanted.
-                self.accelerator.backward(output.loss * self.accelerator.num_processes)
-            metrics.append(
-                {**output.metrics, "entropy": Mean(entropy.sum().item(), entropy.numel()), "loss": Sum(output.loss.item())}
-            )
-        return merge(metrics) | self._step()
-
-    def _step(self) -> dict[str, Metric]:
-        metrics: dict[str, Metric] = {"learning_rate": Mean(self.scheduler.get_last_lr()[0])}
-        if self.expert_load is not None:
-            self.expert_load.reduce(self.accelerator)
-            if self.balance_bias_update_speed:
-                self.expert_load.update_balance_bias(self.balance_bias_update_speed)
+            with nullcontext() if index == count - 1 else self.accelerator.no_sync(self.scorer):
+                metrics.append(self._accumulate(self._collate(part), loss_function))
+        merged = merge(metrics)
+        if self.balance_bias_update_speed:
+            update_balance_bias(self.model, self._global_load(merged["moe/load"]), self.balance_bias_update_speed)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        metrics["grad_norm"] = Mean(float(norm))
+        merged |= {"grad_norm": Mean(float(norm)), "learning_rate": Mean(self.scheduler.get_last_lr()[0])}
         self.optimizer.step()
         self.scheduler.step()
+        return merged
+
+    def _accumulate(self, batch: MicroBatch, loss_function: LossFunction) -> dict[str, Metric]:
+        """Forward and backward of one micro-batch."""
+        # Open until after the backward: gradient checkpointing runs the layers again and must find the same hooks.
+        with record_routes(self.model) if self.is_moe else nullcontext() as routes:
+            logprobs, entropy = self._forward(self.scorer, batch)
+            output = loss_function(logprobs, batch)
+            # DDP averages gradients over processes; the loss is normalised over all of them, so the sum is wanted.
+            self.accelerator.backward(output.loss * self.accelerator.num_processes)
+        metrics: dict[str, Metric] = {
+            **output.metrics,
+            "loss": Sum(output.loss.item()),
+            "entropy": Mean(entropy.sum().item(), entropy.numel()),
+        }
+        if routes is not None:
+            metrics["moe/load"] = ExpertLoad(routes.counts(batch.valid).cpu().numpy())
         return metrics
+
+    def _global_load(self, load: Metric) -> Tensor:
+        """Tokens per layer and expert, over all processes: [layers, experts]."""
+        assert isinstance(load, ExpertLoad)
+        counts = torch.from_numpy(load.counts).to(self.accelerator.device)
+        return self.accelerator.reduce(counts, "sum")  # type: ignore[return-value]
 
     # -- weights
 

@@ -195,9 +195,10 @@ class Trainer:
         return every > 0 and self.step // every > (self.step - self.recipe.algorithm.steps_per_generation) // every
 
     def _log(self, local: dict[str, Metric], seconds: float) -> None:
-        metrics = values(merge(gather_object([local])))
-        if self.policy.expert_load is not None:
-            metrics |= self.policy.expert_load.metrics()
+        merged = merge(gather_object([local]))
+        metrics = values(merged)
+        if "moe/load" in merged:
+            metrics |= load_metrics(merged["moe/load"].counts)
         metrics["step_time"] = seconds
         metrics["data/dropped_prompts"] = self.problems.num_dropped
         self.report.log(self.step, metrics)
