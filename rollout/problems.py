@@ -25,9 +25,12 @@ _MAX_BARREN = 1000  # generated problems in a row that are all too long: the nex
 
 
 class Source(Protocol):
-    """Problems by number. `size`: how many there are; None: generated without end."""
+    """Problems by number."""
 
-    size: int | None
+    @property
+    def size(self) -> int | None:
+        """How many there are; None: generated without end."""
+        ...
 
     def __getitem__(self, index: int) -> Problem: ...
 
@@ -47,7 +50,7 @@ def load_source(
 
     split: of a generated task: "train", "eval" (held out) or "pretrain", which share no problem. A dataset has
         `dataset_split` instead, e.g. "test" or "train[:-500]".
-    seed: of a generated task. Leave it at 0 for held-out problems, so that runs of every seed are judged on the same ones.
+    seed: of a generated task. Leave it at 0 for held-out problems: runs of every seed are judged on the same ones.
     columns: ours -> theirs, e.g. {"prompt": "question", "solution": "answer"}; columns not named keep their names.
     """
     if task is not None:
@@ -62,7 +65,13 @@ class TaskSource:
     size = None
 
     def __init__(
-        self, task: str, options: dict[str, Any], *, split: str = "train", seed: int = 0, columns: dict[str, str] | None = None
+        self,
+        task: str,
+        options: dict[str, Any],
+        *,
+        split: str = "train",
+        seed: int = 0,
+        columns: dict[str, str] | None = None,
     ) -> None:
         self.task, self.split, self.seed = task, split, seed
         self._options = options
@@ -73,7 +82,8 @@ class TaskSource:
             self._generate = TASKS[task]
             _check_options(task, self._generate, options)
         else:
-            raise ValueError(f"task {task!r} is unknown.{_nearest(task, TASKS)} Tasks: {', '.join(TASKS)}, {_REASONING_GYM}<name>.")
+            known = f"{', '.join(TASKS)}, {_REASONING_GYM}<name>"
+            raise ValueError(f"task {task!r} is unknown.{_nearest(task, TASKS)} Tasks: {known}.")
         self._columns = columns or {}
         _check_columns(f"task {task!r}", list(self._draw(0)), self._columns)
 
@@ -125,7 +135,9 @@ class ProblemStream:
     prompt, so order, `num_dropped` and state are the same on each of them and do not depend on how many there are.
     """
 
-    def __init__(self, source: Source, prompter: Prompter, *, seed: int, process_index: int = 0, num_processes: int = 1) -> None:
+    def __init__(
+        self, source: Source, prompter: Prompter, *, seed: int, process_index: int = 0, num_processes: int = 1
+    ) -> None:
         self.source, self.prompter, self.seed = source, prompter, seed
         self.process_index, self.num_processes = process_index, num_processes
         self.num_dropped = 0
@@ -148,8 +160,8 @@ class ProblemStream:
                     self._barren = 0
             if self._barren >= (self.source.size or _MAX_BARREN):
                 raise ValueError(
-                    f"max_prompt_length={self.prompter.max_prompt_length}: the last {self._barren} prompts were all longer. "
-                    "Raise it, or choose shorter problems or a shorter template."
+                    f"max_prompt_length={self.prompter.max_prompt_length}: the last {self._barren} prompts were all "
+                    "longer. Raise it, or choose shorter problems or a shorter template."
                 )
         return taken[self.process_index :: self.num_processes]
 
@@ -199,22 +211,23 @@ def _reasoning_gym(name: str, options: dict[str, Any]) -> Callable[..., dict[str
 
     Its items come from a pool of `size` (an option; 100,000), because some tasks know no others.
     """
+    task = _REASONING_GYM + name
     if find_spec("reasoning_gym") is None:
-        raise ValueError(f"task '{_REASONING_GYM}{name}' needs the package reasoning-gym: pip install reasoning-gym")
+        raise ValueError(f"task {task!r} needs the package reasoning-gym: pip install reasoning-gym")
     import reasoning_gym  # pyright: ignore[reportMissingImports]
     from reasoning_gym.factory import DATASETS  # pyright: ignore[reportMissingImports]
 
     if name not in DATASETS:
-        raise ValueError(f"task '{_REASONING_GYM}{name}': reasoning_gym has no such task.{_nearest(name, DATASETS)}")
-    _check_options(f"{_REASONING_GYM}{name}", DATASETS[name][1], options, given=("seed",))
+        raise ValueError(f"task {task!r}: reasoning_gym has no such task.{_nearest(name, DATASETS)}")
+    _check_options(task, DATASETS[name][1], options, given=("seed",))
     items = reasoning_gym.create_dataset(name, **{"size": 100_000, **options, "seed": 0})
 
     def generate(rng: random.Random, split: str) -> dict[str, Any]:
         for _ in range(1000):
             item = items[rng.randrange(len(items))]
-            if tasks.split_of(f"{_REASONING_GYM}{name} {item['question']}") == split:
+            if tasks.split_of(f"{task} {item['question']}") == split:
                 return {"prompt": item["question"], "answer": item["answer"], "metadata": item["metadata"]}
-        raise ValueError(f"task '{_REASONING_GYM}{name}': no problem of split {split!r} in 1000 draws: make the task more varied.")
+        raise ValueError(f"task {task!r}: no problem of split {split!r} in 1000 draws. Make the task more varied.")
 
     return generate
 
@@ -230,18 +243,25 @@ def _problem(problem_id: str, row: dict[str, Any], columns: dict[str, str]) -> P
 
 def _check_columns(source: str, present: Sequence[str], columns: dict[str, str]) -> None:
     has = f"It has: {', '.join(present)}."
-    for ours, theirs in columns.items():
+    for theirs in columns.values():
         if theirs not in present:
-            raise ValueError(f"columns: {ours}: {theirs}: {source} has no column {theirs!r}.{_nearest(theirs, present)} {has}")
+            raise ValueError(f"columns={columns}: {source} has no column {theirs!r}.{_nearest(theirs, present)} {has}")
     if "prompt" not in columns and "prompt" not in present:
-        raise ValueError(f"{source} has no column 'prompt'. {has} Name the one with the question, e.g. columns: {{prompt: question}}.")
+        raise ValueError(
+            f"{source} has no column 'prompt'. {has} Name the one with the question: columns: {{prompt: question}}."
+        )
 
 
-def _check_options(task: str, function: Callable[..., Any], options: dict[str, Any], given: tuple[str, ...] = ("rng", "split")) -> None:
+def _check_options(
+    task: str, function: Callable[..., Any], options: dict[str, Any], given: tuple[str, ...] = ("rng", "split")
+) -> None:
     known = [name for name in inspect.signature(function).parameters if name not in given]
     for option in options:
         if option not in known:
-            raise ValueError(f"task_options: {option}: task {task!r} has no such option.{_nearest(option, known)} Options: {', '.join(known)}.")
+            raise ValueError(
+                f"task_options={options}: task {task!r} has no option {option!r}.{_nearest(option, known)} "
+                f"Options: {', '.join(known)}."
+            )
 
 
 def _nearest(word: str, known: "Sequence[str] | dict[str, Any]") -> str:

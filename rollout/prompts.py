@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 # Nature 645:633 (2025), section "DeepSeek-R1-Zero", word for word; "prompt" there stands for the question.
 R1_ZERO = (
-    "A conversation between User and Assistant. The User asks a question and the Assistant solves it. The Assistant first "
-    "thinks about the reasoning process in the mind and then provides the User with the answer. The reasoning process and "
-    "answer are enclosed within <think>...</think> and <answer>...</answer> tags, respectively, that is, <think> reasoning "
-    "process here </think><answer> answer here </answer>. User: {prompt}. Assistant:"
+    "A conversation between User and Assistant. The User asks a question and the Assistant solves it. The Assistant "
+    "first thinks about the reasoning process in the mind and then provides the User with the answer. The reasoning "
+    "process and answer are enclosed within <think>...</think> and <answer>...</answer> tags, respectively, that is, "
+    "<think> reasoning process here </think><answer> answer here </answer>. User: {prompt}. Assistant:"
 )
 
 
@@ -34,24 +34,31 @@ class Prompter:
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", *, template: str, system_prompt: str | None = None, max_prompt_length: int
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        template: str,
+        system_prompt: str | None = None,
+        max_prompt_length: int,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
-                "the tokenizer has no EOS token, so no completion could ever end. Set `eos_token` in its tokenizer_config.json "
-                "to the token that ends a text."
+                "the tokenizer has no EOS token, so no completion could ever end. "
+                "Set `eos_token` in its tokenizer_config.json to the token that ends a text."
             )
         self.is_chat = template == "chat"
         if self.is_chat and tokenizer.chat_template is None:
             raise ValueError(
-                "template 'chat': the tokenizer has no chat template. Put a chat_template.jinja beside it, or use template "
-                "'r1_zero' or a string with {prompt}."
+                "template 'chat': the tokenizer has no chat template. Put a chat_template.jinja beside it, "
+                "or use template 'r1_zero' or a string with {prompt}."
             )
         if not self.is_chat and system_prompt is not None:
-            raise ValueError(f"system_prompt is for template 'chat' only: write it into the template instead ({template!r}).")
+            raise ValueError(f"system_prompt is for template 'chat': write it into the template, here {template!r}.")
         self.template = R1_ZERO if template == "r1_zero" else template
         if not self.is_chat and "{prompt}" not in self.template:
-            raise ValueError(f"template {template!r} is neither 'r1_zero' nor 'chat', and has no {{prompt}} where the question goes.")
+            raise ValueError(
+                f"template {template!r} is neither 'r1_zero' nor 'chat', and has no {{prompt}} where the question goes."
+            )
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.max_prompt_length = max_prompt_length
@@ -74,7 +81,9 @@ class Prompter:
         """The text that is tokenized."""
         if not self.is_chat:
             if not isinstance(problem.prompt, str):
-                raise ValueError(f"{problem.id}: the prompt is a list of messages, which only template 'chat' can render.")
+                raise ValueError(
+                    f"{problem.id}: the prompt is a list of messages, which only template 'chat' can render."
+                )
             # Not str.format: questions and templates hold LaTeX braces.
             return self.template.replace("{prompt}", problem.prompt)
         messages = self._messages(problem)
@@ -95,7 +104,7 @@ class Prompter:
     def _checked(self, problem: Problem, text: str, ids: list[int]) -> list[int]:
         tokenizer = self.tokenizer
         if not ids:
-            raise ValueError(f"{problem.id}: the prompt is empty, so there is nothing to continue. Drop this row or add text to the template.")
+            raise ValueError(f"{problem.id}: the prompt is empty. Drop this row, or add text to the template.")
         bos = tokenizer.bos_token_id
         if not self.is_chat and bos is not None and ids[:2] == [bos, bos]:
             return ids[1:]

@@ -7,7 +7,8 @@ from rollout.prompts import Prompter
 from rollout.types import Problem
 
 CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
@@ -29,10 +30,11 @@ def with_bos_added():
 def test_r1_zero_template_is_the_papers_text():
     prompter = Prompter(byte_tokenizer(), template="r1_zero", max_prompt_length=1000)
     assert text_of(prompter, "What is 2+3?") == (
-        "A conversation between User and Assistant. The User asks a question and the Assistant solves it. The Assistant first "
-        "thinks about the reasoning process in the mind and then provides the User with the answer. The reasoning process and "
-        "answer are enclosed within <think>...</think> and <answer>...</answer> tags, respectively, that is, <think> reasoning "
-        "process here </think><answer> answer here </answer>. User: What is 2+3?. Assistant:"
+        "A conversation between User and Assistant. The User asks a question and the Assistant solves it. "
+        "The Assistant first thinks about the reasoning process in the mind and then provides the User with the answer. "
+        "The reasoning process and answer are enclosed within <think>...</think> and <answer>...</answer> tags, "
+        "respectively, that is, <think> reasoning process here </think><answer> answer here </answer>. "
+        "User: What is 2+3?. Assistant:"
     )
 
 
@@ -96,22 +98,22 @@ def test_errors_name_the_remedy():
     def prompter(tokenizer=None, template="{prompt}", **settings):
         return Prompter(tokenizer or byte_tokenizer(), template=template, max_prompt_length=10, **settings)
 
-    with pytest.raises(ValueError, match="no chat template.*'r1_zero' or a string with {prompt}"):
+    with pytest.raises(ValueError, match=r"no chat template.*'r1_zero' or a string with {prompt}"):
         prompter(template="chat")
-    with pytest.raises(ValueError, match="'r1-zero' is neither 'r1_zero' nor 'chat', and has no {prompt}"):
+    with pytest.raises(ValueError, match=r"'r1-zero' is neither 'r1_zero' nor 'chat', and has no {prompt}"):
         prompter(template="r1-zero")
-    with pytest.raises(ValueError, match="system_prompt is for template 'chat' only"):
+    with pytest.raises(ValueError, match=r"system_prompt is for template 'chat': write it"):
         prompter(system_prompt="Be brief.")
-    with pytest.raises(ValueError, match="row/3: the prompt is a list of messages, which only template 'chat'"):
+    with pytest.raises(ValueError, match=r"row/3: the prompt is a list of messages, which only template 'chat'"):
         prompter().encode(Problem(id="row/3", prompt=[{"role": "user", "content": "hi"}]))
-    with pytest.raises(ValueError, match="row/4: the prompt is empty"):
+    with pytest.raises(ValueError, match=r"row/4: the prompt is empty"):
         prompter().encode(Problem(id="row/4", prompt=""))
 
 
 def test_tokenizer_without_eos_is_refused():
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="no EOS token.*tokenizer_config.json"):
+    with pytest.raises(ValueError, match=r"no EOS token.*tokenizer_config.json"):
         Prompter(tokenizer, template="{prompt}", max_prompt_length=10)
 
 
@@ -127,5 +129,5 @@ def test_tokenizer_that_appends_eos_is_refused():
 
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 257)])
-    with pytest.raises(ValueError, match="ends every text with EOS.*add_eos_token"):
+    with pytest.raises(ValueError, match=r"ends every text with EOS.*add_eos_token"):
         Prompter(tokenizer, template="{prompt}", max_prompt_length=10).encode(Problem(id="p", prompt="hi"))
