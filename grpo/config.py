@@ -4,14 +4,28 @@ Field names are those of Hugging Face and TRL where they have one. Reading YAML,
 of errors live in `grpo.recipe`.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from rollout.types import Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# Of transformers' schedules, those that need nothing but warm-up and length.
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
 
 
 class Section(BaseModel):
@@ -52,6 +66,11 @@ class DataConfig(Section):
                 f"task={self.task!r} and dataset_name={self.dataset_name!r}: problems come from exactly one of them. "
                 "Set one and leave out the other."
             )
+        if self.template not in ("r1_zero", "chat") and "{prompt}" not in self.template:
+            raise ValueError(
+                f"template={self.template!r}: the problem has no place in it. "
+                "Write {prompt} where it belongs, or use r1_zero or chat."
+            )
         return self
 
 
@@ -77,6 +96,11 @@ class RewardConfig(Section):
     weight: float = 1.0
     options: dict[str, Any] = {}  # keyword arguments, fixed for the run
 
+    @property
+    def name(self) -> str:
+        """What metrics and `evaluation.reward` call it."""
+        return self.function.rpartition(":")[2]
+
 
 class AlgorithmConfig(Section):
     """GRPO (2402.03300, 2501.12948) and its variants."""
@@ -98,7 +122,7 @@ class TrainerConfig(Section):
     output_dir: str = "runs/grpo"
     max_steps: PositiveInt = 100
     learning_rate: PositiveFloat = 1e-6
-    lr_scheduler_type: str = "constant_with_warmup"  # transformers' names
+    lr_scheduler_type: Schedule = "constant_with_warmup"
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
     adam_beta1: Fraction = 0.9
@@ -148,6 +172,13 @@ class GRPORecipe(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> "GRPORecipe":
+        conflicts = list(_conflicts(self))
+        if conflicts:
+            raise ValueError("\n".join(conflicts))
+        return self
+
     @property
     def problems_per_rollout(self) -> int:
         """Questions sampled at once; `steps_per_generation` optimizer steps share them."""
@@ -180,3 +211,55 @@ class GRPORecipe(Section):
     @property
     def output_dir(self) -> Path:
         return Path(self.trainer.output_dir)
+
+
+def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
+    """What no run could make sense of: value, rule and remedy of each impossible combination."""
+    rollout, algorithm, trainer, evaluation = recipe.rollout, recipe.algorithm, recipe.trainer, recipe.evaluation
+    prompt = (evaluation.data or recipe.data).max_prompt_length
+    answer = evaluation.max_completion_length or rollout.max_completion_length
+    train_tokens = recipe.data.max_prompt_length + rollout.max_completion_length
+    tokens = max(train_tokens, prompt + answer if evaluation.num_problems else 0)
+    if recipe.max_model_len < tokens:
+        yield (
+            f"rollout.max_model_len={recipe.max_model_len}: the engine's context must hold the longest prompt and "
+            f"completion, {tokens} tokens. Set rollout.max_model_len={tokens}, or shorten data.max_prompt_length or "
+            "max_completion_length."
+        )
+    if trainer.max_tokens_per_micro_batch < train_tokens:
+        yield (
+            f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: one full sample has "
+            f"{recipe.data.max_prompt_length} + {rollout.max_completion_length} tokens and must fit. "
+            f"Set it to at least {train_tokens}."
+        )
+    if trainer.max_steps % algorithm.steps_per_generation:
+        yield (
+            f"trainer.max_steps={trainer.max_steps}: every rollout is used for algorithm.steps_per_generation="
+            f"{algorithm.steps_per_generation} steps, so max_steps must be a multiple of it. Set "
+            f"trainer.max_steps={-(-trainer.max_steps // algorithm.steps_per_generation) * algorithm.steps_per_generation}."
+        )
+    if algorithm.ref_model_sync_steps and not algorithm.beta:
+        yield (
+            f"algorithm.ref_model_sync_steps={algorithm.ref_model_sync_steps} with algorithm.beta=0: without a KL term "
+            "there is no reference to refresh. Set algorithm.beta above 0 (R1-Zero: 0.001), or ref_model_sync_steps=0."
+        )
+    names = [reward.name for reward in recipe.rewards]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"rewards: {name!r} is listed {names.count(name)} times, and metrics go by name. List it once."
+    if not any(reward.weight for reward in recipe.rewards):
+        yield "rewards: every weight is 0, so that all advantages are 0. Give at least one reward a weight."
+    if evaluation.reward is not None and evaluation.reward not in names:
+        yield (
+            f"evaluation.reward={evaluation.reward!r}: it must be one of the recipe's rewards, {', '.join(names)}. "
+            "Name one of them, or leave it out for the first."
+        )
+    if evaluation.eval_steps and not evaluation.num_problems:
+        yield (
+            f"evaluation.eval_steps={evaluation.eval_steps} with evaluation.num_problems=0: there is nothing to "
+            "evaluate on. Set evaluation.num_problems, or eval_steps=0."
+        )
+    if evaluation.temperature == 0 and evaluation.num_samples > 1:
+        yield (
+            f"evaluation.num_samples={evaluation.num_samples} at evaluation.temperature=0: greedy decoding gives the "
+            "same completion every time. Set evaluation.num_samples=1, or a temperature above 0."
+        )

@@ -1,0 +1,89 @@
+"""The command line.
+
+grpo train [accelerate's options] recipe.yaml [section.key=value …]   train, by way of `accelerate launch`
+grpo check [--num_processes N] recipe.yaml [section.key=value …]      what a recipe needs, without running it
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; wrong recipes and wrong usage are said in words and end with exit code 2."""
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command in ("-h", "--help"):
+        print(__doc__)
+    elif command in COMMANDS:
+        COMMANDS[command](rest)
+    else:
+        _fail(f"there is no command {command!r}.\n{__doc__}")
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`grpo train`: in a launched process, run the recipe; otherwise launch such processes."""
+    from grpo.launch import is_launched, launch, use_all_cores
+
+    options, path, overrides = _split(arguments)
+    if is_launched():
+        use_all_cores()
+    from grpo.recipe import RecipeError, load_recipe
+
+    try:
+        recipe = load_recipe(path, overrides)
+        if is_launched():
+            from grpo.pipeline import run
+
+            run(recipe)
+            return
+    except RecipeError as error:
+        _fail(str(error))
+    launch(options, ["train", path, *overrides])
+
+
+def check(arguments: Sequence[str]) -> None:
+    """`grpo check`: shapes, memory and tokens of a recipe."""
+    options, path, overrides = _split(arguments)
+    match options:
+        case []:
+            processes = "1"
+        case ["--num_processes", processes]:
+            pass
+        case _:
+            _fail(f"check does not know {' '.join(options)}.\n{__doc__}")
+    if not processes.isdigit() or processes == "0":
+        _fail(f"--num_processes {processes}: must be a whole number from 1 on.")
+    from grpo.check import check_recipe
+    from grpo.recipe import RecipeError
+
+    try:
+        check_recipe(path, overrides, num_processes=int(processes))
+    except RecipeError as error:
+        _fail(str(error))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "check": check}
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """Options before the recipe, its path, overrides after it."""
+    for index, argument in enumerate(arguments):
+        if argument.endswith(RECIPE_SUFFIXES) and not argument.startswith("-"):
+            if index and arguments[index - 1] == "--config_file":  # accelerate's own YAML file
+                continue
+            return list(arguments[:index]), argument, list(arguments[index + 1 :])
+    _fail(f"name a recipe, a file that ends in .yaml.\n{__doc__}")
+
+
+def _fail(message: str) -> NoReturn:
+    """Say what is wrong, once for all processes, and exit with code 2."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What a recipe's `stage` runs.
+
+A stage turns a checked recipe into a Hugging Face folder, which the next stage can start from. To add one, write a
+module with a recipe class and a function, and add a line to STAGES here and to RECIPES in grpo/recipe.py.
+"""
+
+import os
+import pkgutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo.config import GRPORecipe, Section
+from grpo.recipe import check_world, write_resolved
+
+# stage -> function(recipe), by name: a stage's module is imported only when a recipe asks for it.
+STAGES = {"grpo": "grpo.trainer:train", "pretrain": "grpo.pretrain:run_pretrain"}
+
+
+def run(recipe: GRPORecipe | Section, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
+    """Run a recipe's stage in this process; returns the folder it wrote. The resolved recipe goes to `output_dir`.
+
+    Raises:
+        ValueError: reward functions were given to a stage that has no rewards.
+        grpo.recipe.RecipeError: the problems cannot be shared among this many processes.
+    """
+    values: Any = recipe  # every recipe class has `stage` and `trainer.output_dir`
+    stage = pkgutil.resolve_name(STAGES[values.stage])
+    check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    if os.environ.get("RANK", "0") == "0":
+        write_resolved(recipe, Path(values.trainer.output_dir))
+    if isinstance(recipe, GRPORecipe):
+        return stage(recipe, reward_functions)
+    if reward_functions:
+        raise ValueError(f"stage {values.stage!r} has no rewards, and reward_functions were given. Leave them out.")
+    return stage(recipe)
