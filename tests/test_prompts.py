@@ -31,9 +31,9 @@ def test_r1_zero_template_is_the_papers_text():
     prompter = Prompter(byte_tokenizer(), template="r1_zero", max_prompt_length=1000)
     assert text_of(prompter, "What is 2+3?") == (
         "A conversation between User and Assistant. The User asks a question and the Assistant solves it. "
-        "The Assistant first thinks about the reasoning process in the mind and then provides the User with the answer. "
-        "The reasoning process and answer are enclosed within <think>...</think> and <answer>...</answer> tags, "
-        "respectively, that is, <think> reasoning process here </think><answer> answer here </answer>. "
+        "The Assistant first thinks about the reasoning process in the mind and then provides the User with the "
+        "answer. The reasoning process and answer are enclosed within <think>...</think> and <answer>...</answer> "
+        "tags, respectively, that is, <think> reasoning process here </think><answer> answer here </answer>. "
         "User: What is 2+3?. Assistant:"
     )
 
