@@ -66,7 +66,7 @@ def render(*, name: str, recipe_text: str, rows: Sequence[Row], samples: Sequenc
         "facts": html.escape(_facts(recipe, rows)),
         "cards": "\n".join(_cards(compare(rows), training)),
         "css": _asset("page.css"),
-        "js": _asset("page.js"),
+        "js": _asset("page_charts.js") + _asset("page.js"),
         "data": _embed(data),
     }
     # One pass: text that looks like a placeholder inside a part stays text.
@@ -202,7 +202,7 @@ def _cards(comparisons: Sequence[Comparison], training: Sequence[Row]) -> Iterat
     """The headline: pass@1, the largest pass@k, cons@k and length, base -> trained; reward, first -> last step."""
     by_name = {comparison.name: comparison for comparison in comparisons}
     passes = [name for name in by_name if name.startswith("pass@")]
-    shown = [name for name in dict.fromkeys([*passes[:1], *passes[-1:]])]
+    shown = list(dict.fromkeys([*passes[:1], *passes[-1:]]))
     shown += [name for name in by_name if name.startswith("cons@")]
     shown += [name for name in ("mean_length",) if name in by_name]
     for name in shown:
@@ -219,7 +219,9 @@ def _card(label: str, name: str, base: Estimate, trained: Estimate | None) -> st
         return f"{estimate.value:.1f}" if name.endswith("length") else f"{estimate.value:.3f}"
 
     def interval(estimate: Estimate) -> str:
-        return "" if estimate.low is None or estimate.high is None else f"{estimate.low:.3f} – {estimate.high:.3f}"
+        if estimate.low is None or estimate.high is None:
+            return ""
+        return f"<span>{estimate.low:.3f}–{estimate.high:.3f}</span>"
 
     last = trained or base
     arrow = "" if trained is None else f'<span class="from">{figure(base)} →</span> '

@@ -51,6 +51,17 @@ def is_evaluation(row: Mapping[str, Any]) -> bool:
     return any(key.startswith("eval/") for key in row)
 
 
+def held_out_keys(row: Mapping[str, Any]) -> list[str]:
+    """The `eval/` figures of a row, without interval ends: pass@1, pass@2, …, then the others by name."""
+
+    def order(key: str) -> tuple[bool, int, str]:
+        k = key.removeprefix("eval/pass@")
+        return (not k.isdigit(), int(k) if k.isdigit() else 0, key)
+
+    figures = [key for key, value in row.items() if key.startswith("eval/") and value is not None]
+    return sorted((key for key in figures if not key.endswith(("_low", "_high"))), key=order)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A figure, and its interval where one was logged: Estimate(value=0.84, low=0.81, high=0.87)."""
@@ -58,6 +69,11 @@ class Estimate:
     value: float
     low: float | None = None
     high: float | None = None
+
+
+def estimate(row: Mapping[str, Any], key: str) -> Estimate:
+    """The figure `key` of a row, with the interval at `key_low` and `key_high`."""
+    return Estimate(value=row[key], low=row.get(f"{key}_low"), high=row.get(f"{key}_high"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,23 +92,12 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
         return []
     first, last = evaluations[0], evaluations[-1]
 
-    def estimate(row: Row, key: str) -> Estimate:
-        return Estimate(value=row[key], low=row.get(f"{key}_low"), high=row.get(f"{key}_high"))
-
-    def order(key: str) -> tuple[bool, int, str]:
-        k = key.removeprefix("eval/pass@")
-        return (not k.isdigit(), int(k) if k.isdigit() else 0, key)
-
-    keys = [
-        key
-        for key, value in first.items()
-        if key.startswith("eval/") and not key.endswith(("_low", "_high")) and value is not None and last.get(key) is not None
-    ]
+    keys = [key for key in held_out_keys(first) if last.get(key) is not None]
     return [
         Comparison(
             name=key.removeprefix("eval/"),
             base=estimate(first, key),
             trained=None if last is first else estimate(last, key),
         )
-        for key in sorted(keys, key=order)
+        for key in keys
     ]

@@ -107,9 +107,7 @@ class Report:
             self.terminal.evaluation(step, row)
             write_page(self.output_dir)
 
-    def log_samples(
-        self, step: int, groups: Sequence["ScoredGroup"], advantages: Sequence[Sequence[float]]
-    ) -> None:
+    def log_samples(self, step: int, groups: Sequence["ScoredGroup"], advantages: Sequence[Sequence[float]]) -> None:
         """Write `report.num_logged_groups` of the step's groups; `advantages[i][j]` belongs to completion j of group i.
 
         The choice depends on step and problem ids alone, so that a resumed run shows the same groups.

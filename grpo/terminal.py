@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from grpo.records import Comparison, Estimate
+from grpo.records import Comparison, Estimate, estimate, held_out_keys
 
 PLAIN_WIDTH = 120  # columns, where the output is a file or a pipe
 HEADER_EVERY = 25  # lines
@@ -102,13 +103,10 @@ class Terminal:
 
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Print the line of an evaluation."""
-        figures = {key.removeprefix("eval/"): value for key, value in metrics.items() if key.startswith("eval/")}
         parts = []
-        for name, value in figures.items():
-            if name.endswith(("_low", "_high")):
-                continue
-            low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
-            parts.append(f"{name} {show_estimate(name, Estimate(value=value, low=low, high=high))}")
+        for key in held_out_keys(metrics):
+            name = key.removeprefix("eval/")
+            parts.append(f"{name} {show_estimate(name, estimate(metrics, key))}")
         line = Text(f"{f'{step}/{self.max_steps}':>{self._step_width}}  ").append("held out", "bold magenta")
         for part in parts:
             if line.cell_len + 2 + len(part) > self.width:
@@ -120,8 +118,8 @@ class Terminal:
     def comparison(self, comparisons: Sequence[Comparison]) -> None:
         """Print the closing table, base against trained."""
         self.stop()
-        table = Table(title="held out", title_justify="left", title_style="bold")
-        table.add_column("")
+        table = Table(box=SIMPLE_HEAD)
+        table.add_column("held out")
         table.add_column("base", justify="right")
         table.add_column("trained", justify="right", style="bold green")
         for row in comparisons:
@@ -156,7 +154,7 @@ class Terminal:
 
 
 def show_estimate(name: str, estimate: Estimate) -> str:
-    """"0.842 [0.812, 0.868]" for a share; lengths with one digit."""
+    """ "0.842 [0.812, 0.868]" for a share; lengths with one digit."""
     digits = 1 if name.endswith("length") else 3
     shown = f"{estimate.value:.{digits}f}"
     if estimate.low is None or estimate.high is None:
