@@ -182,9 +182,10 @@ def _facts(recipe: Mapping[str, Any], rows: Sequence[Row]) -> str:
         return recipe.get(section, {}).get(field)
 
     last = max((row["step"] for row in rows), default=0)
+    model = str(get("model", "model_name_or_path"))
     max_steps = get("trainer", "max_steps")
     facts = [
-        f"model {get('model', 'model_name_or_path')}",
+        f"model {Path(model).name if model.startswith('/') else model}",  # a Hub name whole, a folder by its name
         f"{get('data', 'task') or get('data', 'dataset_name')}",
         f"{get('rollout', 'problems_per_step')} problems × {get('rollout', 'num_generations')} completions per step",
         f"loss {get('algorithm', 'loss_type')}",

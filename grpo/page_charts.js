@@ -146,6 +146,8 @@ function drawChart(chart) {
   figure.append(svg);
   let plot;
   const follow = (step) => {
+    const steps = chart.series[0].steps;
+    if (step !== null) step = steps[nearest(steps, step)]; // evaluations are rarer than steps
     when.textContent = step === null ? "" : ` · step ${step}`;
     chart.series.forEach((one, i) => {
       const at = step === null ? lastIndex(one.values) : nearest(one.steps, step);

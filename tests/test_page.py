@@ -48,7 +48,7 @@ METRICS = [
     {"step": 2, "reward": 0.75, "time/generate": 60.0, "moe/load": [[0.25, 0.25, 0.25, 0.25]]},
     {"step": 2, "eval/pass@1": 0.845, "eval/pass@1_low": 0.815, "eval/pass@1_high": 0.875, "eval/pass@4": 0.9},
 ]
-RECIPE = "model: {model_name_or_path: ./v3_base}\ntrainer: {max_steps: 40, learning_rate: 0.0002}\n"
+RECIPE = "model: {model_name_or_path: /somewhere/v3_base}\ntrainer: {max_steps: 40, learning_rate: 0.0002}\n"
 
 
 def test_the_page_shows_base_to_trained_and_what_was_run(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_the_page_shows_base_to_trained_and_what_was_run(tmp_path: Path) -> None
         '<span class="from">0.217 →</span> <strong>0.845</strong>',
         "0.187–0.247</span> → <span>0.815–0.875",
         '<span class="from">0.344 →</span> <strong>0.750</strong>',
-        "model ./v3_base · learning rate 0.0002 · step 2 of 40 · 2.0 minutes",
+        "model v3_base · learning rate 0.0002 · step 2 of 40 · 2.0 minutes",
     ):
         assert text in page
     assert embedded(page)["train"]["series"]["reward"] == [0.344, 0.75]
