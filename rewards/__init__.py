@@ -7,8 +7,8 @@ from rewards.accuracy import accuracy
 from rewards.countdown import countdown
 from rewards.exact_match import exact_match
 from rewards.format import format
-from rewards.random_reward import random_reward
 from rewards.gym import reasoning_gym
+from rewards.random_reward import random_reward
 from rewards.text import answer_text
 
 __all__ = ["accuracy", "answer_text", "countdown", "exact_match", "format", "random_reward", "reasoning_gym"]

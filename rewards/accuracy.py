@@ -38,7 +38,7 @@ def accuracy(
     (github.com/huggingface/Math-Verify). Must run in a main thread, because math-verify's time limits are signals.
     """
     return [
-        _verdict(gold_answer(str(gold)), final_answer(completion_text(completion)))
+        None if gold is None else _verdict(gold_answer(str(gold)), final_answer(completion_text(completion)))
         for completion, gold in zip(completions, solution, strict=True)
     ]
 

@@ -18,7 +18,7 @@ def reasoning_gym(
     `answer` and `metadata` are the columns of a reasoning_gym entry; metadata["source_dataset"] names the task.
     Needs the package reasoning-gym (2505.24760).
     """
-    from reasoning_gym import get_score_answer_fn
+    from reasoning_gym import get_score_answer_fn  # pyright: ignore[reportMissingImports]  # an extra
 
     rewards: list[float | None] = []
     for prompt, completion, gold, about in zip(prompts, completions, answer, metadata, strict=True):

@@ -86,7 +86,7 @@ def _load_module(name: str) -> Any:
 
 def _load_file(path: Path) -> Any:
     if not path.is_file():
-        raise ValueError(f"reward file {path} does not exist. Give its path, absolute or relative to {Path.cwd()}.")
+        raise ValueError(f"reward file {path} does not exist. Correct the path in the recipe.")
     name = f"_reward_file_{path.stem}_{abs(hash(path)):x}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
