@@ -1,12 +1,15 @@
 """Sources, and the stream: its order, its shares, its resume, and the messages for data that does not fit."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import byte_tokenizer
 
+from grpo.config import GRPORecipe
 from rollout.problems import DatasetSource, ProblemStream, TaskSource, held_out, load_source
 from rollout.prompts import Prompter
 from rollout.tasks import countdown_key
@@ -259,3 +262,16 @@ def test_held_out_problems_of_a_small_task_are_not_repeated():
     source = TaskSource("countdown", {"numbers": 2, "high": 6, "max_ways": 0}, split="eval")
     prompts = [prompt.problem.prompt for prompt in held_out(source, prompter(), 200)]
     assert 1 < len(prompts) < 200 and len(set(prompts)) == len(prompts)
+
+
+# -- documentation
+
+
+def test_recipes_in_the_documentation_are_valid():
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert len(blocks) == 3
+    model = {"model_name_or_path": "any"}
+    for block in blocks:
+        GRPORecipe(model=model, **{"rewards": [{"function": "countdown"}], **block})
+    load_source(task=blocks[0]["data"]["task"], task_options=blocks[0]["data"]["task_options"])
