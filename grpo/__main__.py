@@ -6,6 +6,7 @@ grpo check [--num_processes N] recipe.yaml [section.key=value …]      what a r
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -25,15 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(arguments: Sequence[str]) -> None:
     """`grpo train`: in a launched process, run the recipe; otherwise launch such processes."""
-    from grpo.launch import is_launched, launch, use_all_cores
+    from grpo.launch import is_launched, launch, launch_on_cpu, missing_processes, use_all_cores
 
     options, path, overrides = _split(arguments)
     if is_launched():
         use_all_cores()
-    from grpo.recipe import RecipeError, load_recipe
+    from grpo.recipe import RecipeError, check_world, load_recipe
 
     try:
         recipe = load_recipe(path, overrides)
+        if missing := missing_processes():
+            check_world(recipe, missing)
+            launch_on_cpu(missing, ["train", path, *overrides])
         if is_launched():
             from grpo.pipeline import run
 
@@ -70,18 +74,26 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "check":
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
     """Options before the recipe, its path, overrides after it."""
-    for index, argument in enumerate(arguments):
-        if argument.endswith(RECIPE_SUFFIXES) and not argument.startswith("-"):
-            if index and arguments[index - 1] == "--config_file":  # accelerate's own YAML file
-                continue
-            return list(arguments[:index]), argument, list(arguments[index + 1 :])
-    _fail(f"name a recipe, a file that ends in .yaml.\n{__doc__}")
+    recipes = [
+        i
+        for i, argument in enumerate(arguments)
+        # accelerate has a YAML file of its own
+        if argument.endswith(RECIPE_SUFFIXES)
+        and not argument.startswith("-")
+        and arguments[i - 1 : i] != ["--config_file"]
+    ]
+    if not recipes:
+        _fail(f"name a recipe, a file that ends in .yaml.\n{__doc__}")
+    first = recipes[0]
+    return list(arguments[:first]), arguments[first], list(arguments[first + 1 :])
 
 
 def _fail(message: str) -> NoReturn:
     """Say what is wrong, once for all processes, and exit with code 2."""
     if os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr)
+    else:
+        time.sleep(2)  # torchrun ends all processes when one ends: let the first one speak
     sys.exit(2)
 
 

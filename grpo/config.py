@@ -42,7 +42,9 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the trained weights
     attn_implementation: str | None = None  # None: transformers' choice
     experts_implementation: str = "grouped_mm"  # MoE only; batched_mm is 40 times slower on CPU
-    balance_bias_update_speed: NonNegativeFloat = 0.0  # gamma of 2408.15664; 0 freezes the bias, as published RL runs do
+    balance_bias_update_speed: NonNegativeFloat = (
+        0.0  # gamma of 2408.15664; 0 freezes the bias, as published RL runs do
+    )
     trust_remote_code: bool = False
 
 
@@ -233,10 +235,10 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
             f"Set it to at least {train_tokens}."
         )
     if trainer.max_steps % algorithm.steps_per_generation:
+        steps = algorithm.steps_per_generation
         yield (
-            f"trainer.max_steps={trainer.max_steps}: every rollout is used for algorithm.steps_per_generation="
-            f"{algorithm.steps_per_generation} steps, so max_steps must be a multiple of it. Set "
-            f"trainer.max_steps={-(-trainer.max_steps // algorithm.steps_per_generation) * algorithm.steps_per_generation}."
+            f"trainer.max_steps={trainer.max_steps}: every rollout is used for algorithm.steps_per_generation={steps} "
+            f"steps, so max_steps must be a multiple of it. Set trainer.max_steps={-(-trainer.max_steps // steps) * steps}."
         )
     if algorithm.ref_model_sync_steps and not algorithm.beta:
         yield (

@@ -6,6 +6,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 # Set by torchrun for every process of several, and by `accelerate launch` for a single one.
 _MARKS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
@@ -27,8 +28,37 @@ def use_all_cores() -> None:
         os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
 
 
-def launch(accelerate_options: Sequence[str], command: Sequence[str]) -> None:
-    """Become `accelerate launch [options] -m grpo [command]`. Does not return."""
+def missing_processes() -> int:
+    """How many CPU processes were asked for and not started, or 0.
+
+    `accelerate launch --cpu --num_processes N` leaves it to MPI to start N, and without MPI starts a single process
+    that it does not even tell N. Its own command line does.
+    """
+    if "RANK" in os.environ or "MASTER_ADDR" not in os.environ or not is_launched():
+        return 0
+    import psutil
+
+    command = psutil.Process().parent()
+    words = command.cmdline() if command else []
+    if "launch" not in "".join(words[:4]):
+        return 0
+    from accelerate.commands.launch import launch_command_parser
+
+    start = next(i for i, word in enumerate(words) if "launch" in word) + 1
+    asked = launch_command_parser().parse_known_args(words[start:])[0].num_processes or 1
+    return asked if asked > 1 else 0
+
+
+def launch_on_cpu(num_processes: int, command: Sequence[str]) -> NoReturn:
+    """Become torchrun, with processes that talk over gloo."""
+    options = ["--standalone", "--nproc_per_node", str(num_processes)]
+    program = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "grpo", *command]
+    sys.stdout.flush()
+    os.execv(sys.executable, program)
+
+
+def launch(accelerate_options: Sequence[str], command: Sequence[str]) -> NoReturn:
+    """Become `accelerate launch [options] -m grpo [command]`."""
     from accelerate.commands.config.config_args import default_config_file
 
     options = [*accelerate_options]
@@ -52,4 +82,6 @@ def _defaults(given: Sequence[str]) -> list[str]:
     names = {option.partition("=")[0].replace("-", "_") for option in given}
     if "__config_file" in names:
         return []
-    return [str(part) for name, value in defaults.items() if name.replace("-", "_") not in names for part in (name, value)]
+    return [
+        str(part) for name, value in defaults.items() if name.replace("-", "_") not in names for part in (name, value)
+    ]

