@@ -74,7 +74,7 @@ def evaluate(
     if reward not in rewards.names:
         raise ValueError(f"evaluation.reward={reward!r} is not among the rewards: {', '.join(rewards.names)}.")
     share = prompts[process_index::num_processes]
-    records = [_record(scored, reward) for scored in rewards.score(engine.generate(share, sampling))] if share else []
+    records = [_record(scored, reward) for scored in rewards.score(engine.generate(share, sampling))]
     if num_processes > 1:
         records = (gather or _gather_object)(records)
     place = {prompt.problem.id: i for i, prompt in enumerate(prompts)}

@@ -10,11 +10,17 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 from grpo.evaluate import Evaluation, clustered_interval, consensus, evaluate, pass_at_k
 from rewards.score import Rewards, RewardSpec
+from rollout.hf import HFEngine
+from rollout.problems import held_out, load_source
+from rollout.prompts import Prompter
 from rollout.types import Completion, Group, Problem, Prompt, Sampling
 
 # Three problems and what is said to each: (completion, tokens, finish reason).
@@ -208,3 +214,27 @@ def test_two_real_processes_report_the_same_metrics_as_one():
     for rank in ranks:
         rank.join(timeout=30)
     assert metrics == {0: recite().metrics, 1: recite().metrics}
+
+
+def test_a_model_is_evaluated_from_task_to_metrics_without_touching_the_random_state(tiny_v3: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_v3)
+    engine = HFEngine(str(tiny_v3), dtype="float32", device="cpu", max_num_seqs=32, max_model_len=48)
+    source = load_source(task="countdown", split="eval")
+    prompts = held_out(source, Prompter(tokenizer, template="{prompt}<think>", max_prompt_length=32), 6)
+    sampling = Sampling(num_generations=2, max_completion_length=6, seed=3)
+
+    def run() -> Evaluation:
+        return evaluate(engine, prompts, sampling, rewards_of("countdown", "format"), reward="countdown")
+
+    random.seed(1)
+    torch.manual_seed(1)
+    undisturbed = random.random(), torch.rand(3).tolist()
+    random.seed(1)
+    torch.manual_seed(1)
+    evaluation = run()
+    assert (random.random(), torch.rand(3).tolist()) == undisturbed
+    assert run() == evaluation
+    assert [record["problem_id"] for record in evaluation.records] == [f"countdown/eval/{i}" for i in range(6)]
+    assert evaluation.metrics["eval/num_problems"] == 6
+    assert evaluation.metrics["eval/pass@1"] == 0.0  # the model is random
+    assert 0 < evaluation.metrics["eval/mean_length"] <= 6
