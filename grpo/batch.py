@@ -142,10 +142,8 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
     advantage pulls on it (`keep_zero_advantage` is for beta > 0).
     """
     samples = []
-    for scored, advantages, weights, steps in zip(groups, local.advantages, local.weights, local.mini_batch, strict=True):
-        for completion, advantage, weight, step in zip(
-            scored.group.completions, advantages, weights, steps, strict=True
-        ):
+    for scored, *plans in zip(groups, local.advantages, local.weights, local.mini_batch, strict=True):
+        for completion, advantage, weight, step in zip(scored.group.completions, *plans, strict=True):
             if weight > 0 and (advantage != 0 or keep_zero_advantage):
                 samples.append(
                     Sample(
@@ -195,7 +193,7 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
 
     counts = [len(s.completion_ids) for s in samples]
     first = [start + len(s.prompt_ids) - 1 for start, s in zip(starts, samples, strict=False)]
-    positions = np.concatenate([np.arange(f, f + n) for f, n in zip(first, counts, strict=True)] or [np.arange(0)])
+    positions = np.concatenate([np.arange(0), *(np.arange(f, f + n) for f, n in zip(first, counts, strict=True))])
 
     def per_token(arrays: list) -> Tensor:
         return torch.from_numpy(np.concatenate([*arrays, np.empty(0)]).astype(np.float32))
@@ -208,8 +206,8 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
         input_ids=torch.from_numpy(input_ids).view(rows, width),
         position_ids=torch.from_numpy(position_ids).view(rows, width),
         valid=torch.from_numpy(valid).view(rows, width),
-        logit_positions=torch.from_numpy(positions.astype(np.int64)),
-        targets=torch.from_numpy(input_ids[positions.astype(np.int64) + 1]) if samples else torch.empty(0, dtype=torch.long),
+        logit_positions=torch.from_numpy(positions),
+        targets=torch.from_numpy(np.roll(input_ids, -1)[positions]),
         sampling_logprobs=per_token([s.sampling_logprobs for s in samples]),
         advantages=per_token([np.full(n, s.advantage) for s, n in zip(samples, counts, strict=True)]),
         weights=per_token([np.full(n, s.weight) for s, n in zip(samples, counts, strict=True)]),

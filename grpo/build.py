@@ -45,6 +45,7 @@ def build_engine(recipe: GRPORecipe, accelerator: Accelerator) -> Engine:
     """The engine that `rollout.engine` names, with the precision that the trainer computes in."""
     rollout = recipe.rollout
     dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision, recipe.model.dtype)
+    source = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
     if rollout.engine == "hf":
         from rollout.hf import HFEngine
 
@@ -54,6 +55,7 @@ def build_engine(recipe: GRPORecipe, accelerator: Accelerator) -> Engine:
             device=accelerator.device,
             max_num_seqs=rollout.max_num_seqs,
             max_model_len=recipe.max_model_len,
+            **source,
         )
     from rollout.vllm import VLLMEngine
 
@@ -64,7 +66,7 @@ def build_engine(recipe: GRPORecipe, accelerator: Accelerator) -> Engine:
         max_num_seqs=rollout.max_num_seqs,
         kv_cache_gib=rollout.kv_cache_gib,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
-        vllm_options=rollout.vllm_options,
+        vllm_options=source | rollout.vllm_options,
     )
 
 

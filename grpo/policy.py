@@ -74,8 +74,8 @@ class Policy:
     ) -> None:
         if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ValueError(
-                f"accelerate was configured for {accelerator.distributed_type.value}: only one process or data-parallel "
-                "processes (MULTI_GPU, MULTI_CPU) are supported. Launch with `--multi_gpu` or without sharding."
+                f"accelerate was configured for {accelerator.distributed_type.value}: only one process or "
+                "data-parallel processes are supported. Launch with `--multi_gpu` or without sharding."
             )
         self.accelerator = accelerator
         self.config = recipe.trainer
@@ -102,8 +102,8 @@ class Policy:
         self.reference_moves = recipe.algorithm.ref_model_sync_steps > 0
         accelerator.register_for_checkpointing(self.scheduler)
         # The weights are in the checkpoint as a Hugging Face folder; accelerate keeps the rest.
-        accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
-        accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
+        accelerator.register_save_state_pre_hook(lambda _models, weights, _folder: weights.clear())
+        accelerator.register_load_state_pre_hook(lambda models, _folder: models.clear())
 
     # -- log-probs
 

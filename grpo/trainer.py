@@ -13,7 +13,8 @@ they meet to exchange shapes (small), gradients and metrics.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,18 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from grpo import checkpoint as checkpoints
-from grpo.build import build_engine, build_problems, build_rewards
 from grpo.batch import MicroBatch, Sample, Shapes, annotate, assemble, plan
+from grpo.build import build_engine, build_problems, build_rewards
 from grpo.config import GRPORecipe
 from grpo.evaluate import evaluate
 from grpo.loss import LossOutput, grpo_loss
 from grpo.metrics import Metric, merge, rollout_metrics, values
 from grpo.mismatch import check_mismatch, mismatch
+from grpo.moe import load_metrics
 from grpo.policy import Policy
 from grpo.report import Report
 from rewards.score import ScoredGroup
+from rollout.types import Group
 
 
 class Trainer:
@@ -41,20 +44,14 @@ class Trainer:
 
     def __init__(self, recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> None:
         self.recipe = recipe
-        self.accelerator = Accelerator(
-            log_with=recipe.report.report_to or None,
-            project_dir=recipe.trainer.output_dir,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
+        self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
         set_seed(recipe.trainer.seed)
         resume = checkpoints.find_checkpoint(recipe.output_dir, recipe.trainer.resume_from_checkpoint)
         self.step = checkpoints.step_of(resume) if resume else 0
         self.tokenizer = AutoTokenizer.from_pretrained(resume or recipe.model.model_name_or_path)
         self.problems, self.held_out = build_problems(recipe, self.tokenizer, self.accelerator)
         self.rewards = build_rewards(recipe, reward_functions)
-        self.policy = Policy(
-            recipe, self.accelerator, pad_token_id=self.tokenizer.pad_token_id or 0, checkpoint=resume
-        )
+        self.policy = Policy(recipe, self.accelerator, pad_token_id=self.tokenizer.pad_token_id or 0, checkpoint=resume)
         self.accelerator.register_for_checkpointing(self.problems)
         if resume:
             self.accelerator.load_state(str(resume / checkpoints.STATE))
@@ -68,18 +65,22 @@ class Trainer:
 
     def train(self) -> Path:
         """Train to `max_steps`; returns the folder of the last checkpoint."""
-        recipe = self.recipe
-        if self.step == 0:
-            self.evaluate()
-        while self.step < recipe.trainer.max_steps:
-            self.train_step()
-            done = self.step >= recipe.trainer.max_steps
-            if done or self._is_due(recipe.evaluation.eval_steps):
+        try:
+            if self.step == 0:
                 self.evaluate()
-            if done or self._is_due(recipe.trainer.save_steps):
-                self.save()
-        self.close()
-        return checkpoints.checkpoint_path(recipe.output_dir, self.step)
+            while self.step < self.recipe.trainer.max_steps:
+                self.train_step()
+                done = self.step >= self.recipe.trainer.max_steps
+                if done or self._is_due(self.recipe.evaluation.eval_steps):
+                    self.evaluate()
+                if done or self._is_due(self.recipe.trainer.save_steps):
+                    self.save()
+            self.report.summary()
+        finally:  # an interrupted run has a page, too
+            self.report.close()
+            self.rewards.close()
+            self.engine.close()
+        return checkpoints.checkpoint_path(self.recipe.output_dir, self.step)
 
     def train_step(self) -> None:
         """One rollout and the optimizer steps it feeds."""
@@ -102,8 +103,15 @@ class Trainer:
         recipe = self.recipe
         prompts = self.problems.take(recipe.problems_per_rollout)
         sampling = recipe.sampling(self.step // recipe.algorithm.steps_per_generation)
-        with self.report.phase("generate"):
-            scored = list(self.rewards.score(self.engine.generate(prompts, sampling)))
+        with ExitStack() as phase:
+            phase.enter_context(self.report.phase("generate"))
+
+            def generated() -> Iterator[Group]:
+                yield from self.engine.generate(prompts, sampling)
+                phase.close()
+                phase.enter_context(self.report.phase("reward"))  # what scoring takes beyond generation
+
+            scored = list(self.rewards.score(generated()))
         order = {prompt.problem.id: i for i, prompt in enumerate(prompts)}
         return sorted(scored, key=lambda s: order[s.group.problem.id])
 
@@ -184,11 +192,6 @@ class Trainer:
         if processes.is_main_process:
             checkpoints.rotate(self.recipe.output_dir, self.recipe.trainer.save_total_limit)
         processes.wait_for_everyone()
-
-    def close(self) -> None:
-        self.engine.close()
-        self.rewards.close()
-        self.report.close()
 
     def _is_due(self, every: int) -> bool:
         """Whether a multiple of `every` lies within the optimizer steps of the last rollout."""

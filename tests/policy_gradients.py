@@ -81,7 +81,7 @@ def gradients(recipe: GRPORecipe, *, on_policy: bool = False) -> tuple[dict[str,
     whole = plan(Shapes.of(groups), algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
     samples = assemble(groups[rank::world], whole.of_process(rank, world), keep_zero_advantage=algorithm.beta > 0)
 
-    def loss(logprobs, batch):  # noqa: ANN001, ANN202
+    def loss(logprobs, batch):
         return grpo_loss(
             logprobs,
             logprobs.detach() if on_policy else batch.old_logprobs,

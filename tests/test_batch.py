@@ -13,8 +13,9 @@ from rollout.types import Completion, Group, Problem
 
 
 def sample(prompt: list[int], completion: list[int], **fields: Any) -> Sample:
-    defaults: dict[str, Any] = {"sampling_logprobs": [-0.5] * len(completion), "advantage": 1.0, "weight": 0.1, "mini_batch": 0}
-    return Sample(prompt_ids=prompt, completion_ids=completion, **{**defaults, **fields})
+    defaults: dict[str, Any] = {"advantage": 1.0, "weight": 0.1, "mini_batch": 0}
+    logprobs = [-0.5] * len(completion)
+    return Sample(prompt_ids=prompt, completion_ids=completion, sampling_logprobs=logprobs, **{**defaults, **fields})
 
 
 def scored(lengths: list[int], rewards: list[float], truncated: tuple[int, ...] = ()) -> ScoredGroup:

@@ -17,7 +17,7 @@ def test_values_and_gradients_equal_log_softmax(
     hidden, weight = torch.randn(20, 5), torch.randn(11, 5)
     targets, upstream = torch.randint(0, 11, (20,)), torch.randn(20)
 
-    def run(function) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # noqa: ANN001
+    def run(function) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         logprobs, entropy = function(h, w)
         (logprobs * upstream).sum().backward()

@@ -39,7 +39,7 @@ def per_token(sequences: list[dict], values: list[float]) -> torch.Tensor:
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_loss_and_gradient_match_the_oracle(loss_type: str, beta: float) -> None:
     sequences = make_sequences(np.random.default_rng(1))
-    options = dict(epsilon=0.2, epsilon_high=0.28, beta=beta)
+    options = {"epsilon": 0.2, "epsilon_high": 0.28, "beta": beta}
     weights = sequence_weights(
         np.array(LENGTHS),
         ~np.array(MASKED),
@@ -116,7 +116,14 @@ def test_clip_ratios_count_only_what_the_clip_stops() -> None:
 def test_kl_is_k3_and_zero_for_the_reference_itself() -> None:
     logprobs = torch.tensor([-1.0, -2.0])
     same = grpo_loss(
-        logprobs, logprobs, torch.zeros(2), torch.ones(2), epsilon=0.2, epsilon_high=0.2, beta=1.0, ref_logprobs=logprobs
+        logprobs,
+        logprobs,
+        torch.zeros(2),
+        torch.ones(2),
+        epsilon=0.2,
+        epsilon_high=0.2,
+        beta=1.0,
+        ref_logprobs=logprobs,
     )
     assert same.loss.item() == 0.0
     moved = grpo_loss(

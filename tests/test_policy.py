@@ -81,6 +81,6 @@ def test_gradient_checkpointing_changes_nothing(tiny_v3: Path) -> None:
 def test_gradient_does_not_depend_on_the_number_of_processes(tiny_v3: Path, tmp_path: Path) -> None:
     out = tmp_path / "gradients.pt"
     script = Path(__file__).with_name("policy_gradients.py")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*launcher, str(script), str(tiny_v3), str(out), "max_tokens=40"], check=True)
     assert_equal(torch.load(out), gradients(recipe_for(str(tiny_v3))))

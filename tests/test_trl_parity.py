@@ -26,7 +26,7 @@ class KeepGradients(TrainerCallback):
     def __init__(self) -> None:
         self.gradients: dict[str, torch.Tensor] = {}
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:  # noqa: ANN001, ANN003
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
         named = model.named_parameters()
         self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
 

@@ -1,0 +1,233 @@
+"""One GRPO step without generation, TRL's and ours: seconds, peak memory, largest gradient difference.
+
+    python benchmarks/update_vs_trl.py [--steps 3] [--max-tokens 8192]
+
+Both get the same weights, prompts, completions and rewards and compute advantages, losses, gradients and an optimizer
+step. 64 samples in groups of 8, lognormal lengths (mean about 165, up to 1,024), a dense Llama of 5.1M parameters,
+float32, `dapo`, beta 0; TRL with micro-batches of 16 samples. Each side runs in a process of its own, so that peak
+memory is its own; the gradient compared is the first step's.
+
+The floor printed is 6 x parameters x tokens at the speed that a float32 matrix product reaches in the same run.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TRL_EXPERIMENTAL_SILENCE="1", TRANSFORMERS_VERBOSITY="error")
+
+import numpy as np
+import torch
+
+GROUPS, SIZE, PROMPT, LONGEST, VOCAB = 8, 8, 16, 1024, 4096
+
+
+def samples() -> tuple[list[list[int]], list[list[int]], np.ndarray]:
+    """Prompts and completions of every sample, and rewards [GROUPS, SIZE] of which no group is all equal."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(4.72, 0.9, GROUPS * SIZE), 4, LONGEST).astype(int)
+    lengths[0] = LONGEST
+    prompts = [rng.integers(3, VOCAB, PROMPT).tolist() for _ in range(GROUPS)]
+    rewards = rng.integers(0, 2, (GROUPS, SIZE)).astype(float)
+    rewards[:, 0], rewards[:, 1] = 0.0, 1.0
+    return [p for p in prompts for _ in range(SIZE)], [rng.integers(3, VOCAB, n).tolist() for n in lengths], rewards
+
+
+def make_model(folder: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(VOCAB)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="0", eos_token="1", pad_token="2").save_pretrained(folder)
+
+
+def run_trl(folder: Path, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    prompts, completions, rewards = samples()
+
+    class Clock(TrainerCallback):
+        seconds: list[float] = []
+        gradients: dict[str, torch.Tensor] = {}
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if not self.gradients:
+                self.gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.seconds.append(time.perf_counter() - self.started)
+
+    def given(texts: list, trainer: Any) -> dict:
+        rows = [SIZE * int(t) + i % SIZE for i, t in enumerate(texts)]
+        return {
+            "prompt_ids": [prompts[r] for r in rows],
+            "completion_ids": [completions[r] for r in rows],
+            "logprobs": None,
+        }
+
+    clock = Clock()
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        reward_funcs=[lambda prompts, **_: [rewards[int(p), i % SIZE] for i, p in enumerate(prompts)]],
+        args=GRPOConfig(
+            output_dir=str(folder / "trl"),
+            per_device_train_batch_size=16,
+            gradient_accumulation_steps=GROUPS * SIZE // 16,
+            num_generations=SIZE,
+            max_completion_length=LONGEST,
+            max_steps=steps,
+            max_grad_norm=0.0,
+            learning_rate=1e-6,
+            loss_type="dapo",
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=not torch.cuda.is_available(),
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": str(i)} for i in range(GROUPS)]),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        rollout_func=given,
+        callbacks=[clock],
+    )
+    trainer.train()
+    return clock.seconds, clock.gradients
+
+
+def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    from accelerate import Accelerator
+
+    from grpo.batch import Shapes, assemble, plan
+    from grpo.config import GRPORecipe
+    from grpo.loss import grpo_loss
+    from grpo.policy import Policy
+    from rewards.score import ScoredGroup
+    from rollout.types import Completion, Group, Problem
+
+    prompts, completions, rewards = samples()
+    recipe = GRPORecipe.model_validate(
+        {
+            "model": {"model_name_or_path": str(folder)},
+            "data": {"task": "countdown"},
+            "rollout": {"num_generations": SIZE, "max_completion_length": LONGEST, "problems_per_step": GROUPS},
+            "rewards": [{"function": "countdown"}],
+            "algorithm": {"loss_type": "dapo"},
+            "trainer": {"max_grad_norm": 1e9, "max_tokens_per_micro_batch": max_tokens},
+        }
+    )
+    policy = Policy(recipe, Accelerator(), pad_token_id=2)
+
+    def group(index: int) -> ScoredGroup:
+        rows = range(SIZE * index, SIZE * (index + 1))
+        answers = [
+            Completion(token_ids=completions[r], logprobs=[], text="", finish_reason="stop", policy_version=0)
+            for r in rows
+        ]
+        problem = Problem(id=str(index), prompt="")
+        return ScoredGroup(
+            Group(problem=problem, prompt_ids=prompts[rows[0]], completions=answers), rewards[index].tolist(), {}
+        )
+
+    groups = [group(i) for i in range(GROUPS)]
+    seconds, first = [], {}
+    for _ in range(steps):
+        started = time.perf_counter()
+        whole = plan(Shapes.of(groups), recipe.algorithm, max_completion_length=LONGEST, seed=0)
+        policy.update(
+            assemble(groups, whole, keep_zero_advantage=False),
+            lambda logprobs, batch: grpo_loss(
+                logprobs, logprobs.detach(), batch.advantages, batch.weights, epsilon=0.2, epsilon_high=0.2
+            ),
+        )
+        seconds.append(time.perf_counter() - started)
+        first = first or {n: p.grad.clone() for n, p in policy.model.named_parameters()}  # type: ignore[union-attr]
+    return seconds, first
+
+
+def side(name: str, folder: Path, steps: int, max_tokens: int) -> None:
+    """One side in its own process: writes gradients and figures into the folder."""
+    seconds, gradients = run_trl(folder, steps) if name == "trl" else run_ours(folder, steps, max_tokens)
+    torch.save(gradients, folder / f"{name}.pt")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    (folder / f"{name}.json").write_text(json.dumps({"seconds": seconds, "peak_gib": peak}))
+
+
+def matmul_flops_per_second() -> float:
+    """What a float32 matrix product reaches here."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    a @ b
+    started = time.perf_counter()
+    for _ in range(10):
+        a @ b
+    return 10 * 2 * 2048**3 / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--max-tokens", type=int, default=4096, help="our token budget of a micro-batch")
+    parser.add_argument("--side", choices=["trl", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        side(args.side, args.folder, args.steps, args.max_tokens)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        make_model(folder)
+        for name in ("ours", "trl"):
+            command = [sys.executable, __file__, "--side", name, "--folder", scratch]
+            command += ["--steps", str(args.steps), "--max-tokens", str(args.max_tokens)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        report(folder)
+
+
+def report(folder: Path) -> None:
+    figures = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("trl", "ours")}
+    ours, trl = (torch.load(folder / f"{name}.pt") for name in ("ours", "trl"))
+    difference = max(float((ours[n] - trl[n]).abs().max()) for n in trl)
+    largest = max(float(g.abs().max()) for g in trl.values())
+    parameters = sum(g.numel() for g in trl.values())
+    prompts, completions, _ = samples()
+    tokens = sum(map(len, prompts)) + sum(map(len, completions))
+    floor = 6 * parameters * tokens / matmul_flops_per_second()
+    print(f"{parameters / 1e6:.1f}M parameters, {tokens:,} tokens in {len(completions)} samples; floor {floor:.1f} s")
+    for name in ("trl", "ours"):
+        steps = ", ".join(f"{s:.1f}" for s in figures[name]["seconds"])
+        print(
+            f"{name:5} {np.median(figures[name]['seconds']):6.2f} s per step ({steps}), peak {figures[name]['peak_gib']:.2f} GiB"
+        )
+    print(f"TRL / ours: {np.median(figures['trl']['seconds']) / np.median(figures['ours']['seconds']):.1f}x the time, "
+          f"{figures['trl']['peak_gib'] / figures['ours']['peak_gib']:.1f}x the memory")  # fmt: skip
+    print(f"largest gradient difference {difference:.1e} (largest gradient {largest:.1e})")
+
+
+if __name__ == "__main__":
+    main()
