@@ -8,13 +8,22 @@ from rollout.types import Group, Prompt, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 
 class Engine(Protocol):
     """Generates groups of completions with the newest weights it was given."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
-        """Yield one Group per prompt as it finishes, in no particular order."""
+        """Yield one Group per prompt as it finishes, in no particular order.
+
+        A completion that meets neither an end token nor its budget, min(max_completion_length, max_model_len - prompt
+        tokens), goes on until it does; the budget gives finish_reason "length". The iterator owns the engine until it
+        is exhausted or closed. With temperature 0 the most likely token is taken and log-probs are those at 1.
+
+        Raises:
+            ValueError: a prompt leaves no room for one token. Raised by the call, before anything is generated.
+        """
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, "Tensor"]], policy_version: int) -> None:
@@ -30,3 +39,41 @@ def request_seed(sampling: Sampling, prompt: Prompt) -> int:
     """A 63-bit seed for one prompt's group: equal on every machine, process count and order of prompts."""
     key = f"{sampling.seed}/{prompt.problem.id}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+def end_token_ids(model_path: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Ids that end a completion: the tokenizer's EOS and whatever the model's generation_config adds to it."""
+    from transformers import GenerationConfig
+
+    try:
+        configured = GenerationConfig.from_pretrained(model_path).eos_token_id
+    except OSError:  # a model without generation_config.json
+        configured = None
+    configured = configured if isinstance(configured, list) else [configured]
+    ids = sorted({i for i in [tokenizer.eos_token_id, *configured] if i is not None})
+    if not ids:
+        raise ValueError(
+            f"{model_path} has no EOS token: a completion ends with one. "
+            "Set eos_token in its tokenizer_config.json or eos_token_id in its generation_config.json."
+        )
+    return ids
+
+
+def completion_texts(
+    tokenizer: "PreTrainedTokenizerBase", end_ids: Sequence[int], completions: Sequence[Sequence[int]]
+) -> list[str]:
+    """Text of each completion without end tokens, BOS and PAD; other special tokens stay, as <think> may be one."""
+    hidden = [tokenizer.bos_token_id, tokenizer.pad_token_id, *end_ids]
+    return tokenizer.batch_decode([[i for i in ids if i not in hidden] for ids in completions])
+
+
+def completion_budgets(prompts: Sequence[Prompt], sampling: Sampling, max_model_len: int) -> list[int]:
+    """Tokens that may follow each prompt: min(max_completion_length, max_model_len - len(prompt)), at least 1."""
+    for prompt in prompts:
+        if len(prompt.token_ids) >= max_model_len:
+            raise ValueError(
+                f"prompt {prompt.problem.id!r} has {len(prompt.token_ids)} tokens, max_model_len is {max_model_len}: "
+                "a prompt must leave room for at least one token. "
+                "Raise rollout.max_model_len or lower data.max_prompt_length."
+            )
+    return [min(sampling.max_completion_length, max_model_len - len(prompt.token_ids)) for prompt in prompts]

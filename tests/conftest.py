@@ -51,7 +51,7 @@ def tiny_v3_config() -> DeepseekV3Config:
         num_key_value_heads=4,
         q_lora_rank=32,
         kv_lora_rank=32,
-        qk_nope_head_dim=16,
+        qk_nope_head_dim=24,  # with the rotary part 32: vLLM's CPU attention serves 32, 64, 80, 96, … alone
         qk_rope_head_dim=8,
         v_head_dim=16,
         n_routed_experts=8,
@@ -80,6 +80,7 @@ def tiny_llama_config() -> LlamaConfig:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=32,
         tie_word_embeddings=True,
         max_position_embeddings=512,
         bos_token_id=256,
