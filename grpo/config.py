@@ -236,9 +236,10 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
         )
     if trainer.max_steps % algorithm.steps_per_generation:
         steps = algorithm.steps_per_generation
+        whole = -(-trainer.max_steps // steps) * steps
         yield (
             f"trainer.max_steps={trainer.max_steps}: every rollout is used for algorithm.steps_per_generation={steps} "
-            f"steps, so max_steps must be a multiple of it. Set trainer.max_steps={-(-trainer.max_steps // steps) * steps}."
+            f"steps, so max_steps must be a multiple of it. Set trainer.max_steps={whole}."
         )
     if algorithm.ref_model_sync_steps and not algorithm.beta:
         yield (
