@@ -13,12 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoTokenizer
 
 from grpo.evaluate import Evaluation, clustered_interval, consensus, evaluate, pass_at_k
 from rewards.score import Rewards, RewardSpec
-from rollout.hf import HFEngine
 from rollout.problems import held_out, load_source
 from rollout.prompts import Prompter
 from rollout.types import Completion, Group, Problem, Prompt, Sampling
@@ -210,13 +207,18 @@ def test_two_real_processes_report_the_same_metrics_as_one():
     ranks = [context.Process(target=_rank, args=(index, port, results)) for index in range(2)]
     for rank in ranks:
         rank.start()
-    metrics = dict(results.get(timeout=120) for _ in ranks)
+    metrics = dict(results.get(timeout=300) for _ in ranks)
     for rank in ranks:
         rank.join(timeout=30)
     assert metrics == {0: recite().metrics, 1: recite().metrics}
 
 
 def test_a_model_is_evaluated_from_task_to_metrics_without_touching_the_random_state(tiny_v3: Path):
+    import torch  # here, because the ranks above import this file, too
+    from transformers import AutoTokenizer
+
+    from rollout.hf import HFEngine
+
     tokenizer = AutoTokenizer.from_pretrained(tiny_v3)
     engine = HFEngine(str(tiny_v3), dtype="float32", device="cpu", max_num_seqs=32, max_model_len=48)
     source = load_source(task="countdown", split="eval")
