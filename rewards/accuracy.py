@@ -4,16 +4,21 @@ Left out: free text ("the answer is 18"), and units, percentages or multiple-cho
 makes of them. Nothing in an answer is evaluated as code.
 """
 
+import math
 import re
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 
 from rewards.text import Text, after_thinking, answer_text, completion_text
 
 _MAX_LENGTH = 1000  # characters of an answer; real ones are far shorter
-_TIMEOUT = 3  # seconds for each parse and comparison, which take milliseconds
+_NO_TIMEOUT = 3600  # math-verify's own limit is wall-clock time, in which a busy machine may do nothing
+_CPU_SECONDS = 3.0  # for a parse or a comparison, which take milliseconds
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _SPACING = re.compile(r"\\[!,;: ]|\\left\b|\\right\b|~")
@@ -22,8 +27,10 @@ _WRAPPERS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _DECIMAL = re.compile(rf"[+-]?{_INTEGER}(?:\.[0-9]+)?")
 _FRACTION = re.compile(rf"([+-]?)(?:({_INTEGER})/({_INTEGER})|\\frac\{{({_INTEGER})\}}\{{({_INTEGER})\}})")
-# Numbers that would fill the memory before a timeout fires: powers of powers, exponents of six digits.
-_HUGE = re.compile(r"\^[\s{(]*[+-]?[0-9]+[\s})]*(?:\^|(?<=[0-9]{6}))|[0-9]{200}")
+_LONG_NUMBER = re.compile(r"[0-9]{200}")
+_POWER = re.compile(r"[0-9)}\]]\s*\^\s*(\{|[0-9]+)?")  # of what may be a number: x^{99999} stays a symbol
+_BIG_FACTORIAL = re.compile(r"[0-9]{5}[\s)}]*!|\([^()]*\^[^()]*\)\s*!|binom[^!]*?(?:[0-9]{5}|\^)")
+_MAX_DIGITS = 3e7  # of a power, by a rough upper bound: a second's work
 
 
 def accuracy(
@@ -35,7 +42,7 @@ def accuracy(
     is one), after the last `</think>`. An unclosed `<think>`, tag or box is no answer.
     solution: the gold answer, plain or LaTeX, or a text that ends in GSM8K's `#### 18` or holds MATH's `\boxed{18}`.
     Equality: the same text up to spacing; integers, decimals and fractions exactly; else math-verify
-    (github.com/huggingface/Math-Verify). Must run in a main thread, because math-verify's time limits are signals.
+    (github.com/huggingface/Math-Verify). Must run in a main thread, because its time limit is a signal.
     """
     return [
         None if gold is None else _verdict(gold_answer(str(gold)), final_answer(completion_text(completion)))
@@ -60,11 +67,18 @@ def last_box(text: str) -> str | None:
     match = _BOX.match(text, start) if start >= 0 else None
     if match is None:
         return None
-    depth, position = 1, match.end()
-    for brace in re.finditer(r"\\.|[{}]", text[position : position + _MAX_LENGTH + 1]):
+    content = _until_closed(text, match.end())
+    return (content or "").strip() or None
+
+
+def _until_closed(text: str, start: int) -> str | None:
+    """What stands before the brace that closes one opened before `start`, within the longest answer."""
+    depth = 1
+    text = text[start : start + _MAX_LENGTH + 1]
+    for brace in re.finditer(r"\\.|[{}]", text):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)  # an escaped \{ is text
         if depth == 0:
-            return text[position : position + brace.start()].strip() or None
+            return text[: brace.start()]
     return None
 
 
@@ -89,7 +103,12 @@ def _verdict(gold: str, answer: str | None) -> float | None:
         return float(given == expected)
     from math_verify import verify
 
-    return float(verify(list(_parse(gold)), list(_parse(answer)), timeout_seconds=_TIMEOUT))
+    expected_forms, given_forms = list(_parse(gold)), list(_parse(answer))
+    try:
+        with _cpu_limit(_CPU_SECONDS):
+            return float(verify(expected_forms, given_forms, timeout_seconds=_NO_TIMEOUT))
+    except _OutOfTime:  # cannot be shown to be equal
+        return 0.0
 
 
 def _normalize(text: str) -> str:
@@ -103,7 +122,7 @@ def _normalize(text: str) -> str:
 
 def _number(text: str) -> Fraction | None:
     """The value of an integer with or without thousands separators, a decimal or a fraction of integers."""
-    if _HUGE.search(text):
+    if _LONG_NUMBER.search(text):
         return None
     if _DECIMAL.fullmatch(text):
         return Fraction(text.replace(",", ""))
@@ -114,12 +133,57 @@ def _number(text: str) -> Fraction | None:
     return None
 
 
+def _is_huge(text: str) -> bool:
+    """Whether the text may hold a number too large to compute.
+
+    The time limit would end most of these, after seconds; but with gmpy2 installed one multiplication cannot be
+    interrupted, and an overflow ends the process.
+    """
+    if _LONG_NUMBER.search(text) or _BIG_FACTORIAL.search(text):
+        return True
+    digits = max(map(len, re.findall("[0-9]+", text)), default=1)
+    for power in _POWER.finditer(text):
+        exponent = power.group(1) or ""
+        if exponent == "{":
+            exponent = _until_closed(text, power.end()) or text[power.end() :]
+        if re.search(r"\^|!|binom|sum|prod", exponent):
+            return True
+        digits *= math.prod(int(n) for n in re.findall("[0-9]+", exponent) if n.strip("0"))
+    return digits > _MAX_DIGITS
+
+
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> tuple[Any, ...]:
     """math-verify's reading: an expression, if it finds one, and the text; nothing where it fails or takes too long."""
-    if not text or len(text) > _MAX_LENGTH or _HUGE.search(text):
+    if not text or len(text) > _MAX_LENGTH or _is_huge(text):
         return ()
     from math_verify import LatexExtractionConfig, parse
 
     config = LatexExtractionConfig(boxed_match_priority=0)
-    return tuple(parse(f"\\boxed{{{text}}}", [config], extraction_mode="first_match", parsing_timeout=_TIMEOUT))
+    boxed = f"\\boxed{{{text}}}"
+    try:
+        with _cpu_limit(_CPU_SECONDS):
+            return tuple(parse(boxed, [config], extraction_mode="first_match", parsing_timeout=_NO_TIMEOUT))
+    except _OutOfTime:
+        return ()
+
+
+class _OutOfTime(BaseException):
+    """Not an Exception, so that the libraries in between let it through."""
+
+
+@contextmanager
+def _cpu_limit(seconds: float) -> Iterator[None]:
+    """Raise _OutOfTime after `seconds` of computing. Time in which other programs had the processor does not count, so
+    that a busy machine changes no verdict. Signals reach the main thread only: ValueError in any other."""
+
+    def expire(signum: int, frame: FrameType | None) -> None:
+        raise _OutOfTime
+
+    previous = signal.signal(signal.SIGVTALRM, expire)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, previous)

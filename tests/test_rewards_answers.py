@@ -135,12 +135,12 @@ def test_message_lists_are_graded_as_their_text():
 
 def test_graders_take_ten_megabytes_in_seconds():
     texts = ["<answer>" * (TEN_MB // 8), "</think>" * (TEN_MB // 8), "x" * TEN_MB, "\ud800" * 1000]
-    started = time.perf_counter()
+    started = time.process_time()
     assert countdown([""] * 4, texts, [[1]] * 4, [1] * 4) == [0.0] * 4
     assert exact_match([""] * 4, texts, ["1"] * 4) == [0.0] * 4
     assert format([""] * 4, texts) == [0.0] * 4
     assert set(random_reward([""] * 4, texts)) <= {0.0, 1.0}
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_random_reward_has_rate_p_and_repeats_itself():

@@ -172,7 +172,7 @@ def test_a_worker_killed_in_the_middle_costs_only_time(tmp_path):
         "    if not os.path.exists(pid_file[0]):\n"
         "        with open(pid_file[0] + '.part', 'w') as f: f.write(str(os.getpid()))\n"
         "        os.rename(pid_file[0] + '.part', pid_file[0])\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(600)\n"
         "    return [len(c) for c in completions]",
     )
     pid_file = tmp_path / "pid"
@@ -187,7 +187,7 @@ def test_a_worker_killed_in_the_middle_costs_only_time(tmp_path):
     started = time.perf_counter()
     scored = score_all([{"function": spec}], engine(), 1, tmp_path)
     assert [s.rewards for s in scored] == [[1.0, 2.0], [3.0, 1.0]]
-    assert time.perf_counter() - started < 30
+    assert time.perf_counter() - started < 300
 
 
 def test_a_group_that_kills_its_worker_twice_stops_the_run(tmp_path):
@@ -237,12 +237,12 @@ def test_an_error_leaves_the_rest_unscored_and_close_does_not_wait(tmp_path):
     spec = write_reward(
         tmp_path,
         "def mine(prompts, completions, **kwargs):\n"
-        "    if completions[0] == 'bad': raise RuntimeError('bad')\n    time.sleep(60)",
+        "    if completions[0] == 'bad': raise RuntimeError('bad')\n    time.sleep(600)",
     )
     started = time.perf_counter()
     with pytest.raises(RewardError, match="raised RuntimeError: bad"):
         score_all([{"function": spec}], [group(["bad"])] + [group(["a"])] * 5, 2, tmp_path)
-    assert time.perf_counter() - started < 30
+    assert time.perf_counter() - started < 300
 
 
 def test_trl_rewards_give_what_they_give_in_trl():
