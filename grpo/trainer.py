@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from torch import Tensor
@@ -201,7 +202,7 @@ class Trainer:
         merged = merge(gather_object([local]))
         metrics = values(merged)
         if "moe/load" in merged:
-            metrics |= load_metrics(merged["moe/load"].counts)
+            metrics |= load_metrics(torch.from_numpy(merged["moe/load"].counts))
         metrics["step_time"] = seconds
         metrics["data/dropped_prompts"] = self.problems.num_dropped
         self.report.log(self.step, metrics)

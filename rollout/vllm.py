@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
 
+MAX_BATCHED_TOKENS = 8192  # prompt tokens that one engine step takes in, on CPU
+
+
 class VLLMEngine:
     """`rollout.engine.Engine` on vLLM.
 
@@ -79,6 +82,9 @@ class VLLMEngine:
         if on_cpu:
             options |= {
                 "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
+                # A prompt cut into chunks makes vLLM rewind the request's random generator, which torch's CPU one cannot.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(max_model_len, MAX_BATCHED_TOKENS),
                 # Compiling costs a minute at start-up and gains little on CPU.
                 "enforce_eager": True,
                 # vLLM's CPU kernel for interleaved rotary embeddings is wrong for more than one query head.
