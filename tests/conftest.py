@@ -4,7 +4,9 @@ They are random, so they say nonsense, but sharply: the weights are drawn wide e
 swapped expert or a forgotten bias moves the log-probs far beyond rounding.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -17,6 +19,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+if TYPE_CHECKING:
+    from rollout.vllm import VLLMEngine
 
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 
@@ -122,3 +127,16 @@ def tiny_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random LlamaForCausalLM with the same tokenizer."""
     return save_tiny(LlamaForCausalLM(tiny_llama_config()), tmp_path_factory.mktemp("models") / "tiny_llama")
+
+
+@pytest.fixture(scope="session")
+def vllm_v3(tiny_v3: Path) -> Iterator["VLLMEngine"]:
+    """One engine for all tests, as starting it takes seconds; a test loads the weights that it wants."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from rollout.vllm import VLLMEngine
+
+    engine = VLLMEngine(
+        str(tiny_v3), dtype="float32", max_model_len=256, max_num_seqs=64, kv_cache_gib=0.1, gpu_memory_utilization=0.1
+    )
+    yield engine
+    engine.close()
