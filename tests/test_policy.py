@@ -4,13 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from policy_gradients import MAX_COMPLETION_LENGTH, gradients, make_groups, recipe_for, with_noise
 from transformers import AutoModelForCausalLM
 
 from grpo.advantage import group_relative_advantages
-from grpo.batch import Sample, Shapes
+from grpo.batch import MicroBatch, Sample, Shapes, assemble, plan
+from grpo.loss import LossOutput, grpo_loss
+from grpo.policy import Policy
 
 
 def plain(model_path: Path, loss_type: str, beta: float) -> tuple[dict[str, torch.Tensor], float]:
@@ -84,3 +89,56 @@ def test_gradient_does_not_depend_on_the_number_of_processes(tiny_v3: Path, tmp_
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*launcher, str(script), str(tiny_v3), str(out), "max_tokens=40"], check=True)
     assert_equal(torch.load(out), gradients(recipe_for(str(tiny_v3))))
+
+
+def make_policy(
+    model: Path, accelerator: Accelerator | None = None, **model_options: float
+) -> tuple[Policy, list[Sample]]:
+    recipe = recipe_for(str(model))
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model_options)})
+    groups = make_groups()
+    whole = plan(Shapes.of(groups), recipe.algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    samples = assemble(groups, whole, keep_zero_advantage=False)
+    return Policy(recipe, accelerator or Accelerator(cpu=True), pad_token_id=0), samples
+
+
+def on_policy_loss(logprobs: torch.Tensor, batch: MicroBatch) -> LossOutput:
+    return grpo_loss(logprobs, logprobs.detach(), batch.advantages, batch.weights, epsilon=0.2, epsilon_high=0.2)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.01])
+def test_balance_bias_is_frozen_unless_asked_and_then_moves_by_gamma(tiny_v3: Path, gamma: float) -> None:
+    policy, samples = make_policy(tiny_v3, balance_bias_update_speed=gamma)
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    before = dict(policy.weights())[name].clone()
+    metrics = policy.update(samples, on_policy_loss)
+    moved = (dict(policy.weights())[name] - before) / (gamma or 1.0)
+    load = metrics["moe/load"].value[0]
+    expected = [float(np.sign(1 / 8 - share)) if gamma else 0.0 for share in load]  # 8 experts
+    assert moved.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_padding_is_not_counted_as_expert_load(tiny_v3: Path) -> None:
+    policy, samples = make_policy(tiny_v3)
+    counts = policy.update(samples, on_policy_loss)["moe/load"].counts  # type: ignore[attr-defined]
+    assert counts.sum(axis=1).tolist() == [2 * sum(s.length for s in samples)] * 2  # top-2, two MoE layers
+
+
+def test_bfloat16_autocast_keeps_float32_weights_and_nearly_the_gradient(tiny_llama: Path) -> None:
+    exact, samples = make_policy(tiny_llama)
+    exact.update(samples, on_policy_loss)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    mixed, _ = make_policy(tiny_llama, Accelerator(cpu=True, mixed_precision="bf16"))
+    mixed.update(samples, on_policy_loss)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    a, b = (torch.cat([p.grad.flatten() for p in policy.model.parameters()]) for policy in (exact, mixed))
+    assert b.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.99
+    assert not torch.equal(a, b)
+
+
+def test_log_probs_of_samples_come_back_in_their_order(tiny_v3: Path) -> None:
+    policy, samples = make_policy(tiny_v3)
+    together = policy.logprobs(samples)
+    for sample, logprobs in zip(samples, together, strict=True):
+        np.testing.assert_allclose(policy.logprobs([sample])[0], logprobs, rtol=1e-4, atol=1e-5)

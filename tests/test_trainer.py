@@ -84,6 +84,18 @@ def test_literal_command_trains_the_embedded_base(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     assert model.config.model_type == "deepseek_v3"
     assert AutoTokenizer.from_pretrained(checkpoint).eos_token
+    # vLLM opens the checkpoint, and a run goes on from it
+    run(
+        launch(
+            "recipes/r1_zero.yaml",
+            f"model.model_name_or_path={checkpoint}",
+            "trainer.max_steps=1",
+            "rollout.problems_per_step=2",
+            "evaluation={}",
+            f"trainer.output_dir={tmp_path / 'second'}",
+        )
+    )
+    assert rows(tmp_path / "second")[0]["sampling/sampling_logp_difference/mean"] <= 1e-5
 
 
 @pytest.mark.vllm
