@@ -1,4 +1,4 @@
-"""Generated problems: `countdown` and `arithmetic`, each a function (random generator, split) -> columns of one problem.
+"""Generated problems: `countdown` and `arithmetic`, functions (random generator, split) -> columns of one problem.
 
 Problems of the splits "pretrain", "train" and "eval" are disjoint: a problem belongs to the split that a hash of its
 canonical key names, so the same numbers in another order are the same problem. Pure Python, no state; streams,
@@ -12,8 +12,10 @@ from hashlib import blake2b
 from itertools import combinations, product
 
 SPLITS = ("pretrain", "train", "eval")
-_SHARES = ("pretrain", "pretrain", "pretrain", "train", "eval")  # the base sees three fifths, RL and evaluation one fifth each
+_SHARES = ("pretrain", "pretrain", "pretrain", "train", "eval")  # three fifths for the base
 _MAX_DRAWS = 100_000
+
+Pair = tuple[int, str, int, int | None, list[int]]  # left, operation, right, value, the other numbers
 
 
 def split_of(key: str) -> str:
@@ -27,21 +29,24 @@ def countdown(
     *,
     numbers: int = 3,
     low: int = 1,
-    high: int = 30,
+    high: int = 25,
     limit: int = 99,
     operations: str = "+-*",
-    max_ways: int = 1,
+    max_ways: int = 2,
 ) -> dict:
-    """Numbers to combine, each exactly once, into a target: {"prompt": "use 3,8,2 make 26", "numbers": [3, 8, 2], "target": 26}.
+    """Numbers to combine into a target, each once: {"prompt": "use 3,8,2 make 26", "numbers": [3, 8, 2], "target": 26}
 
-    A pair of the numbers under one of `operations` and then every other number added or subtracted always solves it, so a
-    systematic search ends; any other expression that is right counts too. No value on that way leaves 0..limit.
-    max_ways: at most so many choices of pair and operation lead to the target (0: any number), so that with 1 a first
-    guess is right once in pairs x operations.
+    A pair of the numbers under one of `operations` and then every other number added or subtracted always solves it, so
+    a systematic search ends; any other expression that is right counts too. No value on that way leaves 0..limit.
+    max_ways: at most so many choices of pair and operation lead to the target (0: any number), so that a first guess
+    is mostly wrong. 2 leaves +, - and * about equally often right; 1 would leave - never right.
     """
     _check(split, operations, "+-*/")
     if numbers < 2 or low < 0 or high < low or limit < 1 or max_ways < 0:
-        raise ValueError(f"countdown needs numbers >= 2, 0 <= low <= high limit >= 1 and max_ways >= 0, not {numbers=} {low=} {high=} {limit=} {max_ways=}")
+        raise ValueError(
+            "countdown needs numbers >= 2, 0 <= low <= high, limit >= 1 and max_ways >= 0, "
+            f"not {numbers=} {low=} {high=} {limit=} {max_ways=}"
+        )
     for _ in range(_MAX_DRAWS):
         drawn = [rng.randint(low, high) for _ in range(numbers)]
         ways = _ways(drawn, operations, limit)
@@ -51,7 +56,8 @@ def countdown(
         target = rng.choice(sorted(targets))
         if split_of(countdown_key(drawn, target)) == split:
             return {"prompt": f"use {','.join(map(str, drawn))} make {target}", "numbers": drawn, "target": target}
-    raise ValueError(f"no countdown problem of split {split!r} in {_MAX_DRAWS} draws: widen low..high or limit, or raise max_ways")
+    remedy = "widen low..high or limit, or raise max_ways"
+    raise ValueError(f"no countdown problem of split {split!r} in {_MAX_DRAWS} draws: {remedy}")
 
 
 def countdown_key(numbers: list[int], target: int) -> str:
@@ -59,8 +65,8 @@ def countdown_key(numbers: list[int], target: int) -> str:
     return f"countdown {sorted(numbers)} {target}"
 
 
-def pairs(numbers: list[int], operations: str = "+-*", limit: int = 99) -> Iterator[tuple[int, str, int, int | None, list[int]]]:
-    """Every (left, operation, right, value, rest) that combines two of the numbers: what a systematic search goes through.
+def pairs(numbers: list[int], operations: str = "+-*", limit: int = 99) -> Iterator[Pair]:
+    """Every way to combine two of the numbers: what a systematic search goes through.
 
     The larger number stands left under - and /. value is None where it is not a whole number within 0..limit.
     """
@@ -72,7 +78,15 @@ def pairs(numbers: list[int], operations: str = "+-*", limit: int = 99) -> Itera
 
 
 def arithmetic(
-    rng: random.Random, split: str, *, min_terms: int = 4, max_terms: int = 6, low: int = 1, high: int = 9, operations: str = "+-", limit: int = 99
+    rng: random.Random,
+    split: str,
+    *,
+    min_terms: int = 4,
+    max_terms: int = 5,
+    low: int = 1,
+    high: int = 9,
+    operations: str = "+-",
+    limit: int = 99,
 ) -> dict:
     """A chain worked from left to right: {"prompt": "8-3+2-3=?", "answer": "4"}. No running value leaves 0..limit.
 
@@ -80,12 +94,16 @@ def arithmetic(
     """
     _check(split, operations, "+-*/")
     if not 2 <= min_terms <= max_terms or not 0 <= low <= high or high > limit:
-        raise ValueError(f"arithmetic needs 2 <= min_terms <= max_terms and 0 <= low <= high <= limit, not {min_terms=} {max_terms=} {low=} {high=} {limit=}")
+        raise ValueError(
+            "arithmetic needs 2 <= min_terms <= max_terms and 0 <= low <= high <= limit, "
+            f"not {min_terms=} {max_terms=} {low=} {high=} {limit=}"
+        )
     for _ in range(_MAX_DRAWS):
         value = rng.randint(low, high)
         expression = str(value)
         for _ in range(rng.randint(min_terms, max_terms) - 1):
-            options = [(o, n, v) for o in operations for n in range(low, high + 1) if (v := _apply(value, o, n, limit)) is not None]
+            terms = [(o, n) for o in operations for n in range(low, high + 1)]
+            options = [(o, n, v) for o, n in terms if (v := _apply(value, o, n, limit)) is not None]
             if not options:
                 break
             operation = rng.choice(sorted({o for o, _, _ in options}))
@@ -114,7 +132,7 @@ def _ways(numbers: list[int], operations: str, limit: int) -> Counter[int]:
         reached = set()
         for signs in product((1, -1), repeat=len(rest)):
             total = value
-            for sign, number in zip(signs, rest):
+            for sign, number in zip(signs, rest, strict=True):
                 total += sign * number
                 if not 0 <= total <= limit:
                     break
