@@ -261,6 +261,12 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
             f"evaluation.eval_steps={evaluation.eval_steps} with evaluation.num_problems=0: there is nothing to "
             "evaluate on. Set evaluation.num_problems, or eval_steps=0."
         )
+    if evaluation.num_problems and recipe.data.dataset_name and evaluation.data is None:
+        yield (
+            f"evaluation.num_problems={evaluation.num_problems} on data.dataset_name={recipe.data.dataset_name!r}: without "
+            "evaluation.data the held-out problems would be those trained on. Set evaluation.data, with another "
+            "dataset_split or file."
+        )
     if evaluation.temperature == 0 and evaluation.num_samples > 1:
         yield (
             f"evaluation.num_samples={evaluation.num_samples} at evaluation.temperature=0: greedy decoding gives the "
