@@ -12,7 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
@@ -46,6 +46,8 @@ class VLLMEngine:
     Raises:
         ValueError: vLLM is not installed, the model's config lacks a key, or the KV cache does not fit.
     """
+
+    _alive: ClassVar[int] = 0  # engines in this process
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class VLLMEngine:
         if on_cpu:
             options |= {
                 "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
-                # A prompt cut into chunks makes vLLM rewind the request's random generator, which torch's CPU one cannot.
+                # Prompts cut into chunks make vLLM rewind the request's random generator, which torch cannot on CPU.
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(max_model_len, MAX_BATCHED_TOKENS),
                 # Compiling costs a minute at start-up and gains little on CPU.
@@ -96,6 +98,7 @@ class VLLMEngine:
             options["gpu_memory_utilization"] = gpu_memory_utilization
             memory = f"rollout.gpu_memory_utilization={gpu_memory_utilization}"
         self._llm = _start(options | vllm_options, memory, on_cpu)
+        VLLMEngine._alive += 1
         self._max_model_len = max_model_len
         self._tokenizer = AutoTokenizer.from_pretrained(model_path, **source)
         self._end_ids = end_token_ids(model_path, self._tokenizer)
@@ -167,14 +170,19 @@ class VLLMEngine:
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
         """Replace all weights, given under checkpoint names (`grpo.weights.checkpoint_weights`)."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self._llm.collective_rpc(_repack_experts)
+        self._llm.collective_rpc(_repack_for_cpu)
         self._llm.reset_prefix_cache()
         self._policy_version = policy_version
 
     def close(self) -> None:
         """Stop the engine and free its memory."""
+        from vllm.distributed import destroy_model_parallel
+
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
+        VLLMEngine._alive -= 1
+        if not VLLMEngine._alive:
+            destroy_model_parallel()  # engines share these groups, and those of a dense model do not serve an MoE
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
@@ -208,6 +216,7 @@ def _check_head_size(model_path: str, config: PretrainedConfig) -> None:
 
 def _set_environment(config: PretrainedConfig) -> None:
     """What vLLM reads from the environment, some of it while it is imported."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report each start over the network
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over in this process's memory
     # Other sizes run as multi-head attention, with the same result.
     os.environ["VLLM_MLA_DISABLE"] = "0" if _has_mla_kernel(config) else "1"
@@ -271,10 +280,17 @@ def _start(options: dict[str, Any], memory: str, on_cpu: bool) -> "LLM":
                 os.environ[name] = value
 
 
-def _repack_experts(worker: Any) -> None:
-    """Pack the experts again: vLLM's CPU kernels hold a copy in their own layout, which a reload leaves as it was."""
+def _repack_for_cpu(worker: Any) -> None:
+    """Pack weights again: vLLM's CPU kernels hold copies in their own layout, and a reload leaves two kinds stale.
+
+    Experts, and a head tied to the embeddings, which has no weights of its own that could be reloaded.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
     if worker.device.type != "cpu":
         return
     for module in worker.get_model().modules():
-        if kernel := getattr(getattr(module, "quant_method", None), "moe_kernel", None):
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
+        elif kernel := getattr(getattr(module, "quant_method", None), "moe_kernel", None):
             kernel.fused_experts.process_weights_after_loading(module)
