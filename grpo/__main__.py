@@ -2,12 +2,14 @@
 
 grpo train [accelerate's options] recipe.yaml [section.key=value …]   train, by way of `accelerate launch`
 grpo check [--num_processes N] recipe.yaml [section.key=value …]      what a recipe needs, without running it
+grpo report run_dir                                                   write the page of a run again
 """
 
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -69,7 +71,20 @@ def check(arguments: Sequence[str]) -> None:
         _fail(str(error))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "check": check}
+def report(arguments: Sequence[str]) -> None:
+    """`grpo report`: the page of a run, from its files alone."""
+    from grpo.page import write_page
+    from grpo.records import METRICS_FILE
+
+    if len(arguments) != 1:
+        _fail(f"report takes one run folder, not {len(arguments)} arguments.\n{__doc__}")
+    run_dir = Path(arguments[0])
+    if not (run_dir / METRICS_FILE).exists():
+        _fail(f"{run_dir} holds no {METRICS_FILE}: name the output_dir of a run.")
+    print(write_page(run_dir))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "check": check, "report": report}
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:

@@ -263,9 +263,9 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
         )
     if evaluation.num_problems and recipe.data.dataset_name and evaluation.data is None:
         yield (
-            f"evaluation.num_problems={evaluation.num_problems} on data.dataset_name={recipe.data.dataset_name!r}: without "
-            "evaluation.data the held-out problems would be those trained on. Set evaluation.data, with another "
-            "dataset_split or file."
+            f"evaluation.num_problems={evaluation.num_problems} on data.dataset_name={recipe.data.dataset_name!r}: "
+            "without evaluation.data the held-out problems would be those trained on. Set evaluation.data, with "
+            "another dataset_split or file."
         )
     if evaluation.temperature == 0 and evaluation.num_samples > 1:
         yield (

@@ -137,3 +137,15 @@ def test_launched_processes_know_that_they_are() -> None:
     assert is_launched({"LOCAL_RANK": "0"})
     assert is_launched({"ACCELERATE_MIXED_PRECISION": "no"})
     assert not is_launched({"OMP_NUM_THREADS": "1"})
+
+
+def test_report_writes_the_page_of_a_run_again(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.25}\n')
+    done = run("grpo report .", tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == "index.html"
+    assert "0.25" in (tmp_path / "index.html").read_text()
+
+
+def test_report_of_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
+    done = run("grpo report .", tmp_path)
+    assert done.returncode == 2 and "holds no metrics.jsonl" in done.stderr
