@@ -93,7 +93,8 @@ def _print_cache(console: Console, recipe: GRPORecipe, config: "PretrainedConfig
     width = BYTES[recipe.model.dtype]
     compressed = caches_latents(recipe, config, device)
     per_token = kv_bytes_per_token(config, width, compressed=compressed)
-    line = f"KV cache: {per_token:,} bytes per token, {per_token * recipe.max_model_len / 2**20:,.1f} MiB per full sequence"
+    sequence = per_token * recipe.max_model_len / 2**20
+    line = f"KV cache: {per_token:,} bytes per token, {sequence:,.1f} MiB per full sequence"
     if getattr(config, "kv_lora_rank", None):
         other = kv_bytes_per_token(config, width, compressed=not compressed)
         line += f" ({'uncompressed' if compressed else 'as MLA latents'}: {other:,} bytes)"
