@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -357,11 +356,8 @@ def test_trap_logprobs_before_temperature(tiny_v3: Path):
 @pytest.mark.vllm
 def test_two_processes_have_an_engine_each(tiny_v3: Path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     here = Path(__file__).parent
-    command = ["accelerate.commands.launch", "--num_processes", "2", "--cpu", "--main_process_port", str(port)]
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # what grpo starts processes with
     result = subprocess.run(
         [sys.executable, "-m", *command, str(here / "two_process_engines.py"), str(tiny_v3)],
         env=os.environ | {"PYTHONPATH": str(here.parent)},

@@ -1,4 +1,4 @@
-"""Run by test_engines.py under `accelerate launch --num_processes 2 --cpu`: every process has an engine of its own."""
+"""Run by test_engines.py in two processes that train together over gloo: each has an engine of its own."""
 
 import os
 import sys
