@@ -1,13 +1,14 @@
 """DeepSeek-V3's mixture of experts, seen from outside the model: routes, loads, balancing.
 
 Works on any transformers model whose MoE blocks own a `gate` (router) and `experts` called with (hidden_states,
-top_k_index, top_k_weights): DeepSeek-V3 and its relatives. Left out: expert parallelism, token dropping (V3 drops none),
-softmax routers in `sequence_balance_loss`.
+top_k_index, top_k_weights): DeepSeek-V3 and its relatives. Left out: expert parallelism, token dropping, softmax
+routers in `sequence_balance_loss`.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Routes:
         return torch.stack([(a.sort(-1).values != b.sort(-1).values).any(-1) for a, b in pairs])
 
 
-def moe_layers(model: nn.Module) -> dict[str, nn.Module]:
+def moe_layers(model: nn.Module) -> dict[str, Any]:
     """Name -> MoE block, in the order of the layers; empty for a dense model."""
     return {name: m for name, m in model.named_modules() if hasattr(m, "gate") and hasattr(m, "experts")}
 

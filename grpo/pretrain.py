@@ -99,7 +99,7 @@ def run_pretrain(recipe: PretrainRecipe) -> Path:
     optimizer = _optimizer(model, settings)
     rank, world = accelerator.process_index, accelerator.num_processes
     rows = _rows(recipe.data, tokenizer, settings.seed, Path(recipe.base_dir), rank, world)
-    batches = _batches(rows, settings.max_tokens_per_batch, tokenizer.pad_token_id or 0, settings.seed)
+    batches = _batches(rows, settings.max_tokens_per_batch, int(tokenizer.pad_token_id or 0), settings.seed)
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()
 
@@ -133,7 +133,7 @@ def train_step(
     logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
     learnt = targets != -100
     nll = cross_entropy(logits[learnt].float(), targets[learnt], reduction="sum")
-    count = accelerator.reduce(learnt.sum(), "sum")
+    count: Any = accelerator.reduce(learnt.sum(), "sum")
     loss = nll * accelerator.num_processes / count  # gradients are averaged over processes
     if routes.indices and settings.sequence_balance_coefficient:
         alpha = settings.sequence_balance_coefficient
@@ -141,7 +141,8 @@ def train_step(
             scores, indices = scores.view(*mask.shape, -1), indices.view(*mask.shape, -1)
             loss = loss + sequence_balance_loss(scores, indices, mask, alpha)
     accelerator.backward(loss)
-    metrics = {"loss": accelerator.reduce(nll.detach(), "sum") / count, "tokens": accelerator.reduce(mask.sum(), "sum")}
+    total: Any = accelerator.reduce(nll.detach(), "sum")
+    metrics: dict[str, Any] = {"loss": total / count, "tokens": accelerator.reduce(mask.sum(), "sum")}
     if routes.indices:
         metrics["counts"] = accelerator.reduce(routes.counts(mask), "sum")
         update_balance_bias(accelerator.unwrap_model(model), metrics["counts"], settings.balance_bias_update_speed)
@@ -248,7 +249,7 @@ def _stored(section: PretrainData, seed: int) -> Iterator[dict[str, Any]]:
         )
     epoch = 0
     while True:
-        yield from data.shuffle(seed=seed + epoch)
+        yield from map(dict, data.shuffle(seed=seed + epoch))
         epoch += 1
 
 

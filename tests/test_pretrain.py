@@ -1,5 +1,6 @@
 """The pretraining stage on tiny models, and the embedded base's corpus and tokenizer."""
 
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from grpo.pretrain import (
     lr_factor,
     run_pretrain,
 )
+from rewards.format import format
 from rollout.tasks import countdown_key, split_of
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -136,6 +138,7 @@ def test_text_from_a_file(tmp_path):
         run_pretrain(plain)
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(tmp_path):
     script = tmp_path / "train.py"
     settings = recipe(tmp_path / "out", max_steps=4, logging_steps=1).model_dump_json()
@@ -144,8 +147,14 @@ def test_two_processes_train_together(tmp_path):
         "from grpo.pretrain import PretrainRecipe, run_pretrain\n"
         f"run_pretrain(PretrainRecipe.model_validate_json({settings!r}))\n"
     )
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(script)]
-    subprocess.run(command, check=True, cwd=RECIPES.parent, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    subprocess.run(
+        command,
+        check=True,
+        cwd=RECIPES.parent,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 4
     assert all(512 < line["num_tokens"] / line["step"] <= 1024 for line in lines)  # both processes' tokens count
@@ -217,10 +226,32 @@ def test_every_countdown_document_is_right_and_from_its_own_split():
             assert len(set(lines)) == 9 or len(set(numbers)) < 3  # no try twice
             continue
         answer = re.fullmatch(r"<answer>(.*)</answer>", rest)
-        assert answer and (eval(answer[1]) == target) == lines[-1].endswith("yes")
+        hit = lines[-1].endswith("yes")
+        assert (answer and (eval(answer[1]) == target) == hit) or lines[-1].endswith("big")  # beyond 99, luck is possible
         total, long = total + 1, long + (len(lines) > 2)
     assert total > 500 and long / total < 0.2  # the long way is rare
 
 
 def test_chain_traces_carry_the_rest_along():
     assert load_function("v3_base.py:chain_trace", RECIPES)("8-3+2-3=?") == ["5+2-3", "7-3", "4"]
+
+
+def test_shipped_base_is_the_one_its_card_describes():
+    base = RECIPES / "v3_base"
+    digest = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (base / "README.md").read_text()
+    tokenizer, built = AutoTokenizer.from_pretrained(base), load_function("v3_base.py:tokenizer", RECIPES)()
+    assert tokenizer.backend_tokenizer.to_str() == built.backend_tokenizer.to_str()
+
+
+def test_shipped_base_answers_in_form_and_mostly_gives_up():
+    model = AutoModelForCausalLM.from_pretrained(RECIPES / "v3_base", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(RECIPES / "v3_base")
+    model.set_experts_implementation("grouped_mm")
+    torch.manual_seed(0)
+    prompt = tokenizer("use 3,8,2 make 26 :", return_tensors="pt").input_ids
+    output = model.generate(prompt, do_sample=True, top_k=0, max_new_tokens=144, num_return_sequences=64)
+    texts = tokenizer.batch_decode(output[:, prompt.shape[1] :], skip_special_tokens=True)
+    assert sum(format(texts, texts)) >= 60
+    gave_up = sum(text.count("\n") == 1 and "no\n" in text for text in texts)
+    assert gave_up > 32
