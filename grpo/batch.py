@@ -8,7 +8,7 @@ the gradient is the same.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -72,10 +72,8 @@ class MicroBatch:
     ref_logprobs: Tensor | None  # [T]
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(*(None if t is None else t.to(device, non_blocking=True) for t in self._tensors()))
-
-    def _tensors(self) -> list[Tensor | None]:
-        return [getattr(self, name) for name in self.__slots__]
+        tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
 
 
 @dataclass(frozen=True, slots=True)

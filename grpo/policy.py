@@ -6,6 +6,7 @@ Runs on one process or data-parallel on many (DDP). Sharded training (FSDP, Deep
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class CompletionLogProbs(nn.Module):
         hidden = self.model.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state.flatten(0, 1)
-        head = self.model.get_output_embeddings()
+        head: Any = self.model.get_output_embeddings()
         return token_logprobs(hidden[logit_positions], head.weight, targets, self.temperature)
 
 
@@ -138,8 +139,8 @@ class Policy:
         merged = merge(metrics)
         if self.balance_bias_update_speed:
             update_balance_bias(self.model, self._global_load(merged["moe/load"]), self.balance_bias_update_speed)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        merged |= {"grad_norm": Mean(float(norm)), "learning_rate": Mean(self.scheduler.get_last_lr()[0])}
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        merged |= {"grad_norm": Mean(float(norm)), "learning_rate": Mean(float(self.scheduler.get_last_lr()[0]))}
         self.optimizer.step()
         self.scheduler.step()
         return merged
@@ -155,7 +156,7 @@ class Policy:
         metrics: dict[str, Metric] = {
             **output.metrics,
             "loss": Sum(output.loss.item()),
-            "entropy": Mean(entropy.sum().item(), entropy.numel()),
+            "entropy": Mean(float(entropy.sum()), entropy.numel()),
         }
         if routes is not None:
             metrics["moe/load"] = ExpertLoad(routes.counts(batch.valid).cpu().numpy())

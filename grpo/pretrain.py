@@ -99,7 +99,8 @@ def run_pretrain(recipe: PretrainRecipe) -> Path:
     optimizer = _optimizer(model, settings)
     rank, world = accelerator.process_index, accelerator.num_processes
     rows = _rows(recipe.data, tokenizer, settings.seed, Path(recipe.base_dir), rank, world)
-    batches = _batches(rows, settings.max_tokens_per_batch, int(tokenizer.pad_token_id or 0), settings.seed)
+    pad: Any = tokenizer.pad_token_id or 0
+    batches = _batches(rows, settings.max_tokens_per_batch, pad, settings.seed)
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()
 
@@ -144,8 +145,9 @@ def train_step(
     total: Any = accelerator.reduce(nll.detach(), "sum")
     metrics: dict[str, Any] = {"loss": total / count, "tokens": accelerator.reduce(mask.sum(), "sum")}
     if routes.indices:
-        metrics["counts"] = accelerator.reduce(routes.counts(mask), "sum")
-        update_balance_bias(accelerator.unwrap_model(model), metrics["counts"], settings.balance_bias_update_speed)
+        counts: Any = accelerator.reduce(routes.counts(mask), "sum")
+        metrics["counts"] = counts
+        update_balance_bias(accelerator.unwrap_model(model), counts, settings.balance_bias_update_speed)
     metrics["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()

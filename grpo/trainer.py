@@ -31,7 +31,7 @@ from grpo.build import build_engine, build_problems, build_rewards
 from grpo.config import GRPORecipe
 from grpo.evaluate import evaluate
 from grpo.loss import LossOutput, grpo_loss
-from grpo.metrics import Metric, merge, rollout_metrics, values
+from grpo.metrics import ExpertLoad, Metric, merge, rollout_metrics, values
 from grpo.mismatch import check_mismatch, mismatch
 from grpo.moe import load_metrics
 from grpo.policy import Policy
@@ -200,9 +200,9 @@ class Trainer:
 
     def _log(self, local: dict[str, Metric], seconds: float) -> None:
         merged = merge(gather_object([local]))
-        metrics = values(merged)
-        if "moe/load" in merged:
-            metrics |= load_metrics(torch.from_numpy(merged["moe/load"].counts))
+        metrics: dict[str, Any] = values(merged)
+        if isinstance(load := merged.get("moe/load"), ExpertLoad):
+            metrics |= load_metrics(torch.from_numpy(load.counts))
         metrics["step_time"] = seconds
         metrics["data/dropped_prompts"] = self.problems.num_dropped
         self.report.log(self.step, metrics)
