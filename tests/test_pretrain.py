@@ -227,7 +227,7 @@ def test_every_countdown_document_is_right_and_from_its_own_split():
             continue
         answer = re.fullmatch(r"<answer>(.*)</answer>", rest)
         hit = lines[-1].endswith("yes")
-        assert (answer and (eval(answer[1]) == target) == hit) or lines[-1].endswith("big")  # beyond 99, luck is possible
+        assert (answer and (eval(answer[1]) == target) == hit) or lines[-1].endswith("big")  # luck
         total, long = total + 1, long + (len(lines) > 2)
     assert total > 500 and long / total < 0.2  # the long way is rare
 
