@@ -178,11 +178,13 @@ class VLLMEngine:
         """Stop the engine and free its memory."""
         from vllm.distributed import destroy_model_parallel
 
-        self._llm.llm_engine.engine_core.shutdown()
+        # Not engine_core.shutdown(): that destroys torch.distributed's default group, which is the trainer's.
+        self._llm.llm_engine.model_executor.shutdown()
         del self._llm
         VLLMEngine._alive -= 1
         if not VLLMEngine._alive:
             destroy_model_parallel()  # engines share these groups, and those of a dense model do not serve an MoE
+        gc.unfreeze()  # vLLM exempts all that exists at its start from collection
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()

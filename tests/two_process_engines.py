@@ -30,9 +30,9 @@ def main(folder: Path) -> None:
     perturb(model, "", seed=rank)
     engine.load_weights(checkpoint_weights(model), 1)
     assert_agrees(model, list(engine.generate(prompts, sampling)))
+    engine.close()  # and the trainer's process group is still there
     accelerator.wait_for_everyone()
     total = accelerator.reduce(torch.tensor(float(rank + 1)), reduction="sum")
-    engine.close()
     print(f"process {rank}: sum {total.item()}", flush=True)
 
 
