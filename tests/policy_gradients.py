@@ -55,7 +55,7 @@ def with_noise(samples: list[Sample], beta: float) -> list[Sample]:
 
 
 def recipe_for(model: str, **options: object) -> GRPORecipe:
-    return GRPORecipe.model_validate(
+    recipe = GRPORecipe.model_validate(
         {
             "model": {"model_name_or_path": model},
             "data": {"task": "countdown"},
@@ -64,11 +64,13 @@ def recipe_for(model: str, **options: object) -> GRPORecipe:
             "algorithm": {"loss_type": options.get("loss_type", "grpo"), "beta": options.get("beta", 0.0)},
             "trainer": {
                 "max_grad_norm": 1e9,
-                "max_tokens_per_micro_batch": options.get("max_tokens", 10_000),
                 "gradient_checkpointing": options.get("gradient_checkpointing", False),
             },
         }
     )
+    # A budget below one full sample is refused in recipes; here it is what puts every sample alone.
+    budget = {"max_tokens_per_micro_batch": options.get("max_tokens", 10_000)}
+    return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update=budget)})
 
 
 def gradients(recipe: GRPORecipe, *, on_policy: bool = False) -> tuple[dict[str, torch.Tensor], float]:
