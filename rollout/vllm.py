@@ -178,13 +178,11 @@ class VLLMEngine:
         """Stop the engine and free its memory."""
         from vllm.distributed import destroy_model_parallel
 
-        # Not engine_core.shutdown(): that destroys torch.distributed's default group, which is the trainer's.
-        self._llm.llm_engine.model_executor.shutdown()
+        self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         VLLMEngine._alive -= 1
         if not VLLMEngine._alive:
             destroy_model_parallel()  # engines share these groups, and those of a dense model do not serve an MoE
-        gc.unfreeze()  # vLLM exempts all that exists at its start from collection
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
@@ -252,11 +250,14 @@ def _import_vllm() -> bool:
 def _start(options: dict[str, Any], memory: str, on_cpu: bool) -> "LLM":
     """Start vLLM and leave the process as it was: threads, environment of later child processes.
 
-    vLLM takes the process for its own: on CPU it replaces torch.set_num_threads by a function that does nothing, and
-    preloads its allocator into every program that is started later.
+    vLLM takes the process for its own: it destroys all process groups when it ends, on CPU it replaces
+    torch.set_num_threads by a function that does nothing, and it preloads its allocator into programs started later.
     """
     from vllm import LLM
+    from vllm.v1.engine import core
 
+    # A stopping engine would destroy torch.distributed's default group, the trainer's; close() frees the rest.
+    core.cleanup_dist_env_and_memory = lambda shutdown_ray=False: None  # noqa: ARG005
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     environment = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE")}
     if on_cpu and "distributed_executor_backend" in options:
