@@ -253,11 +253,13 @@ def _start(options: dict[str, Any], memory: str, on_cpu: bool) -> "LLM":
     vLLM takes the process for its own: it destroys all process groups when it ends, on CPU it replaces
     torch.set_num_threads by a function that does nothing, and it preloads its allocator into programs started later.
     """
-    from vllm import LLM
+    from vllm import LLM, envs
     from vllm.v1.engine import core
 
+    envs.disable_envs_cache()  # the first engine of a process freezes the environment, VLLM_MLA_DISABLE with it
+
     # A stopping engine would destroy torch.distributed's default group, the trainer's; close() frees the rest.
-    core.cleanup_dist_env_and_memory = lambda shutdown_ray=False: None  # noqa: ARG005
+    core.cleanup_dist_env_and_memory = lambda shutdown_ray=False: None  # noqa: ARG005 # pyright: ignore[reportPrivateImportUsage]
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     environment = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE")}
     if on_cpu and "distributed_executor_backend" in options:
