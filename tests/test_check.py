@@ -16,7 +16,7 @@ from grpo.recipe import RecipeError, load_recipe
 RECIPES = Path(__file__).parent.parent / "recipes"
 # One forward and backward in a fresh process: how far its memory rises above what it held before.
 MEASURE = """
-import sys, psutil, torch
+import ctypes, sys, psutil, torch
 from transformers import AutoModelForCausalLM, AutoConfig
 from grpo.policy import CompletionLogProbs
 folder, rows, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -28,6 +28,7 @@ def step(rows, length):
     ids = torch.randint(0, 256, (rows, length))
     scorer(ids, torch.arange(length).expand(rows, length), torch.arange(ids.numel()), ids.flatten())[0].sum().backward()
 step(1, 16)
+ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept would be used again, and not be seen
 before = psutil.Process().memory_info().rss
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
 step(rows, length)
