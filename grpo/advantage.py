@@ -29,3 +29,35 @@ def group_relative_advantages(rewards: np.ndarray, scale_rewards: Literal["group
         all_rewards = rewards[present]
         centred /= (all_rewards.std(ddof=1) if all_rewards.size > 1 else 0.0) + EPSILON
     return centred
+
+
+def decoupled_advantages(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """GDPO (2601.05242): each reward is normalised in its group, then they are summed, then the batch is normalised.
+
+        z_ijk = (v_ijk - mean_ik) / (std_ik + 1e-4)        s_ij = sum_k w_k z_ijk
+        A_ij = (s_ij - mean) / (std + 1e-4)                mean and std of the batch; standard deviations unbiased
+
+    so that rewards of different size weigh as `weights` says, and different combinations of rewards with the same sum
+    stay apart. TRL's `multi_objective_aggregation="normalize_then_sum"`.
+
+    Args:
+        values: [groups, G, rewards]; NaN where a function did not apply. A function that applies to one completion of
+            a group has no deviation there and does not enter their sums.
+        weights: [rewards].
+
+    Returns:
+        [groups, G], float64, no NaN; 0 for samples that no function applied to.
+    """
+    present = ~np.isnan(values)
+    counts = present.sum(axis=1, keepdims=True)
+    means = np.where(present, values, 0.0).sum(axis=1, keepdims=True) / np.maximum(counts, 1)
+    centred = np.where(present, values - means, 0.0)
+    deviations = np.sqrt((centred**2).sum(axis=1, keepdims=True) / np.maximum(counts - 1, 1))
+    sums = np.where(counts > 1, centred / (deviations + EPSILON), 0.0) @ weights
+    scored = present.any(axis=2)
+    kept = sums[scored]
+    if kept.size < 2:
+        return np.zeros_like(sums)
+    advantages = (sums - kept.mean()) / (kept.std(ddof=1) + EPSILON)
+    # What is 0 but for rounding is 0: such samples are dropped before any forward.
+    return np.where(scored & (np.abs(advantages) > 1e-12), advantages, 0.0)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo.advantage import group_relative_advantages
+from grpo.advantage import decoupled_advantages, group_relative_advantages
 from grpo.config import AlgorithmConfig
 from grpo.loss import sequence_weights
 
@@ -78,9 +78,10 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """What every process must know of the whole rollout before it can weight a token. [groups, G] each."""
+    """What every process must know of the whole rollout before it can weight a token. [groups, G] but `values`."""
 
     rewards: np.ndarray  # NaN where no reward function applied
+    values: np.ndarray  # [groups, G, rewards] what entered the sum, before weights; NaN where a function did not apply
     lengths: np.ndarray  # completion tokens
     truncated: np.ndarray  # bool
 
@@ -89,6 +90,7 @@ class Shapes:
         completions = [group.group.completions for group in groups]
         return cls(
             np.array([group.rewards for group in groups], dtype=np.float64),
+            np.array([list(zip(*group.counted.values(), strict=True)) for group in groups], dtype=np.float64),
             np.array([[len(c.token_ids) for c in row] for row in completions], dtype=np.int64),
             np.array([[c.finish_reason == "length" for c in row] for row in completions], dtype=bool),
         )
@@ -96,8 +98,8 @@ class Shapes:
     @classmethod
     def interleave(cls, parts: Sequence["Shapes"]) -> "Shapes":
         """Merge the parts of P processes into global order: process p holds problems p, p + P, p + 2P, …"""
-        return cls(*(np.stack([getattr(p, n) for p in parts], axis=1).reshape(-1, parts[0].rewards.shape[1])
-                     for n in cls.__slots__))  # fmt: skip
+        stacked = [np.stack([getattr(part, name) for part in parts], axis=1) for name in cls.__slots__]
+        return cls(*(array.reshape(-1, *array.shape[2:]) for array in stacked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,18 @@ class Plan:
         return Plan(self.advantages[index::count], self.weights[index::count], self.mini_batch[index::count])
 
 
-def plan(shapes: Shapes, algorithm: AlgorithmConfig, *, max_completion_length: int, seed: int) -> Plan:
-    """Every process computes the same plan from the same shapes; mini-batches are a random split of the rollout."""
+def plan(
+    shapes: Shapes,
+    algorithm: AlgorithmConfig,
+    *,
+    max_completion_length: int,
+    seed: int,
+    reward_weights: Sequence[float] = (),
+) -> Plan:
+    """Every process computes the same plan from the same shapes; mini-batches are a random split of the rollout.
+
+    reward_weights: of the rewards in shapes.values; only "normalize_then_sum" needs them, the sums have them.
+    """
     steps = algorithm.steps_per_generation
     size = shapes.rewards.size
     mini_batch = np.zeros(size, dtype=np.int64)
@@ -129,7 +141,10 @@ def plan(shapes: Shapes, algorithm: AlgorithmConfig, *, max_completion_length: i
         steps_per_generation=steps,
     )
     shape = shapes.rewards.shape
-    advantages = group_relative_advantages(shapes.rewards, algorithm.scale_rewards)
+    if algorithm.multi_objective_aggregation == "normalize_then_sum":
+        advantages = decoupled_advantages(shapes.values, np.array(reward_weights))
+    else:
+        advantages = group_relative_advantages(shapes.rewards, algorithm.scale_rewards)
     return Plan(advantages, weights.reshape(shape), mini_batch.reshape(shape))
 
 

@@ -37,7 +37,7 @@ def build_problems(
 
 def build_rewards(recipe: GRPORecipe, functions: Sequence[Callable[..., Any]] | None = None) -> Rewards:
     """The recipe's rewards, followed by functions given from Python (weight 1)."""
-    specs = [RewardSpec(name=r.name, function=r.function, weight=r.weight, options=r.options) for r in recipe.rewards]
+    specs = [RewardSpec(**dict(reward)) for reward in recipe.rewards]
     return Rewards([*specs, *(RewardSpec(function=f) for f in functions or ())], num_workers=REWARD_WORKERS)
 
 

@@ -97,11 +97,16 @@ class RewardConfig(Section):
     function: str
     weight: float = 1.0
     options: dict[str, Any] = {}  # keyword arguments, fixed for the run
+    name: str = ""  # what metrics and `evaluation.reward` call it; empty: the function's name
+    requires: str | None = None  # counts 0 unless the reward of this name is above 0.5 for the completion
+    data_sources: list[str] | None = None  # for problems whose column data_source is one of these; None: for all
 
-    @property
-    def name(self) -> str:
-        """What metrics and `evaluation.reward` call it."""
-        return self.function.rpartition(":")[2]
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("function"), str):
+            return {"name": values["function"].rpartition(":")[2], **values}
+        return values
 
 
 class AlgorithmConfig(Section):
@@ -109,6 +114,7 @@ class AlgorithmConfig(Section):
 
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"  # or GDPO
     epsilon: PositiveFloat = 0.2
     epsilon_high: PositiveFloat | None = None  # None: same as epsilon
     beta: NonNegativeFloat = 0.0  # KL coefficient; 0 keeps no reference in memory
@@ -248,7 +254,19 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
         )
     names = [reward.name for reward in recipe.rewards]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"rewards: {name!r} is listed {names.count(name)} times, and metrics go by name. List it once."
+        yield f"rewards: {name!r} is listed {names.count(name)} times, and metrics go by name. Give each a `name`."
+    for reward in recipe.rewards:
+        if reward.requires is not None and (reward.requires not in names or reward.requires == reward.name):
+            others = ", ".join(name for name in names if name != reward.name) or "none"
+            yield (
+                f"rewards: {reward.name!r} requires {reward.requires!r}, which is no other reward of this recipe "
+                f"({others}). Name one of them, or leave `requires` out."
+            )
+    if algorithm.multi_objective_aggregation == "normalize_then_sum" and algorithm.scale_rewards != "group":
+        yield (
+            f"algorithm.scale_rewards={algorithm.scale_rewards} with multi_objective_aggregation=normalize_then_sum: "
+            "each reward is scaled within its group, and the sum within the batch. Leave scale_rewards at group."
+        )
     if not any(reward.weight for reward in recipe.rewards):
         yield "rewards: every weight is 0, so that all advantages are 0. Give at least one reward a weight."
     if evaluation.reward is not None and evaluation.reward not in names:

@@ -173,4 +173,14 @@ def rollout_metrics(groups: "Sequence[ScoredGroup]") -> dict[str, Metric]:
         applicable = scores[~np.isnan(scores)]
         metrics[f"rewards/{name}/mean"] = Mean.of(applicable)
         metrics[f"rewards/{name}/std"] = Deviation.of(applicable)
-    return metrics
+    for name in groups[0].gated:
+        metrics[f"rewards/{name}/gated_ratio"] = Mean.of([shut for scored in groups for shut in scored.gated[name]])
+    return metrics | logged_metrics(groups, taken=metrics)
+
+
+def logged_metrics(groups: "Sequence[ScoredGroup]", taken: Iterable[str] = ()) -> dict[str, Metric]:
+    """What reward functions gave to `log_metric`: the mean of the step's calls, as in TRL."""
+    logged = merge({name: Mean.of(v) for name, v in scored.metrics.items()} for scored in groups)
+    if clash := logged.keys() & set(taken):
+        raise ValueError(f"a reward logs the metric {sorted(clash)}, which the run itself reports. Rename it.")
+    return logged

@@ -212,6 +212,8 @@ def _sample_row(step: int, scored: "ScoredGroup", advantages: Sequence[float]) -
                 "reward": _finite(scored.rewards[index]),
                 "rewards": {name: _finite(values[index]) for name, values in scored.breakdown.items()},
                 "advantage": _finite(advantages[index]),
+                **({"gated": shut} if (shut := [name for name, gates in scored.gated.items() if gates[index]]) else {}),
+                **({"extras": {c: _finite(v[index]) for c, v in scored.extras.items()}} if scored.extras else {}),
             }
             for index, completion in enumerate(scored.group.completions)
         ],

@@ -36,7 +36,7 @@ from grpo.mismatch import check_mismatch, mismatch
 from grpo.moe import load_metrics
 from grpo.policy import Policy
 from grpo.report import Report
-from rewards.score import ScoredGroup
+from rewards.score import ScoredGroup, TrainerState
 from rollout.types import Group
 
 
@@ -103,6 +103,7 @@ class Trainer:
         """Sample and score this process's share of the next problems, in the order of the problems."""
         recipe = self.recipe
         prompts = self.problems.take(recipe.problems_per_rollout)
+        self.rewards.state = TrainerState(global_step=self.step, max_steps=recipe.trainer.max_steps)
         sampling = recipe.sampling(self.step // recipe.algorithm.steps_per_generation)
         with ExitStack() as phase:
             phase.enter_context(self.report.phase("generate"))
@@ -125,6 +126,7 @@ class Trainer:
             algorithm,
             max_completion_length=self.recipe.rollout.max_completion_length,
             seed=self.recipe.trainer.seed + self.step,
+            reward_weights=self.rewards.weights,
         )
         local = whole.of_process(processes.process_index, processes.num_processes)
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())

@@ -8,7 +8,21 @@ from rewards.countdown import countdown
 from rewards.exact_match import exact_match
 from rewards.format import format
 from rewards.gym import reasoning_gym
+from rewards.length import cosine_scaled, relative_length, soft_overlong_punishment
 from rewards.random_reward import random_reward
+from rewards.repetition import repetition_penalty
 from rewards.text import answer_text
 
-__all__ = ["accuracy", "answer_text", "countdown", "exact_match", "format", "random_reward", "reasoning_gym"]
+__all__ = [
+    "accuracy",
+    "answer_text",
+    "cosine_scaled",
+    "countdown",
+    "exact_match",
+    "format",
+    "random_reward",
+    "reasoning_gym",
+    "relative_length",
+    "repetition_penalty",
+    "soft_overlong_punishment",
+]

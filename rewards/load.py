@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 RewardFunction = Callable[..., Any]  # f(prompts, completions, completion_ids=…, **columns) -> list[float | None]
+PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")  # beside the columns
 
 # The name a recipe uses -> where the function is. A new built-in is one small file and one line here.
 BUILTINS = {
     "accuracy": "rewards.accuracy:accuracy",
+    "cosine_scaled": "rewards.length:cosine_scaled",
     "countdown": "rewards.countdown:countdown",
     "exact_match": "rewards.exact_match:exact_match",
     "format": "rewards.format:format",
     "random": "rewards.random_reward:random_reward",
     "reasoning_gym": "rewards.gym:reasoning_gym",
+    "relative_length": "rewards.length:relative_length",
+    "repetition_penalty": "rewards.repetition:repetition_penalty",
+    "soft_overlong_punishment": "rewards.length:soft_overlong_punishment",
 }
 
 
@@ -26,7 +31,7 @@ def load_function(spec: str, base_dir: Path | None = None) -> RewardFunction:
     """The function that `spec` names: a built-in, `package.module:function` or `path/to/file.py:function`.
 
     A relative path starts at base_dir (default: the working directory). ValueError when there is no such function, or
-    when it cannot take the columns of a dataset.
+    when it cannot take the columns of a dataset. It may be a factory, which `bind` makes a reward function of.
     """
     location = locate(spec, base_dir)
     where, _, attribute = location.rpartition(":")
@@ -35,8 +40,41 @@ def load_function(spec: str, base_dir: Path | None = None) -> RewardFunction:
     if not callable(function):
         known = [name for name, value in vars(module).items() if callable(value)]
         raise ValueError(f"reward {spec!r}: {where} has no function {attribute!r}.{_nearest(attribute, known)}")
-    check_signature(spec, function)
+    if not _is_factory(function):
+        check_signature(spec, function)
     return function
+
+
+def bind(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> tuple[RewardFunction, dict[str, Any]]:
+    """The reward function that `spec` stands for, and the options that go with each of its calls.
+
+    A function that takes neither completions nor **kwargs makes the reward from the options, once, as
+    trl.rewards:get_soft_overlong_punishment does.
+    """
+    if not _is_factory(function):
+        check_options(spec, function, options)
+        return function, dict(options)
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"reward {spec!r} has no **kwargs and takes no completions, so it is one that makes a reward function from "
+            f"its options, and options={dict(options)} do not fit: {error}. Correct the options, or add **kwargs."
+        ) from error
+    made = function(**options)
+    check_signature(spec, made)
+    return made, {}
+
+
+def required_columns(function: RewardFunction, options: Mapping[str, Any]) -> list[str]:
+    """The columns without which a reward function cannot be called: its parameters that nothing else fills."""
+    return [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in (*PASSED, *options)
+    ]
 
 
 def locate(spec: str, base_dir: Path | None = None) -> str:
@@ -71,6 +109,11 @@ def check_options(spec: str, function: RewardFunction, options: Mapping[str, Any
         if spec in BUILTINS and option not in known:
             has = f"Options: {', '.join(known)}." if known else "It has no options."
             raise ValueError(f"reward {spec!r} has no option {option!r}.{_nearest(option, known)} {has}")
+
+
+def _is_factory(function: RewardFunction) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return not any(p.kind is p.VAR_KEYWORD or p.name in PASSED for p in parameters)
 
 
 def _load_module(name: str) -> Any:

@@ -14,7 +14,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import LifoQueue
 
-from rewards.call import Answers, Call, Caller, RewardError, Values
+from rewards.call import Answers, Call, Caller, RewardError, Scores
 
 _START = "import sys; fd = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; from rewards.pool import main; main(fd)"
 
@@ -42,7 +42,7 @@ class WorkerPool:
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="rewards")
         self._closed = False
 
-    def submit(self, answers: Answers) -> Future[list[Values]]:
+    def submit(self, answers: Answers) -> Future[Scores]:
         return self._threads.submit(self._score, answers)
 
     def close(self) -> None:
@@ -55,7 +55,7 @@ class WorkerPool:
         for worker in self._workers:
             worker.stop()
 
-    def _score(self, answers: Answers) -> list[Values]:
+    def _score(self, answers: Answers) -> Scores:
         worker = self._idle.get()
         exit_codes: list[int | None] = []
         try:
@@ -90,13 +90,13 @@ class _Worker:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
         self._is_new = True
 
-    def ask(self, answers: Answers) -> list[Values]:
+    def ask(self, answers: Answers) -> Scores:
         """Have one group scored. EOFError or OSError when the process has died."""
         if self._is_new:
             self._connection.send(self._calls)
             self._is_new = False
         self._connection.send(answers)
-        reply: list[Values] | tuple[str, str] = self._connection.recv()
+        reply: Scores | tuple[str, str] = self._connection.recv()
         if isinstance(reply, tuple):
             message, trace = reply
             raise RewardError(message) from (WorkerError(trace) if trace else None)

@@ -23,6 +23,32 @@ def advantages(rewards: Sequence[Sequence[float]], scale: str) -> list[list[floa
     return result
 
 
+def decoupled(values: Sequence[Sequence[Sequence[float]]], weights: Sequence[float]) -> list[list[float]]:
+    """GDPO, 2601.05242: [groups][G][rewards] -> [groups][G]; NaN does not apply."""
+
+    def normal(value: float, others: Sequence[float]) -> float:
+        kept = [v for v in others if not math.isnan(v)]
+        if math.isnan(value) or len(kept) < 2:
+            return 0.0
+        mean = sum(kept) / len(kept)
+        return (value - mean) / (math.sqrt(sum((v - mean) ** 2 for v in kept) / (len(kept) - 1)) + 1e-4)
+
+    sums = [
+        [
+            math.nan
+            if all(math.isnan(v) for v in sample)
+            else sum(
+                w * normal(v, [other[k] for other in group])
+                for k, (v, w) in enumerate(zip(sample, weights, strict=True))
+            )
+            for sample in group
+        ]
+        for group in values
+    ]
+    every = [s for row in sums for s in row]
+    return [[normal(s, every) for s in row] for row in sums]
+
+
 def loss(
     sequences: Sequence[dict],
     *,

@@ -107,6 +107,12 @@ def test_dot_paths_start_at_the_file_that_says_them(recipe_file, tmp_path: Path,
         (["rewards=[]"], ["rewards=[]", "nothing to learn"]),
         (["rewards=[{function: format}, {function: 'm.n:format'}]"], ["'format' is listed 2 times"]),
         (["rewards.0.weight=0"], ["every weight is 0"]),
+        (["rewards.0.requires=format"], ["'countdown' requires 'format'", "no other reward of this recipe (none)"]),
+        (["rewards.0.requires=countdown"], ["'countdown' requires 'countdown'"]),
+        (
+            ["algorithm.multi_objective_aggregation=normalize_then_sum", "algorithm.scale_rewards=none"],
+            ["scale_rewards=none", "Leave scale_rewards at group"],
+        ),
         (["rollout.max_model_len=95"], ["rollout.max_model_len=95", "96 tokens"]),
         (["evaluation.num_problems=8", "evaluation.max_completion_length=128"], ["max_model_len=96", "160"]),
         (["trainer.max_tokens_per_micro_batch=95"], ["32 + 64 tokens", "at least 96"]),
@@ -190,3 +196,11 @@ def test_every_shipped_recipe_is_valid() -> None:
     for path in recipes:
         assert path.read_text().startswith(RECIPE_HEADER), path
         load_recipe(path)
+
+
+def test_a_function_may_be_listed_twice_under_two_names(recipe_file) -> None:
+    listed = (
+        "rewards=[{function: countdown, data_sources: [a]}, {function: countdown, name: strict, data_sources: [b]}]"
+    )
+    recipe = load_recipe(recipe_file(), [listed])
+    assert [(r.name, r.data_sources) for r in recipe.rewards] == [("countdown", ["a"]), ("strict", ["b"])]

@@ -61,8 +61,9 @@ def test_none_is_left_out_of_the_sum_and_all_none_is_nan():
 def test_functions_get_what_trl_gives_them():
     seen = {}
 
-    def look(**kwargs):
+    def look(trainer_state, log_metric, log_extra, **kwargs):
         seen.update(kwargs)
+        assert (trainer_state.global_step, trainer_state.max_steps) == (0, 0)
         return [0.0, 0.0]
 
     score_all([{"function": look, "options": {"rate": 3}}], [group(["a", "bb"], prompt="q", target=26, rate=1)])
@@ -243,26 +244,3 @@ def test_an_error_leaves_the_rest_unscored_and_close_does_not_wait(tmp_path):
     with pytest.raises(RewardError, match="raised RuntimeError: bad"):
         score_all([{"function": spec}], [group(["bad"])] + [group(["a"])] * 5, 2, tmp_path)
     assert time.perf_counter() - started < 300
-
-
-def test_trl_rewards_give_what_they_give_in_trl():
-    trl = pytest.importorskip("trl.rewards")
-    texts = [
-        r"<think>3 of them</think>\boxed{\frac{1}{3}}",
-        r"<think>.</think> \boxed{\frac{2}{6}}",
-        r"\boxed{\frac{1}{2}}",
-        "<think> one third",
-        "",
-    ]
-    prompt = [{"role": "user", "content": "How much?"}]
-    specs = [{"function": "trl.rewards:accuracy_reward"}, {"function": "trl.rewards:think_format_reward"}]
-    golds = [r"\frac{1}{3}", "no mathematics"]
-    scored = score_all(specs, [group(texts, prompt=prompt, solution=gold) for gold in golds], 1)
-    messages = [[{"role": "assistant", "content": text}] for text in texts]
-    for gold, result in zip(golds, scored, strict=True):
-        assert result.breakdown == {
-            "accuracy_reward": trl.accuracy_reward(messages, [gold] * 5),
-            "think_format_reward": trl.think_format_reward(messages),
-        }
-    assert scored[0].breakdown["accuracy_reward"] == [1.0, 1.0, 0.0, 0.0, 0.0]
-    assert scored[1].breakdown["accuracy_reward"] == [None] * 5

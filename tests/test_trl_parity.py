@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from policy_gradients import MAX_COMPLETION_LENGTH, gradients, make_groups, recipe_for, with_noise
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from grpo.advantage import decoupled_advantages
 from grpo.batch import Sample, Shapes, assemble, plan
 from grpo.config import AlgorithmConfig
 
@@ -31,7 +33,9 @@ class KeepGradients(TrainerCallback):
         self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def trl_trainer(model_path: Path, out: Path, **options: Any) -> tuple[Any, KeepGradients]:
+def trl_trainer(
+    model_path: Path, out: Path, reward_funcs: list | None = None, **options: Any
+) -> tuple[Any, KeepGradients]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -50,7 +54,7 @@ def trl_trainer(model_path: Path, out: Path, **options: Any) -> tuple[Any, KeepG
     keep = KeepGradients()
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32),
-        reward_funcs=[same_rewards],
+        reward_funcs=reward_funcs or [same_rewards],
         args=GRPOConfig(
             output_dir=str(out),
             per_device_train_batch_size=options.pop("per_device_train_batch_size", len(COMPLETIONS)),
@@ -95,6 +99,38 @@ def test_a_whole_step_of_trl_has_our_gradients(
     algorithm = recipe.algorithm.model_copy(update={"scale_rewards": scale_rewards})
     ours, _ = gradients(recipe.model_copy(update={"algorithm": algorithm}), on_policy=True)
     assert_equal(ours, keep.gradients)
+
+
+def test_normalize_then_sum_has_trls_advantages(tiny_llama: Path, tmp_path: Path) -> None:
+    """Three rewards of different size; some do not apply, to one sample none does, to one group only the first."""
+    values = np.random.default_rng(1).normal(size=(len(GROUPS), 4, 3)).round(1) * [1.0, 10.0, 0.1]
+    values[0, :, 0] = 0.5  # no spread
+    values[1, 2, 1] = values[2, 3] = values[3, :, 1:] = np.nan
+    values[4, 1:, 2] = np.nan  # one sample alone has this reward
+    weights = [1.0, 0.5, -2.0]
+
+    def reward(k: int) -> Any:
+        def function(prompts: list, **kwargs: Any) -> list[float | None]:
+            own = [float(values[int(p), i % 4, k]) for i, p in enumerate(prompts)]
+            return [None if np.isnan(value) else value for value in own]
+
+        function.__name__ = f"reward_{k}"
+        return function
+
+    trainer, _ = trl_trainer(
+        tiny_llama,
+        tmp_path,
+        reward_funcs=[reward(k) for k in range(3)],
+        multi_objective_aggregation="normalize_then_sum",
+        reward_weights=weights,
+    )
+    trainer.train()
+    logged = trainer._logs
+    order = [int(prompt) for prompt in list(logged["prompt"])[::4]]
+    theirs = np.array(list(logged["advantages"])).reshape(len(GROUPS), 4)[np.argsort(order)]
+    ours = decoupled_advantages(values, np.array(weights))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert np.ptp(theirs) > 1 and theirs[2, 3] == 0
 
 
 def test_accumulation_in_trl_equals_our_micro_batches(tiny_llama: Path, tmp_path: Path) -> None:
