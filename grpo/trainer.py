@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from rich.console import Console
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -30,6 +31,7 @@ from grpo.batch import MicroBatch, Sample, Shapes, annotate, assemble, plan
 from grpo.build import build_engine, build_problems, build_rewards
 from grpo.config import GRPORecipe
 from grpo.evaluate import evaluate
+from grpo.golds import check_problems
 from grpo.loss import LossOutput, grpo_loss
 from grpo.metrics import ExpertLoad, Metric, merge, rollout_metrics, values
 from grpo.mismatch import check_mismatch, mismatch
@@ -52,6 +54,8 @@ class Trainer:
         self.tokenizer = AutoTokenizer.from_pretrained(resume or recipe.model.model_name_or_path)
         self.problems, self.held_out = build_problems(recipe, self.tokenizer, self.accelerator)
         self.rewards = build_rewards(recipe, reward_functions)
+        if self.accelerator.is_main_process:
+            check_problems(self.problems.source, self.held_out, self.rewards, Console(stderr=True))
         self.policy = Policy(recipe, self.accelerator, pad_token_id=self.tokenizer.pad_token_id or 0, checkpoint=resume)
         self.accelerator.register_for_checkpointing(self.problems)
         if resume:

@@ -66,6 +66,20 @@ def bind(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> tup
     return made, {}
 
 
+def checked_by(check: Callable[[Mapping[str, Any]], str | None]) -> Callable[[RewardFunction], RewardFunction]:
+    """Decorator of a reward function: `check(columns)` says of one problem why no answer to it can be judged.
+
+    It gets the row's columns and the reward's options, and returns None where all is well. A dataset's rows are checked
+    before training. The same as setting the attribute `function.check_columns`.
+    """
+
+    def mark(function: RewardFunction) -> RewardFunction:
+        vars(function)["check_columns"] = check
+        return function
+
+    return mark
+
+
 def required_columns(function: RewardFunction, options: Mapping[str, Any]) -> list[str]:
     """The columns without which a reward function cannot be called: its parameters that nothing else fills."""
     return [

@@ -114,13 +114,23 @@ class Rewards:
         self._order = [call.name for call in (*here, *remote)]
         self._pool = WorkerPool(remote, num_workers) if remote else None
 
-    def check(self, problem: Problem) -> dict[str, str]:
-        """Why rewards cannot judge any answer to this problem, by name: {"accuracy": "the gold is empty"}.
+    @property
+    def data_sources(self) -> set[str]:
+        """All that the specs name."""
+        return {source for call in self._calls for source in call.data_sources or ()}
 
-        Asks the functions that have a `check_columns(columns) -> str | None`. ValueError where a function's column is
-        missing.
+    @property
+    def only_for_sources(self) -> bool:
+        """Whether every reward is for some data sources alone."""
+        return all(call.data_sources is not None for call in self._calls)
+
+    def check(self, problem: Problem) -> dict[str, str | None]:
+        """Whether rewards can judge answers to this problem: {"format": None, "accuracy": "the gold is empty"}.
+
+        Of each reward that is for this problem, what its `check_columns(columns) -> str | None` says, None where the
+        function has none. ValueError where a column that a function cannot do without is missing.
         """
-        reasons: dict[str, str] = {}
+        reasons: dict[str, str | None] = {}
         for call, (function, options) in zip(self._calls, self._loaded, strict=True):
             if not call.applies_to(problem):
                 continue
@@ -131,8 +141,7 @@ class Rewards:
                         f"{', '.join(problem.columns) or 'none'}. Name it: columns: {{{column}: …}}."
                     )
             check = getattr(function, "check_columns", None)
-            if check is not None and (reason := check({**problem.columns, **options})) is not None:
-                reasons[call.name] = reason
+            reasons[call.name] = None if check is None else check({**problem.columns, **options})
         return reasons
 
     def score(self, groups: Iterable[Group]) -> Iterator[ScoredGroup]:
