@@ -8,6 +8,7 @@ from rewards.countdown import countdown
 from rewards.exact_match import exact_match
 from rewards.format import format
 from rewards.gym import reasoning_gym
+from rewards.language import language
 from rewards.length import cosine_scaled, relative_length, soft_overlong_punishment
 from rewards.random_reward import random_reward
 from rewards.repetition import repetition_penalty
@@ -20,6 +21,7 @@ __all__ = [
     "countdown",
     "exact_match",
     "format",
+    "language",
     "random_reward",
     "reasoning_gym",
     "relative_length",

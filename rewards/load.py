@@ -19,6 +19,7 @@ BUILTINS = {
     "countdown": "rewards.countdown:countdown",
     "exact_match": "rewards.exact_match:exact_match",
     "format": "rewards.format:format",
+    "language": "rewards.language:language",
     "random": "rewards.random_reward:random_reward",
     "reasoning_gym": "rewards.gym:reasoning_gym",
     "relative_length": "rewards.length:relative_length",
