@@ -10,6 +10,7 @@ from rewards.format import format
 from rewards.gym import reasoning_gym
 from rewards.language import language
 from rewards.length import cosine_scaled, relative_length, soft_overlong_punishment
+from rewards.multiple_choice import multiple_choice
 from rewards.random_reward import random_reward
 from rewards.repetition import repetition_penalty
 from rewards.text import answer_text
@@ -22,6 +23,7 @@ __all__ = [
     "exact_match",
     "format",
     "language",
+    "multiple_choice",
     "random_reward",
     "reasoning_gym",
     "relative_length",

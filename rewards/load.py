@@ -20,6 +20,7 @@ BUILTINS = {
     "exact_match": "rewards.exact_match:exact_match",
     "format": "rewards.format:format",
     "language": "rewards.language:language",
+    "multiple_choice": "rewards.multiple_choice:multiple_choice",
     "random": "rewards.random_reward:random_reward",
     "reasoning_gym": "rewards.gym:reasoning_gym",
     "relative_length": "rewards.length:relative_length",
