@@ -8,8 +8,10 @@ from rewards.countdown import countdown
 from rewards.exact_match import exact_match
 from rewards.format import format
 from rewards.gym import reasoning_gym
+from rewards.judge import judge
 from rewards.language import language
 from rewards.length import cosine_scaled, relative_length, soft_overlong_punishment
+from rewards.model import reward_model
 from rewards.multiple_choice import multiple_choice
 from rewards.random_reward import random_reward
 from rewards.repetition import repetition_penalty
@@ -22,11 +24,13 @@ __all__ = [
     "countdown",
     "exact_match",
     "format",
+    "judge",
     "language",
     "multiple_choice",
     "random_reward",
     "reasoning_gym",
     "relative_length",
     "repetition_penalty",
+    "reward_model",
     "soft_overlong_punishment",
 ]

@@ -19,11 +19,13 @@ BUILTINS = {
     "countdown": "rewards.countdown:countdown",
     "exact_match": "rewards.exact_match:exact_match",
     "format": "rewards.format:format",
+    "judge": "rewards.judge:judge",
     "language": "rewards.language:language",
     "multiple_choice": "rewards.multiple_choice:multiple_choice",
     "random": "rewards.random_reward:random_reward",
     "reasoning_gym": "rewards.gym:reasoning_gym",
     "relative_length": "rewards.length:relative_length",
+    "reward_model": "rewards.model:reward_model",
     "repetition_penalty": "rewards.repetition:repetition_penalty",
     "soft_overlong_punishment": "rewards.length:soft_overlong_punishment",
 }

@@ -1,0 +1,91 @@
+"""A trained reward model: a sequence classifier with one output.
+
+Each process that scores keeps a model of its own. Given by name in a recipe that is each reward worker; on one GPU
+beside the policy and the engine, mind the memory, or choose device: cpu.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from rewards.text import Text, after_thinking, completion_text
+
+
+def reward_model(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    *,
+    model_name_or_path: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    summary_only: bool = False,
+    **kwargs: Any,
+) -> list[float | None]:
+    """The first logit of a transformers model for sequence classification: any real number.
+
+    It reads prompt and completion as TRL's trainer has a reward model read them: through the model's chat template
+    where prompts are messages, else one after the other.
+
+    device: "cuda:1", "cpu"; None: the first GPU, if there is one.
+    max_length: tokens; what stands beyond is cut off. None: the tokenizer's limit.
+    summary_only: the model sees of a completion what follows the last `</think>` alone, and nothing of a thought that
+        is never closed (R1's helpfulness, 2501.12948 section 2.3.4).
+    """
+    scorer = _load(model_name_or_path, revision, dtype, device)
+    texts = [
+        scorer.text(prompt, (after_thinking(text) or "").strip() if summary_only else text)
+        for prompt, text in zip(prompts, map(completion_text, completions), strict=True)
+    ]
+    return [
+        value for start in range(0, len(texts), batch_size) for value in scorer(texts[start:][:batch_size], max_length)
+    ]
+
+
+class _Scorer:
+    """A model and its tokenizer. Called with texts, gives the first logit of each."""
+
+    def __init__(self, name: str, revision: str | None, dtype: str, device: str | None) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        model = AutoModelForSequenceClassification.from_pretrained(name, revision=revision, dtype=dtype)
+        if model.config.num_labels != 1:
+            raise ValueError(
+                f"model_name_or_path={name!r} classifies into {model.config.num_labels} labels, and a reward model has "
+                "one output. Name one that was trained as a reward model."
+            )
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        model.config.pad_token_id = self.tokenizer.pad_token_id  # by it the model finds the last token of a text
+        self.model = model.to(self.device).eval()
+
+    def text(self, prompt: Text, completion: str) -> str:
+        if isinstance(prompt, str):
+            return prompt + completion
+        answer = {"role": "assistant", "content": completion}
+        return self.tokenizer.apply_chat_template([*prompt, answer], tokenize=False)
+
+    def __call__(self, texts: Sequence[str], max_length: int | None) -> list[float]:
+        import torch
+
+        inputs = self.tokenizer(
+            list(texts),
+            return_tensors="pt",
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=max_length,
+            add_special_tokens=False,
+        ).to(self.device)
+        with torch.inference_mode():
+            return self.model(**inputs).logits[:, 0].float().tolist()
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, revision: str | None, dtype: str, device: str | None) -> _Scorer:
+    return _Scorer(name, revision, dtype, device)
