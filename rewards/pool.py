@@ -1,22 +1,18 @@
 """Worker processes that score groups while the engine generates the next ones.
 
-A worker is a fresh interpreter that runs `main` below and knows the functions by name. It is not a multiprocessing
-child, because those run the parent's __main__ again, and that may be a recipe.
+A worker is a fresh interpreter that runs `main` below and knows the functions by name.
 """
 
 import signal
 import subprocess
-import sys
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import LifoQueue
 
 from rewards.call import Answers, Call, Caller, RewardError, Scores
-
-_START = "import sys; fd = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; from rewards.pool import main; main(fd)"
+from rewards.process import start
 
 
 class WorkerError(Exception):
@@ -84,10 +80,7 @@ class _Worker:
         """Start the process unless it runs."""
         if self._process is not None:
             return
-        self._connection, theirs = Pipe()
-        with theirs:
-            command = [sys.executable, "-c", _START, str(theirs.fileno()), *sys.path]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        self._process, self._connection = start(__name__)
         self._is_new = True
 
     def ask(self, answers: Answers) -> Scores:

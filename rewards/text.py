@@ -1,8 +1,28 @@
-"""Where the answer stands in a completion. Total functions, linear in the text: any string in, text or None out."""
+r"""Where the answer stands in a completion. Total functions, linear in the text: any string in, text or None out."""
+
+import re
+from typing import Literal
 
 from rollout.types import Message
 
 Text = str | list[Message]
+AnswerIn = Literal["auto", "answer_tag", "box", "free_text"]
+
+MAX_ANSWER = 1000  # characters; real answers are far shorter
+_MAX_ADJACENT = 20  # boxes joined into one list
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_BARE = re.compile(r"[^\s${}\\]{1,100}")  # \boxed 42
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+# What may stand between boxes that together are one answer.
+_BETWEEN = re.compile(r"(?:\s|[$,;&.]|\\[()\[\],;\\ ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or)*")
+_PHRASE = re.compile(r"(?:final answer|answer)(?:\*\*)?\s*(?:is|are|=|:)(?:\*\*)?\s*:?", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|\.\s|\.$|</|<\|")
+_MATHEMATICS = re.compile(r"\$\$?((?:[^$\\]|\\.){1,1000})\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]")
+_FINAL = re.compile(r"final answer(?: is|:)", re.IGNORECASE)
+_PLAIN_WORD = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{2,}(?![a-zA-Z}])")
+_MAX_BARE = 100  # characters of a text that is nothing but an answer
+_NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?(?:\s?\\?%)?|-?\.[0-9]+")
 
 
 def completion_text(completion: Text) -> str:
@@ -26,3 +46,116 @@ def answer_text(completion: str) -> str | None:
         return None
     answer, closed, _ = rest[rest.rfind("<answer>") + len("<answer>") :].partition("</answer>")
     return answer.strip() if closed else None
+
+
+def final_answer(completion: str, answer_in: AnswerIn = "auto") -> str | None:
+    r"""What a completion gives as its answer, or None.
+
+    answer_in: where it may stand, always after the last `</think>`:
+        "auto"        the last `<answer>` where there is one, else the last box
+        "answer_tag"  the last `<answer>`
+        "box"         the last `\boxed{}` or `\fbox{}`
+        "free_text"   as "auto"; else after GSM8K's `####` or "the answer is"; else the last number. Only for models
+                      that were not asked for a format: any number will do.
+    A box within `<answer>` is the answer. Boxes with nothing but "and" or a comma between them are one list.
+    """
+    rest = after_thinking(completion)
+    if rest is None:
+        return None
+    if answer_in == "box":
+        return last_box(rest)
+    if answer_in == "answer_tag" or "<answer>" in rest:
+        answer = answer_text(rest)
+        return last_box(answer) if answer is not None and _BOX.search(answer) else answer or None
+    box = max(rest.rfind(r"\boxed"), rest.rfind(r"\fbox"))
+    if answer_in == "auto" or (box >= 0 and not _FINAL.search(rest, box)):
+        return last_box(rest)
+    return _from_prose(rest)
+
+
+def last_box(text: str) -> str | None:
+    r"""The content of the last `\boxed{}` or `\fbox{}`, with those right before it; None if it is empty or unclosed."""
+    box = _box_before(text, len(text))
+    if box is None or box[1] is None or not box[1].strip():
+        return None
+    start, content = box[0], box[1]
+    contents = [content.strip()]
+    while len(contents) < _MAX_ADJACENT and (before := _box_before(text, start)) and before[1] is not None:
+        if len(text[before[2] : start]) > 60 or not _BETWEEN.fullmatch(text[before[2] : start]):
+            break
+        start = before[0]
+        contents.insert(0, before[1].strip())
+    distinct = list(dict.fromkeys(contents))
+    return distinct[0] if len(distinct) == 1 else ", ".join(distinct)
+
+
+def gold_answer(solution: str) -> str:
+    r"""The answer within a solution: its last `\boxed{}`, what follows GSM8K's last `####`, or all of it."""
+    return last_box(solution) or solution.rpartition("####")[2].strip()
+
+
+def _box_before(text: str, end: int) -> tuple[int, str | None, int] | None:
+    """(start, content, end) of the last outermost box that starts before `end`; content is None if it is unclosed."""
+    start = max(text.rfind(r"\boxed", 0, end), text.rfind(r"\fbox", 0, end))
+    if start < 0:
+        return None
+    box = _box_at(text, start)
+    for _ in range(3):  # a box within a box belongs to the outer one
+        outer = max(text.rfind(r"\boxed", 0, start), text.rfind(r"\fbox", 0, start))
+        if outer < 0:
+            break
+        around = _box_at(text, outer)
+        if around[1] is None or around[2] <= start:
+            break
+        start, box = outer, around
+    return box
+
+
+def _box_at(text: str, start: int) -> tuple[int, str | None, int]:
+    match = _BOX.match(text, start)
+    if match is None:  # another command, \boxedtext
+        return start, None, start
+    if not text.startswith("{", match.end()):
+        bare = _BARE.match(text, match.end())
+        return start, bare.group() if bare else None, bare.end() if bare else match.end()
+    depth, inside = 0, text[match.end() : match.end() + MAX_ANSWER + 2]
+    for brace in _BRACES.finditer(inside):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)  # an escaped \{ is text
+        if depth == 0:
+            return start, inside[1 : brace.start()], match.end() + brace.end()
+    return start, None, len(text)
+
+
+def _from_prose(text: str) -> str | None:
+    """The answer of a model that was not asked for a format: what follows the last phrase that announces one."""
+    if "####" in text:
+        return text.rpartition("####")[2].strip().split("\n")[0][:MAX_ANSWER] or None
+    announced = list(_PHRASE.finditer(text))
+    if announced and (said := _sentence(text[announced[-1].end() :][:MAX_ANSWER].lstrip(" \t*:\n"))):
+        return said
+    if len(text) <= _MAX_BARE and len(_PLAIN_WORD.findall(text)) < 3:
+        return text.strip() or None
+    return _last_value(text)
+
+
+def _sentence(said: str) -> str | None:
+    """The value in "$18$.", "18 apples." and "The volume of $V$ is 120."."""
+    if mathematics := _MATHEMATICS.match(said):
+        return _formula(mathematics)
+    end = _SENTENCE_END.search(said)
+    said = (said[: end.start()] if end else said).strip(" *")
+    if len(_PLAIN_WORD.findall(said)) < 4:
+        return said or None
+    return _last_value(said.rpartition(" is ")[2]) or said
+
+
+def _last_value(text: str) -> str | None:
+    """The last formula or number."""
+    formulas, numbers = list(_MATHEMATICS.finditer(text)), list(_NUMBER.finditer(text))
+    if formulas and (not numbers or formulas[-1].end() >= numbers[-1].end()):
+        return _formula(formulas[-1])
+    return numbers[-1].group().rstrip(",") if numbers else None
+
+
+def _formula(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group).strip()

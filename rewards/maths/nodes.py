@@ -1,0 +1,172 @@
+"""What an answer is once it is read. Plain frozen values; the smallest example of each stands beside it."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+class Unreadable(ValueError):  # noqa: N818  # read as a sentence: raise Unreadable("no answer")
+    """The text is no answer that these rules can read. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Num:
+    """A literal: Num(Fraction(1, 4), 2) is 0.25; places is None for integers."""
+
+    value: Fraction
+    places: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sym:
+    """A letter, with its decorations: Sym("x"), Sym("x_{1}"), Sym("α")."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An operation or function: Op("add", (Sym("x"), Num(1))), Op("sin", (Sym("x"),)), Op("∞", ())."""
+
+    name: str
+    args: "tuple[Node, ...]" = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Based:
+    """Digits in a stated base: Based("1011", 2)."""
+
+    digits: str
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A value with words around it: Quantity(Num(5), "cm"), Quantity(Num(7), "stuffed goats")."""
+
+    value: "Node"
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Words: Text("evelyn")."""
+
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seq:
+    """Several values. kind: "list" 1, 2   "tuple" (1, 2)   "bracket" [1, 2]   "set" {1, 2}   "ratio" 1:2:3."""
+
+    kind: str
+    items: "tuple[Node, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Interval(Num(2), Op("∞"), left_closed=True, right_closed=False) is [2, ∞)."""
+
+    left: "Node"
+    right: "Node"
+    left_closed: bool
+    right_closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """Sets joined by ∪. No parts: the empty set."""
+
+    parts: "tuple[Node, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A value with its name: Named("f", ("x",), …) is f(x) = …; Named("x", (), Num(3)) is x = 3."""
+
+    name: str
+    arguments: tuple[str, ...]
+    value: "Node"
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A chain: Relation((Num(1), Sym("x"), Num(3)), ("<", "≤")) is 1 < x ≤ 3."""
+
+    parts: "tuple[Node, ...]"
+    signs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Rows of entries: Matrix(((Num(1), Num(0)), (Num(0), Num(1))))."""
+
+    rows: "tuple[tuple[Node, ...], ...]"
+
+
+Node = Num | Sym | Op | Based | Quantity | Text | Seq | Interval | Union | Named | Relation | Matrix
+Scalar = Num | Sym | Op
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    """The nodes directly below."""
+    match node:
+        case Op(args=below) | Seq(items=below) | Union(parts=below) | Relation(parts=below):
+            return below
+        case Quantity(value=value) | Named(value=value):
+            return (value,)
+        case Interval(left=left, right=right):
+            return (left, right)
+        case Matrix(rows=rows):
+            return tuple(entry for row in rows for entry in row)
+    return ()
+
+
+def rebuilt(node: Node, below: "tuple[Node, ...]") -> Node:
+    """The same node over other children."""
+    match node:
+        case Op(name=name):
+            return Op(name, below)
+        case Seq(kind=kind):
+            return Seq(kind, below)
+        case Union():
+            return Union(below)
+        case Relation(signs=signs):
+            return Relation(below, signs)
+        case Quantity(words=words):
+            return Quantity(below[0], words)
+        case Named(name=name, arguments=arguments):
+            return Named(name, arguments, below[0])
+        case Interval(left_closed=left_closed, right_closed=right_closed):
+            return Interval(below[0], below[1], left_closed, right_closed)
+        case Matrix(rows=rows):
+            width = len(rows[0])
+            return Matrix(tuple(below[i : i + width] for i in range(0, len(below), width)))
+    return node
+
+
+def symbols(node: Node) -> set[str]:
+    """Names of all letters in it."""
+    if isinstance(node, Sym):
+        return {node.name}
+    return set().union(*(symbols(child) for child in children(node)))
+
+
+def operations(node: Node) -> set[str]:
+    """Names of all operations in it."""
+    own = {node.name} if isinstance(node, Op) else set()
+    return own.union(*(operations(child) for child in children(node)))
+
+
+def renamed(node: Node, names: dict[str, str]) -> Node:
+    """The node with letters replaced."""
+    if isinstance(node, Sym):
+        return Sym(names.get(node.name, node.name))
+    return rebuilt(node, tuple(renamed(child, names) for child in children(node)))
+
+
+def replaced(node: Node, letter: str, other: Node) -> Node:
+    """The node with another in the place of a letter."""
+    if isinstance(node, Sym):
+        return other if node.name == letter else node
+    below = children(node)
+    return rebuilt(node, tuple(replaced(child, letter, other) for child in below)) if below else node

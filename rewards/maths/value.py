@@ -1,0 +1,448 @@
+"""Values of scalar expressions, exactly where they are rational, and whether two expressions are the same function.
+
+Rational arithmetic is exact. Everything else is computed twice, with p and with 2p digits: a difference that is truly
+zero shrinks with the precision, one that is not stays. Letters get random rational values; two different analytic
+functions agree at such a point with probability zero. Every operation is bounded in size before it is done.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from rewards.maths.nodes import Node, Num, Op, Sym, Unreadable, operations, symbols
+
+Value = Any  # Fraction, mpmath's mpf or mpc
+
+_DIGITS = 50
+_MAX_BITS = 40_000  # of an exact number
+_MAX_EXPONENT = 2_000_000  # binary, of a floating one
+_MAX_DIGITS = 4000  # of precision
+_POINTS = 6  # at which two functions must agree
+_COUNTERS = set("nmkNMKij")  # letters that stand for whole numbers where something is rounded
+
+
+class TooLarge(Unreadable):
+    """The number is beyond what these rules compute."""
+
+
+class Undefined(Unreadable):
+    """No value here: division by zero, or no real one."""
+
+
+def same(left: Node, right: Node) -> bool:
+    """Whether two scalar expressions have the same value for all values of their letters."""
+    if left == right:
+        return True
+    letters = sorted(symbols(left) | symbols(right))
+    real = not {"i"} & (operations(left) | operations(right))
+    if not letters:
+        return _same_at(left, right, {}, real=False)
+    agreed = 0
+    for point in _points(letters, left, right):
+        try:
+            if not _same_at(left, right, point, real=real):
+                return False
+        except Undefined:
+            continue
+        agreed += 1
+        if agreed == _POINTS:
+            return True
+    return agreed >= 3
+
+
+def ratio(left: Node, right: Node) -> int:
+    """Sign of left/right where it is the same non-zero constant everywhere, else 0."""
+    letters = sorted(symbols(left) | symbols(right))
+    found: Value = None
+    agreed = 0
+    for point in _points(letters, left, right):
+        try:
+            a, b = _Evaluator(point, _DIGITS, real=True), _Evaluator(point, _DIGITS, real=True)
+            quotient = _divide(a(left), b(right), a)
+        except Undefined:
+            continue
+        if found is None:
+            found = quotient
+        elif not _near(quotient, found):
+            return 0
+        agreed += 1
+        if agreed == _POINTS:
+            break
+    if agreed < 3 or found is None or found == 0:
+        return 0
+    return 1 if found > 0 else -1
+
+
+def exact(node: Node) -> Fraction | None:
+    """The rational value of an expression without letters; None where there is none."""
+    try:
+        value = _Evaluator({}, _DIGITS, real=False)(node)
+    except (Undefined, KeyError):
+        return None
+    return value if isinstance(value, Fraction) else None
+
+
+def approximate(node: Node) -> Value:
+    """The real value of an expression without letters, to 50 digits."""
+    value = _Evaluator({}, _DIGITS, real=True)(node)
+    return _mp().mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+
+
+def order(left: Node, right: Node) -> int:
+    """-1, 0, 1 as left is less than, the same as or more than right; both real, possibly ±∞."""
+    a, b = _infinity(left), _infinity(right)
+    if a or b:
+        return (a > b) - (a < b)
+    if same(left, right):
+        return 0
+    return -1 if approximate(left) < approximate(right) else 1
+
+
+def _infinity(node: Node) -> int:
+    match node:
+        case Op("∞"):
+            return 1
+        case Op("neg", (Op("∞"),)):
+            return -1
+        case Op("add", (_, last)):
+            return _infinity(last)
+    return 0
+
+
+def _points(letters: list[str], left: Node, right: Node) -> Iterator[dict[str, Fraction]]:
+    """Points to compare at: whole numbers where the expressions ask for them, else rationals of both signs."""
+    rng = random.Random(repr((letters, left, right)))
+    used = operations(left) | operations(right)
+    whole = bool(used & {"factorial", "binom"}) or _alternates(left) or _alternates(right)
+    whole = whole or (bool(used & {"floor", "ceil"}) and set(letters) <= _COUNTERS)
+    for trial in range(48):
+        if whole:
+            start = (
+                rng.sample(range(1, 26), len(letters)) if len(letters) <= 12 else [rng.randint(1, 40) for _ in letters]
+            )
+            yield {letter: Fraction(value) for letter, value in zip(letters, start, strict=True)}
+        else:
+            signs = [[1], [-1], [1], [1, -1]][trial % 4]
+            low, high = (200, 4000) if trial % 3 else (20, 980)  # also below 1, where roots and arcs are real
+            yield {letter: rng.choice(signs) * Fraction(rng.randint(low, high), 997) for letter in letters}
+
+
+def _alternates(node: Node) -> bool:
+    """Whether it has a power of a negative constant, (-1)^n."""
+    if isinstance(node, Op):
+        if node.name == "pow" and isinstance(node.args[0], Op) and node.args[0].name == "neg" and symbols(node.args[1]):
+            return True
+        return any(_alternates(arg) for arg in node.args)
+    return False
+
+
+def _same_at(left: Node, right: Node, point: dict[str, Fraction], *, real: bool) -> bool:
+    digits = _DIGITS
+    first, a, b = _both(left, right, point, digits, real)
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a == b
+    if first.magnitude > 100:  # 10^100 + 1 needs a hundred digits more
+        digits = min(_DIGITS + int(first.magnitude * 0.302), _MAX_DIGITS)
+        first, a, b = _both(left, right, point, digits, real)
+    scale = _mp().mpf(2) ** first.magnitude
+    difference = abs(_float(a) - _float(b))
+    if difference > scale * _mp().mpf(10) ** (12 - digits):
+        return False
+    _, a, b = _both(left, right, point, 2 * digits, real)
+    with _mp().workdps(2 * digits):
+        finer = abs(_float(a) - _float(b))
+        shrinks = difference == 0 or finer <= difference / 10**10
+        return bool(shrinks and finer <= scale * _mp().mpf(10) ** (12 - 2 * digits))
+
+
+def _both(
+    left: Node, right: Node, point: dict[str, Fraction], digits: int, real: bool
+) -> "tuple[_Evaluator, Value, Value]":
+    evaluate = _Evaluator(point, digits, real=real)
+    return evaluate, evaluate(left), evaluate(right)
+
+
+def _near(a: Value, b: Value) -> bool:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a == b
+    a, b = _float(a), _float(b)
+    return abs(a - b) <= abs(b) * _mp().mpf(10) ** (-_DIGITS // 2)
+
+
+@lru_cache(maxsize=1)
+def _mp() -> Any:
+    from mpmath import mp  # a tenth of a second, paid when the first answer is no plain number
+
+    mp.dps = _DIGITS
+    return mp
+
+
+def _float(value: Value) -> Value:
+    return _mp().mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+
+
+def _divide(a: Value, b: Value, evaluator: "_Evaluator") -> Value:
+    return evaluator.apply("div", [a, b])
+
+
+class _Evaluator:
+    """Computes nodes at one point with one precision; `magnitude` is the largest binary exponent that occurred."""
+
+    def __init__(self, point: dict[str, Fraction], digits: int, *, real: bool) -> None:
+        self._point, self._digits, self._real = point, digits, real
+        self.magnitude = 1
+
+    def __call__(self, node: Node) -> Value:
+        with _mp().workdps(self._digits):
+            try:
+                return self._value(node)
+            except (ZeroDivisionError, OverflowError, ValueError) as error:  # mpmath's words for a pole
+                if isinstance(error, Unreadable):
+                    raise
+                raise Undefined("no value: division by zero, or the like") from error
+
+    def apply(self, name: str, values: list[Value]) -> Value:
+        with _mp().workdps(self._digits):
+            return self._apply(name, values)
+
+    def _value(self, node: Node) -> Value:
+        if isinstance(node, Num):
+            return self._checked(node.value)
+        if isinstance(node, Sym):
+            if node.name not in self._point:
+                raise Undefined("no value: division by zero, or no real one")
+            return self._point[node.name]
+        if not isinstance(node, Op):
+            raise Unreadable(f"{type(node).__name__.lower()} inside an expression")
+        if node.name in ("sin", "cos", "tan", "cot", "sec", "csc"):
+            return self._checked(self._apply(node.name, [self._angle(node.args[0])]))
+        return self._checked(self._apply(node.name, [self._value(arg) for arg in node.args]))
+
+    def _angle(self, node: Node) -> Value:
+        return (
+            self._value(Op("degree", (node.args[0],)))
+            if isinstance(node, Op) and node.name == "degree"
+            else self._value(node)
+        )
+
+    def _apply(self, name: str, values: list[Value]) -> Value:
+        exactly = _EXACT.get(name)
+        if exactly and all(isinstance(value, Fraction) for value in values):
+            result = exactly(*values)
+            if result is not None:
+                return result
+        function = _FLOATING.get(name)
+        if function is None:
+            raise Unreadable(f"the operation {name}")
+        return function(_mp(), *(_float(value) for value in values))
+
+    def _checked(self, value: Value) -> Value:
+        if isinstance(value, Fraction):
+            bits = value.numerator.bit_length() - value.denominator.bit_length()
+            if abs(bits) > _MAX_BITS:
+                raise TooLarge("a number too large to compute")
+        else:
+            mp = _mp()
+            if self._real and isinstance(value, mp.mpc):
+                if value.imag != 0:
+                    raise Undefined("no value: division by zero, or no real one")
+                value = value.real
+            if not mp.isfinite(value):
+                raise Undefined("no value: division by zero, or no real one")
+            bits = mp.mag(value) if value else 0
+            if abs(bits) > _MAX_EXPONENT:
+                raise TooLarge("a number too large to compute")
+        self.magnitude = max(self.magnitude, int(bits))
+        return value
+
+
+# -- exact arithmetic: None where the result is not rational, or too long to keep exact
+
+
+def _exact_divide(a: Fraction, b: Fraction) -> Fraction:
+    if b == 0:
+        raise Undefined("no value: division by zero, or no real one")
+    return a / b
+
+
+def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
+    if exponent.denominator != 1:
+        root = _exact_root(base, Fraction(exponent.denominator)) if exponent.denominator < 64 else None
+        return None if root is None else _exact_power(root, Fraction(exponent.numerator))
+    if base == 0:
+        if exponent < 0:
+            raise Undefined("no value: division by zero, or no real one")
+        return Fraction(int(exponent == 0))
+    bits = max(abs(base.numerator).bit_length(), base.denominator.bit_length())
+    if abs(base) == 1:
+        return base if exponent % 2 else Fraction(1)
+    return base ** int(exponent) if bits * abs(exponent) <= _MAX_BITS else None
+
+
+def _exact_root(value: Fraction, index: Fraction) -> Fraction | None:
+    if index.denominator != 1 or not 2 <= index < 64:
+        return None
+    n, sign = int(index), 1
+    if value < 0:
+        if n % 2 == 0:
+            return None
+        value, sign = -value, -1
+    top, bottom = _integer_root(value.numerator, n), _integer_root(value.denominator, n)
+    return None if top is None or bottom is None else Fraction(sign * top, bottom)
+
+
+def _integer_root(value: int, n: int) -> int | None:
+    if n == 2:
+        root = math.isqrt(value)
+        return root if root * root == value else None
+    low, high = 0, 1 << (value.bit_length() // n + 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if middle**n <= value else (low, middle - 1)
+    return low if low**n == value else None
+
+
+def _exact_factorial(value: Fraction) -> Fraction | None:
+    if value.denominator != 1 or value < 0:
+        return None
+    return Fraction(math.factorial(int(value))) if value <= 3000 else None
+
+
+def _exact_binomial(n: Fraction, k: Fraction) -> Fraction | None:
+    if n.denominator != 1 or k.denominator != 1 or not 0 <= n <= 3000:
+        return None
+    return Fraction(math.comb(int(n), int(k))) if k >= 0 else Fraction(0)
+
+
+_EXACT: dict[str, Callable[..., Fraction | None]] = {
+    "add": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "neg": lambda a: -a,
+    "div": _exact_divide,
+    "ratio": _exact_divide,
+    "pow": _exact_power,
+    "root": _exact_root,
+    "percent": lambda a: a / 100,
+    "abs": lambda a: abs(a),
+    "floor": lambda a: Fraction(math.floor(a)),
+    "ceil": lambda a: Fraction(math.ceil(a)),
+    "max": lambda *values: max(values),
+    "min": lambda *values: min(values),
+    "factorial": _exact_factorial,
+    "binom": _exact_binomial,
+}
+
+
+# -- floating-point functions of mpmath
+
+
+def _power(mp: Any, base: Value, exponent: Value) -> Value:
+    if base == 0:
+        if mp.re(exponent) <= 0:
+            raise Undefined("no value: division by zero, or no real one")
+        return mp.mpf(0)
+    if abs(mp.mag(base)) * abs(exponent) > _MAX_EXPONENT or abs(exponent) > 10**15:
+        raise TooLarge("a power too large to compute")
+    if not isinstance(base, mp.mpc) and base < 0 and not isinstance(exponent, mp.mpc):
+        odd = _odd_denominator(mp, exponent)
+        if odd is not None:  # (-8)^{1/3} is -2, as in school
+            root = -mp.root(-base, odd[1])
+            return root ** odd[0]
+    return mp.power(base, exponent)
+
+
+def _odd_denominator(mp: Any, exponent: Value) -> tuple[int, int] | None:
+    """(p, q) where the exponent is p/q with a small odd q above 1."""
+    for q in (3, 5, 7, 9):
+        p = mp.nint(exponent * q)
+        if abs(exponent * q - p) < mp.mpf(10) ** (8 - mp.dps) and p % q and abs(p) < 1000:
+            return int(p), q
+    return None
+
+
+def _root(mp: Any, value: Value, index: Value) -> Value:
+    if mp.im(index) != 0 or index <= 0 or index > 10**6:
+        raise Undefined("no value: division by zero, or no real one")
+    if index == int(index) and int(index) % 2 and not isinstance(value, mp.mpc) and value < 0:
+        return -mp.root(-value, int(index))
+    return mp.root(value, int(index)) if index == int(index) else _power(mp, value, 1 / index)
+
+
+def _exp(mp: Any, value: Value) -> Value:
+    if abs(value) > _MAX_EXPONENT / 2:
+        raise TooLarge("an exponential too large to compute")
+    return mp.exp(value)
+
+
+def _log(mp: Any, value: Value, base: Value | None = None) -> Value:
+    if value == 0 or base in (0, 1):
+        raise Undefined("no value: division by zero, or no real one")
+    return mp.log(value) if base is None else mp.log(value) / mp.log(base)
+
+
+def _gamma(mp: Any, value: Value) -> Value:
+    if abs(value) > 10**5:
+        raise TooLarge("a factorial too large to compute")
+    return mp.gamma(value + 1)
+
+
+def _binomial(mp: Any, n: Value, k: Value) -> Value:
+    if abs(n) > 10**5 or abs(k) > 10**5:
+        raise TooLarge("a binomial too large to compute")
+    return mp.binomial(n, k)
+
+
+def _bounded(function: str) -> Callable[..., Value]:
+    def call(mp: Any, value: Value) -> Value:
+        if abs(value) > 10**12:
+            raise TooLarge("an argument too large for a trigonometric function")
+        return getattr(mp, function)(value)
+
+    return call
+
+
+def _both_signs(*_: Value) -> Value:
+    raise Unreadable("± inside an expression")
+
+
+def _divided(mp: Any, a: Value, b: Value) -> Value:
+    if b == 0:
+        raise Undefined("no value: division by zero, or no real one")
+    return a / b
+
+
+_FLOATING: dict[str, Callable[..., Value]] = {
+    "add": lambda _, a, b: a + b,
+    "mul": lambda _, a, b: a * b,
+    "neg": lambda _, a: -a,
+    "div": _divided,
+    "ratio": _divided,
+    "pow": _power,
+    "root": _root,
+    "percent": lambda _, a: a / 100,
+    "degree": lambda mp, a: a * mp.pi / 180,
+    "abs": lambda _, a: abs(a),
+    "floor": lambda mp, a: mp.floor(a),
+    "ceil": lambda mp, a: mp.ceil(a),
+    "max": lambda _, *values: max(values),
+    "min": lambda _, *values: min(values),
+    "factorial": _gamma,
+    "binom": _binomial,
+    "π": lambda mp: +mp.pi,
+    "e": lambda mp: +mp.e,
+    "i": lambda mp: mp.mpc(0, 1),
+    "exp": _exp,
+    "ln": _log,
+    "log": _log,
+    "pm": _both_signs,
+    "mp": _both_signs,
+    **{name: _bounded(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
+    **{name: _bounded(name) for name in ("sinh", "cosh", "tanh", "coth")},
+    "arcsin": lambda mp, a: mp.asin(a),
+    "arccos": lambda mp, a: mp.acos(a),
+    "arctan": lambda mp, a: mp.atan(a),
+    "arccot": lambda mp, a: mp.acot(a),
+}  # fmt: skip
