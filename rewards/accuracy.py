@@ -7,12 +7,13 @@ evaluated as code, and nothing depends on signals or threads.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from rewards.killable import KillablePool, Killed
+from rewards.load import checked_by
 from rewards.text import MAX_ANSWER, AnswerIn, Text, completion_text, final_answer, gold_answer
 from rewards.verdict import Verdict
 
@@ -25,6 +26,12 @@ _NUMBER = re.compile(rf"[+-]?{_INTEGER}(\.[0-9]{{1,300}})?")
 _FRACTION = re.compile(rf"([+-]?)(?:({_INTEGER})/({_INTEGER})|\\d?frac\{{({_INTEGER})\}}\{{({_INTEGER})\}})")
 
 
+def _check_columns(columns: Mapping[str, Any]) -> str | None:
+    solution = columns["solution"]
+    return "no gold" if solution is None else check_gold(str(solution))
+
+
+@checked_by(_check_columns)
 def accuracy(
     prompts: Sequence[Text],
     completions: Sequence[Text],
