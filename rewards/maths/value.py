@@ -7,12 +7,12 @@ functions agree at such a point with probability zero. Every operation is bounde
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.maths.nodes import Node, Num, Op, Sym, Unreadable, operations, symbols
+from rewards.maths.nodes import Node, Num, Op, Sym, Unreadable, children, operations, symbols
 
 Value = Any  # Fraction, mpmath's mpf or mpc
 
@@ -20,7 +20,9 @@ _DIGITS = 50
 _MAX_BITS = 40_000  # of an exact number
 _MAX_EXPONENT = 2_000_000  # binary, of a floating one
 _MAX_DIGITS = 4000  # of precision
-_POINTS = 6  # at which two functions must agree
+_POINTS = 6  # at which two analytic functions must agree
+_LEAST = 3  # of the points tried, where the others are outside of the domain
+_CORNERED = {"abs", "floor", "ceil", "max", "min"}
 _COUNTERS = set("nmkNMKij")  # letters that stand for whole numbers where something is rounded
 
 
@@ -40,6 +42,7 @@ def same(left: Node, right: Node) -> bool:
     real = not {"i"} & (operations(left) | operations(right))
     if not letters:
         return _same_at(left, right, {}, real=False)
+    cornered = _is_cornered(left) or _is_cornered(right)
     agreed = 0
     for point in _points(letters, left, right):
         try:
@@ -48,14 +51,15 @@ def same(left: Node, right: Node) -> bool:
         except Undefined:
             continue
         agreed += 1
-        if agreed == _POINTS:
+        if agreed == _POINTS and not cornered:
             return True
-    return agreed >= 3
+    return agreed >= _LEAST
 
 
 def ratio(left: Node, right: Node) -> int:
     """Sign of left/right where it is the same non-zero constant everywhere, else 0."""
     letters = sorted(symbols(left) | symbols(right))
+    cornered = _is_cornered(left) or _is_cornered(right)
     found: Value = None
     agreed = 0
     for point in _points(letters, left, right):
@@ -69,9 +73,9 @@ def ratio(left: Node, right: Node) -> int:
         elif not _near(quotient, found):
             return 0
         agreed += 1
-        if agreed == _POINTS:
+        if agreed == _POINTS and not cornered:
             break
-    if agreed < 3 or found is None or found == 0:
+    if agreed < _LEAST or found is None or found == 0:
         return 0
     return 1 if found > 0 else -1
 
@@ -112,30 +116,55 @@ def _infinity(node: Node) -> int:
     return 0
 
 
-def _points(letters: list[str], left: Node, right: Node) -> Iterator[dict[str, Fraction]]:
-    """Points to compare at: whole numbers where the expressions ask for them, else rationals of both signs."""
+def _points(letters: list[str], left: Node, right: Node) -> list[dict[str, Fraction]]:
+    """Points to compare at: whole numbers where the expressions ask for them, else rationals of both signs.
+
+    An analytic function is known by a few of its values. One with corners, such as |x - 7|, may agree with another on
+    one side of them: it is compared at many points, of all sizes and on both sides of the numbers in it.
+    """
     rng = random.Random(repr((letters, left, right)))
-    used = operations(left) | operations(right)
-    whole = bool(used & {"factorial", "binom"}) or _alternates(left) or _alternates(right)
-    whole = whole or (bool(used & {"floor", "ceil"}) and set(letters) <= _COUNTERS)
-    for trial in range(48):
-        if whole:
-            start = (
-                rng.sample(range(1, 26), len(letters)) if len(letters) <= 12 else [rng.randint(1, 40) for _ in letters]
-            )
-            yield {letter: Fraction(value) for letter, value in zip(letters, start, strict=True)}
-        else:
-            signs = [[1], [-1], [1], [1, -1]][trial % 4]
-            low, high = (200, 4000) if trial % 3 else (20, 980)  # also below 1, where roots and arcs are real
-            yield {letter: rng.choice(signs) * Fraction(rng.randint(low, high), 997) for letter in letters}
+    cornered = _is_cornered(left) or _is_cornered(right)
+    whole = bool((operations(left) | operations(right)) & {"factorial", "binom"}) or _alternates(left, right)
+    if whole or (cornered and set(letters) <= _COUNTERS):
+        sizes = [25] * 10 + [400] * 30 if cornered else [25] * 30
+        return [{letter: Fraction(rng.randint(1, size)) for letter in letters} for size in sizes]
+    points = []
+    for trial in range(24):
+        signs = [[1], [-1], [1], [1, -1]][trial % 4]
+        low, high = (200, 4000) if trial % 3 else (20, 980)  # also below 1, where roots and arcs are real
+        points.append({letter: rng.choice(signs) * Fraction(rng.randint(low, high), 997) for letter in letters})
+    if cornered:
+        corners = sorted(_numbers(left) | _numbers(right) | {Fraction(0)})
+        for trial in range(40):
+            size = Fraction(rng.randint(-999, 999), 997) * 10 ** (trial % 5 - 1)
+            points.append({letter: rng.choice((1, -1)) * rng.choice(corners) + size for letter in letters})
+    return points
 
 
-def _alternates(node: Node) -> bool:
-    """Whether it has a power of a negative constant, (-1)^n."""
-    if isinstance(node, Op):
+def _is_cornered(node: Node) -> bool:
+    """Whether it has |x|, a rounding, a maximum, or the root of a power."""
+    if not isinstance(node, Op):
+        return False
+    root_of_power = node.name == "root" and "pow" in operations(node.args[0]) and symbols(node.args[0])
+    return bool(node.name in _CORNERED or root_of_power) or any(_is_cornered(arg) for arg in node.args)
+
+
+def _numbers(node: Node) -> set[Fraction]:
+    """The literals in it."""
+    if isinstance(node, Num):
+        return {node.value}
+    return set().union(*(_numbers(child) for child in children(node)))
+
+
+def _alternates(*nodes: Node) -> bool:
+    """Whether there is a power of a negative constant, (-1)^n."""
+    for node in nodes:
+        if not isinstance(node, Op):
+            continue
         if node.name == "pow" and isinstance(node.args[0], Op) and node.args[0].name == "neg" and symbols(node.args[1]):
             return True
-        return any(_alternates(arg) for arg in node.args)
+        if _alternates(*node.args):
+            return True
     return False
 
 

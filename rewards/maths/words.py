@@ -38,7 +38,9 @@ _UNITS = {
     "kg": ["kg", "kilogram", "kilograms"],
     "lb": ["lb", "lbs", "pound", "pounds"],
     "s": ["s", "sec", "second", "seconds"],
-    "min": ["minute", "minutes", "mins"],
+    "min": ["min", "minute", "minutes", "mins"],
+    "am": ["am", "a.m"],
+    "pm": ["pm", "p.m"],
     "h": ["h", "hr", "hrs", "hour", "hours"],
     "day": ["day", "days"],
     "week": ["week", "weeks"],
@@ -159,7 +161,7 @@ def unit(said: str) -> str | None:
     for name, digit in (("square ", "2"), ("sq ", "2"), ("cubic ", "3")):
         if said.startswith(name):
             said, power = said.removeprefix(name), digit
-    if said[-1:] in ("2", "3"):
+    if said[-1:].isdigit():
         said, power = said[:-1].strip(), said[-1]
     parts = [part.strip() for part in re.split(r"/|\bper\b", said)]
     known = [_CANONICAL.get(part) for part in parts]
