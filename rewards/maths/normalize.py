@@ -123,6 +123,7 @@ _SYNONYMS = [
     (re.compile(r"\\(?:\$|textdollar|pounds|euro)|[$€£¥]"), " "),
     (re.compile(r"\\(?:operatorname|mathop)\*?\s*\{\s*([a-zA-Z]+)\s*\}"), r"\\\1 "),
     (re.compile(r"\\(?:triangle|angle|measuredangle)(?![a-zA-Z])"), " "),
+    (re.compile(r"(?<=[0-9])\s*([kc]?m|ft|mi)\s*/\s*(s|h|hr|min|sec)$"), r"\\text{ \1/\2}"),
     (re.compile(r"\*\*"), "^"),
 ]  # fmt: skip
 

@@ -203,6 +203,8 @@ def _part(tokens: Tokens) -> Node:
         return _bracketed(tokens)
     if (ratio := [piece for piece, _ in _split(tokens, {":"})]) and len(ratio) > 1:
         values = tuple(scalar(piece) for piece in ratio)
+        if len(values) == 2 and len(ratio[1]) == 1 and ratio[1][0].text.startswith("0"):
+            return Op("time", values)
         return Op("ratio", values) if len(values) == 2 else Seq("ratio", values)
     if _all_words(tokens):
         return _text(tokens)

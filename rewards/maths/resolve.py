@@ -101,10 +101,12 @@ def _choose(node: Node, signs: Iterator[int]) -> Node:
 
 
 def _with_units(node: Node) -> Node:
-    """28 percent is 28%, 60 degrees are 60°."""
+    """28 percent is 28%, 60 degrees are 60°, 4:30 p.m. is a time and no ratio."""
     below = children(node)
     if below:
         node = rebuilt(node, tuple(_with_units(child) for child in below))
+    if isinstance(node, Quantity) and isinstance(node.value, Op) and node.value.name == "ratio":
+        return Quantity(Op("time", node.value.args), node.words) if unit(node.words) in ("am", "pm") else node
     if (
         isinstance(node, Quantity)
         and isinstance(node.value, Scalar)

@@ -133,9 +133,11 @@ def _text(command: str, inside: str, spaced: bool) -> Iterator[Token]:
 
 
 def _plain(words: str) -> Iterator[Token]:
-    """Words of \\text{…}; numbers within stay numbers."""
-    for part in re.split(r"([0-9]+(?:\.[0-9]+)?)", words):
-        if _NUMBER.fullmatch(part):
+    """Words of \\text{…}; numbers within stay numbers, and 4:30 a time."""
+    for part in re.split(r"([0-9]+(?:\.[0-9]+)?|:)", words):
+        if part == ":":
+            yield Token(":", ":", False)
+        elif _NUMBER.fullmatch(part):
             yield Token("num", part, True)
         elif part.strip():
             yield Token("text", part.strip(), True)

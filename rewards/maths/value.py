@@ -173,6 +173,8 @@ def _same_at(left: Node, right: Node, point: dict[str, Fraction], *, real: bool)
     first, a, b = _both(left, right, point, digits, real)
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
+    if _differ_plainly(a, b, first.magnitude):
+        return False
     if first.magnitude > 100:  # 10^100 + 1 needs a hundred digits more
         digits = min(_DIGITS + int(first.magnitude * 0.302), _MAX_DIGITS)
         first, a, b = _both(left, right, point, digits, real)
@@ -185,6 +187,13 @@ def _same_at(left: Node, right: Node, point: dict[str, Fraction], *, real: bool)
         finer = abs(_float(a) - _float(b))
         shrinks = difference == 0 or finer <= difference / 10**10
         return bool(shrinks and finer <= scale * _mp().mpf(10) ** (12 - 2 * digits))
+
+
+def _differ_plainly(a: Value, b: Value, magnitude: int) -> bool:
+    """Whether values differ in their first digits, and nothing larger than they cancelled on the way."""
+    a, b = _float(a), _float(b)
+    larger = max(abs(a), abs(b))
+    return bool(larger and magnitude - _mp().mag(larger) < 60 and abs(a - b) > larger / 10**20)
 
 
 def _both(
@@ -352,6 +361,7 @@ _EXACT: dict[str, Callable[..., Fraction | None]] = {
     "neg": lambda a: -a,
     "div": _exact_divide,
     "ratio": _exact_divide,
+    "time": lambda hours, minutes: 60 * hours + minutes,
     "pow": _exact_power,
     "root": _exact_root,
     "percent": lambda a: a / 100,
@@ -413,13 +423,13 @@ def _log(mp: Any, value: Value, base: Value | None = None) -> Value:
 
 
 def _gamma(mp: Any, value: Value) -> Value:
-    if abs(value) > 10**5:
+    if abs(value) > 10**4:
         raise TooLarge("a factorial too large to compute")
     return mp.gamma(value + 1)
 
 
 def _binomial(mp: Any, n: Value, k: Value) -> Value:
-    if abs(n) > 10**5 or abs(k) > 10**5:
+    if abs(n) > 10**4 or abs(k) > 10**4:
         raise TooLarge("a binomial too large to compute")
     return mp.binomial(n, k)
 

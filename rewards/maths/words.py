@@ -125,10 +125,8 @@ def _ends_in_words(tokens: list[Token]) -> bool:
     allowed = {"text", "word", "roman", "^", "{", "}", "/", ".", "(", ")", "num", "'", "-"}
     if any(token.kind not in allowed and token.text not in ("cdot", "A", "B", "C", "a", "x", "n") for token in tokens):
         return False
-    # A number within words: an exponent of the unit, or part of a text.
-    return all(
-        token.kind != "num" or tokens[i - 1].kind in ("^", "{", "text", "word", "-") for i, token in enumerate(tokens)
-    )
+    # A number within words is an exponent of the unit.
+    return all(token.kind != "num" or tokens[i - 1].kind in ("^", "{", "-") for i, token in enumerate(tokens))
 
 
 def qualifier(*texts: str) -> str | None:
