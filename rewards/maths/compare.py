@@ -197,10 +197,16 @@ def _matched(gold: tuple[Node, ...], answer: tuple[Node, ...]) -> bool:
 
 def _agree(gold: Node, answer: Node) -> bool:
     """Equal, where values that cannot be compared are not."""
+    if isinstance(gold, Quantity) and isinstance(answer, Quantity) and not _share_a_word(gold, answer):
+        return False  # 6 apples and 21 pears are not 21 apples and 6 pears
     try:
         return _equal(gold, answer)
     except Unreadable:
         return False
+
+
+def _share_a_word(gold: Quantity, answer: Quantity) -> bool:
+    return unit(gold.words) is not None or bool(set(gold.words.lower().split()) & set(answer.words.lower().split()))
 
 
 def _distinct(items: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -96,7 +96,7 @@ _NOTHING = re.compile(
 _THIN = re.compile(
     r"\\[!]|\{,\}\s*(?:\\!)?\s*(?=[0-9])|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))|(?<=[0-9]),\\!\s*(?=[0-9]{3})|(?<=[0-9])(?:st|nd|rd|th)(?![a-z])"
 )
-_SPACE = re.compile(r"(?<!\\)\\[,;:> ]|\\q?quad|\\enspace(?![a-zA-Z])|~|\\hspace\s*\{[^{}]*\}|\\label\s*\{[^{}]*\}")
+_SPACE = re.compile(r"(\\\\)|\\[,;:> ]|\\q?quad|\\enspace(?![a-zA-Z])|~|\\hspace\s*\{[^{}]*\}|\\label\s*\{[^{}]*\}")
 _SYNONYMS = [
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])|(?<![a-zA-Z\\])rac(?=\{)"), r"\\frac"),
     (re.compile(r"\\leq(?:slant|q)?(?![a-zA-Z])|<=|=<"), r"\\le "),
@@ -141,7 +141,7 @@ def normalize(text: str) -> str:
     text = _THIN.sub("", _NOTHING.sub(" ", text))
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
-    return " ".join(_SPACE.sub(" ", text).split())
+    return " ".join(_SPACE.sub(lambda match: match.group(1) or " ", text).split())
 
 
 def unwrapped(text: str) -> str:

@@ -69,9 +69,10 @@ def _item(tokens: Tokens) -> Node:
         raise Unreadable("a label without a value")
     if _all_words(tokens):
         return _text(tokens)
-    if _dated(tokens):
+    after_leading, before = words.leading(tokens)
+    if _is_sentence(after_leading):
         return _text(tokens)
-    tokens, before = words.leading(tokens)
+    tokens = after_leading
     tokens, after = words.trailing(tokens)
     if not tokens:
         raise Unreadable("words alone")
@@ -338,10 +339,10 @@ def _all_words(tokens: Tokens) -> bool:
     return True
 
 
-def _dated(tokens: Tokens) -> bool:
-    """June 20: a word and a number, and the word is none that may be left out."""
-    kinds = [token.kind for token in tokens]
-    return kinds[1:] == ["num"] and words.is_word(tokens[0]) and not words.leading(tokens)[1]
+def _is_sentence(tokens: Tokens) -> bool:
+    """June 20; Alice is in room 45: a word, and then words and numbers."""
+    kinds = {token.kind for token in tokens}
+    return "num" in kinds and kinds <= {"num", "word", "text", "sym", "-", "'", "."} and words.is_word(tokens[0])
 
 
 def _text(tokens: Tokens) -> Node:
