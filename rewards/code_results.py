@@ -1,0 +1,63 @@
+"""What came of running tests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Reason = Literal[
+    "passed",
+    "wrong output",
+    "no output",
+    "crashed",
+    "timeout",
+    "memory",
+    "not run",  # an earlier test has ended the submission
+    "no code",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    """TestResult("crashed", "ZeroDivisionError: division by zero")."""
+
+    reason: Reason
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.reason == "passed"
+
+
+PASSED = TestResult("passed")
+NOT_RUN = TestResult("not run")
+
+
+@dataclass(frozen=True, slots=True)
+class CodeVerdict:
+    """What the tests say of one completion.
+
+    CodeVerdict([TestResult("passed"), TestResult("timeout", "more than 5 s of computing")])
+    """
+
+    results: Sequence[TestResult]  # one per test; none if there is no code
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.results) and all(result.passed for result in self.results)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the tests that passed, 0 to 1."""
+        return sum(result.passed for result in self.results) / len(self.results) if self.results else 0.0
+
+    @property
+    def first_failure(self) -> TestResult:
+        """Why it did not pass; TestResult("passed") if it did."""
+        return next((result for result in self.results if not result.passed), PASSED) if self.results else NO_CODE
+
+    @property
+    def reason(self) -> Reason:
+        return self.first_failure.reason
+
+
+NO_CODE = TestResult("no code")
