@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from grpo.config import GRPORecipe, Section
 from grpo.explain import explain, nearest
+from rewards.load import BUILTINS
 
 RECIPE_HEADER = "# -*- coding: grpo-recipe -*-\n"  # what lets `accelerate launch` run a recipe: grpo/recipe_codec.py
 PACKAGES = (
@@ -116,7 +117,8 @@ def write_resolved(recipe: Section, run_dir: Path) -> None:
     """Write `recipe.yaml`, which can be launched again, and `environment.json` into the run's folder.
 
     environment.json: command line, package versions, git revision of the code (with `-dirty` for changed files; null
-    outside a checkout), Python version, seed and number of processes.
+    outside a checkout), Python version, seed, number of processes and, where submitted code is run, what its sandbox
+    was found to hold. ValueError where that is too little.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
@@ -129,6 +131,11 @@ def write_resolved(recipe: Section, run_dir: Path) -> None:
         "seed": getattr(getattr(recipe, "trainer", None), "seed", None),
         "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
+    for reward in getattr(recipe, "rewards", []):
+        if reward.function in ("code", BUILTINS["code"]):
+            from rewards.sandbox.probe import for_ledger
+
+            environment["sandbox"] = for_ledger(reward.options)
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
 
 

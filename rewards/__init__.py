@@ -4,6 +4,7 @@ Each works alone: accuracy(["1+1?"], [r"\\boxed{2}"], ["2"]) == [1.0]. `rewards.
 """
 
 from rewards.accuracy import accuracy
+from rewards.code import code
 from rewards.countdown import countdown
 from rewards.exact_match import exact_match
 from rewards.format import format
@@ -20,6 +21,7 @@ from rewards.text import answer_text
 __all__ = [
     "accuracy",
     "answer_text",
+    "code",
     "cosine_scaled",
     "countdown",
     "exact_match",

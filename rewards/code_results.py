@@ -28,6 +28,17 @@ class TestResult:
         return self.reason == "passed"
 
 
+def wrong_value(value: object) -> TestResult:
+    try:
+        return TestResult("wrong output", shorten(repr(value)))
+    except ValueError:  # an integer of more digits than Python prints
+        return TestResult("wrong output", f"a {type(value).__name__} with a number of more than 4300 digits")
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 PASSED = TestResult("passed")
 NOT_RUN = TestResult("not run")
 

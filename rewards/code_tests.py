@@ -1,7 +1,7 @@
 """Hidden tests: what the columns of the usual code sets say, as one value; and the submission in a completion.
 
     {"type": "stdin", "cases": [{"input": "1 2\\n", "output": "3\\n"}], "time_limit": 2, "memory_mb": 256}
-    {"type": "call", "entry_point": "add", "cases": [{"input": [1, 2], "output": 3}, {"input": {"a": 1, "b": 2}, "output": 3}]}
+    {"type": "call", "entry_point": "add", "cases": [{"input": [1, 2], "output": 3}]}
     {"type": "assert", "entry_point": "add", "setup": "…", "tests": ["assert add(1, 2) == 3"]}
 
 Left out: tests that are pickled (LiveCodeBench's private ones on the Hub): unpickling runs what is in them.
@@ -31,8 +31,6 @@ from functools import *
 from heapq import *
 from itertools import *
 from math import *
-from operator import *
-from string import *
 from typing import *
 from builtins import *
 """
@@ -40,7 +38,7 @@ from builtins import *
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Case(input="1 2\\n", output="3\\n"), or for calls Case(input=[1, 2], output=3); a dict gives keyword arguments."""
+    """Case(input="1 2\\n", output="3\\n"); of calls Case(input=[1, 2], output=3); a dict gives keywords."""
 
     input: Any
     output: Any
@@ -70,6 +68,8 @@ class Tests:
     def __post_init__(self) -> None:
         if not self.cases and not self.asserts:
             raise ValueError(f"{self.type} tests without a single test: anything would pass. Drop this problem.")
+        if broken := [text for text in (self.reference, self.setup, *self.asserts) if not _is_python(text)]:
+            raise ValueError(f"an assert test is not Python; it begins {broken[0][:80]!r}.")
         if self.type == "call" and not self.entry_point:
             raise ValueError("call tests need entry_point, the name of the function that is called.")
 
@@ -86,6 +86,14 @@ class Tests:
         """assert: modules that tests use without importing them, as `sys` in `sys.getsizeof`."""
         used, _, modules, defined = _names([self.reference, self.setup, *self.asserts])
         return sorted(modules & used - defined)
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def _names(texts: Sequence[str]) -> tuple[set[str], set[str], set[str], set[str]]:
@@ -112,7 +120,7 @@ def _names(texts: Sequence[str]) -> tuple[set[str], set[str], set[str], set[str]
 
 
 def read_tests(tests: Any) -> Tests:
-    """Tests of any known shape: ours, and those of APPS, TACO, CodeContests, LeetCode and LiveCodeBench; JSON or parsed.
+    """Tests of any known shape, JSON or parsed: ours, those of APPS, TACO, CodeContests, LeetCode and LiveCodeBench.
 
     ValueError for another shape, and for no tests at all.
     """
@@ -137,6 +145,7 @@ def read_tests(tests: Any) -> Tests:
 
 def humaneval_tests(prompt: str, test: str, entry_point: str) -> Tests:
     """Columns of HumanEval. The prompt's helper functions are there for the submission and for the check."""
+    prompt = next((text for text in (prompt, f"{prompt.rstrip()}\n    pass\n") if _is_python(text)), "")
     return Tests(
         type="assert",
         entry_point=entry_point,
@@ -163,7 +172,7 @@ def _ours(tests: Mapping[str, Any]) -> Tests:
 
 
 def _apps(tests: Mapping[str, Any]) -> Tests:
-    """{"inputs": […], "outputs": […], "fn_name": …}: texts for stdin; with fn_name lists of arguments and of one value."""
+    """{"inputs": […], "outputs": […], "fn_name": …}: texts for stdin; with fn_name, lists of arguments."""
     if len(tests["inputs"]) != len(tests["outputs"]):
         raise ValueError(f"{len(tests['inputs'])} inputs, but {len(tests['outputs'])} outputs. Drop this problem.")
     pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))

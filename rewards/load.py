@@ -15,6 +15,7 @@ PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_metr
 # The name a recipe uses -> where the function is. A new built-in is one small file and one line here.
 BUILTINS = {
     "accuracy": "rewards.accuracy:accuracy",
+    "code": "rewards.code:code",
     "cosine_scaled": "rewards.length:cosine_scaled",
     "countdown": "rewards.countdown:countdown",
     "exact_match": "rewards.exact_match:exact_match",

@@ -17,6 +17,7 @@ def check(*specs, base_dir=None):
     ("name", "function"),
     [
         ("accuracy", rewards.accuracy),
+        ("code", rewards.code),
         ("countdown", rewards.countdown),
         ("exact_match", rewards.exact_match),
         ("format", rewards.format),

@@ -15,25 +15,20 @@ import functools
 import itertools
 import json
 import marshal
-import math
 import os
-import select
 import shutil
 import socket
 import subprocess
 import tempfile
-import time
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 from rewards.sandbox import isolation
 from rewards.sandbox.isolation import Level
-
-Reason = Literal["timeout", "memory", "output"]
+from rewards.sandbox.running import Limits, Running, SandboxError
 
 _MODULES = ("plain", "confine", "modes", "zygote", "enter")
 # The code of a sandbox comes through its control socket, so that it needs no path of this machine.
@@ -55,65 +50,17 @@ for name, code in message["modules"]:
     exec(marshal.loads(base64.b64decode(code)), module.__dict__)
 sys.modules["rewards.sandbox.enter"].main(control, message["spec"])
 """
-_WATCH_SECONDS = 0.05
-_SLACK_BYTES = 256 << 20  # address space beyond memory: the interpreter, libraries, stacks of threads
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _slots = itertools.count()
 started: "weakref.WeakSet[Box]" = weakref.WeakSet()
 
 
-class SandboxError(RuntimeError):
-    """A sandbox could not be started, or broke."""
-
-
-class Stopped(Exception):  # noqa: N818
-    """A submission passed a limit, and its box is gone. `reason`: "timeout", "memory" or "output"."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Limits of one run. Wall time is limited too, at three times the CPU time and two seconds: for those that sleep."""
-
-    time_limit: float = 5.0  # seconds of CPU, of all its processes together
-    memory_mb: int = 512  # of all its processes together, files that it writes included
-    output_bytes: int = 1 << 20
-    compiling: bool = False
-
-    @property
-    def wall_seconds(self) -> float:
-        return 3 * self.time_limit + 2
-
-    def for_process(self, periods: int) -> dict[str, int]:
-        memory = self.memory_mb << 20
-        return {
-            "cpu_seconds": math.ceil(self.time_limit * periods) + 1,
-            "address_space": memory + _SLACK_BYTES,
-            "file_size": isolation.FOLDER_BYTES if self.compiling else isolation.FOLDER_BYTES // 4,
-            "stack": min(memory, 128 << 20),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a run ended by itself: Ended(status=0, cpu=0.02, memory=21_000_000, stdout=b"3\\n", stderr="")."""
-
-    status: int  # exit status; -9: killed by signal 9
-    cpu: float  # seconds
-    memory: int  # bytes, the largest process
-    stdout: bytes  # what was not read before
-    stderr: str  # its end
-
-
 class Box:
     """A sandbox of a level. SandboxError when it cannot be started."""
 
     def __init__(self, level: Level) -> None:
-        self.level = level
+        self.level: Level = level
         self.closed = False
         self.clean = True  # nothing is left of the last run
         self._host_folder = None if level in ("bubblewrap", "namespaces") else tempfile.mkdtemp(prefix="sandbox-")
@@ -123,7 +70,7 @@ class Box:
         self.folder: str = self._spec["folder"]
         self._control, theirs = socket.socketpair()
         command = [isolation.python(), "-s", "-S", "-P", "-X", "utf8", "-c", _START]
-        environment = {"PYTHONHASHSEED": "0"}  # a submission that iterates over a set of words does it the same way always
+        environment = {"PYTHONHASHSEED": "0"}  # the order of a set of words is the same in every run
         with theirs:
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno())],
@@ -170,7 +117,7 @@ class Box:
         while children := _children(self._zygote):
             self._zygote = children[0]
 
-    def run(self, job: dict[str, Any], limits: Limits, *, periods: int = 1) -> "Running":
+    def run(self, job: dict[str, Any], limits: Limits, *, periods: int = 1) -> Running:
         """Start a job (modes.py). periods: how often `Running.renew` may be called."""
         self.clean = False  # until it has ended
         return Running(self, job | {"limits": limits.for_process(periods)}, limits)
@@ -234,168 +181,6 @@ class Box:
                 memory += int(fields[21]) * _PAGE
                 waiting += _children(pid)
         return cpu, memory
-
-
-class Running:
-    """A job that runs in a box. Close it (or leave its `with`) to end it."""
-
-    def __init__(self, box: Box, job: dict[str, Any], limits: Limits) -> None:
-        self._box, self._limits = box, limits
-        self._unread = bytearray()
-        self._unsent = bytearray()
-        self._no_more_input = False
-        self._errors = bytearray()
-        self._num_bytes = 0
-        self._report: dict[str, Any] | None = None
-        theirs_in, self._stdin = os.pipe()
-        self._stdout, theirs_out = os.pipe()
-        self._stderr, theirs_err = os.pipe()
-        for fd in (self._stdin, self._stdout, self._stderr):
-            os.set_blocking(fd, False)
-        try:
-            box.send(job, [theirs_in, theirs_out, theirs_err])
-        finally:
-            for fd in (theirs_in, theirs_out, theirs_err):
-                os.close(fd)
-        self._open = {self._stdin, self._stdout, self._stderr}
-        self._poll = select.poll()
-        for fd in (self._stdout, self._stderr, box.control_fd):
-            self._poll.register(fd, select.POLLIN)
-        self._watched = time.monotonic()
-        self.renew()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End it if it still runs: the box goes with it."""
-        for fd in list(self._open):
-            self._forget(fd)
-        if self._report is None:
-            self._box.close()
-
-    def renew(self) -> None:
-        """Time is counted from now on."""
-        self._started = time.monotonic()
-        self._cpu_before: float | None = 0.0 if not hasattr(self, "_cpu_before") else None
-
-    def feed(self, data: bytes, *, last: bool = False) -> None:
-        """Give it input; with `last`, the end of input after it."""
-        self._unsent += data
-        self._no_more_input |= last
-        self._write()
-
-    def line(self) -> bytes | None:
-        """The next line of its output; None when it has ended."""
-        while True:
-            end = self._unread.find(b"\n")
-            if end >= 0:
-                line = bytes(self._unread[:end])
-                del self._unread[: end + 1]
-                return line
-            if self._report is not None:
-                return None
-            self._step()
-
-    def wait(self) -> Ended:
-        """Wait for its end."""
-        while self._report is None:
-            self._step()
-        report = self._report
-        return Ended(
-            report["status"],
-            report["cpu"],
-            report["memory"],
-            bytes(self._unread),
-            self._errors[-4096:].decode(errors="replace"),
-        )
-
-    def finish(self) -> None:
-        """Tell it that there is no more input, and give it half a second to end; it is killed otherwise."""
-        self.feed(b"", last=True)
-        deadline = time.monotonic() + 0.5
-        while not self._box.closed and self._report is None and time.monotonic() < deadline:
-            self._step()
-        self.close()
-
-    def _step(self) -> None:
-        for fd, _ in self._poll.poll(_WATCH_SECONDS * 1000):
-            if fd == self._stdin:
-                self._write()
-            elif fd == self._box.control_fd:
-                self._report = self._box.report()
-                while self._stdout in self._open and self._read(self._stdout):
-                    pass
-                while self._stderr in self._open and self._read(self._stderr):
-                    pass
-                self._box.clean = self._report["clean"]
-                self.close()
-                return
-            else:
-                self._read(fd)
-        if time.monotonic() - self._watched >= _WATCH_SECONDS:
-            self._watch()
-
-    def _write(self) -> None:
-        if self._stdin not in self._open:
-            return
-        try:
-            while self._unsent:
-                del self._unsent[: os.write(self._stdin, self._unsent[: 1 << 16])]
-        except BlockingIOError:
-            self._poll.register(self._stdin, select.POLLOUT)
-            return
-        except BrokenPipeError:  # it reads no more
-            self._forget(self._stdin)
-            return
-        with suppress(KeyError):
-            self._poll.unregister(self._stdin)
-        if self._no_more_input:
-            self._forget(self._stdin)
-
-    def _read(self, fd: int) -> bool:
-        """Read once; False when there is nothing now."""
-        try:
-            data = os.read(fd, 1 << 16)
-        except BlockingIOError:
-            return False
-        if not data:
-            self._forget(fd)
-            return False
-        self._num_bytes += len(data)
-        if self._num_bytes > self._limits.output_bytes:
-            self._stop("output", f"more than {self._limits.output_bytes} bytes of output")
-        if fd == self._stdout:
-            self._unread += data
-        else:
-            self._errors = (self._errors + data)[-8192:]
-        return True
-
-    def _watch(self) -> None:
-        self._watched = time.monotonic()
-        cpu, memory = self._box.usage()
-        if self._cpu_before is None:
-            self._cpu_before = cpu
-        limits = self._limits
-        if memory > limits.memory_mb << 20:
-            self._stop("memory", f"more than {limits.memory_mb} MiB of memory")
-        if cpu - self._cpu_before > limits.time_limit:
-            self._stop("timeout", f"more than {limits.time_limit:g} s of computing")
-        if self._watched - self._started > limits.wall_seconds:
-            self._stop("timeout", f"not ready after {limits.wall_seconds:g} s")
-
-    def _stop(self, reason: Reason, detail: str) -> None:
-        self.close()
-        raise Stopped(reason, detail)
-
-    def _forget(self, fd: int) -> None:
-        self._open.discard(fd)
-        with suppress(KeyError):
-            self._poll.unregister(fd)
-        os.close(fd)
 
 
 def _children(pid: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a process gives up before it runs a submission: resource limits, the file system (Landlock), system calls (seccomp).
+"""What a process gives up before it runs a submission: resources, the file system (Landlock), system calls (seccomp).
 
 Each is done by the process to itself and cannot be undone, neither by it nor by its children. Runs inside the sandbox:
 standard library only, system calls through ctypes. Linux on x86-64 and aarch64.

@@ -1,9 +1,9 @@
-"""From a bare Python process to the inside of a sandbox. Standard library only; runs once per sandbox, before zygote.py.
+"""From a bare Python process to the inside of a sandbox. Standard library only; runs once, before zygote.py.
 
-    main(control, spec):  as root, take an unprivileged user id;  then, by spec["level"],
-      "bubblewrap"   execute bwrap, with Python and zygote.py in it
-      "namespaces"   new user, mount, pid, network, IPC and UTS namespaces with a file system of what is readable
-      "landlock", "none"   stay as it is
+main(control, spec):  as root, take an unprivileged user id;  then, by spec["level"],
+  "bubblewrap"   execute bwrap, with Python and zygote.py in it
+  "namespaces"   new user, mount, pid, network, IPC and UTS namespaces with a file system of what is readable
+  "landlock", "none"   stay as it is
 """
 
 import os

@@ -17,12 +17,12 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from rewards.sandbox import confine
 
 Level = Literal["bubblewrap", "namespaces", "landlock", "none"]
-LEVELS: Sequence[Level] = get_args(Level)
+LEVELS: Sequence[Level] = ("bubblewrap", "namespaces", "landlock", "none")
 
 FOLDER = "/box"  # where a submission may write, where the file system is private: 64 MiB of memory, emptied after use
 FOLDER_BYTES = 64 << 20
@@ -53,7 +53,8 @@ def describe(level: Level, slot: int, folder: str) -> dict[str, Any]:
     packages = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     readable = _outermost([*_SYSTEM, sys.base_prefix, sys.base_exec_prefix, *packages])
     user = 60_000 + (os.getpid() * 64 + slot) % 5_000 if os.getuid() == 0 else None
-    spec: dict[str, Any] = {
+    alone = user is not None or (private and _counts_by_namespace())
+    return {
         "level": level,
         "outside": level == "bubblewrap",  # still to enter
         "user": user,
@@ -65,9 +66,8 @@ def describe(level: Level, slot: int, folder: str) -> dict[str, Any]:
         "private": private,
         "landlock": level != "none" and confine.landlock_abi() > 0,
         "seccomp": level != "none",
-        "processes": PROCESSES if user is not None or (private and _counts_by_namespace()) else _own_tasks() + PROCESSES,
+        "processes": PROCESSES if alone else PROCESSES + _own_tasks(),
     }
-    return spec
 
 
 def python() -> str:

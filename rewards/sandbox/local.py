@@ -9,18 +9,19 @@ from dataclasses import replace
 from typing import Any
 
 from rewards.code_compare import same_output, same_value
-from rewards.code_results import NOT_RUN, PASSED, Reason, TestResult
+from rewards.code_results import NOT_RUN, PASSED, Reason, TestResult, shorten, wrong_value
 from rewards.code_tests import Case, Language, Tests
 from rewards.sandbox import plain
-from rewards.sandbox.box import Box, Ended, Limits, Running, SandboxError, Stopped
+from rewards.sandbox.box import Box
 from rewards.sandbox.pool import Pool
+from rewards.sandbox.running import Ended, Limits, Running, SandboxError, Stopped
 
 _COMPILING = Limits(time_limit=30, memory_mb=2048, compiling=True)
 _REASONS: dict[str, Reason] = {"timeout": "timeout", "memory": "memory", "output": "wrong output"}
 
 
 class LocalBackend:
-    """Runs in boxes of `submissions`; what is trusted but runs beside them (checks, checkers) in boxes of `checkers`."""
+    """Runs submissions in boxes of one pool, and what is trusted (checks, checkers) in boxes of another."""
 
     def __init__(self, submissions: Pool, checkers: Pool) -> None:
         self._submissions, self._checkers = submissions, checkers
@@ -81,7 +82,7 @@ class LocalBackend:
             right = same_output(output, case.output, tests.tolerance)
         if right:
             return PASSED
-        return TestResult("wrong output" if output.strip() else "no output", _short(output))
+        return TestResult("wrong output" if output.strip() else "no output", shorten(output))
 
     def _calls(self, box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[TestResult]:
         with ExitStack() as stack:
@@ -105,13 +106,13 @@ class LocalBackend:
             return _error(reply)
         try:
             got = plain.loads(reply["value"])
-        except plain.NotPlain as error:
+        except plain.NotPlainError as error:
             return TestResult("wrong output", str(error))
         if tests.checker is not None:
             right = self._check(tests.checker, case.input, got, case.output)
         else:
             right = same_value(got, case.output, tests.tolerance)
-        return PASSED if right else TestResult("wrong output", _short(repr(got)))
+        return PASSED if right else wrong_value(got)
 
     def _check(self, checker: str, given: Any, got: Any, wanted: Any) -> bool:
         """What a checker program says. ValueError when it fails: it is part of the tests, not of the submission."""
@@ -231,7 +232,9 @@ def _compile(box: Box, program: str) -> TestResult | None:
     except Stopped as stopped:
         return TestResult(_REASONS[stopped.reason], f"compiling: {stopped.detail}")
     errors = [line for line in ended.stderr.splitlines() if "error" in line]
-    return TestResult("crashed", f"it does not compile: {_short(errors[0] if errors else '')}") if ended.status else None
+    if ended.status == 0:
+        return None
+    return TestResult("crashed", f"it does not compile: {shorten(errors[0] if errors else '')}")
 
 
 def _collect(results: Iterator[TestResult], total: int, stop_early: bool) -> list[TestResult]:
@@ -254,13 +257,9 @@ def _crash(ended: Ended) -> TestResult:
 
 def _error(reply: dict[str, Any]) -> TestResult:
     reason = "memory" if reply["error"] == "MemoryError" else "crashed"
-    return TestResult(reason, _short(f"{reply['error']}: {reply.get('message', '')}"))
+    return TestResult(reason, shorten(f"{reply['error']}: {reply.get('message', '')}"))
 
 
 def _last_line(text: str) -> str:
     lines: Sequence[str] = text.strip().splitlines()
-    return _short(lines[-1]) if lines else ""
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    return shorten(lines[-1]) if lines else ""

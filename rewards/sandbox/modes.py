@@ -48,16 +48,17 @@ def run(job: dict[str, Any], stdin: int, stdout: int, stderr: int) -> NoReturn:
         os.close(fd)
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8")
-    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True)
+    errors = io.FileIO(2, "w", closefd=False)
+    sys.stderr = io.TextIOWrapper(errors, encoding="utf-8", errors="backslashreplace", write_through=True)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     code = 1
     try:
         if job["mode"] == "script":
             _define(job)
         elif job["mode"] == "serve":
-            _serve(_define(job), open(requests, "rb"), open(replies, "w", encoding="ascii"))
+            _serve(_define(job), os.fdopen(requests, "rb"), os.fdopen(replies, "w", encoding="ascii"))
         elif job["mode"] == "check":
-            _check(job, open(requests, "rb"), open(replies, "w", encoding="ascii"))
+            _check(job, os.fdopen(requests, "rb"), os.fdopen(replies, "w", encoding="ascii"))
         else:
             os.execve(job["argv"][0], job["argv"], dict(os.environ))
         code = 0
@@ -122,13 +123,14 @@ def _operate(operation: str, arguments: Any, namespace: dict[str, Any]) -> Any:
 
 
 def _find(name: str, namespace: dict[str, Any]) -> Any:
-    """`f`, `Class.method` of a new object, or a method of `Solution` where there is no such function."""
-    if name in namespace:
-        return namespace[name]
+    """`Class.method` of a new object, a method of `Solution`, or the function `f`."""
     owner, _, method = name.rpartition(".")
-    if (owner or "Solution") not in namespace:
+    kind = namespace.get(owner or "Solution")
+    if kind is not None and hasattr(kind, method):
+        return getattr(kind(), method)
+    if name not in namespace:
         raise NameError(f"name {name!r} is not defined")
-    return getattr(namespace[owner or "Solution"](), method)
+    return namespace[name]
 
 
 def _message(error: BaseException) -> str:
@@ -176,7 +178,7 @@ class _Link:
         def reference(value: Any) -> int:
             if isinstance(value, Remote):
                 return value._number
-            raise plain.NotPlain(f"a test gives the submission a {type(value).__name__}, which is no plain value")
+            raise plain.NotPlainError(f"a test gives the submission a {type(value).__name__}, which is no plain value")
 
         self.say(operation=operation, arguments=plain.dumps(list(arguments), reference))
         reply = json.loads(self._requests.readline())

@@ -17,12 +17,12 @@ _TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes
 _LONG = 10**4000  # Python reads no longer decimals than 4300 digits; longer integers go in base 16
 
 
-class NotPlain(TypeError):
+class NotPlainError(TypeError):
     """A value that is no plain data, or a text that is no such value."""
 
 
 def dumps(value: Any, handle: Callable[[Any], int] | None = None) -> str:
-    """The value as one line of ASCII. `handle` numbers what is not plain; without it, NotPlain is raised.
+    """The value as one line of ASCII. `handle` numbers what is not plain; without it, NotPlainError is raised.
 
     Subclasses go as the plain value they extend: what arrives is data, whatever class it had.
     """
@@ -34,12 +34,12 @@ def loads(text: str | bytes, remote: Callable[[int], Any] | None = None) -> Any:
     try:
         return _decode(json.loads(text), remote)
     except (ValueError, RecursionError, KeyError, TypeError, ArithmeticError) as error:
-        raise NotPlain(f"not a plain value: {error}") from None
+        raise NotPlainError(f"not a plain value: {error}") from None
 
 
 def _encode(value: Any, handle: Callable[[Any], int] | None, depth: int) -> Any:
     if depth > MAX_DEPTH:
-        raise NotPlain(f"nested deeper than {MAX_DEPTH}")
+        raise NotPlainError(f"nested deeper than {MAX_DEPTH}")
     if value is None or value is True or value is False:
         return value
 
@@ -78,7 +78,7 @@ def _encode(value: Any, handle: Callable[[Any], int] | None, depth: int) -> Any:
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         return _encode(value.item(), handle, depth + 1)  # a NumPy scalar is the number it holds
     if handle is None:
-        raise NotPlain(f"{type(value).__name__} is not a plain value")
+        raise NotPlainError(f"{type(value).__name__} is not a plain value")
     return {"t": "ref", "v": handle(value)}
 
 
@@ -115,4 +115,4 @@ def _decode(data: Any, remote: Callable[[int], Any] | None) -> Any:
             return Fraction(numerator, denominator)
         case "ref" if remote is not None:
             return remote(int(value))
-    raise NotPlain(f"no such type: {str(data['t'])[:40]}")
+    raise NotPlainError(f"no such type: {str(data['t'])[:40]}")

@@ -13,17 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rewards.sandbox import isolation
-from rewards.sandbox.box import Box, SandboxError, started
+from rewards.sandbox.box import Box, started
 from rewards.sandbox.isolation import LEVELS, Level
-
-UNSANDBOXED = "allow_unsandboxed"
+from rewards.sandbox.running import SandboxError
 
 
 class Pool:
     """Up to `size` boxes of one level, for any number of threads."""
 
     def __init__(self, level: Level, size: int) -> None:
-        self.level = level
+        self.level: Level = level
         self.size = size
         self._idle: list[Box] = []
         self._free = threading.BoundedSemaphore(size)
@@ -75,14 +74,16 @@ def pool(level: Level | None = None, *, allow_unsandboxed: bool = False, role: s
             _found = _found or _strongest()
             if _found is None and not allow_unsandboxed:
                 raise ValueError(_refusal())
-            level = _found or "none"
+            chosen: Level = _found or "none"
         elif problem := isolation.missing(level):
             raise SandboxError(f"level {level!r} needs {problem}")
-        if level == "none" and not allow_unsandboxed:
+        else:
+            chosen = level
+        if chosen == "none" and not allow_unsandboxed:
             raise ValueError(_refusal())
-        key = (level, role)
+        key = (chosen, role)
         if key not in _pools:
-            _pools[key] = Pool(level, len(os.sched_getaffinity(0)))
+            _pools[key] = Pool(chosen, len(os.sched_getaffinity(0)))
         return _pools[key]
 
 
@@ -122,9 +123,9 @@ def _strongest() -> Level | None:
 def _refusal() -> str:
     reasons = "; ".join(f"{level}: {problem}" for level, problem in problems().items())
     return (
-        f"submissions would run without a sandbox, with every right of this process. {reasons or 'Level none'}. Install "
+        f"submissions would run without a sandbox, with every right of this process. {reasons}. Install "
         "bubblewrap, or allow user namespaces or Landlock in this container, or set backend to a remote sandbox. "
-        f"Only for code that you trust as your own: {UNSANDBOXED}: true."
+        "Only for code that you trust as your own: allow_unsandboxed: true."
     )
 
 

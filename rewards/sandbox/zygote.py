@@ -20,15 +20,15 @@ from rewards.sandbox import confine, modes
 
 WARM = (
     "abc array ast asyncio bisect calendar cmath collections copy ctypes dataclasses datetime decimal enum fractions "
-    "functools hashlib heapq inspect io itertools json math multiprocessing numbers operator queue random re statistics "
-    "string struct subprocess textwrap threading time traceback types typing unicodedata"
-).split()
+    "functools hashlib heapq inspect io itertools json math multiprocessing numbers operator queue random re "
+    "statistics string struct subprocess textwrap threading time traceback types typing unicodedata"
+)
 Job = dict[str, Any]
 
 
 def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
     """Serve jobs until the parent goes. spec: see box.py."""
-    for name in WARM:
+    for name in WARM.split():
         __import__(name)
     random.seed(0)  # submissions that draw numbers draw the same in every run
     sys.path[:] = [*sys.path, *spec["packages"]]
@@ -41,7 +41,8 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
             readable = [*spec["readable"], spec["folder"], "/dev/zero", "/dev/urandom", "/dev/random"]
             rules[may_write] = confine.landlock_rules(readable, devices + [spec["folder"]] * may_write)
     os.chdir(spec["folder"])
-    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=spec["folder"], LANG="C.UTF-8", OPENBLAS_NUM_THREADS="1")
+    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=spec["folder"], TMPDIR=spec["folder"])
+    os.environ.update(LANG="C.UTF-8", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
     clean = set(os.listdir(spec["folder"]))
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
