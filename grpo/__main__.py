@@ -3,6 +3,8 @@
 grpo train [accelerate's options] recipe.yaml [section.key=value …]   train, by way of `accelerate launch`
 grpo check [--num_processes N] recipe.yaml [section.key=value …]      what a recipe needs, without running it
 grpo report run_dir                                                   write the page of a run again
+grpo reward-test [--columns '{ours: theirs}'] [--tokenizer NAME] FUNCTION rows.jsonl [option=value …]
+                                                                      what a reward says of completions, and how fast
 """
 
 import os
@@ -84,7 +86,38 @@ def report(arguments: Sequence[str]) -> None:
     print(write_page(run_dir))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "check": check, "report": report}
+def reward_test(arguments: Sequence[str]) -> None:
+    """`grpo reward-test`: verdicts and timing; exit code 1 where a row says to expect something else."""
+    import yaml
+    from rich.console import Console
+
+    from grpo.reward_test import reward_test as run
+
+    settings = {"--columns": "{}", "--tokenizer": "null"}
+    rest = list(arguments)
+    while rest[:1] and rest[0] in settings and len(rest) > 1:
+        settings[rest[0]] = rest[1]
+        rest = rest[2:]
+    if len(rest) < 2 or rest[0].startswith("-") or not all("=" in option for option in rest[2:]):
+        _fail(f"reward-test takes a function, a .jsonl file and the function's options, name=value.\n{__doc__}")
+    options = {name: yaml.safe_load(value) for name, _, value in (option.partition("=") for option in rest[2:])}
+    columns, tokenizer = (yaml.safe_load(settings[name]) for name in ("--columns", "--tokenizer"))
+    if not isinstance(columns, dict):
+        _fail(f"--columns {settings['--columns']}: must be a mapping, such as '{{solution: gold}}'.")
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    try:
+        agrees = run(rest[0], Path(rest[1]), options, columns=columns, tokenizer=tokenizer, console=console)
+    except ValueError as error:
+        _fail(f"{error.__cause__ or ''}\n{error}".strip())
+    sys.exit(0 if agrees else 1)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "check": check,
+    "report": report,
+    "reward-test": reward_test,
+}
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:

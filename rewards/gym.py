@@ -1,9 +1,23 @@
-"""reasoning_gym's own scorers, by the task that made the problem."""
+"""reasoning_gym's own scorers, by the task that made the problem.
 
+Some of them evaluate the answer, with Python's eval or sympy's parse_expr, which is eval again. An answer for one of
+those reaches it only as plain data or arithmetic of moderate size.
+"""
+
+import ast
 from collections.abc import Sequence
 from typing import Any
 
 from rewards.text import Text, answer_text, completion_text
+
+_EVALUATE = frozenset({"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"})
+_SYMPY = frozenset(
+    {"countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "intermediate_integration"}
+)
+_MAX_LENGTH = 4000
+_MAX_EXPONENT = 30
+_FUNCTIONS = frozenset({"sin", "cos", "tan", "asin", "acos", "atan", "exp", "log", "ln", "sqrt"})
+_OPERATIONS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 
 
 def reasoning_gym(
@@ -18,12 +32,60 @@ def reasoning_gym(
     `answer` and `metadata` are the columns of a reasoning_gym entry; metadata["source_dataset"] names the task.
     Needs the package reasoning-gym (2505.24760).
     """
-    from reasoning_gym import get_score_answer_fn  # pyright: ignore[reportMissingImports]  # an extra
+    import reasoning_gym as package  # pyright: ignore[reportMissingImports]  # an extra
 
     rewards: list[float | None] = []
     for prompt, completion, gold, about in zip(prompts, completions, answer, metadata, strict=True):
         text = answer_text(completion_text(completion))
+        task = about["source_dataset"]
+        score: Any = package.get_score_answer_fn(task)
         entry = {"question": prompt, "answer": gold, "metadata": about}
-        score = get_score_answer_fn(about["source_dataset"])
-        rewards.append(0.0 if text is None else float(score(answer=text, entry=entry)))
+        rewards.append(float(score(answer=text, entry=entry)) if text and _is_harmless(text, task) else 0.0)
     return rewards
+
+
+def _is_harmless(text: str, task: str) -> bool:
+    """Whether the task's scorer may evaluate this text, if it evaluates at all."""
+    if task not in _EVALUATE | _SYMPY:
+        return True
+    if len(text) > _MAX_LENGTH:
+        return False
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError):  # eval cannot run it either; sympy reads more than Python, such as 9!!
+        return task in _EVALUATE
+    except (MemoryError, RecursionError):
+        return False
+    return _is_plain(tree)
+
+
+def _is_plain(node: ast.expr) -> bool:
+    match node:
+        case ast.Constant(value=int() | float() | str()) | ast.Name():
+            return True
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return all(map(_is_plain, items))
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
+            return _is_plain(operand)
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
+            return name in _FUNCTIONS and all(map(_is_plain, arguments))
+        case ast.BinOp(left=left, op=operation, right=right) if isinstance(operation, _OPERATIONS):
+            if isinstance(operation, ast.Pow) and not _is_small(left, right):
+                return False
+            return all(not _is_sequence(side) and _is_plain(side) for side in (left, right))
+        case _:
+            return False
+
+
+def _is_small(base: ast.expr, exponent: ast.expr) -> bool:
+    """Whether a power has a moderate exponent, and neither side a power of its own."""
+    nodes = [*ast.walk(base), *ast.walk(exponent)]
+    numbers = [node.value for node in ast.walk(exponent) if isinstance(node, ast.Constant)]
+    return not any(isinstance(node, ast.Pow) for node in nodes) and all(
+        isinstance(number, int | float) and abs(number) <= _MAX_EXPONENT for number in numbers
+    )
+
+
+def _is_sequence(node: ast.expr) -> bool:
+    """Repeated by a multiplication: "x" * 10**9."""
+    return isinstance(node, ast.List | ast.Tuple) or (isinstance(node, ast.Constant) and isinstance(node.value, str))

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from rewards.accuracy import final_answer
 from rewards.load import checked_by
-from rewards.text import Text, completion_text
+from rewards.text import Text, completion_text, final_answer
 
 _MAX_LENGTH = 1000  # characters of an answer
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|rm|bf|boxed|fbox)\b")

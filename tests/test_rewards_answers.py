@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from rewards import answer_text, countdown, exact_match, format, random_reward, reasoning_gym
+from rewards import answer_text, countdown, exact_match, format, random_reward
 
 TEN_MB = 10_000_000
 
@@ -156,13 +156,3 @@ def test_random_reward_has_rate_p_and_repeats_itself():
 def test_random_reward_favours_no_answer():
     """Equal answers are drawn apart: else the text would decide, and a policy could learn which text pays."""
     assert 400 < sum(random_reward(["q"] * 1000, ["42"] * 1000)) < 600
-
-
-def test_reasoning_gym_answers_are_scored_by_their_task():
-    pytest.importorskip("reasoning_gym")
-    import reasoning_gym as package
-
-    entry = package.create_dataset("basic_arithmetic", size=1, seed=3)[0]
-    completions = [wrap(entry["answer"]), wrap("no number"), "no tags"]
-    columns = {"answer": [entry["answer"]] * 3, "metadata": [entry["metadata"]] * 3}
-    assert reasoning_gym([entry["question"]] * 3, completions, **columns) == [1.0, 0.0, 0.0]
