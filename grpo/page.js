@@ -93,7 +93,8 @@ function completionCard(completion) {
   const advantage = completion.advantage === null ? "–" : (completion.advantage > 0 ? "+" : "") + completion.advantage.toFixed(2);
   const header = node("header", {}, fact("advantage", advantage.replace("-", "−"), "advantage"), fact("reward", show(completion.reward)));
   const parts = Object.entries(completion.rewards);
-  if (parts.length > 1) header.append(...parts.map(([name, value]) => fact(name, show(value))));
+  const gated = completion.gated ?? []; // behind a shut gate, counted as 0
+  if (parts.length > 1) header.append(...parts.map(([name, value]) => fact(gated.includes(name) ? `${name} (gated)` : name, show(value))));
   header.append(node("span", {}, `${completion.num_tokens} tokens`));
   if (completion.finish_reason === "length") header.append(node("span", { className: "flag" }, "cut at the limit"));
   const body = node("pre", {}, ...(completion.text ? marked(completion.text) : [node("span", { className: "empty" }, "(empty)")]));
