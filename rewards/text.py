@@ -18,7 +18,7 @@ _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _BETWEEN = re.compile(r"(?:\s|[$,;&.]|\\[()\[\],;\\ ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or)*")
 _PHRASE = re.compile(r"(?:final answer|answer)(?:\*\*)?\s*(?:is|are|=|:)(?:\*\*)?\s*:?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|\.\s|\.$|</|<\|")
-_MATHEMATICS = re.compile(r"\$\$?((?:[^$\\]|\\.){1,1000})\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]")
+_MATHEMATICS = re.compile(r"\$\$?((?:[^$\\]|\\.){1,1000})\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.DOTALL)
 _FINAL = re.compile(r"final answer(?: is|:)", re.IGNORECASE)
 _PLAIN_WORD = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{2,}(?![a-zA-Z}])")
 _MAX_BARE = 100  # characters of a text that is nothing but an answer
@@ -90,8 +90,12 @@ def last_box(text: str) -> str | None:
 
 
 def gold_answer(solution: str) -> str:
-    r"""The answer within a solution: its last `\boxed{}`, what follows GSM8K's last `####`, or all of it."""
-    return last_box(solution) or solution.rpartition("####")[2].strip()
+    r"""The answer within a solution: its last `\boxed{}`, what follows "final answer is" or GSM8K's `####`, or all."""
+    if box := last_box(solution):
+        return box
+    if _FINAL.search(solution):
+        return _from_prose(solution) or ""
+    return solution.rpartition("####")[2].strip()
 
 
 def _box_before(text: str, end: int) -> tuple[int, str | None, int] | None:
@@ -144,7 +148,7 @@ def _sentence(said: str) -> str | None:
         return _formula(mathematics)
     end = _SENTENCE_END.search(said)
     said = (said[: end.start()] if end else said).strip(" *")
-    if len(_PLAIN_WORD.findall(said)) < 4:
+    if " is " not in said and len(_PLAIN_WORD.findall(said)) < 4:
         return said or None
     return _last_value(said.rpartition(" is ")[2]) or said
 

@@ -6,6 +6,8 @@ Percent signs and degrees: 50% is 0.5 and 50; 60° is 60 and π/3. Units may be 
 Names: x = 3 is met by 3, and not by y = 3. Order: 1, 3 is met by 3, 1; (1, 3) is not met by (3, 1), nor by {1, 3}.
 """
 
+import re
+
 from rewards.maths import value
 from rewards.maths.nodes import (
     Based,
@@ -122,6 +124,8 @@ def _equal_quantity(gold: Node, answer: Node) -> bool:
         units.append(unit(node.words) if isinstance(node, Quantity) else None)
     if units[0] and units[1] and units[0] != units[1]:
         return False
+    if isinstance(gold, Quantity) and isinstance(answer, Quantity) and _differ_in_digits(gold.words, answer.words):
+        return False
     return _equal(_value_of(gold), _value_of(answer))
 
 
@@ -203,6 +207,12 @@ def _agree(gold: Node, answer: Node) -> bool:
         return _equal(gold, answer)
     except Unreadable:
         return False
+
+
+def _differ_in_digits(gold: str, answer: str) -> bool:
+    """units^2 and units^3."""
+    pattern = r"[0-9]+"
+    return gold != answer and re.sub(pattern, "", gold) == re.sub(pattern, "", answer)
 
 
 def _share_a_word(gold: Quantity, answer: Quantity) -> bool:

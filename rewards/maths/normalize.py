@@ -91,7 +91,7 @@ _DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:left|right|d?frac|sqrt|text|boxed|pi|cd
 # Spacing, sizes and styles that change nothing.
 _NOTHING = re.compile(
     r"\\(?:left|right|middle|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|displaystyle|textstyle|"
-    r"limits|nolimits|mathstrut|phantom|strut|rm|bf|it)(?![a-zA-Z])\.?"
+    r"limits|nolimits|mathstrut|phantom|large|Large|small|normalsize|strut|rm|bf|it)(?![a-zA-Z])\.?"
 )
 _THIN = re.compile(
     r"\\[!]|\{,\}\s*(?:\\!)?\s*(?=[0-9])|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))|(?<=[0-9]),\\!\s*(?=[0-9]{3})|(?<=[0-9])(?:st|nd|rd|th)(?![a-z])"
@@ -105,6 +105,8 @@ _SYNONYMS = [
     (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
     (re.compile(r"\\neq(?![a-zA-Z])|\\not\s*=|!="), r"\\ne "),
     (re.compile(r"\\colon(?![a-zA-Z])"), ":"),
+    (re.compile(r"\\(?:text)?color\s*\{[a-zA-Z!0-9]*\}"), ""),
+    (re.compile(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))"), "'"),
     (re.compile(r"\\(?:lbrace)(?![a-zA-Z])"), r"\\{"),
     (re.compile(r"\\(?:rbrace)(?![a-zA-Z])"), r"\\}"),
     (re.compile(r"\\(?:lbrack)(?![a-zA-Z])"), "["),
@@ -123,7 +125,7 @@ _SYNONYMS = [
     (re.compile(r"\\(?:\$|textdollar|pounds|euro)|[$€£¥]"), " "),
     (re.compile(r"\\(?:operatorname|mathop)\*?\s*\{\s*([a-zA-Z]+)\s*\}"), r"\\\1 "),
     (re.compile(r"\\(?:triangle|angle|measuredangle)(?![a-zA-Z])"), " "),
-    (re.compile(r"(?<=[0-9])\s*([kc]?m|ft|mi)\s*/\s*(s|h|hr|min|sec)$"), r"\\text{ \1/\2}"),
+    (re.compile(r"(?<=[0-9}])\s*([kc]?m|ft|mi)\s*/\s*(s|h|hr|min|sec)$"), r"\\text{ \1/\2}"),
     (re.compile(r"\*\*"), "^"),
 ]  # fmt: skip
 

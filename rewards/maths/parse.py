@@ -198,6 +198,8 @@ def _part(tokens: Tokens) -> Node:
         return Sym(_SETS[first.text])
     if first.kind == "cmd" and first.text == "emptyset" and len(tokens) == 1:
         return Union(())
+    if first.kind == "cmd" and first.text in ("ldots", "dots", "cdots") and len(tokens) == 1:
+        return Sym("…")  # a place in a list
     if (based := _based(tokens)) is not None:
         return based
     if matching(tokens, 0) == len(tokens) - 1:

@@ -162,7 +162,7 @@ class _Reader:
             name = self._name()
             if name == "^":
                 self._take()
-                node = self._raised(node)
+                node = Op("pow", (node, self._argument(whole_numbers=True)))
             elif name == "!":
                 self._take()
                 if self._name() == "!":
@@ -176,12 +176,6 @@ class _Reader:
                 node = Op("degree", (self._minutes(node),))
             else:
                 return node
-
-    def _raised(self, node: Scalar) -> Scalar:
-        if self._name() == "{" and [t.text for t in self.tokens[1:2]] == ["prime"]:
-            del self.tokens[:3]
-            return Sym(node.name + "'") if isinstance(node, Sym) else Op("prime", (node,))
-        return Op("pow", (node, self._argument(whole_numbers=True)))
 
     def _minutes(self, degrees: Scalar) -> Scalar:
         """60° 42'."""
