@@ -22,6 +22,9 @@ _MATHEMATICS = re.compile(r"\$\$?((?:[^$\\]|\\.){1,1000})\$|\\\((.{1,1000}?)\\\)
 _FINAL = re.compile(r"final answer(?: is|:)", re.IGNORECASE)
 _PLAIN_WORD = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{2,}(?![a-zA-Z}])")
 _MAX_BARE = 100  # characters of a text that is nothing but an answer
+_OPENING = re.compile(r'^(?:\\"|[\s*:"])+')
+_SEVERAL = re.compile(r"\$[^$]+\$(?:\s*(?:,|and|or)+\s*\$[^$]+\$)+")  # $12$ and $13$
+_INTRODUCED = re.compile(r"[a-zA-Z]{3,}:?\s*(?:\$|\\\(|\\\[)")  # Answer: \[ 9 \]
 _NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?(?:\s?\\?%)?|-?\.[0-9]+")
 
 
@@ -135,19 +138,21 @@ def _from_prose(text: str) -> str | None:
     if "####" in text:
         return text.rpartition("####")[2].strip().split("\n")[0][:MAX_ANSWER] or None
     announced = list(_PHRASE.finditer(text))
-    if announced and (said := _sentence(text[announced[-1].end() :][:MAX_ANSWER].lstrip(" \t*:\n"))):
+    if announced and (said := _sentence(_OPENING.sub("", text[announced[-1].end() :][:MAX_ANSWER]))):
         return said
-    if len(text) <= _MAX_BARE and len(_PLAIN_WORD.findall(text)) < 3:
-        return text.strip() or None
-    return _last_value(text)
+    is_bare = len(text) <= _MAX_BARE and len(_PLAIN_WORD.findall(text)) < 3
+    return (text.strip() or None) if is_bare and not _INTRODUCED.search(text) else _last_value(text)
 
 
 def _sentence(said: str) -> str | None:
     """The value in "$18$.", "18 apples." and "The volume of $V$ is 120."."""
+    end = _SENTENCE_END.search(said)
+    sentence = (said[: end.start()] if end else said).strip(' *"\\')
+    if _SEVERAL.fullmatch(sentence):
+        return sentence.replace("$", " ")
     if mathematics := _MATHEMATICS.match(said):
         return _formula(mathematics)
-    end = _SENTENCE_END.search(said)
-    said = (said[: end.start()] if end else said).strip(" *")
+    said = sentence
     if " is " not in said and len(_PLAIN_WORD.findall(said)) < 4:
         return said or None
     return _last_value(said.rpartition(" is ")[2]) or said

@@ -34,7 +34,8 @@ from rewards.maths.words import unit
 
 def equal(gold: Node, answer: Node) -> bool:
     """Whether the answer is the gold one. Unreadable where a part of either cannot be computed."""
-    return _equal(isolated(resolved(gold, _equal)), resolved(answer, _equal))
+    gold, answer = resolved(gold, _equal), resolved(answer, _equal)
+    return _equal(gold, answer) or _equal(isolated(gold), answer)
 
 
 def _equal(gold: Node, answer: Node) -> bool:

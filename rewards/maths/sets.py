@@ -173,7 +173,9 @@ def _without(whole: list[Interval] | None, removed: list[Interval] | None) -> li
 
 
 def isolated(gold: Node) -> Node:
-    """x ≤ 20 for a gold -x ≥ -20; an answer has to say it itself."""
+    """x ≤ 20 for a gold -x ≥ -20, and -3 < x < 3 for |x| < 3; an answer has to say it itself."""
+    if isinstance(gold, Relation) and (pieces := _solved_magnitude(gold)) is not None:
+        return Union(tuple(pieces))
     if not isinstance(gold, Relation) or len(gold.signs) != 1 or gold.signs[0] in ("=", "≠") or _solved(gold):
         return gold
     letters = symbols(gold)
@@ -187,6 +189,24 @@ def isolated(gold: Node) -> Node:
     start, slope = at[0], at[1] - at[0]  # type: ignore[operator]
     sign = gold.signs[0] if slope > 0 else reversed_sign(gold.signs[0])
     return Relation((Sym(letter), Num(-start / slope)), (sign,))  # type: ignore[operator]
+
+
+def _solved_magnitude(relation: Relation) -> list[Interval] | None:
+    """1 ≤ |x| ≤ 2 as [-2, -1] ∪ [1, 2]."""
+    magnitudes = [part for part in relation.parts if isinstance(part, Op) and part.name == "abs"]
+    if len(magnitudes) != 1 or not isinstance(magnitudes[0].args[0], Sym) or not set(relation.signs) <= set("<>≤≥"):
+        return None
+    letter = magnitudes[0].args[0]
+    found = _solved(Relation(tuple(letter if p is magnitudes[0] else p for p in relation.parts), relation.signs))
+    if found is None or any(symbols(end) for piece in found for end in (piece.left, piece.right)):
+        return None
+    right = _intersected([found, [Interval(Num(Fraction(0)), _INFINITY, True, False)]]) or []
+    mirrored = [Interval(_negative(p.right), _negative(p.left), p.right_closed, p.left_closed) for p in right]
+    return [*mirrored, *right]
+
+
+def _negative(end: Node) -> Node:
+    return _MINUS_INFINITY if end == _INFINITY else Op("neg", (end,))
 
 
 def equal_relations(gold: Node, answer: Node) -> bool:
