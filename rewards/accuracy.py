@@ -39,13 +39,15 @@ def accuracy(
     *,
     answer_in: AnswerIn = "auto",
     log_metric: Callable[[str, float], None] | None = None,
+    log_extra: Callable[[str, list[str]], None] | None = None,
     **kwargs: Any,
 ) -> list[float | None]:
     r"""1.0 if the final answer equals the gold one, else 0.0; None where the gold cannot be read.
 
     solution: the gold answer, plain or LaTeX, or a text that ends in GSM8K's `#### 18` or holds MATH's `\boxed{18}`.
     answer_in: where the answer may stand; see `rewards.text.final_answer`.
-    An answer that no rule can read or compute is worth 0.0 and counted apart, in the metric accuracy/unverifiable.
+    An answer that no rule can read or compute is worth 0.0 and counted apart, in the metric accuracy/unverifiable. Why
+    an answer is not right is in the samples' column accuracy/verdict.
     """
     texts = [completion_text(completion) for completion in completions]
     known = [i for i, gold in enumerate(solution) if gold is not None]
@@ -56,6 +58,8 @@ def accuracy(
     if log_metric is not None and verdicts:
         for outcome in ("unverifiable", "no_answer"):
             log_metric(f"accuracy/{outcome}", sum(_is(verdict, outcome) for verdict in verdicts) / len(verdicts))
+    if log_extra is not None:
+        log_extra("accuracy/verdict", ["gold unreadable" if verdict is None else str(verdict) for verdict in verdicts])
     return [None if verdict is None else verdict.reward for verdict in verdicts]
 
 

@@ -20,6 +20,10 @@ class Verdict:
     reason: str
     answer: str | None
 
+    def __str__(self) -> str:
+        """unverifiable: a chain of different values"""
+        return f"{self.outcome}: {self.reason}" if self.reason else self.outcome
+
     @property
     def reward(self) -> float:
         """1.0 for right, else 0.0."""

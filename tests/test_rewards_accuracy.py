@@ -199,8 +199,18 @@ def test_a_verdict_says_why(completion, gold, outcome, reason):
 def test_unverifiable_and_missing_answers_are_counted():
     logged = {}
     completions = [r"\boxed{42}", r"\boxed{41=42}", "none", "none"]
-    accuracy([""] * 4, completions, ["42"] * 4, log_metric=logged.__setitem__)
-    assert logged == {"accuracy/unverifiable": 0.25, "accuracy/no_answer": 0.5}
+    log = {"log_metric": logged.__setitem__, "log_extra": logged.__setitem__}
+    accuracy([""] * 4, completions, ["42"] * 4, **log)
+    assert logged == {
+        "accuracy/unverifiable": 0.25,
+        "accuracy/no_answer": 0.5,
+        "accuracy/verdict": [
+            "right",
+            "unverifiable: a chain of different values",
+            "wrong: no answer",
+            "wrong: no answer",
+        ],
+    }
 
 
 def test_answers_are_compared_with_each_other_for_a_vote():
