@@ -4,15 +4,20 @@
 
     grpo.train("recipes/r1_zero.yaml", reward_functions=[my_reward], trainer={"max_steps": 5})
 
+    grpo.evaluate(model="runs/r1_zero/checkpoint-30", tasks=["countdown"], template="{prompt} :").tasks
+
 Importing this package loads neither torch nor a recipe.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grpo.evaluation.results import Results
 
 __version__ = "0.1.0"
-__all__ = ["train"]
+__all__ = ["evaluate", "train"]
 
 
 def train(
@@ -33,3 +38,24 @@ def train(
     from grpo.recipe import load_recipe
 
     return run(load_recipe(recipe, sections=sections), reward_functions)
+
+
+def evaluate(recipe: str | Path | None = None, *, model: str | None = None, **sections: Any) -> "Results":
+    """Evaluate a checkpoint on tasks in this process, as `grpo eval` does; what it finds is also in `output`.
+
+    Args:
+        recipe: path of a YAML file with `stage: eval`; None: everything is said here.
+        model: a Hugging Face folder or Hub name, or the folder of a LoRA adapter.
+        sections: values that replace those of the file, such as `tasks=["gsm8k"]`, `protocol="greedy"`,
+            `sampling={"num_samples": 4}`, `engine={"name": "hf"}`, `output="runs/eval"`.
+
+    Raises:
+        grpo.recipe.RecipeError: the recipe is wrong; nothing was loaded yet.
+        ValueError: a task, a column, the template or the model is.
+    """
+    from grpo.evaluation.run import run_evaluation
+    from grpo.recipe import load_recipe
+
+    if model is not None:
+        sections["model"] = {"model_name_or_path": model, **sections.get("model", {})}
+    return run_evaluation(load_recipe(recipe, sections={"stage": "eval", **sections}))  # pyright: ignore[reportArgumentType]

@@ -2,6 +2,9 @@
 
 grpo train [accelerate's options] recipe.yaml [section.key=value …]   train, by way of `accelerate launch`
 grpo check [--num_processes N] recipe.yaml [section.key=value …]      what a recipe needs, without running it
+grpo eval --model CKPT --tasks gsm8k,math500 [options]                evaluate a checkpoint; also: grpo eval recipe.yaml
+grpo eval --compare RUN_A RUN_B                                       the difference of two evaluations
+grpo regrade RUN                                                      judge kept samples again, without generating
 grpo report run_dir                                                   write the page of a run again
 grpo reward-test [--columns '{ours: theirs}'] [--tokenizer NAME] FUNCTION rows.jsonl [option=value …]
                                                                       what a reward says of completions, and how fast
@@ -112,9 +115,36 @@ def reward_test(arguments: Sequence[str]) -> None:
     sys.exit(0 if agrees else 1)
 
 
+def evaluate(arguments: Sequence[str]) -> None:
+    """`grpo eval`: a checkpoint on tasks. `grpo eval --help` lists the options."""
+    from grpo.evaluation.cli import eval_command
+
+    _say_errors(eval_command, arguments)
+
+
+def regrade(arguments: Sequence[str]) -> None:
+    """`grpo regrade`: samples judged again. `grpo regrade --help` lists the options."""
+    from grpo.evaluation.cli import regrade_command
+
+    _say_errors(regrade_command, arguments)
+
+
+def _say_errors(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+    from grpo.launch import is_launched, use_all_cores
+
+    if is_launched():
+        use_all_cores()
+    try:
+        command(arguments)
+    except ValueError as error:
+        _fail(str(error))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "check": check,
+    "eval": evaluate,
+    "regrade": regrade,
     "report": report,
     "reward-test": reward_test,
 }

@@ -7,32 +7,38 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from grpo.config import DataConfig, GRPORecipe
+from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from rewards.score import Rewards, RewardSpec
 from rollout.engine import Engine
 from rollout.problems import ProblemStream, Source, held_out, load_source
 from rollout.prompts import Prompter
-from rollout.types import Prompt
 
 REWARD_WORKERS = 2  # processes; rule-based rewards are light
 
 
-def build_problems(
-    recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
-) -> tuple[ProblemStream, list[Prompt]]:
-    """The training stream of this process, and the held-out prompts (all of them; evaluation shares them out)."""
+def build_problems(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> ProblemStream:
+    """The training stream of this process."""
     data, seed = recipe.data, recipe.trainer.seed
-    stream = ProblemStream(
+    return ProblemStream(
         _source(data, split="train", seed=seed),
         _prompter(data, tokenizer),
         seed=seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    if not recipe.evaluation.num_problems:
-        return stream, []
-    evaluated = recipe.evaluation.data or data
-    source = _source(evaluated, split="eval", seed=0)
-    return stream, held_out(source, _prompter(evaluated, tokenizer), recipe.evaluation.num_problems)
+
+
+def build_held_out(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, rewards: Rewards) -> list[HeldOut]:
+    """What the run is evaluated on, whole; each process takes its share."""
+    config = recipe.evaluation
+    if config.tasks:
+        return task_held_out(recipe, tokenizer)
+    if not config.num_problems:
+        return []
+    data = config.data or recipe.data
+    prompts = held_out(_source(data, split="eval", seed=0), _prompter(data, tokenizer), config.num_problems)
+    function = next((reward.function for reward in recipe.rewards if reward.name == config.reward), None)
+    return [reward_held_out(prompts, rewards, config.reward, function)]
 
 
 def build_rewards(recipe: GRPORecipe, functions: Sequence[Callable[..., Any]] | None = None) -> Rewards:

@@ -149,12 +149,14 @@ class EvaluationConfig(Section):
     """Held-out evaluation before, every `eval_steps` and after training."""
 
     eval_steps: NonNegativeInt = 0  # 0: only before and after
-    num_problems: NonNegativeInt = 0  # 0: no evaluation
+    num_problems: NonNegativeInt = 0  # 0: no evaluation, unless there are tasks
     num_samples: PositiveInt = 4  # completions per problem (k)
     temperature: NonNegativeFloat = 1.0
     top_p: Fraction = 1.0
     max_completion_length: PositiveInt | None = None  # None: the rollout's
     data: DataConfig | None = None  # None: the training source, its held-out split
+    tasks: list[str] = []  # tasks of `grpo eval` instead, asked in the template of data; num_problems of each, 0: all
+    data_dir: str | None = None  # local copies of the tasks' datasets
     reward: str | None = None  # which reward decides "correct" (> 0.5); None: the first
 
 
@@ -227,7 +229,7 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
     prompt = (evaluation.data or recipe.data).max_prompt_length
     answer = evaluation.max_completion_length or rollout.max_completion_length
     train_tokens = recipe.data.max_prompt_length + rollout.max_completion_length
-    tokens = max(train_tokens, prompt + answer if evaluation.num_problems else 0)
+    tokens = max(train_tokens, prompt + answer if evaluation.num_problems or evaluation.tasks else 0)
     if recipe.max_model_len < tokens:
         yield (
             f"rollout.max_model_len={recipe.max_model_len}: the engine's context must hold the longest prompt and "
@@ -274,12 +276,12 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
             f"evaluation.reward={evaluation.reward!r}: it must be one of the recipe's rewards, {', '.join(names)}. "
             "Name one of them, or leave it out for the first."
         )
-    if evaluation.eval_steps and not evaluation.num_problems:
+    if evaluation.eval_steps and not (evaluation.num_problems or evaluation.tasks):
         yield (
             f"evaluation.eval_steps={evaluation.eval_steps} with evaluation.num_problems=0: there is nothing to "
             "evaluate on. Set evaluation.num_problems, or eval_steps=0."
         )
-    if evaluation.num_problems and recipe.data.dataset_name and evaluation.data is None:
+    if evaluation.num_problems and recipe.data.dataset_name and evaluation.data is None and not evaluation.tasks:
         yield (
             f"evaluation.num_problems={evaluation.num_problems} on data.dataset_name={recipe.data.dataset_name!r}: "
             "without evaluation.data the held-out problems would be those trained on. Set evaluation.data, with "

@@ -34,6 +34,8 @@ function sections() {
         : curve(key, key.slice(5), { color: "--c2", opacity: 0.4 + 0.6 * i / (passes.length - 1) })),
       ...keysOf(run.eval, /^eval\/cons@/).map((key) => curve(key, key.slice(5), { color: "--c1", dash: "5 4" })),
     ] },
+    { title: "Held-out accuracy by task", note: "pass@1; band: interval", size: "half", range: [0, 1], format: percent,
+      series: keysOf(run.eval, /^eval\/[^/]+\/pass@1$/).map((key) => band(curve(key, key.slice(5, -7)), `${key}_low`, `${key}_high`)) },
     { title: "Reward", note: "mean over the step's completions", size: "half", series: [curve("reward", "reward", { width: 2.5 })] },
     components.length > 1 && { title: "Reward parts", series: components.map((key) => curve(key, key.slice(8, -5))) },
     { title: "Reward spread", note: "standard deviation", series: [

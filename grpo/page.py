@@ -65,12 +65,12 @@ def render(*, name: str, recipe_text: str, rows: Sequence[Row], samples: Sequenc
         "title": html.escape(recipe.get("report", {}).get("run_name") or name),
         "facts": html.escape(_facts(recipe, rows)),
         "cards": "\n".join(_cards(compare(rows), training)),
-        "css": _asset("page.css"),
-        "js": _asset("page_charts.js") + _asset("page.js"),
-        "data": _embed(data),
+        "css": asset("page.css"),
+        "js": asset("page_charts.js") + asset("page.js"),
+        "data": embed(data),
     }
     # One pass: text that looks like a placeholder inside a part stays text.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset("page.html"))
 
 
 def thin_curves(rows: Sequence[Row]) -> dict[str, Any]:
@@ -141,13 +141,14 @@ def thin_samples(path: Path) -> list[Row]:
 def _shortened(path: Path, limit: int) -> Iterator[Row]:
     for row in read_rows(path):
         for completion in row["completions"]:
-            completion["text"] = _middle_out(completion["text"], limit)
+            completion["text"] = middle_out(completion["text"], limit)
         if isinstance(row["prompt"], str):
-            row["prompt"] = _middle_out(row["prompt"], 4 * limit)
+            row["prompt"] = middle_out(row["prompt"], 4 * limit)
         yield row
 
 
-def _middle_out(text: str, limit: int) -> str:
+def middle_out(text: str, limit: int) -> str:
+    """A text of at most about `limit` characters: its beginning and its end, and how much is left out between."""
     if len(text) <= limit:
         return text
     head, tail = limit * 2 // 3, limit - limit * 2 // 3
@@ -165,13 +166,14 @@ def _short(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def _embed(data: Mapping[str, Any]) -> str:
+def embed(data: Mapping[str, Any]) -> str:
     """JSON that cannot end its script element, whatever the strings inside."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file beside this one."""
     return (files("grpo") / name).read_text(encoding="utf-8")
 
 
@@ -200,10 +202,14 @@ def _facts(recipe: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def _cards(comparisons: Sequence[Comparison], training: Sequence[Row]) -> Iterator[str]:
-    """The headline: pass@1, the largest pass@k, cons@k and length, base -> trained; reward, first -> last step."""
+    """The headline: pass@1, the largest pass@k, cons@k and length, base -> trained; reward, first -> last step.
+
+    Of tasks, pass@1 alone.
+    """
     by_name = {comparison.name: comparison for comparison in comparisons}
     passes = [name for name in by_name if name.startswith("pass@")]
     shown = list(dict.fromkeys([*passes[:1], *passes[-1:]]))
+    shown += [name for name in by_name if name.endswith("/pass@1")]
     shown += [name for name in by_name if name.startswith("cons@")]
     shown += [name for name in ("mean_length",) if name in by_name]
     for name in shown:

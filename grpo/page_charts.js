@@ -36,6 +36,8 @@ const redraws = []; // on a new width or colour scheme
 const followers = []; // each gets the step under the pointer, or null
 const allSteps = [...new Set([...run.train.steps, ...run.eval.steps])].sort((a, b) => a - b);
 const [firstStep, lastStep] = [allSteps[0] ?? 0, Math.max(allSteps.at(-1) ?? 1, (allSteps[0] ?? 0) + 1)];
+const xName = run.axis?.name ?? "step";
+const xLabel = (step) => show(run.axis ? run.axis.power ** step : step); // a page of its own axis: 2^x samples
 const hover = (step) => followers.forEach((follow) => follow(step));
 
 function ticks(low, high, count, whole = false) {
@@ -108,7 +110,7 @@ function draw(svg, chart) {
   }
   svg.append(shape("line", { class: "axis", x1: margin.left, x2: width - margin.right, y1: margin.top + h, y2: margin.top + h }));
   for (const mark of ticks(firstStep, lastStep, Math.max(2, Math.floor(w / 80)), true))
-    svg.append(shape("text", { x: x(mark), y: height - 4, "text-anchor": "middle" }, show(mark)));
+    svg.append(shape("text", { x: x(mark), y: height - 4, "text-anchor": "middle" }, xLabel(mark)));
   for (const one of chart.series) {
     const color = `var(${one.color})`;
     if (chart.stacked) { svg.append(shape("path", { d: area(one.steps, one.low, one.top, point), fill: color, opacity: 0.85 })); continue; }
@@ -140,7 +142,7 @@ function drawChart(chart) {
     return { value, element: node("span", { className: "key" }, swatch, `${one.label} `, value) };
   });
   const note = chart.note ? `  ${chart.note}` : "";
-  const svg = shape("svg", { role: "img", "aria-label": `${chart.title}, by step` });
+  const svg = shape("svg", { role: "img", "aria-label": `${chart.title}, by ${xName}` });
   const figure = node("figure", { className: chart.size ?? "" },
     node("figcaption", {}, node("h3", {}, chart.title, " ", node("small", {}, note), " ", when), ...keys.map((key) => key.element)));
   figure.append(svg);
@@ -148,7 +150,7 @@ function drawChart(chart) {
   const follow = (step) => {
     const steps = chart.series[0].steps;
     if (step !== null) step = steps[nearest(steps, step)]; // evaluations are rarer than steps
-    when.textContent = step === null ? "" : ` · step ${step}`;
+    when.textContent = step === null ? "" : ` · ${xName} ${xLabel(step)}`;
     chart.series.forEach((one, i) => {
       const at = step === null ? lastIndex(one.values) : nearest(one.steps, step);
       keys[i].value.textContent = (chart.format ?? show)(one.values[at]);

@@ -14,7 +14,11 @@ from grpo.config import GRPORecipe, Section
 from grpo.recipe import check_world, write_resolved
 
 # stage -> function(recipe), by name: a stage's module is imported only when a recipe asks for it.
-STAGES = {"grpo": "grpo.trainer:train", "pretrain": "grpo.pretrain:run_pretrain"}
+STAGES = {
+    "grpo": "grpo.trainer:train",
+    "pretrain": "grpo.pretrain:run_pretrain",
+    "eval": "grpo.evaluation.run:run_stage",
+}
 
 
 def run(recipe: GRPORecipe | Section, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
@@ -24,11 +28,12 @@ def run(recipe: GRPORecipe | Section, reward_functions: Sequence[Callable[..., A
         ValueError: reward functions were given to a stage that has no rewards.
         grpo.recipe.RecipeError: the problems cannot be shared among this many processes.
     """
-    values: Any = recipe  # every recipe class has `stage` and `trainer.output_dir`
+    values: Any = recipe  # every recipe class has `stage` and `output_dir`
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     stage = pkgutil.resolve_name(STAGES[values.stage])
-    if os.environ.get("RANK", "0") == "0":
-        write_resolved(recipe, Path(values.trainer.output_dir))
+    # An evaluation writes it when it knows that the samples that may be there were drawn under the same settings.
+    if os.environ.get("RANK", "0") == "0" and values.stage != "eval":
+        write_resolved(recipe, values.output_dir)
     if isinstance(recipe, GRPORecipe):
         return stage(recipe, reward_functions)
     if reward_functions:

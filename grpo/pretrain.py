@@ -89,6 +89,10 @@ class PretrainRecipe(Section):
     trainer: PretrainTrainer = PretrainTrainer()
     base_dir: str = "."
 
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.trainer.output_dir)
+
 
 def run_pretrain(recipe: PretrainRecipe) -> Path:
     """Train, and write a folder that AutoModelForCausalLM and vLLM open, with metrics.jsonl beside the weights."""

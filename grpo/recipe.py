@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -39,7 +39,12 @@ PACKAGES = (
 
 
 # stage -> recipe class, by name: a stage's module is imported only when a recipe asks for it.
-RECIPES = {"grpo": "grpo.config:GRPORecipe", "pretrain": "grpo.pretrain:PretrainRecipe"}
+RECIPES = {
+    "grpo": "grpo.config:GRPORecipe",
+    "pretrain": "grpo.pretrain:PretrainRecipe",
+    "eval": "grpo.evaluation.config:EvalRecipe",
+}
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class RecipeError(ValueError):
@@ -65,12 +70,13 @@ _Loader.add_implicit_resolver(
 
 
 def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), *, sections: Mapping[str, Any] | None = None
+    path: str | Path | None, overrides: Sequence[str] = (), *, sections: Mapping[str, Any] | None = None
 ) -> GRPORecipe | Section:
     """Read and check a recipe.
 
     Args:
         path: a YAML file. Its `extends: other.yaml` is read first, relative to it; mappings merge, lists are replaced.
+            None: all values come from `overrides` and `sections`.
         overrides: `section.key=value` with a YAML value; list items by index, `rewards.0.weight=2`.
         sections: nested mappings merged last.
 
@@ -80,24 +86,33 @@ def load_recipe(
     Raises:
         RecipeError: with everything that is wrong, each with value, rule and remedy.
     """
-    path = Path(path)
-    data = _merge(_read(path, seen=()), dict(sections or {}))
+    file = None if path is None else Path(path)
+    data = _merge({} if file is None else _read(file, seen=()), dict(sections or {}))
     problems = [problem for text in overrides if (problem := _override(data, text))]
     stage = data.get("stage", "grpo")
     if stage not in RECIPES:
         problems.append(f"stage: {stage!r} is none of {', '.join(RECIPES)}.{nearest(str(stage), RECIPES)}")
-        raise _error(path, problems)
+        raise _error(file, problems)
     cls = pkgutil.resolve_name(RECIPES[stage])
-    if "base_dir" in cls.model_fields:
-        data.setdefault("base_dir", str(path.resolve().parent))
+    if file is not None and "base_dir" in cls.model_fields:
+        data.setdefault("base_dir", str(file.resolve().parent))
+    return _checked(cls, data, file, problems)
+
+
+def load_section(path: str | Path, cls: type[SectionT]) -> SectionT:
+    """Read and check a file that holds one section, such as a task. RecipeError as `load_recipe`."""
+    return _checked(cls, _read(Path(path), seen=()), Path(path), [])
+
+
+def _checked(cls: type[SectionT], data: dict[str, Any], file: Path | None, problems: Sequence[str]) -> SectionT:
     try:
         # Through JSON, since pydantic's strict mode reads mappings as sections only there.
-        recipe = cls.model_validate_json(json.dumps(data, default=str), strict=True)
+        section = cls.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        raise _error(path, [*problems, *explain(error, cls)]) from None
+        raise _error(file, [*problems, *explain(error, cls)]) from None
     if problems:
-        raise _error(path, problems)
-    return recipe
+        raise _error(file, problems)
+    return section
 
 
 def check_world(recipe: Section, num_processes: int) -> None:
@@ -214,8 +229,9 @@ def _no_place(text: str, part: str, where: Any) -> str:
     return f"override {text!r}: {where!r} has no parts to set. Leave out .{part}."
 
 
-def _error(path: Path, problems: Sequence[str]) -> RecipeError:
-    return RecipeError("\n".join([f"{path}: {len(problems)} to mend" if len(problems) > 1 else f"{path}:", *(
+def _error(path: Path | None, problems: Sequence[str]) -> RecipeError:
+    where = "command" if path is None else path
+    return RecipeError("\n".join([f"{where}: {len(problems)} to mend" if len(problems) > 1 else f"{where}:", *(
         f"  - {line}" for line in problems
     )]))  # fmt: skip
 

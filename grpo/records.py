@@ -52,11 +52,12 @@ def is_evaluation(row: Mapping[str, Any]) -> bool:
 
 
 def held_out_keys(row: Mapping[str, Any]) -> list[str]:
-    """The `eval/` figures of a row, without interval ends: pass@1, pass@2, …, then the others by name."""
+    """The `eval/` figures of a row, without interval ends: task by task pass@1, pass@2, …, then the others by name."""
 
-    def order(key: str) -> tuple[bool, int, str]:
-        k = key.removeprefix("eval/pass@")
-        return (not k.isdigit(), int(k) if k.isdigit() else 0, key)
+    def order(key: str) -> tuple[str, bool, int, str]:
+        task, _, name = key.rpartition("/")
+        k = name.removeprefix("pass@")
+        return (task, not k.isdigit(), int(k) if k.isdigit() else 0, name)
 
     figures = [key for key, value in row.items() if key.startswith("eval/") and value is not None]
     return sorted((key for key in figures if not key.endswith(("_low", "_high"))), key=order)

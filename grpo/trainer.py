@@ -28,9 +28,8 @@ from transformers import AutoTokenizer
 
 from grpo import checkpoint as checkpoints
 from grpo.batch import MicroBatch, Sample, Shapes, annotate, assemble, plan
-from grpo.build import build_engine, build_problems, build_rewards
+from grpo.build import build_engine, build_held_out, build_problems, build_rewards
 from grpo.config import GRPORecipe
-from grpo.evaluate import evaluate
 from grpo.golds import check_problems
 from grpo.loss import LossOutput, grpo_loss
 from grpo.metrics import ExpertLoad, Metric, merge, rollout_metrics, values
@@ -52,10 +51,12 @@ class Trainer:
         resume = checkpoints.find_checkpoint(recipe.output_dir, recipe.trainer.resume_from_checkpoint)
         self.step = checkpoints.step_of(resume) if resume else 0
         self.tokenizer = AutoTokenizer.from_pretrained(resume or recipe.model.model_name_or_path)
-        self.problems, self.held_out = build_problems(recipe, self.tokenizer, self.accelerator)
+        self.problems = build_problems(recipe, self.tokenizer, self.accelerator)
         self.rewards = build_rewards(recipe, reward_functions)
+        self.held_out = build_held_out(recipe, self.tokenizer, self.rewards)
         if self.accelerator.is_main_process:
-            check_problems(self.problems.source, self.held_out, self.rewards, Console(stderr=True))
+            ours = [prompt for held_out in self.held_out if not held_out.name for prompt in held_out.prompts]
+            check_problems(self.problems.source, ours, self.rewards, Console(stderr=True))
         self.policy = Policy(recipe, self.accelerator, pad_token_id=self.tokenizer.pad_token_id or 0, checkpoint=resume)
         self.accelerator.register_for_checkpointing(self.problems)
         if resume:
@@ -83,6 +84,8 @@ class Trainer:
             self.report.summary()
         finally:  # an interrupted run has a page, too
             self.report.close()
+            for held_out in self.held_out:
+                held_out.grader.close()
             self.rewards.close()
             self.engine.close()
         return checkpoints.checkpoint_path(self.recipe.output_dir, self.step)
@@ -168,20 +171,18 @@ class Trainer:
 
     def evaluate(self) -> None:
         """pass@1, pass@k and cons@k on the held-out problems."""
-        config = self.recipe.evaluation
         if not self.held_out:
             return
+        metrics: dict[str, float] = {}
         with self.report.phase("evaluate"):
-            result = evaluate(
-                self.engine,
-                self.held_out,
-                self.recipe.evaluation_sampling(),
-                self.rewards,
-                reward=config.reward or self.rewards.names[0],
-                process_index=self.accelerator.process_index,
-                num_processes=self.accelerator.num_processes,
-            )
-        self.report.log_evaluation(self.step, result.metrics)
+            for held_out in self.held_out:
+                metrics |= held_out.evaluate(
+                    self.engine,
+                    self.recipe.evaluation_sampling(),
+                    process_index=self.accelerator.process_index,
+                    num_processes=self.accelerator.num_processes,
+                ).metrics
+        self.report.log_evaluation(self.step, metrics)
 
     def save(self) -> None:
         """Write a checkpoint from which a run continues exactly."""

@@ -17,9 +17,10 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
         """Yield one Group per prompt as it finishes, in no particular order.
 
-        A completion that meets neither an end token nor its budget, min(max_completion_length, max_model_len - prompt
-        tokens), goes on until it does; the budget gives finish_reason "length". The iterator owns the engine until it
-        is exhausted or closed. With temperature 0 the most likely token is taken and log-probs are those at 1.
+        A completion that meets neither an end token, a stop text nor its budget, min(max_completion_length,
+        max_model_len - prompt tokens), goes on until it does; the budget gives finish_reason "length". The iterator
+        owns the engine until it is exhausted or closed. With temperature 0 the most likely token is taken and log-probs
+        are those at 1.
 
         Raises:
             ValueError: a prompt leaves no room for one token. Raised by the call, before anything is generated.
@@ -65,6 +66,11 @@ def completion_texts(
     """Text of each completion without end tokens, BOS and PAD; other special tokens stay, as <think> may be one."""
     hidden = [tokenizer.bos_token_id, tokenizer.pad_token_id, *end_ids]
     return tokenizer.batch_decode([[i for i in ids if i not in hidden] for ids in completions])
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of the stop texts."""
+    return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
 def completion_budgets(prompts: Sequence[Prompt], sampling: Sampling, max_model_len: int) -> list[int]:

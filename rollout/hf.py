@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from rollout.engine import completion_budgets, completion_texts, end_token_ids, request_seed
+from rollout.engine import completion_budgets, completion_texts, cut_at_stop, end_token_ids, request_seed
 from rollout.types import Completion, Group, Prompt, Sampling
 
 
@@ -98,19 +98,21 @@ class HFEngine:
         inputs = inputs.to(self._model.device)
         prompt_length = inputs["input_ids"].shape[1]
         sampler = _Sampler(sampling, seeds, self._model.device)
+        stop = _StopTexts(self._tokenizer, sampling.stop, prompt_length)
         output = self._model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             max_new_tokens=int(budgets.max()),
             do_sample=False,
             logits_processor=LogitsProcessorList([sampler]),
-            stopping_criteria=StoppingCriteriaList([_RowBudget(prompt_length + budgets)]),
+            stopping_criteria=StoppingCriteriaList([_RowBudget(prompt_length + budgets), stop]),
         )
         tokens = output[:, prompt_length:]  # [B, T]
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()  # [B, T]
         is_end = torch.isin(tokens, torch.tensor(self._end_ids, device=tokens.device))
         # A row is padded once it has ended, and PAD may be an end token: the first one counts.
         first_end = torch.where(is_end.any(1), is_end.int().argmax(1), tokens.shape[1])
+        first_end = torch.minimum(first_end, stop.last_tokens(tokens))
         lengths = torch.minimum(first_end + 1, budgets).tolist()
         stopped = (first_end < budgets).tolist()
         token_ids = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
@@ -119,7 +121,7 @@ class HFEngine:
             Completion(
                 token_ids=ids,
                 logprobs=row[: len(ids)],
-                text=text,
+                text=cut_at_stop(text, sampling.stop),
                 finish_reason="stop" if stop else "length",
                 policy_version=self._policy_version,
             )
@@ -194,3 +196,27 @@ class _RowBudget(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # noqa: ARG002
         return input_ids.shape[1] >= self._lengths
+
+
+class _StopTexts(StoppingCriteria):
+    """Ends a row whose completion has one of the stop texts in it."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int) -> None:
+        self._tokenizer, self._stop, self._prompt_length = tokenizer, stop, prompt_length
+        # A token may be one byte; and one more token may reach beyond the text.
+        self._window = max((len(text.encode()) for text in stop), default=0) + 1
+        self._last: dict[int, int] = {}  # row -> place of the token that completes the text
+
+    def last_tokens(self, tokens: Tensor) -> Tensor:
+        """[B]: place in the completion of the token that completed a stop text, T where none did; tokens: [B, T]."""
+        rows, length = tokens.shape
+        return torch.tensor([self._last.get(row, length) for row in range(rows)], device=tokens.device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # noqa: ARG002
+        length = input_ids.shape[1]
+        rows = [row for row in range(len(input_ids)) if row not in self._last] if self._stop else []
+        tails = input_ids[:, max(self._prompt_length, length - self._window) :]
+        for row, text in zip(rows, self._tokenizer.batch_decode(tails[rows]) if rows else [], strict=True):
+            if any(stop in text for stop in self._stop):
+                self._last[row] = length - self._prompt_length - 1
+        return torch.tensor([row in self._last for row in range(len(input_ids))], device=input_ids.device)

@@ -9,7 +9,7 @@ Left out: streaming datasets (no random access), mixtures of several sources.
 import difflib
 import inspect
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from rollout.types import Problem, Prompt
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {"countdown": tasks.countdown, "arithmetic": tasks.arithmetic}
 _REASONING_GYM = "reasoning_gym:"
 _FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+Columns = Mapping[str, str | list[str]]  # ours -> theirs
 _MAX_BARREN = 1000  # generated problems in a row that are all too long: the next will be, too
 
 
@@ -42,7 +43,8 @@ def load_source(
     dataset_name: str | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
-    columns: dict[str, str] | None = None,
+    dataset_revision: str | None = None,
+    columns: Columns | None = None,
     split: str = "train",
     seed: int = 0,
 ) -> Source:
@@ -52,11 +54,14 @@ def load_source(
         `dataset_split` instead, e.g. "test" or "train[:-500]".
     seed: of a generated task. Leave it at 0 for held-out problems: runs of every seed are judged on the same ones.
     columns: ours -> theirs, e.g. {"prompt": "question", "solution": "answer"}; columns not named keep their names.
+        Where copies of a dataset differ, theirs may be a list of names, of which the first that is there counts.
     """
     if task is not None:
         return TaskSource(task, task_options or {}, split=split, seed=seed, columns=columns or {})
     assert dataset_name is not None
-    return DatasetSource(dataset_name, config=dataset_config, split=dataset_split, columns=columns or {})
+    return DatasetSource(
+        dataset_name, config=dataset_config, split=dataset_split, revision=dataset_revision, columns=columns or {}
+    )
 
 
 class TaskSource:
@@ -71,7 +76,7 @@ class TaskSource:
         *,
         split: str = "train",
         seed: int = 0,
-        columns: dict[str, str] | None = None,
+        columns: Columns | None = None,
     ) -> None:
         self.task, self.split, self.seed = task, split, seed
         self._options = options
@@ -84,8 +89,7 @@ class TaskSource:
         else:
             known = f"{', '.join(TASKS)}, {_REASONING_GYM}<name>"
             raise ValueError(f"task {task!r} is unknown.{_nearest(task, TASKS)} Tasks: {known}.")
-        self._columns = columns or {}
-        _check_columns(f"task {task!r}", list(self._draw(0)), self._columns)
+        self._columns = _found_columns(f"task {task!r}", list(self._draw(0)), columns or {})
 
     def __getitem__(self, index: int) -> Problem:
         return _problem(f"{self.task}/{self.split}/{index}", self._draw(index), self._columns)
@@ -102,7 +106,13 @@ class DatasetSource:
     """
 
     def __init__(
-        self, name: str, *, config: str | None = None, split: str = "train", columns: dict[str, str] | None = None
+        self,
+        name: str,
+        *,
+        config: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        columns: Columns | None = None,
     ) -> None:
         from datasets import Dataset, load_dataset
 
@@ -112,7 +122,7 @@ class DatasetSource:
                 raise ValueError(f"dataset_name={name!r}: there is no such file (looked for {path.absolute()}).")
             rows = load_dataset(_FILE_FORMATS[path.suffix], data_files=str(path), split=split)
         else:
-            rows = load_dataset(name, config, split=split)
+            rows = load_dataset(name, config, split=split, revision=revision)
         assert isinstance(rows, Dataset)
         if len(rows) == 0:
             raise ValueError(f"dataset_name={name!r}, dataset_split={split!r}: no rows.")
@@ -120,8 +130,7 @@ class DatasetSource:
         self.split = split
         self.size = len(rows)
         self._rows = rows
-        self._columns = columns or {}
-        _check_columns(f"dataset {name!r}", rows.column_names, self._columns)
+        self._columns = _found_columns(f"dataset {name!r}", rows.column_names, columns or {})
 
     def __getitem__(self, index: int) -> Problem:
         return _problem(f"{self.name}/{self.split}/{index}", self._rows[index], self._columns)
@@ -190,20 +199,30 @@ def held_out(source: Source, prompter: Prompter, num_problems: int) -> list[Prom
 
     Fewer than num_problems where the source has no more that are distinct and fit the budget.
     """
-    order: Sequence[int] = range(20 * num_problems) if source.size is None else _shuffled(source.size, "held out")
     prompts: list[Prompt] = []
-    seen: set[str] = set()
-    for index in order:
+    for problem in distinct(source, range(20 * num_problems) if source.size is None else fixed_order(source.size)):
         if len(prompts) == num_problems:
             break
-        problem = source[index]
-        key = repr(problem.prompt)
-        if key not in seen and (prompt := prompter.encode(problem)) is not None:
+        if (prompt := prompter.encode(problem)) is not None:
             prompts.append(prompt)
-        seen.add(key)
     if not prompts:
         raise ValueError(f"max_prompt_length={prompter.max_prompt_length}: every held-out prompt is longer. Raise it.")
     return prompts
+
+
+def fixed_order(size: int) -> list[int]:
+    """Rows of a dataset in the order in which held-out problems are chosen: random, and always the same."""
+    return _shuffled(size, "held out")
+
+
+def distinct(source: Source, order: Iterable[int]) -> Iterator[Problem]:
+    """Problems in this order, without those whose prompt came before."""
+    seen: set[str] = set()
+    for index in order:
+        problem = source[index]
+        if (key := repr(problem.prompt)) not in seen:
+            seen.add(key)
+            yield problem
 
 
 def _reasoning_gym(name: str, options: dict[str, Any]) -> Callable[..., dict[str, Any]]:
@@ -241,15 +260,22 @@ def _problem(problem_id: str, row: dict[str, Any], columns: dict[str, str]) -> P
     return Problem(id=problem_id, prompt=prompt, columns=renamed)
 
 
-def _check_columns(source: str, present: Sequence[str], columns: dict[str, str]) -> None:
+def _found_columns(source: str, present: Sequence[str], columns: Columns) -> dict[str, str]:
+    """Ours -> theirs as the source has them."""
     has = f"It has: {', '.join(present)}."
-    for theirs in columns.values():
-        if theirs not in present:
-            raise ValueError(f"columns={columns}: {source} has no column {theirs!r}.{_nearest(theirs, present)} {has}")
+    found = {}
+    for ours, names in columns.items():
+        names = [names] if isinstance(names, str) else names
+        there = [name for name in names if name in present]
+        if not there:
+            said = " or ".join(map(repr, names))
+            raise ValueError(f"columns={columns}: {source} has no column {said}.{_nearest(names[0], present)} {has}")
+        found[ours] = there[0]
     if "prompt" not in columns and "prompt" not in present:
         raise ValueError(
             f"{source} has no column 'prompt'. {has} Name the one with the question: columns: {{prompt: question}}."
         )
+    return found
 
 
 def _check_options(

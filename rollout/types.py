@@ -82,3 +82,4 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit
     seed: int = 0
+    stop: tuple[str, ...] = ()  # texts that end a completion as an end token does; the text goes up to the first

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
-from rollout.engine import completion_budgets, completion_texts, end_token_ids, request_seed
+from rollout.engine import completion_budgets, completion_texts, cut_at_stop, end_token_ids, request_seed
 from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -131,9 +131,10 @@ class VLLMEngine:
                 max_tokens=budget,
                 seed=request_seed(sampling, prompt),
                 stop_token_ids=self._end_ids,
+                stop=list(sampling.stop),
                 logprobs=0,  # of the sampled token alone
                 flat_logprobs=True,
-                detokenize=False,  # once at the end instead of token by token
+                detokenize=bool(sampling.stop),  # else once at the end instead of token by token
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)
@@ -143,13 +144,13 @@ class VLLMEngine:
                 for output in engine.step():
                     assert isinstance(output, RequestOutput)  # not that of a pooling model
                     prompt = pending.pop(output.request_id)
-                    completions = self._completions(output) * (sampling.num_generations // num_samples)
+                    completions = self._completions(output, sampling) * (sampling.num_generations // num_samples)
                     yield Group(problem=prompt.problem, prompt_ids=prompt.token_ids, completions=completions)
         finally:
             if pending:  # the caller stopped early
                 engine.abort_request(list(pending))
 
-    def _completions(self, output: "RequestOutput") -> list[Completion]:
+    def _completions(self, output: "RequestOutput", sampling: Sampling) -> list[Completion]:
         from vllm.logprobs import FlatLogprobs
 
         texts = completion_texts(self._tokenizer, self._end_ids, [sample.token_ids for sample in output.outputs])
@@ -160,7 +161,7 @@ class VLLMEngine:
                 Completion(
                     token_ids=list(sample.token_ids),
                     logprobs=sample.logprobs.logprobs,
-                    text=text,
+                    text=cut_at_stop(text, sampling.stop),
                     finish_reason="stop" if sample.finish_reason == "stop" else "length",
                     policy_version=self._policy_version,
                 )

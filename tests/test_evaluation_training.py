@@ -1,20 +1,17 @@
-"""Estimators against brute force, the interval against simulation, and evaluation of known completions."""
+"""Evaluation during training: known completions, several processes, tasks, and a real engine."""
 
-import itertools
 import multiprocessing
 import os
 import random
 import socket
-import statistics
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from grpo.evaluate import Evaluation, clustered_interval, consensus, evaluate, pass_at_k
+from grpo.evaluation.training import Evaluation, HeldOut, reward_held_out
 from rewards.score import Rewards, RewardSpec
 from rollout.problems import held_out, load_source
 from rollout.prompts import Prompter
@@ -52,61 +49,12 @@ def rewards_of(*functions) -> Rewards:
     return Rewards([RewardSpec(function=function) for function in functions], num_workers=0)
 
 
-def recite(*, reward: str = "exact_match", rewards: Rewards | None = None, **processes) -> Evaluation:
-    rewards = rewards or rewards_of("exact_match", "format")
-    return evaluate(Recital(), PROMPTS, SAMPLING, rewards, reward=reward, **processes)
+def of(*functions, reward: str | None = None, prompts: Sequence[Prompt] = PROMPTS) -> HeldOut:
+    return reward_held_out(prompts, rewards_of(*functions), reward, None)
 
 
-# -- estimators
-
-
-def test_pass_at_k_is_the_share_of_all_choices_that_hold_a_correct_one():
-    for n in range(1, 7):
-        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
-            samples = [1] * c + [0] * (n - c)
-            chosen = list(itertools.combinations(samples, k))
-            assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, chosen)) / len(chosen), abs=1e-12)
-
-
-def test_pass_at_k_of_many_samples_neither_overflows_nor_rounds_to_one():
-    assert pass_at_k(1024, 1, 512) == 0.5
-    assert pass_at_k(10_000, 1, 1) == pytest.approx(1e-4)
-
-
-def test_consensus_is_the_expectation_over_the_orders_in_which_ties_are_broken():
-    for answers in itertools.product(["2", "3", "5", None], repeat=5):
-        votes = Counter(answer for answer in answers if answer is not None)
-        # max keeps the first of those that are tied
-        wins = [max(order, key=votes.__getitem__) == "2" for order in itertools.permutations(votes) if order]
-        expected = statistics.fmean(wins) if wins else 0.0
-        assert consensus(answers, [answer == "2" for answer in answers]) == pytest.approx(expected)
-
-
-def test_interval_covers_the_truth_in_93_to_97_of_100_evaluations():
-    """Problems with success rates of their own, four samples each; taken for independent they would cover 79 of 100."""
-    rng = random.Random(0)
-    for a, b in ((0.1, 0.9), (0.5, 0.5), (1.2, 0.3)):
-        covered = 0
-        for _ in range(1500):
-            rates = [rng.betavariate(a, b) for _ in range(80)]
-            low, high = clustered_interval([sum(rng.random() < rate for _ in range(4)) / 4 for rate in rates])
-            covered += low <= a / (a + b) <= high
-        assert 0.93 <= covered / 1500 <= 0.97
-
-
-def test_interval_widens_with_clustering_and_stays_within_0_and_1():
-    def width(shares):
-        low, high = clustered_interval(shares)
-        assert 0 <= low <= statistics.fmean(shares) <= high <= 1
-        return high - low
-
-    assert width([0.0, 1.0] * 50) > 1.5 * width([0.25, 0.75] * 50)
-    assert clustered_interval([1.0] * 100) == pytest.approx((0.963, 1.0), abs=1e-3)
-    assert clustered_interval([0.0] * 100) == pytest.approx((0.0, 0.037), abs=1e-3)
-    assert width([0.5]) > 0.8
-
-
-# -- the evaluation
+def recite(held_out: HeldOut | None = None, **processes) -> Evaluation:
+    return (held_out or of("exact_match", "format")).evaluate(Recital(), SAMPLING, **processes)
 
 
 def test_metrics_of_known_completions():
@@ -122,8 +70,11 @@ def test_metrics_of_known_completions():
             "eval/mean_length": 50 / 12,
             "eval/truncated_ratio": 1 / 12,
             "eval/no_answer_ratio": 2 / 12,
-            "eval/unscored_ratio": 0.0,
+            "eval/unverifiable_ratio": 0.0,
+            "eval/p95_length": 10,
             "eval/num_problems": 3,
+            "eval/num_samples": 4,
+            "eval/num_unreadable": 0,
             "eval/rewards/exact_match/mean": 5 / 12,
             "eval/rewards/format/mean": 0.0,
         },
@@ -131,42 +82,53 @@ def test_metrics_of_known_completions():
     )
 
 
-def test_records_keep_every_completion_in_the_order_of_the_prompts():
-    records = recite().records
-    assert [record["problem_id"] for record in records] == ["p/0", "p/1", "p/2"]
-    assert records[1]["prompt"] == "2+2=?" and records[1]["columns"] == {"answer": "4"}
-    assert records[1]["completions"][2] == {
-        "text": "<answer>4",
+def test_rows_keep_every_completion_in_the_order_of_the_prompts():
+    rows = recite().rows
+    assert [(row["problem_id"], row["sample"]) for row in rows] == [(f"p/{i}", j) for i in range(3) for j in range(4)]
+    row = rows[6]
+    assert isinstance(row.pop("seed"), int)
+    assert row == {
+        "task": "",
+        "problem_id": "p/1",
+        "sample": 2,
+        "prompt": "2+2=?",
+        "completion": "<answer>4",
         "num_tokens": 10,
         "finish_reason": "length",
         "answer": None,
-        "correct": False,
+        "gold": "4",
+        "verdict": "wrong",
+        "reason": "no answer",
         "rewards": {"exact_match": 0.0, "format": 0.0},
     }
 
 
-def test_reward_that_does_not_apply_counts_as_wrong_and_is_reported():
+def test_problem_that_the_reward_does_not_apply_to_is_in_no_share_and_counted():
     def only_odd(prompts, completions, answer, **kwargs):
         return [None if gold == "4" else 1.0 for gold in answer]
 
-    evaluation = recite(rewards=rewards_of(only_odd), reward="only_odd")
-    assert evaluation.metrics["eval/pass@1"] == pytest.approx(2 / 3)
-    assert evaluation.metrics["eval/unscored_ratio"] == pytest.approx(1 / 3)
-    assert evaluation.metrics["eval/rewards/only_odd/mean"] == 1.0
+    metrics = recite(of(only_odd)).metrics
+    assert metrics["eval/pass@1"] == 1.0
+    assert (metrics["eval/num_problems"], metrics["eval/num_unreadable"]) == (3, 1)
+    assert metrics["eval/mean_length"] == 30 / 8
+    assert metrics["eval/rewards/only_odd/mean"] == 1.0
 
 
 def test_unknown_reward_is_an_error_before_anything_is_generated():
     with pytest.raises(ValueError, match=r"evaluation.reward='acuracy' is not among the rewards: exact_match, format"):
-        evaluate(None, PROMPTS, SAMPLING, rewards_of("exact_match", "format"), reward="acuracy")  # pyright: ignore
+        of("exact_match", "format", reward="acuracy")
 
 
-def test_one_sample_has_no_consensus():
+def test_one_sample_has_no_consensus(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(globals(), "SAID", {text: said[:1] for text, said in SAID.items()})
     sampling = Sampling(num_generations=1, max_completion_length=10)
-    first = {text: said[:1] for text, said in SAID.items()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(globals(), "SAID", first)
-        evaluation = evaluate(Recital(), PROMPTS, sampling, rewards_of("exact_match"), reward="exact_match")
-    assert [key for key in evaluation.metrics if "@" in key] == ["eval/pass@1", "eval/pass@1_low", "eval/pass@1_high"]
+    metrics = of("exact_match").evaluate(Recital(), sampling).metrics
+    assert [key for key in metrics if "@" in key] == ["eval/pass@1", "eval/pass@1_low", "eval/pass@1_high"]
+
+
+def test_figures_of_a_task_carry_its_name():
+    named = HeldOut("sums", PROMPTS, of("exact_match").grader)
+    assert recite(named).metrics["eval/sums/pass@4"] == 1.0
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
@@ -226,7 +188,7 @@ def test_a_model_is_evaluated_from_task_to_metrics_without_touching_the_random_s
     sampling = Sampling(num_generations=2, max_completion_length=6, seed=3)
 
     def run() -> Evaluation:
-        return evaluate(engine, prompts, sampling, rewards_of("countdown", "format"), reward="countdown")
+        return of("countdown", "format", reward="countdown", prompts=prompts).evaluate(engine, sampling)
 
     random.seed(1)
     torch.manual_seed(1)
@@ -236,7 +198,7 @@ def test_a_model_is_evaluated_from_task_to_metrics_without_touching_the_random_s
     evaluation = run()
     assert (random.random(), torch.rand(3).tolist()) == undisturbed
     assert run() == evaluation
-    assert [record["problem_id"] for record in evaluation.records] == [f"countdown/eval/{i}" for i in range(6)]
+    assert [row["problem_id"] for row in evaluation.rows[::2]] == [f"countdown/eval/{i}" for i in range(6)]
     assert evaluation.metrics["eval/num_problems"] == 6
     assert evaluation.metrics["eval/pass@1"] == 0.0  # the model is random
     assert 0 < evaluation.metrics["eval/mean_length"] <= 6

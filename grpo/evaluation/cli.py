@@ -1,0 +1,150 @@
+"""The command lines of `grpo eval` and `grpo regrade`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grpo.evaluation.config import PROTOCOLS, EvalRecipe, builtin_tasks
+from grpo.recipe import load_recipe
+
+# option -> where its value goes in the recipe, and its type
+_OPTIONS: dict[str, tuple[str, type]] = {
+    "--model": ("model.model_name_or_path", str),
+    "--dtype": ("model.dtype", str),
+    "--tasks": ("tasks", str),
+    "--protocol": ("protocol", str),
+    "--template": ("template", str),
+    "--system-prompt": ("system_prompt", str),
+    "--samples": ("sampling.num_samples", int),
+    "--temperature": ("sampling.temperature", float),
+    "--top-p": ("sampling.top_p", float),
+    "--top-k": ("sampling.top_k", int),
+    "--max-tokens": ("sampling.max_completion_length", int),
+    "--seed": ("sampling.seed", int),
+    "--engine": ("engine.name", str),
+    "--base-url": ("engine.base_url", str),
+    "--data-dir": ("data_dir", str),
+    "--limit": ("limit", int),
+    "--output": ("output", str),
+}
+
+
+def eval_command(arguments: Sequence[str]) -> None:
+    """`grpo eval`: evaluate a model, or compare two finished evaluations."""
+    parser = _parser(
+        "grpo eval",
+        "Evaluate a checkpoint on tasks. Values come from the recipe, then from options, then from section.key=value.",
+        f"tasks: {', '.join(builtin_tasks())}, or a .yaml file; protocols: {', '.join(PROTOCOLS)}",
+    )
+    parser.add_argument("recipe", nargs="?", help="a recipe with `stage: eval`")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    for option, (place, kind) in _OPTIONS.items():
+        parser.add_argument(option, dest=place, type=kind, help=place, metavar=kind.__name__.upper())
+    parser.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="folders of two finished evaluations")
+    values = vars(parser.parse_args(list(arguments)))
+    if values["compare"]:
+        from grpo.evaluation.compare import compare_runs
+
+        print(compare_runs(*map(Path, values["compare"])))
+        return
+    recipe = load_eval_recipe(values["recipe"], values["overrides"], values)
+    _launch(recipe, ["eval", *arguments])
+    from grpo.evaluation.run import run_stage
+
+    run_stage(recipe)
+
+
+def _launch(recipe: EvalRecipe, command: Sequence[str]) -> None:
+    """Become several processes, where they were asked for or the machine has several GPUs."""
+    from grpo.launch import is_launched, launch, launch_on_cpu, missing_processes
+
+    if missing := missing_processes():
+        launch_on_cpu(missing, command)
+    if not is_launched() and recipe.engine.name in ("vllm", "hf"):
+        import torch
+
+        if torch.cuda.device_count() > 1:
+            launch([], command)
+
+
+def regrade_command(arguments: Sequence[str]) -> None:
+    """`grpo regrade`: judge kept samples again."""
+    from grpo.evaluation.regrade import describe, regrade, regrade_file
+    from grpo.evaluation.table import markdown
+
+    parser = _parser(
+        "grpo regrade",
+        "Judge samples again without generating: those of an evaluation's folder, or a .jsonl file of others.",
+        "example: grpo regrade theirs.jsonl --task gsm8k --columns completion=response,solution=gold,score=result "
+        "--option answer_in=free_text --output runs/theirs",
+    )
+    parser.add_argument("samples", type=Path, help="folder of an evaluation, or a .jsonl file")
+    parser.add_argument("--output", type=Path, help="where to write; a folder's default is the folder itself")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the checker")
+    parser.add_argument("--reward", help="of a folder: another checker than the task's")
+    parser.add_argument("--task", help="of a file: whose checker judges")
+    parser.add_argument("--columns", type=_pairs, default={}, help="of a file: ours=theirs,…")
+    parser.add_argument("--key", help="of a file: column by which the task's dataset is joined")
+    parser.add_argument("--data-dir", type=Path, help="of a file: local copies of the datasets, for --key")
+    parser.add_argument("--wrap", default="{completion}", help="of a file: text around each {completion}")
+    given = parser.parse_args(list(arguments))
+    options = {name: yaml.safe_load(value) for pair in given.option for name, value in _pairs(pair).items()}
+    if given.samples.is_dir():
+        done = regrade(given.samples, output=given.output, reward=given.reward, options=options)
+    else:
+        if not (given.task and given.output and given.samples.is_file()):
+            parser.error(f"{given.samples} is no folder: a file needs to exist, and --task, --columns and --output.")
+        done = regrade_file(
+            given.samples,
+            given.task,
+            output=given.output,
+            columns=given.columns,
+            key=given.key,
+            data_dir=given.data_dir,
+            wrap=given.wrap.replace("\\n", "\n"),
+            options=options,
+        )
+    results = done.results
+    print(markdown(results.model, results.protocol, results.tasks))
+    total = sum(
+        task["metrics"]["num_problems"] * task["metrics"].get("num_samples", 0) for task in results.tasks.values()
+    )
+    print(describe(done.changes, total))
+    print(f"page: {results.folder / 'index.html'}")
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """ "a=b,c=d" """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: the form is name=value,name=value")
+    return {name: value for name, _, value in pairs}
+
+
+def load_eval_recipe(path: str | None, overrides: Sequence[str], options: dict[str, Any]) -> EvalRecipe:
+    """The recipe of a file (None: of options alone), with options and overrides on top."""
+    if path is not None and "=" in path and not Path(path).exists():  # an override in the place of the recipe
+        path, overrides = None, [path, *overrides]
+    sections: dict[str, Any] = {"stage": "eval"}
+    for place, _ in _OPTIONS.values():
+        if (value := options.get(place)) is not None:
+            _put(sections, place, [name for name in value.split(",") if name] if place == "tasks" else value)
+    if sections.get("engine", {}).get("name") == "reference":
+        sections.setdefault("model", {"model_name_or_path": "reference"})
+    recipe = load_recipe(path, overrides, sections=sections)
+    assert isinstance(recipe, EvalRecipe)
+    return recipe
+
+
+def _put(sections: dict[str, Any], place: str, value: Any) -> None:
+    *parents, last = place.split(".")
+    for part in parents:
+        sections = sections.setdefault(part, {})
+    sections[last] = value
+
+
+def _parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=name, description=description, epilog=epilog, allow_abbrev=False)

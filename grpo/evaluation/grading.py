@@ -1,0 +1,226 @@
+"""Who says whether an answer is right, and why.
+
+`accuracy` and `code` have judges, which give a verdict with its reason and the answer they read; any other reward
+function gives a number, of which more than 0.5 is right. Grading runs beside generation: judges have processes of their
+own and are waited for in threads, reward functions run in the worker processes of `rewards.score`.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+from rewards.load import load_function
+from rewards.score import Rewards, RewardSpec
+from rewards.verdict import Verdict
+from rollout.types import Group, Problem
+
+accuracy = import_module("rewards.accuracy")  # the package's own name `accuracy` is the function
+
+REWARD_WORKERS = 2  # processes of an ordinary reward function
+_GIVEN = ("prompts", "completions", "completion_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """A group with one verdict per completion; None: the gold answer cannot be read, or the reward does not apply.
+
+    Graded(group, [Verdict("wrong", "2 is not 3", "2")], {"accuracy": [0.0]})
+    """
+
+    group: Group
+    verdicts: list[Verdict | None]
+    rewards: dict[str, list[float | None]]
+
+
+class Grader(Protocol):
+    """Judges the completions of one task."""
+
+    votes: bool  # whether answers can be counted against each other
+
+    def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
+        """Yield groups as they are judged, in no particular order."""
+        ...
+
+    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether two answers are the same answer: what votes are counted by."""
+        ...
+
+    def gold(self, problem: Problem) -> str | None:
+        """The right answer as a short text, where there is such a thing."""
+        ...
+
+    def unreadable(self, problem: Problem) -> str | None:
+        """Why this problem cannot be judged at all; None: it can."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def build_grader(reward: str, options: Mapping[str, Any]) -> Grader:
+    """The grader of a task: its `reward` with its `options`."""
+    if reward == "accuracy":
+        return MathGrader(dict(options))
+    if reward == "code":
+        return CodeGrader(dict(options))
+    return RewardGrader(
+        Rewards([RewardSpec(function=reward, options=dict(options))], num_workers=REWARD_WORKERS), function=reward
+    )
+
+
+def check_columns(task: str, reward: str, options: Mapping[str, Any], columns: Iterable[str]) -> None:
+    """ValueError unless a task has the columns that its reward reads."""
+    present = list(columns)
+    for name, parameter in inspect.signature(load_function(reward)).parameters.items():
+        plain = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if plain and parameter.default is parameter.empty and name not in (*_GIVEN, *options, *present):
+            raise ValueError(
+                f"task {task!r}: its reward {reward!r} reads the column {name!r}, and there is none. The columns are: "
+                f"{', '.join(present)}. Name the one that holds it: columns: {{{name}: …}}."
+            )
+
+
+class _JudgeGrader:
+    """Runs a judge, f(completions, problem) -> verdicts, on groups as they come, in threads that wait for it."""
+
+    name: str
+    votes: bool
+
+    def __init__(self, judge: Callable[[list[str], Problem], list[Verdict | None]], workers: int) -> None:
+        self._judge = judge
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grading")
+
+    def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
+        waiting: list[tuple[Group, Future[list[Verdict | None]]]] = []
+        for group in groups:
+            texts = [completion.text for completion in group.completions]
+            waiting.append((group, self._threads.submit(self._judge, texts, group.problem)))
+            done = [pair for pair in waiting if pair[1].done()]
+            waiting = [pair for pair in waiting if pair not in done]
+            yield from map(self._graded, done)
+        yield from map(self._graded, waiting)
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def _graded(self, pair: tuple[Group, Future[list[Verdict | None]]]) -> Graded:
+        group, future = pair
+        verdicts = future.result()
+        return Graded(group, verdicts, {self.name: [None if v is None else v.reward for v in verdicts]})
+
+
+class MathGrader(_JudgeGrader):
+    """rewards.accuracy: mathematical equivalence with the column `solution`."""
+
+    name, votes = "accuracy", True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        def judge(texts: list[str], problem: Problem) -> list[Verdict | None]:
+            return accuracy.judge(texts, [_solution(problem)] * len(texts), **options)
+
+        super().__init__(judge, workers=2)
+
+    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        return accuracy.equal_answers(pairs)
+
+    def gold(self, problem: Problem) -> str | None:
+        return accuracy.gold_answer(_solution(problem))
+
+    def unreadable(self, problem: Problem) -> str | None:
+        return accuracy.check_gold(_solution(problem))
+
+
+class CodeGrader(_JudgeGrader):
+    """rewards.code: the program passes the problem's tests, in a sandbox. Programs do not vote."""
+
+    name, votes = "code", False
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._code = import_module("rewards.code")
+
+        def judge(texts: list[str], problem: Problem) -> list[Verdict | None]:
+            if self.unreadable(problem) is not None:
+                return [None] * len(texts)
+            verdicts = self._code.judge(texts, [self._tests(problem)] * len(texts), **options)
+            return [_of_program(verdict) for verdict in verdicts]
+
+        super().__init__(judge, workers=len(os.sched_getaffinity(0)))
+
+    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        return [left == right for left, right in pairs]
+
+    def gold(self, problem: Problem) -> str | None:  # noqa: ARG002
+        return None
+
+    def unreadable(self, problem: Problem) -> str | None:
+        try:
+            self._code.read_tests(self._tests(problem))
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _tests(self, problem: Problem) -> Any:
+        """The column `tests`, or what the columns of the usual sets say; HumanEval's need the text to complete."""
+        start = problem.columns.get("program_start", problem.prompt)
+        return self._code.tests_of(start, problem.columns)
+
+
+def _of_program(verdict: Any) -> Verdict:
+    failure = verdict.first_failure
+    if failure.passed:
+        return Verdict("right", "", verdict.program)
+    reason = f"{failure.reason}: {failure.detail}" if failure.detail else failure.reason
+    return Verdict("wrong", reason, verdict.program)
+
+
+class RewardGrader:
+    """Ordinary reward functions, of which one decides: a completion is right where it gives more than 0.5."""
+
+    votes = True
+
+    def __init__(self, rewards: Rewards, *, function: str, decides: str | None = None) -> None:
+        self._rewards = rewards
+        self._decides = decides or rewards.names[0]
+        self._is_math = function == "accuracy"
+
+    def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
+        for scored in self._rewards.score(groups):
+            verdicts = [
+                self._verdict(value, completion.text)
+                for value, completion in zip(scored.breakdown[self._decides], scored.group.completions, strict=True)
+            ]
+            yield Graded(scored.group, verdicts, scored.breakdown)
+
+    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        if self._is_math:
+            return accuracy.equal_answers(pairs)
+        return [left == right for left, right in pairs]
+
+    def gold(self, problem: Problem) -> str | None:
+        column = next(
+            (problem.columns[name] for name in ("answer", "solution", "target") if name in problem.columns), None
+        )
+        return None if column is None else str(column)
+
+    def unreadable(self, problem: Problem) -> str | None:  # noqa: ARG002
+        return None
+
+    def close(self) -> None:
+        self._rewards.close()
+
+    def _verdict(self, value: float | None, text: str) -> Verdict | None:
+        if value is None:
+            return None
+        answer = accuracy.final_answer(text)
+        if value > 0.5:
+            return Verdict("right", "", answer)
+        return Verdict("wrong", "no answer" if answer is None else f"{self._decides} is {value:g}", answer)
+
+
+def _solution(problem: Problem) -> str:
+    """The gold text; of several right answers, as OlympiadBench lists them, all, as one list."""
+    solution = problem.columns["solution"]
+    return ", ".join(map(str, solution)) if isinstance(solution, list) else str(solution)

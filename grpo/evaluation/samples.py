@@ -1,0 +1,142 @@
+"""The samples of an evaluation on disk: written as they arrive, read again to resume, to judge anew and to compare.
+
+A row of samples.jsonl:
+
+    {"task": "gsm8k", "problem_id": "gsm8k/12", "sample": 3,   # the fourth answer to this problem
+     "seed": 6917529027641081856,                              # of this sample's random numbers
+     "prompt": "…",                                            # as the engine read it
+     "completion": "…", "num_tokens": 120, "finish_reason": "stop",
+     "answer": "18", "gold": "18",                             # as read; null where there is none
+     "verdict": "right",                                       # wrong, unverifiable; null: the gold cannot be read
+     "reason": "",                                             # why it is not right
+     "rewards": {"accuracy": 1.0}}
+
+A row of problems.jsonl has what judging it anew needs: {"task": …, "problem_id": …, "prompt": …, "columns": {…}}.
+While an evaluation runs, process r > 0 writes samples-r.jsonl; at its end all rows are in samples.jsonl, sorted.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from grpo.evaluation.grading import Graded
+from grpo.records import Row, read_rows
+from rollout.types import Problem
+
+SAMPLES_FILE = "samples.jsonl"
+PROBLEMS_FILE = "problems.jsonl"
+
+Key = tuple[str, int]  # problem id, sample
+
+
+def key_of(row: Row) -> Key:
+    return row["problem_id"], row["sample"]
+
+
+def sample_rows(
+    graded: Graded, *, task: str, problem_id: str, first_sample: int, seed: int, prompt: Any, gold: str | None
+) -> list[Row]:
+    """One row per completion of the group, numbered from first_sample on."""
+    return [
+        {
+            "task": task,
+            "problem_id": problem_id,
+            "sample": first_sample + index,
+            "seed": seed,
+            "prompt": prompt,
+            "completion": completion.text,
+            "num_tokens": len(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+            "gold": gold,
+            **judgement(graded, index),
+        }
+        for index, completion in enumerate(graded.group.completions)
+    ]
+
+
+def judgement(graded: Graded, index: int) -> Row:
+    """The part of a row that grading decides."""
+    verdict = graded.verdicts[index]
+    return {
+        "answer": None if verdict is None else verdict.answer,
+        "verdict": None if verdict is None else verdict.outcome,
+        "reason": "" if verdict is None else verdict.reason,
+        "rewards": {name: values[index] for name, values in graded.rewards.items()},
+    }
+
+
+class SampleWriter:
+    """Appends rows to a file, each at once and whole."""
+
+    def __init__(self, folder: Path, process_index: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / (f"samples-{process_index}.jsonl" if process_index else SAMPLES_FILE)
+        _cut_half_line(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, rows: Iterable[Row]) -> None:
+        self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_samples(folder: Path) -> list[Row]:
+    """All rows of a folder, of all processes."""
+    return [row for path in sorted(folder.glob("samples*.jsonl")) for row in read_rows(path)]
+
+
+def merge_samples(folder: Path, order: Sequence[str]) -> list[Row]:
+    """Bring all rows into samples.jsonl, problems in this order, others after them by name; returns them.
+
+    What it writes depends on the samples alone, so equal evaluations leave equal files.
+    """
+    place = {problem_id: index for index, problem_id in enumerate(order)}
+    unique = {key_of(row): row for row in read_samples(folder)}.values()
+    rows = sorted(unique, key=lambda row: (place.get(row["problem_id"], len(place)), row["problem_id"], row["sample"]))
+    write_rows(folder / SAMPLES_FILE, rows)
+    for path in folder.glob("samples-*.jsonl"):
+        path.unlink()
+    return rows
+
+
+def write_problems(folder: Path, tasks: Iterable[tuple[str, Sequence[Problem]]]) -> None:
+    """Write problems.jsonl; problems of an earlier call that are not among these stay."""
+    rows = {row["problem_id"]: row for row in read_rows(folder / PROBLEMS_FILE)}
+    for task, problems in tasks:
+        for p in problems:
+            rows[p.id] = {"task": task, "problem_id": p.id, "prompt": p.prompt, "columns": p.columns}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / PROBLEMS_FILE, rows.values())
+
+
+def read_problems(folder: Path) -> dict[str, Problem]:
+    """Problems by id."""
+    rows = read_rows(folder / PROBLEMS_FILE)
+    return {
+        row["problem_id"]: Problem(id=row["problem_id"], prompt=row["prompt"], columns=row["columns"]) for row in rows
+    }
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replace a file, in one step."""
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("w", encoding="utf-8") as file:
+        # default=str: datasets bring dates and the like in a problem's columns.
+        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    draft.replace(path)
+
+
+def _cut_half_line(path: Path) -> None:
+    """Drop what a kill left after the last whole line."""
+    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)

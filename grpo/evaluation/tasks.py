@@ -1,0 +1,136 @@
+"""From a task's name to its problems.
+
+A task is data: an entry of tasks.yaml, of a recipe's define_tasks, or a file of one's own. What differs between tasks
+is said there and nowhere in code.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from grpo.evaluation.config import TaskConfig, builtin_tasks
+from grpo.explain import nearest
+from grpo.recipe import load_section
+from rollout.problems import Source, distinct, fixed_order, load_source
+from rollout.types import Problem
+
+_FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Task("gsm8k", TaskConfig(…), [Problem("gsm8k/0", "Janet's ducks…", {"solution": "… #### 18"}), …], {})"""
+
+    name: str
+    config: TaskConfig
+    problems: list[Problem]  # prompt: the question as the task puts it, without template
+    references: dict[str, str]  # problem id -> a right answer, where the entry has one
+
+
+def load_task(
+    name: str,
+    define_tasks: Mapping[str, TaskConfig] | None = None,
+    *,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+) -> Task:
+    """The problems of the task called `name`, or of the entry in the file of that path.
+
+    data_dir: a folder with copies of the datasets, see `local_file`. limit: so many problems, always the same ones, in
+    the order of the dataset.
+
+    Raises:
+        ValueError: there is no such task, file or column.
+    """
+    name, config = find_task(name, define_tasks or {})
+    dataset_name, dataset_split = _location(name, config, data_dir)
+    source = load_source(
+        task=config.task,
+        task_options=config.task_options,
+        dataset_name=dataset_name,
+        dataset_config=config.dataset_config,
+        dataset_split=dataset_split,
+        dataset_revision=config.dataset_revision,
+        columns=config.columns,
+        split="eval",
+    )
+    problems: list[Problem] = []
+    references: dict[str, str] = {}
+    for index, row in _chosen(source, config, limit):
+        texts = {**row.columns, "prompt": row.prompt}
+        # Messages say all that is to be said.
+        prompt = fill(config.question, texts) if isinstance(row.prompt, str) else row.prompt
+        problems.append(Problem(id=f"{name}/{index}", prompt=prompt, columns=row.columns))
+        if config.reference is not None:
+            references[problems[-1].id] = fill(config.reference, texts)
+    for group in config.groups:
+        if group not in problems[0].columns:
+            has = ", ".join(problems[0].columns)
+            raise ValueError(f"task {name!r}: groups={config.groups}, and there is no column {group!r}. It has: {has}.")
+    return Task(name, config, problems, references)
+
+
+def find_task(name: str, define_tasks: Mapping[str, TaskConfig]) -> tuple[str, TaskConfig]:
+    """Name and entry of a task."""
+    if name in define_tasks:
+        return name, define_tasks[name]
+    if name.endswith((".yaml", ".yml")):
+        return Path(name).stem, load_section(name, TaskConfig)
+    known = builtin_tasks()
+    if name not in known:
+        raise ValueError(
+            f"task {name!r} is unknown.{nearest(name, [*known, *define_tasks])} Tasks: "
+            f"{', '.join([*known, *define_tasks])}, or the path of a .yaml file with an entry of your own."
+        )
+    return name, TaskConfig.model_validate(known[name])
+
+
+def local_file(data_dir: Path, name: str, split: str) -> Path:
+    """The file of a task in a folder of local copies: NAME.jsonl, or in NAME/ the one with the split in its name.
+
+    A single file in NAME/ counts whatever it is called. .json and .parquet are read, too.
+    """
+    alone = [data_dir / f"{name}{suffix}" for suffix in _FILE_SUFFIXES]
+    inside = sorted(path for path in (data_dir / name).glob("*") if path.suffix in _FILE_SUFFIXES)
+    found = [path for path in alone if path.is_file()] or [path for path in inside if split in path.stem]
+    found = found or (inside if len(inside) == 1 else [])
+    if len(found) != 1:
+        there = ", ".join(path.name for path in found or inside) or "no such file"
+        raise ValueError(
+            f"data_dir={str(data_dir)!r}: task {name!r} needs {name}.jsonl, or in {name}/ one file with {split!r} in "
+            f"its name; there is: {there}. Leave data_dir out to load it from the Hub."
+        )
+    return found[0]
+
+
+def _location(name: str, config: TaskConfig, data_dir: Path | None) -> tuple[str | None, str]:
+    """Name and split of the dataset; of a file all rows count."""
+    if config.dataset_name is None or config.dataset_name.endswith(_FILE_SUFFIXES):
+        return config.dataset_name, "train"
+    if data_dir is None:
+        return config.dataset_name, config.dataset_split
+    return str(local_file(data_dir, name, config.dataset_split)), "train"
+
+
+def _chosen(source: Source, config: TaskConfig, limit: int | None) -> Iterator[tuple[int, Problem]]:
+    if source.size is None:  # the problems that a training run is evaluated on
+        count = min(config.num_problems, limit or config.num_problems)
+        yield from enumerate(islice(distinct(source, range(20 * config.num_problems)), count))
+        return
+    indices = range(source.size) if limit is None else sorted(fixed_order(source.size)[:limit])
+    yield from ((index, source[index]) for index in indices)
+
+
+def fill(template: str, columns: Mapping[str, Any]) -> str:
+    """The template with {name} replaced by columns; a list is put line by line. Other braces, as of LaTeX, stay."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in columns:
+            return match[0]
+        column = columns[match[1]]
+        return "\n".join(map(str, column)) if isinstance(column, list) else str(column)
+
+    return re.sub(r"\{(\w+)\}", value, template)

@@ -1,0 +1,129 @@
+"""Evaluation of the policy during training: the same tasks, graders and figures as `grpo eval`, from the run's engine.
+
+Groups of samples instead of single requests, because the run's rewards may compare the answers of a group. It draws no
+random numbers of its own: with the same `sampling.seed`, another checkpoint gets the same problems and random numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grpo.config import GRPORecipe
+from grpo.evaluation.grading import Grader, RewardGrader, build_grader, check_columns
+from grpo.evaluation.prompts import task_prompts
+from grpo.evaluation.samples import sample_rows
+from grpo.evaluation.summary import by_problem, summarize
+from grpo.evaluation.tasks import Task, load_task
+from grpo.records import Row
+from rewards.score import Rewards
+from rollout.engine import Engine, request_seed
+from rollout.types import Prompt, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Gather = Callable[[list[Row]], list[Row]]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Evaluation({"eval/pass@1": 0.84, …}, [rows of samples.jsonl, …]), the same on every process."""
+
+    metrics: dict[str, float]  # summary.summarize, each name after eval/, or eval/<task>/
+    rows: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Problems that a run is evaluated on, and who judges; name "" for those of the training source."""
+
+    name: str
+    prompts: Sequence[Prompt]
+    grader: Grader
+
+    def evaluate(
+        self,
+        engine: Engine,
+        sampling: Sampling,
+        *,
+        process_index: int = 0,
+        num_processes: int = 1,
+        gather: Gather | None = None,
+    ) -> Evaluation:
+        """Sample `sampling.num_generations` completions for each prompt and judge them.
+
+        Each process takes every num_processes-th prompt. gather: lists of all processes -> one list, on each of them;
+        None: accelerate's gather_object.
+        """
+        share = self.prompts[process_index::num_processes]
+        rows: list[Row] = []
+        for graded in self.grader.grade(engine.generate(share, sampling)):
+            problem = graded.group.problem
+            prompt = Prompt(problem=problem, token_ids=graded.group.prompt_ids)
+            rows += sample_rows(
+                graded,
+                task=self.name,
+                problem_id=problem.id,
+                first_sample=0,
+                seed=request_seed(sampling, prompt),
+                prompt=problem.prompt,
+                gold=self.grader.gold(problem),
+            )
+        if num_processes > 1:
+            rows = (gather or _gather_object)(rows)
+        place = {prompt.problem.id: index for index, prompt in enumerate(self.prompts)}
+        problems = by_problem(sorted(rows, key=lambda row: place[row["problem_id"]]))
+        assert [samples[0]["problem_id"] for samples in problems] == list(place), "one group for each problem"
+        metrics = summarize(problems, self.grader.equal if self.grader.votes else None)
+        prefix = f"eval/{self.name}/" if self.name else "eval/"
+        return Evaluation(
+            {prefix + name: value for name, value in metrics.items()}, [row for samples in problems for row in samples]
+        )
+
+
+def reward_held_out(prompts: Sequence[Prompt], rewards: Rewards, reward: str | None, function: str | None) -> HeldOut:
+    """The training source's own held-out problems, judged by one of the run's rewards (None: the first).
+
+    function: what that reward's name stands for in the recipe; None: a callable.
+    """
+    decides = reward or rewards.names[0]
+    if decides not in rewards.names:
+        raise ValueError(f"evaluation.reward={decides!r} is not among the rewards: {', '.join(rewards.names)}.")
+    return HeldOut("", prompts, RewardGrader(rewards, function=function or decides, decides=decides))
+
+
+def task_held_out(recipe: GRPORecipe, tokenizer: "PreTrainedTokenizerBase") -> list[HeldOut]:
+    """The tasks of `evaluation.tasks`, asked in the template of `evaluation.data`, else of `data`.
+
+    Raises:
+        ValueError: a task is wrong, or has prompts longer than max_prompt_length.
+    """
+    config, data = recipe.evaluation, recipe.evaluation.data or recipe.data
+    data_dir = None if config.data_dir is None else Path(config.data_dir)
+    found = []
+    for name in config.tasks:
+        task = load_task(name, data_dir=data_dir, limit=config.num_problems or None)
+        check_columns(task.name, task.config.reward, task.config.options, task.problems[0].columns)
+        prompts, _ = task_prompts(
+            task, tokenizer, template=data.template, system_prompt=data.system_prompt, instruct=False
+        )
+        _check_lengths(task, prompts, data.max_prompt_length)
+        found.append(HeldOut(task.name, prompts, build_grader(task.config.reward, task.config.options)))
+    return found
+
+
+def _check_lengths(task: Task, prompts: Sequence[Prompt], limit: int) -> None:
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    if longest > limit:
+        count = sum(len(prompt.token_ids) > limit for prompt in prompts)
+        raise ValueError(
+            f"evaluation.tasks: {count} prompts of {task.name!r} are longer than max_prompt_length={limit}; without "
+            f"them it would be another task. Set data.max_prompt_length={longest}."
+        )
+
+
+def _gather_object(rows: list[Row]) -> list[Row]:
+    from accelerate.utils import gather_object
+
+    return gather_object(rows)
