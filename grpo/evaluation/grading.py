@@ -5,7 +5,6 @@ function gives a number, of which more than 0.5 is right. Grading runs beside ge
 own and are waited for in threads, reward functions run in the worker processes of `rewards.score`.
 """
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
-from rewards.load import load_function
+from rewards.load import bind, load_function, required_columns
 from rewards.score import Rewards, RewardSpec
 from rewards.verdict import Verdict
 from rollout.types import Group, Problem
@@ -21,7 +20,6 @@ from rollout.types import Group, Problem
 accuracy = import_module("rewards.accuracy")  # the package's own name `accuracy` is the function
 
 REWARD_WORKERS = 2  # processes of an ordinary reward function
-_GIVEN = ("prompts", "completions", "completion_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +72,12 @@ def build_grader(reward: str, options: Mapping[str, Any]) -> Grader:
 def check_columns(task: str, reward: str, options: Mapping[str, Any], columns: Iterable[str]) -> None:
     """ValueError unless a task has the columns that its reward reads."""
     present = list(columns)
-    for name, parameter in inspect.signature(load_function(reward)).parameters.items():
-        plain = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if plain and parameter.default is parameter.empty and name not in (*_GIVEN, *options, *present):
+    function, options = bind(reward, load_function(reward), options)
+    for column in required_columns(function, options):
+        if column not in present:
             raise ValueError(
-                f"task {task!r}: its reward {reward!r} reads the column {name!r}, and there is none. The columns are: "
-                f"{', '.join(present)}. Name the one that holds it: columns: {{{name}: …}}."
+                f"task {task!r}: its reward {reward!r} reads the column {column!r}, and there is none. The columns "
+                f"are: {', '.join(present)}. Name the one that holds it: columns: {{{column}: …}}."
             )
 
 
@@ -139,13 +137,14 @@ class CodeGrader(_JudgeGrader):
     name, votes = "code", False
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._code = import_module("rewards.code")
+        self._code = import_module("rewards.code")  # as above, and it needs a machine with a sandbox
 
         def judge(texts: list[str], problem: Problem) -> list[Verdict | None]:
             if self.unreadable(problem) is not None:
                 return [None] * len(texts)
-            verdicts = self._code.judge(texts, [self._tests(problem)] * len(texts), **options)
-            return [_of_program(verdict) for verdict in verdicts]
+            verdicts = self._code.judge(texts, [self._tests(problem)] * len(texts), stop_early=True, **options)
+            programs = [self._code.last_block(text, options.get("language", "python")) for text in texts]
+            return [_of_program(verdict, program) for verdict, program in zip(verdicts, programs, strict=True)]
 
         super().__init__(judge, workers=len(os.sched_getaffinity(0)))
 
@@ -164,16 +163,17 @@ class CodeGrader(_JudgeGrader):
 
     def _tests(self, problem: Problem) -> Any:
         """The column `tests`, or what the columns of the usual sets say; HumanEval's need the text to complete."""
+        if "tests" in problem.columns:
+            return problem.columns["tests"]
         start = problem.columns.get("program_start", problem.prompt)
-        return self._code.tests_of(start, problem.columns)
+        return self._code._usual_columns([start], {name: [value] for name, value in problem.columns.items()})[0]
 
 
-def _of_program(verdict: Any) -> Verdict:
+def _of_program(verdict: Any, program: str | None) -> Verdict:
     failure = verdict.first_failure
     if failure.passed:
-        return Verdict("right", "", verdict.program)
-    reason = f"{failure.reason}: {failure.detail}" if failure.detail else failure.reason
-    return Verdict("wrong", reason, verdict.program)
+        return Verdict("right", "", program)
+    return Verdict("wrong", f"{failure.reason}: {failure.detail}" if failure.detail else failure.reason, program)
 
 
 class RewardGrader:
@@ -205,8 +205,8 @@ class RewardGrader:
         )
         return None if column is None else str(column)
 
-    def unreadable(self, problem: Problem) -> str | None:  # noqa: ARG002
-        return None
+    def unreadable(self, problem: Problem) -> str | None:
+        return self._rewards.check(problem).get(self._decides)
 
     def close(self) -> None:
         self._rewards.close()
