@@ -72,7 +72,8 @@ def _launch(recipe: EvalRecipe, command: Sequence[str]) -> None:
 
 def regrade_command(arguments: Sequence[str]) -> None:
     """`grpo regrade`: judge kept samples again."""
-    from grpo.evaluation.regrade import describe, regrade, regrade_file
+    from grpo.evaluation.foreign import regrade_file
+    from grpo.evaluation.regrade import describe, regrade
     from grpo.evaluation.table import markdown
 
     parser = _parser(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from rewards.load import bind, load_function, required_columns
 from rewards.score import Rewards, RewardSpec
+from rewards.text import final_answer, gold_answer
 from rewards.verdict import Verdict
 from rollout.types import Group, Problem
 
@@ -125,7 +126,7 @@ class MathGrader(_JudgeGrader):
         return accuracy.equal_answers(pairs)
 
     def gold(self, problem: Problem) -> str | None:
-        return accuracy.gold_answer(_solution(problem))
+        return gold_answer(_solution(problem))
 
     def unreadable(self, problem: Problem) -> str | None:
         return accuracy.check_gold(_solution(problem))
@@ -214,7 +215,7 @@ class RewardGrader:
     def _verdict(self, value: float | None, text: str) -> Verdict | None:
         if value is None:
             return None
-        answer = accuracy.final_answer(text)
+        answer = final_answer(text)
         if value > 0.5:
             return Verdict("right", "", answer)
         return Verdict("wrong", "no answer" if answer is None else f"{self._decides} is {value:g}", answer)

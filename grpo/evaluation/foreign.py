@@ -1,0 +1,125 @@
+"""Answers that others wrote, judged by the checker of a task: a .jsonl file becomes the folder of an evaluation."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from grpo.evaluation.grading import build_grader, check_columns
+from grpo.evaluation.regrade import Regraded, judge_again, write_regraded
+from grpo.evaluation.results import Results, task_results
+from grpo.evaluation.samples import key_of, write_problems
+from grpo.evaluation.tasks import Task, fill, find_task, load_task
+from grpo.records import Row
+from rollout.types import Problem
+
+_RIGHT = ("pass", "passed", "true", "right", "correct", "1")
+
+
+def regrade_file(
+    path: Path,
+    task: str,
+    *,
+    output: Path,
+    columns: Mapping[str, str],
+    key: str | None = None,
+    data_dir: Path | None = None,
+    wrap: str = "{completion}",
+    options: Mapping[str, Any] | None = None,
+) -> Regraded:
+    """Judge a .jsonl file that others wrote by the checker of a task.
+
+    columns: ours -> theirs. `completion` is the answer or a list of answers; `problem_id` tells problems apart
+        (default: each line is one); `score` is the verdict of whoever wrote the file; the rest is what the checker
+        reads, such as `solution`.
+    key: join the task's own dataset, by this column of both (its part after a /), when the file lacks what the checker
+        reads.
+    wrap: what stands around a completion, such as a fence around bare programs.
+    """
+    if "completion" not in columns:
+        raise ValueError(f"columns={dict(columns)}: name the column with the answers: completion=…")
+    name, config = find_task(task, {})
+    joined = _by_key(load_task(task, data_dir=data_dir), key) if key else {}
+    problems: dict[str, Problem] = {}
+    rows: list[Row] = []
+    counts: Counter[str] = Counter()
+    for number, line in enumerate(_lines(path)):
+        _check_line(path, columns, line)
+        found = {ours: line[theirs] for ours, theirs in columns.items()}
+        completions, scores = found.pop("completion"), found.pop("score", None)
+        problem_id, prompt = f"{name}/{found.pop('problem_id', number)}", str(found.pop("prompt", ""))
+        problem = Problem(id=problem_id, prompt=prompt, columns=found)
+        if key:
+            ours = joined[_last_part(line[key])]
+            problem = Problem(id=ours.id, prompt=ours.prompt, columns={**ours.columns, **found})
+        problems.setdefault(problem.id, problem)
+        completions = completions if isinstance(completions, list) else [completions]
+        scores = scores if isinstance(scores, list) else [scores] * len(completions)
+        for completion, score in zip(completions, scores, strict=True):
+            text = fill(wrap, {"completion": completion})
+            rows.append(_row(name, problem, counts[problem.id], text, score))
+            counts[problem.id] += 1
+    used = {**config.options, **(options or {})}
+    check_columns(name, config.reward, used, next(iter(problems.values())).columns)
+    grader = build_grader(config.reward, used)
+    judged = judge_again(rows, problems, grader)
+    groups = [group for group in config.groups if all(group in problem.columns for problem in problems.values())]
+    entry = {
+        **task_results(judged, problems, grader, groups=groups),
+        "reward": config.reward,
+        "options": used,
+        "dataset": {"name": path.name, "sha": None},
+    }
+    grader.close()
+    output.mkdir(parents=True, exist_ok=True)
+    write_problems(output, [(name, list(problems.values()))])
+    results = Results(path.name, "answers of others, judged again", {name: entry}, output)
+    theirs = {None: None, True: "right", False: "wrong"}
+    return write_regraded(results, judged, {key_of(row): theirs[row["published"]] for row in rows})
+
+
+def _row(task: str, problem: Problem, sample: int, completion: str, score: Any) -> Row:
+    """A row of samples.jsonl before it is judged; `published` is the verdict of others."""
+    return {
+        "task": task,
+        "problem_id": problem.id,
+        "sample": sample,
+        "seed": None,
+        "prompt": problem.prompt,
+        "completion": completion,
+        "num_tokens": 0,
+        "finish_reason": "stop",
+        "gold": None,
+        "published": None if score is None else _is_right(score),
+    }
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def _check_line(path: Path, columns: Mapping[str, str], line: Row) -> None:
+    for ours, theirs in columns.items():
+        if theirs not in line:
+            raise ValueError(f"{path}: no column {theirs!r} (for {ours!r}). It has: {', '.join(line)}.")
+
+
+def _by_key(task: Task, key: str) -> dict[str, Problem]:
+    if key not in task.problems[0].columns:
+        has = ", ".join(task.problems[0].columns)
+        raise ValueError(f"key={key!r}: the dataset of task {task.name!r} has no such column. It has: {has}.")
+    return {_last_part(problem.columns[key]): problem for problem in task.problems}
+
+
+def _last_part(value: Any) -> str:
+    """ "Mbpp/2" and 2 are the same problem."""
+    return str(value).rpartition("/")[2]
+
+
+def _is_right(score: Any) -> bool:
+    """Their verdict: true, 1, "pass", …; a text that says none of these is wrong."""
+    return (
+        score.lower() in ("pass", "passed", "true", "right", "correct", "1") if isinstance(score, str) else score > 0.5
+    )
