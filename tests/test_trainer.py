@@ -177,3 +177,25 @@ def test_mismatch_beyond_the_bound_stops_the_run_and_names_a_cause(tiny_v3: Path
     with pytest.raises(RuntimeError, match=r"max_logp_difference=1e-12.*Likely cause: no update came before"):
         grpo.train(str(recipe))
     assert (tmp_path / "run" / "index.html").exists()
+
+
+def test_tasks_of_grpo_eval_are_asked_in_the_template_of_training(tiny_v3: Path, tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"question": "1+1?", "gold": "2"}\n{"question": "1+2?", "gold": "3"}\n')
+    (tmp_path / "sums.yaml").write_text(
+        "dataset_name: ./sums.jsonl\ncolumns: {prompt: question, solution: gold}\ninstruction: Box it.\n"
+    )
+    tasks = [str(tmp_path / "sums.yaml"), "countdown"]
+    recipe = write_recipe(
+        tmp_path,
+        tiny_v3,
+        rollout={**rollout_of(tiny_v3, tmp_path), "engine": "hf"},
+        trainer={"max_steps": 1},
+        evaluation={"tasks": tasks, "num_problems": 3},
+    )
+    grpo.train(str(recipe))
+    before, after = [row for row in rows(tmp_path / "run") if any(key.startswith("eval/") for key in row)]
+    for row in (before, after):
+        assert (row["eval/sums/num_problems"], row["eval/countdown/num_problems"]) == (2, 3)
+        assert row["eval/sums/pass@4"] >= row["eval/sums/pass@1"] == 0.0
+        assert "eval/pass@1" not in row
+    assert "sums/pass@1" in (tmp_path / "run" / "index.html").read_text()
