@@ -108,6 +108,7 @@ class Rewards:
             for name, spec in zip(self.names, specs, strict=True)
         ]
         self._loaded = [call.load() for call in self._calls]
+        self._needed = [required_columns(function, options) for function, options in self._loaded]
         here = [call for call in self._calls if num_workers == 0 or not isinstance(call.function, str)]
         remote = [call for call in self._calls if call not in here]
         self._caller = Caller(here)
@@ -131,10 +132,10 @@ class Rewards:
         function has none. ValueError where a column that a function cannot do without is missing.
         """
         reasons: dict[str, str | None] = {}
-        for call, (function, options) in zip(self._calls, self._loaded, strict=True):
+        for call, (function, options), needed in zip(self._calls, self._loaded, self._needed, strict=True):
             if not call.applies_to(problem):
                 continue
-            for column in required_columns(function, options):
+            for column in needed:
                 if column not in problem.columns:
                     raise ValueError(
                         f"reward {call.name!r} reads the column {column!r}, and problem {problem.id!r} has "

@@ -75,3 +75,16 @@ def test_a_classifier_of_several_labels_is_no_reward_model(tmp_path):
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="classifies into 2 labels, and a reward model has one output"):
         reward_model(["q"], ["a"], model_name_or_path=str(tmp_path))
+
+
+def test_it_says_what_trls_trainer_has_a_reward_model_say(tiny_reward_model, tiny_llama, tmp_path):
+    pytest.importorskip("trl")
+    from test_trl_parity import trl_trainer
+
+    trainer, _ = trl_trainer(tiny_llama, tmp_path, reward_funcs=[tiny_reward_model])
+    trainer.train()
+    logged = trainer._logs
+    prompts, completions = list(logged["prompt"]), list(logged["completion"])
+    (theirs,) = logged["rewards"].values()
+    ours = reward_model(prompts, completions, model_name_or_path=tiny_reward_model)
+    assert len(ours) == 24 and ours == pytest.approx(list(theirs), abs=1e-5)
