@@ -70,6 +70,7 @@ class KillablePool:
 
     def _map(self, items: Sequence[Any]) -> list[Any]:
         results: list[Any] = [None] * len(items)
+        lost: set[int] = set()  # items whose worker was killed by somebody else: they get a second one
         todo = deque(range(len(items)))
         idle = list(self._workers)
         busy: dict[Connection, tuple[_Worker, int, float]] = {}
@@ -87,8 +88,11 @@ class KillablePool:
                 results[index], alive = worker.receive()
                 if alive:
                     idle.append(worker)
-                else:
-                    self._drop(worker)
+                    continue
+                if worker.process.returncode == -signal.SIGKILL and not worker.expired and index not in lost:
+                    lost.add(index)
+                    todo.appendleft(index)
+                self._drop(worker)
         return results
 
     def _start(self) -> "_Worker":
@@ -108,6 +112,7 @@ def _ready(busy: "dict[Connection, tuple[_Worker, int, float]]") -> list[Connect
     if not ready:
         for worker, _, deadline in busy.values():
             if deadline <= time.monotonic():
+                worker.expired = True
                 worker.process.kill()
     return [connection for connection in busy if connection in ready]
 
@@ -117,6 +122,7 @@ class _Worker:
 
     def __init__(self, setup: tuple[str, int, int]) -> None:
         self.process, self.connection = start(__name__)
+        self.expired = False  # killed by us, for its silence
         self.connection.send(setup)
 
     def send(self, item: Any) -> bool:

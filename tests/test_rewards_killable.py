@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -54,6 +55,19 @@ def test_a_worker_killed_from_outside_is_replaced(pool):
     time.sleep(0.1)
     [second] = pool.map(["pid"])
     assert second != first and pool.pids() == [second]
+
+
+def test_an_item_whose_worker_is_killed_from_outside_is_tried_again(pool):
+    def kill():
+        while not pool.pids():
+            time.sleep(0.01)
+        time.sleep(0.5)
+        os.kill(pool.pids()[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert pool.map([("sleep", 1.5)]) == [("sleep", 1.5)]
+    killer.join()
 
 
 def test_workers_end_with_the_pool(pool):

@@ -173,6 +173,8 @@ def _equal_several(gold: Node, answer: Node) -> bool:
         return gold.kind == answer.kind and _in_order(gold.items, answer.items)
     if all(isinstance(item, Named) for item in (*gold.items, *answer.items)):
         return _matched(gold.items, answer.items)  # x = 1, y = 2 or y = 2, x = 1
+    if _has_own_names(gold) != _has_own_names(answer):
+        return _in_order(gold.items, answer.items)  # a = 1, b = 2 is 1, 2 and not 2, 1
     if kinds <= {"list", "set", "and"}:
         one, other = gold.items, answer.items
         if kinds == {"set"} or all(isinstance(item, Seq) for item in one):
@@ -181,6 +183,12 @@ def _equal_several(gold: Node, answer: Node) -> bool:
     if "set" in kinds:
         return False
     return _in_order(gold.items, answer.items)
+
+
+def _has_own_names(seq: Seq) -> bool:
+    """Whether every item has a letter of its own; x_1 and x_2 are two of the same."""
+    letters = [item.name.partition("_")[0] for item in seq.items if isinstance(item, Named)]
+    return len(letters) == len(seq.items) > 1 and len(set(letters)) == len(letters)
 
 
 def _in_order(gold: tuple[Node, ...], answer: tuple[Node, ...]) -> bool:

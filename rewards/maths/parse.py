@@ -52,6 +52,8 @@ def read(tokens: Tokens) -> Node:
     if not pieces:
         raise Unreadable("no answer")
     nodes = tuple(_item(piece) for piece, _ in pieces)
+    if len(nodes) > 1:  # kπ, k ∈ ℤ
+        nodes = tuple(node for node in nodes if not _is_domain(node)) or nodes
     if len(nodes) == 1:
         return nodes[0]
     if all(isinstance(node, Text) for node in nodes):
@@ -277,6 +279,8 @@ def _matrix(tokens: Tokens) -> Node:
 
 def _based(tokens: Tokens) -> Based | None:
     """1011_2, -2A_{16}, 0.011_2, (1011)_2."""
+    if not tokens:
+        return None
     if tokens[0].kind == "-" and (inner := _based(tokens[1:])) is not None:
         return Based(f"-{inner.digits}", inner.base)
     place = next((i for i, token in enumerate(tokens) if token.kind == "_"), 0)
@@ -357,6 +361,10 @@ def _spread_name(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     if isinstance(first, Named) and not any(isinstance(node, Named | Relation) for node in nodes[1:]):
         return (first.value, *nodes[1:])
     return nodes
+
+
+def _is_domain(node: Node) -> bool:
+    return isinstance(node, Named) and isinstance(node.value, Sym) and node.value.name in _SETS.values()
 
 
 def _as_tuple(node: Node) -> Node:

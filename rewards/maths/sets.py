@@ -119,6 +119,8 @@ def _solved(relation: Relation) -> list[Interval] | None:
 
 def _merged(pieces: list[Interval]) -> list[Interval]:
     """In order, touching ones joined; -∞ and ∞ are open."""
+    if any(value.order(piece.left, piece.right) > 0 for piece in pieces):
+        raise Unreadable("an interval that ends before it starts")
     pieces = [
         piece
         for piece in pieces

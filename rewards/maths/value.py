@@ -175,8 +175,8 @@ def _same_at(left: Node, right: Node, point: dict[str, Fraction], *, real: bool)
         return a == b
     if _differ_plainly(a, b, first.magnitude):
         return False
-    if first.magnitude > 100:  # 10^100 + 1 needs a hundred digits more
-        digits = min(_DIGITS + int(first.magnitude * 0.302), _MAX_DIGITS)
+    if (needed := max(first.magnitude, first.gap)) > 100:  # 10^100 + 1 needs a hundred digits more
+        digits = min(_DIGITS + int(needed * 0.302), _MAX_DIGITS)
         first, a, b = _both(left, right, point, digits, real)
     scale = _mp().mpf(2) ** first.magnitude
     difference = abs(_float(a) - _float(b))
@@ -232,6 +232,7 @@ class _Evaluator:
     def __init__(self, point: dict[str, Fraction], digits: int, *, real: bool) -> None:
         self._point, self._digits, self._real = point, digits, real
         self.magnitude = 1
+        self.gap = 0  # the largest ratio of two terms, as a binary exponent: 1 - e^{-200} needs its digits
 
     def __call__(self, node: Node) -> Value:
         with _mp().workdps(self._digits):
@@ -257,7 +258,11 @@ class _Evaluator:
             raise Unreadable(f"{type(node).__name__.lower()} inside an expression")
         if node.name in ("sin", "cos", "tan", "cot", "sec", "csc"):
             return self._checked(self._apply(node.name, [self._angle(node.args[0])]))
-        return self._checked(self._apply(node.name, [self._value(arg) for arg in node.args]))
+        values = [self._value(arg) for arg in node.args]
+        if node.name == "add" and all(values) and not all(isinstance(value, Fraction) for value in values):
+            left, right = (_mp().mag(_float(value)) for value in values)
+            self.gap = max(self.gap, int(abs(left - right)))
+        return self._checked(self._apply(node.name, values))
 
     def _angle(self, node: Node) -> Value:
         return (
