@@ -83,3 +83,4 @@ class Sampling:
     top_k: int = 0  # 0: no limit
     seed: int = 0
     stop: tuple[str, ...] = ()  # texts that end a completion as an end token does; the text goes up to the first
+    logprobs: bool = True  # False: an engine may leave Completion.logprobs empty, which costs less

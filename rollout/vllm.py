@@ -132,8 +132,8 @@ class VLLMEngine:
                 seed=request_seed(sampling, prompt),
                 stop_token_ids=self._end_ids,
                 stop=list(sampling.stop),
-                logprobs=0,  # of the sampled token alone
-                flat_logprobs=True,
+                logprobs=0 if sampling.logprobs else None,  # of the sampled token alone
+                flat_logprobs=sampling.logprobs,
                 detokenize=bool(sampling.stop),  # else once at the end instead of token by token
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
@@ -156,11 +156,11 @@ class VLLMEngine:
         texts = completion_texts(self._tokenizer, self._end_ids, [sample.token_ids for sample in output.outputs])
         completions = []
         for sample, text in zip(output.outputs, texts, strict=True):
-            assert isinstance(sample.logprobs, FlatLogprobs)  # as asked for
+            assert sample.logprobs is None or isinstance(sample.logprobs, FlatLogprobs)  # as asked for
             completions.append(
                 Completion(
                     token_ids=list(sample.token_ids),
-                    logprobs=sample.logprobs.logprobs,
+                    logprobs=sample.logprobs.logprobs if sample.logprobs is not None else [],
                     text=cut_at_stop(text, sampling.stop),
                     finish_reason="stop" if sample.finish_reason == "stop" else "length",
                     policy_version=self._policy_version,

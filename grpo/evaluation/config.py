@@ -162,6 +162,7 @@ class EvalRecipe(Section):
             top_k=sampling.top_k,
             seed=sampling.seed,
             stop=stop,
+            logprobs=False,
         )
 
     @property

@@ -22,7 +22,7 @@ from grpo.evaluation.samples import (
     write_rows,
 )
 from grpo.evaluation.summary import by_problem
-from grpo.records import Row, read_rows
+from grpo.records import Row
 from rollout.types import Completion, Group, Problem
 
 CHANGES_SHOWN = 20
@@ -48,28 +48,29 @@ def regrade(
     reward, options: another checker, or other options of it, than the evaluation used.
     """
     before = Results.read(folder)
-    problems, rows, tasks = read_problems(folder), [], {}
+    kept = read_samples(folder)
+    old = {key_of(row): row["verdict"] for row in kept}
+    problems, tasks = read_problems(folder), {}
+    rows = [row for row in kept if row["task"] not in before.tasks]  # of an earlier call with other tasks
     for name, task in before.tasks.items():
-        mine = [row for row in read_samples(folder) if row["task"] == name]
+        mine = [row for row in kept if row["task"] == name]
         used = dict(options or {}) if reward else {**task["options"], **(options or {})}
         grader = build_grader(reward or task["reward"], used)
-        rows_now = judge_again(mine, problems, grader)
+        judged = judge_again(mine, problems, grader)
         here = {key: problems[key] for key in dict.fromkeys(row["problem_id"] for row in mine)}
         tasks[name] = {
             **task,
             "reward": reward or task["reward"],
             "options": used,
-            **task_results(rows_now, here, grader, groups=list(task["groups"])),
+            **task_results(judged, here, grader, groups=list(task["groups"])),
         }
-        rows += rows_now
+        rows += judged
         grader.close()
     if output is None or output == folder:
         output = folder
         (folder / SAMPLES_FILE).replace(folder / f"{SAMPLES_FILE}.previous")
-        old = {key_of(row): row["verdict"] for row in read_rows(folder / f"{SAMPLES_FILE}.previous")}
     else:
         output.mkdir(parents=True, exist_ok=True)
-        old = {key_of(row): row["verdict"] for row in read_samples(folder)}
         write_problems(
             output, [(name, [p for p in problems.values() if p.id.startswith(f"{name}/")]) for name in tasks]
         )

@@ -68,6 +68,11 @@ def write_results(recipe: EvalRecipe, work: Sequence["Work"], rows: Sequence[Row
     for w in work:
         wanted = {problem.id: problem for problem in w.task.problems}
         mine = [row for row in rows if row["problem_id"] in wanted and row["sample"] < w.num_samples]
+        if missing := len(wanted) * w.num_samples - len(mine):
+            raise ValueError(
+                f"{w.task.name}: {missing} samples are missing, and figures of the rest would be of another task. "
+                "Call again to draw them; all processes must share the output folder."
+            )
         tasks[w.task.name] = {
             **task_results(mine, wanted, w.grader, groups=w.task.config.groups),
             "reward": w.task.config.reward,
