@@ -46,8 +46,8 @@ def code(
         tests: for each completion {"type": "stdin" | "call" | "assert", "cases": […], …}, or its JSON; see
             docs/rewards.md. Without it, the columns of HumanEval (`test`, `entry_point`, the prompt), of MBPP
             (`test_list`, `test_setup_code`) or of APPS and TACO (`input_output`) are read.
-        time_limit, memory_mb: seconds of CPU for each test and MiB, where the tests state none. The wall may
-            show three times as much and two seconds: a busy machine changes no verdict.
+        time_limit, memory_mb: seconds of CPU for each test and MiB, where the tests state none. A submission that
+            waits may do so for two seconds more. Waiting for a CPU does not count: a busy machine changes no verdict.
         code_in: "block", the last fenced block of the language after thinking; "text", all of the completion.
         backend: "local", or a remote sandbox: "piston+http://host:2000", "sandboxfusion+http://host:8080".
         isolation: a level of docs/sandbox.md; None, the strongest that this machine has.

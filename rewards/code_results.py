@@ -35,8 +35,12 @@ def wrong_value(value: object) -> TestResult:
         return TestResult("wrong output", f"a {type(value).__name__} with a number of more than 4300 digits")
 
 
-def shorten(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}…"
+def shorten(text: object) -> str:
+    """At most 200 characters that can be printed; of anything but text, nothing."""
+    if not isinstance(text, str):
+        return ""
+    short = text if len(text) <= 200 else f"{text[:200]}…"
+    return short.encode(errors="replace").decode()
 
 
 PASSED = TestResult("passed")

@@ -31,8 +31,13 @@ from functools import *
 from heapq import *
 from itertools import *
 from math import *
+from string import *
 from typing import *
 from builtins import *
+try:
+    from sortedcontainers import *
+except ImportError:
+    pass
 """
 
 
@@ -161,7 +166,7 @@ def mbpp_tests(test_list: Sequence[str], test_setup_code: str = "") -> Tests:
 
 
 def _ours(tests: Mapping[str, Any]) -> Tests:
-    known = {"type", "cases", "entry_point", "preamble", "reference", "setup", "asserts", "tolerance", "checker"}
+    known = {"type", "cases", "entry_point", "preamble", "reference", "setup", "tolerance", "checker"}
     unknown = tests.keys() - known - {"time_limit", "memory_mb", "tests"}
     if unknown or tests["type"] not in ("stdin", "call", "assert"):
         what = f"keys {sorted(unknown)}" if unknown else f"type {tests['type']!r} (stdin, call or assert)"

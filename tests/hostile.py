@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,6 +34,7 @@ FAIL = {
     "time.sleep(60)",
     "disk bomb": "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'wb').write(bytes(1 << 20))",
     "deep folders": "import os\nwhile True:\n    os.mkdir('d'); os.chdir('d')",
+    "empty files": "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'w').close()",
     "output flood": "while True: print('a' * 65536)",
     "error flood": "import sys\nwhile True: sys.stderr.write('a' * 65536)",
     "all signals ignored": "import signal\nfor s in set(range(1, 64)) - {9, 19, 32, 33}:\n"
@@ -48,17 +50,20 @@ FAIL = {
 }  # fmt: skip
 
 
-def main(level: str, user: str) -> None:
-    if user != "-":
-        from rewards.sandbox import enter
+def become(user: int) -> None:
+    """Go on as another user, who may read this interpreter and this checkout wherever they are."""
+    from rewards.sandbox import enter
 
-        paths = [sys.prefix, sys.base_prefix, str(ROOT), sysconfig.get_path("purelib")]
-        enter.expose([str(Path(path).resolve()) for path in paths])
-        enter.become_user(int(user))
+    paths = [sys.prefix, sys.base_prefix, str(ROOT), sysconfig.get_path("purelib")]
+    enter.expose([str(Path(path).resolve()) for path in paths])
+    enter.become_user(user)
+
+
+def attack(level: str) -> dict[str, Any]:
     from rewards.code import judge
     from rewards.sandbox import self_test
 
-    report = {"user": os.getuid(), "probe": self_test(level)}
+    report: dict[str, Any] = {"user": os.getuid(), "probe": self_test(level)}
     started = time.monotonic()
     for expected, sources in (("passed", PASS), ("failed", FAIL)):
         verdicts = judge(list(sources.values()), [LINES] * len(sources), code_in="text", isolation=level)
@@ -68,7 +73,13 @@ def main(level: str, user: str) -> None:
         }
     report["seconds"] = time.monotonic() - started
     report["afterwards"] = judge(["print('YES')"], [LINES], code_in="text", isolation=level)[0].passed
-    print(json.dumps(report))
+    return report
+
+
+def main(level: str, user: str) -> None:
+    if user != "-":
+        become(int(user))
+    print(json.dumps(attack(level)))
 
 
 if __name__ == "__main__":

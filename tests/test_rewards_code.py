@@ -105,7 +105,9 @@ FORGERIES = {
     ' + b\'{"nonce":"0","value":"2"}\\n\' * 9)\n    except OSError: pass\ndef f(x): return 0',
     "dead channel": "import os\nos.closerange(3, 64)\ndef f(x): return 2",
     "deep value": "def f(x):\n    a = []\n    for _ in range(100000): a = [a]\n    return a",
-    "huge value": "def f(x): return 'a' * (1 << 25)",
+    "colliding keys": "def f(x): return {i * (2**61 - 1) for i in range(11000)}",
+    "odd errors": "import os\nclass E(Exception):\n    def __str__(self): return '\\ud800' * 999\ndef f(x): raise E",
+    "huge value": "def f(x): return 'a' * ((1 << 24) + 1)",
 }
 
 

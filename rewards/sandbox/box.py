@@ -169,9 +169,9 @@ class Box:
             raise SandboxError(f"a sandbox of level {self.level!r} has ended during a run")
         return json.loads(line)
 
-    def usage(self) -> tuple[float, int]:
-        """CPU seconds and resident bytes of what runs in it now."""
-        cpu, memory = 0.0, 0
+    def usage(self) -> tuple[float, float, int]:
+        """What runs in it now: CPU seconds, seconds that it waited for a CPU, and resident bytes."""
+        cpu, waited, memory = 0.0, 0.0, 0
         waiting = _children(self._zygote)
         while waiting:
             pid = waiting.pop()
@@ -179,8 +179,10 @@ class Box:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 cpu += sum(map(int, fields[11:15])) / _TICKS
                 memory += int(fields[21]) * _PAGE
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    waited += int((task / "schedstat").read_text().split()[1]) / 1e9
                 waiting += _children(pid)
-        return cpu, memory
+        return cpu, waited, memory
 
 
 def _children(pid: int) -> list[int]:

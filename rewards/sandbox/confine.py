@@ -8,6 +8,7 @@ Left out: cgroups. The memory of a whole tree is watched from outside (box.py).
 
 import ctypes
 import errno
+import functools
 import os
 import resource
 import struct
@@ -64,6 +65,7 @@ _KILL, _TGKILL, _PRLIMIT, _CLONE, _CLONE3 = (62, 129), (234, 131), (302, 261), (
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID and NET
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH
 _FIRST_X32 = 0x40000000
+_SELF = 0x7E1F5E1F  # stands for the process itself until it is known; beyond all pids
 
 _LOAD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
@@ -97,10 +99,21 @@ def filter_system_calls(*, metadata: bool) -> None:
     A process may signal itself and its process group alone, and change limits of itself alone.
     """
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    packed = b"".join(struct.pack("HBBI", *instruction) for instruction in _program(os.getpid(), metadata))
+    packed = _assemble(metadata).replace(struct.pack("I", _SELF), struct.pack("I", os.getpid()))
     buffer = ctypes.create_string_buffer(packed)
     program = struct.pack("HP", len(packed) // 8, ctypes.addressof(buffer))
     call("prctl", PR_SET_SECCOMP, ctypes.c_ulong(2), ctypes.c_char_p(program), ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+
+def prepare_filters() -> None:
+    """Assemble them once, for all processes that are forked from this one."""
+    for metadata in (False, True):
+        _assemble(metadata)
+
+
+@functools.cache
+def _assemble(metadata: bool) -> bytes:
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in _program(_SELF, metadata))
 
 
 def _program(pid: int, metadata: bool) -> list[Instruction]:

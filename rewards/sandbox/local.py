@@ -39,6 +39,8 @@ class LocalBackend:
 
     def _run(self, program: str, tests: Tests, language: Language, stop_early: bool) -> list[TestResult]:
         assert tests.time_limit and tests.memory_mb
+        if language != "python" and tests.type != "stdin":
+            raise ValueError(f"{tests.type} tests are for Python; language {language!r} has stdin tests.")
         limits = Limits(time_limit=tests.time_limit, memory_mb=tests.memory_mb)
         with self._submissions.box() as box:
             if tests.type == "assert":
@@ -210,7 +212,7 @@ def _mediate(check: Running, server: _Server) -> Iterator[TestResult]:
             if "error" not in message:
                 yield PASSED
             elif message["error"] == "AssertionError":
-                yield TestResult("wrong output", message["message"])
+                yield TestResult("wrong output", shorten(message["message"]))
             else:
                 yield _error(message)
         else:
@@ -257,7 +259,7 @@ def _crash(ended: Ended) -> TestResult:
 
 def _error(reply: dict[str, Any]) -> TestResult:
     reason = "memory" if reply["error"] == "MemoryError" else "crashed"
-    return TestResult(reason, shorten(f"{reply['error']}: {reply.get('message', '')}"))
+    return TestResult(reason, f"{shorten(reply['error'])}: {shorten(reply.get('message'))}")
 
 
 def _last_line(text: str) -> str:

@@ -57,6 +57,7 @@ def run(job: dict[str, Any], stdin: int, stdout: int, stderr: int) -> NoReturn:
             _define(job)
         elif job["mode"] == "serve":
             _serve(_define(job), os.fdopen(requests, "rb"), os.fdopen(replies, "w", encoding="ascii"))
+            os._exit(0)
         elif job["mode"] == "check":
             _check(job, os.fdopen(requests, "rb"), os.fdopen(replies, "w", encoding="ascii"))
         else:

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 MAX_DEPTH = 200
+MAX_KEYS = 10_000  # of a set or dict, words aside: whoever chooses numbers can make them collide
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
 _LONG = 10**4000  # Python reads no longer decimals than 4300 digits; longer integers go in base 16
 
@@ -92,10 +93,13 @@ def _decode(data: Any, remote: Callable[[int], Any] | None) -> Any:
         case "tuple":
             return tuple(_decode(item, remote) for item in value)
         case "dict":
+            _check_keys([key for key, _ in value])
             return {_decode(key, remote): _decode(item, remote) for key, item in value}
         case "set":
+            _check_keys(value)
             return {_decode(item, remote) for item in value}
         case "frozenset":
+            _check_keys(value)
             return frozenset(_decode(item, remote) for item in value)
         case "int":
             return int(value, 16)
@@ -111,8 +115,13 @@ def _decode(data: Any, remote: Callable[[int], Any] | None) -> Any:
         case "type":
             return _TYPES[value]
         case "Fraction":
-            numerator, denominator = (_decode(item, remote) for item in value)
-            return Fraction(numerator, denominator)
+            numerator, denominator = value
+            return Fraction(int(numerator), int(denominator))  # of at most 4300 digits: reducing longer ones takes long
         case "ref" if remote is not None:
             return remote(int(value))
     raise NotPlainError(f"no such type: {str(data['t'])[:40]}")
+
+
+def _check_keys(keys: list[Any]) -> None:
+    if sum(not isinstance(key, str) for key in keys) > MAX_KEYS:
+        raise NotPlainError(f"a set or dict of more than {MAX_KEYS} keys that are no words")
