@@ -96,7 +96,9 @@ def grade(
     quiet: bool = False,
 ) -> list[CodeVerdict]:
     started = time.perf_counter()
-    verdicts = judge([program(row) for row in problems], [tests(row) for row in problems], code_in="text")
+    verdicts = judge(
+        [program(row) for row in problems], [tests(row) for row in problems], code_in="text", time_limit=10
+    )
     seconds = time.perf_counter() - started
     passed = sum(verdict.passed for verdict in verdicts)
     if problems:

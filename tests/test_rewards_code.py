@@ -113,9 +113,9 @@ FORGERIES = {
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_nothing_but_the_right_values_passes(name):
-    assert reason(FORGERIES[name], ADD) in ("wrong output", "no output", "crashed")
+    assert reason(FORGERIES[name], ADD) in ("wrong output", "no output", "crashed", "timeout")
     for tests in (mbpp_tests(["assert f(1) == 2", "assert f(5) == 6"]), mbpp_tests(["assert f(1) == 2 and f(5)"])):
-        assert reason(FORGERIES[name], tests) in ("wrong output", "no output", "crashed")
+        assert reason(FORGERIES[name], tests) in ("wrong output", "no output", "crashed", "timeout")
 
 
 def test_asserts_run_apart_from_the_submission():

@@ -17,7 +17,7 @@ from hostile import FAIL, PASS
 from grpo.recipe import load_recipe, write_resolved
 from rewards import code
 from rewards.code import judge
-from rewards.sandbox import isolation, pool
+from rewards.sandbox import isolation, pool, remote
 from rewards.sandbox.isolation import LEVELS
 from rewards.sandbox.probe import NAMES, self_test
 from rewards.sandbox.running import Limits, SandboxError, Stopped
@@ -92,7 +92,7 @@ def test_many_submissions_leave_nothing_behind():
     for level in levels:
         for source in ["open('x', 'w')", "import time\ntime.sleep(9)"]:
             judge([source], [ECHO], code_in="text", isolation=level, time_limit=0.1)
-        judge([f"{text}\n#{i}" for text in programs for i in range(10)], [ECHO] * 40, code_in="text", isolation=level)
+        judge([f"{text}\n#{i}" for text in programs for i in range(5)], [ECHO] * 20, code_in="text", isolation=level)
         for _ in range(5):
             judge(programs[:1], [ECHO], code_in="text", isolation=level)
     pool.close_all()
@@ -131,7 +131,7 @@ def test_submissions_know_nothing_of_each_other_or_the_environment(monkeypatch):
 
 def test_a_reward_worker_killed_in_mid_step_costs_only_time():
     """Its sandboxes end with it, and the group is scored again by another."""
-    completions = [block("import time\nn = input()\ntime.sleep(1.5)\nprint(n)"), block("print(4)")]
+    completions = [block("import time\nn = input()\ntime.sleep(4)\nprint(n)"), block("print(4)")]
     values = [
         Completion(token_ids=[1], logprobs=[0.0], text=text, finish_reason="stop", policy_version=0)
         for text in completions
@@ -149,8 +149,10 @@ def test_a_reward_worker_killed_in_mid_step_costs_only_time():
         time.sleep(0.05)
     (worker,) = workers()
     os.kill(worker, signal.SIGKILL)
-    time.sleep(0.5)
-    assert not sleeping & submissions(), "a submission has outlived the worker"
+    deadline = time.monotonic() + 3
+    while sleeping & submissions():
+        assert time.monotonic() < deadline, "a submission has outlived the worker"
+        time.sleep(0.05)
     thread.join(30)
     assert scored[0].rewards == [1.0, 0.0]
     rewards.close()
@@ -293,7 +295,8 @@ def test_a_remote_sandbox_gives_the_same_verdicts(service, kind):
     assert [v.passed for v in remote] == [True] + [False] * 5 + [True] + [False] * 4
 
 
-def test_a_remote_sandbox_that_is_not_there_says_so():
+def test_a_remote_sandbox_that_is_not_there_says_so(monkeypatch):
+    monkeypatch.setattr(remote, "_RETRIES", 2)
     with pytest.raises(SandboxError, match="did not answer"):
         code(["q"], [block("print(3)")], [ECHO], backend="piston+http://127.0.0.1:9")
     with pytest.raises(ValueError, match="neither 'local' nor a remote sandbox"):
