@@ -68,6 +68,8 @@ def a_surd(rng: Random) -> Case:
     unequal.append(("no root", number(rng, q + r * m)))
     approximate = float(q) + float(r) * math.sqrt(m)
     unequal.append(("rounded, though the gold is exact", f"{approximate:.4f}"))
+    equal.append(("with its rounded value", rf"{write(q, r, m, 0)} \approx {approximate:.3f}"))
+    unequal.append(("with another rounded value", rf"{write(q, r, m, 0)} \approx {approximate + 0.1:.3f}"))
     return Case(write(q, r, m, rng.randrange(3)), equal, unequal)
 
 

@@ -107,6 +107,10 @@ def a_fraction(rng: Random) -> Case:
     unequal = [(why, number(rng, v)) for why, v in wrong if v]
     if not terminates(value):
         unequal.append(("rounded, though the gold is exact", rounded(value, rng.randint(3, 6))))
+        if abs(value) > Fraction(1, 10):
+            equal.append(("with its rounded value", rf"{fraction(rng, value)} \approx {rounded(value, 3)}"))
+            false = rounded(value + rng.choice([-2, -1, 1, 2]), 3)
+            unequal.append(("with another rounded value", rf"{fraction(rng, value)} \approx {false}"))
     if abs(value) > 1 and not value.numerator % 2:
         whole, rest = divmod(abs(top), bottom)
         unequal.append(("mixed number as product", number(rng, Fraction(whole * rest, bottom) or Fraction(77))))

@@ -279,6 +279,8 @@ def a_dodge(rng: Random) -> Case:
         ("range", rf"x \le {n}"),
         ("range", f"[{n - 1}, {n + 1}]"),
         ("about", rf"{other} \approx {n}"),
+        ("about", rf"{n} \approx {other}"),
+        ("against", rf"{n} \text{{ vs. }} {other}"),
         ("not equal", rf"\ne {n}"),
         ("not equal", rf"x \neq {n}"),
         ("words", rf"{n} \text{{ is wrong}}"),
