@@ -114,6 +114,7 @@ def a_tuple(rng: Random) -> Case:
     equal = [("tuple", write(values)), ("tuple", write(values)), ("named", f"({names}) = {write(values)}")]
     unequal = [(why, write(other)) for why, other in _changed(rng, values) if len(other) > 1]
     unequal.append(("about another", rf"{write(values)} \approx {write([v + 1 for v in values])}"))
+    unequal += [("nothing", r"\emptyset"), ("nothing", r"\text{no solution}")]
     i, j = rng.sample(range(len(values)), 2)
     if values[i] != values[j]:
         swapped = list(values)
