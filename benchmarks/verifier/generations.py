@@ -71,7 +71,7 @@ def report(data: Path) -> str:
                     [
                         file.name,
                         row.row,
-                        code(row.gold),
+                        code(row.gold.rpartition("####")[2].strip()),
                         found,
                         code(row.extracted, 60),
                         row.label,

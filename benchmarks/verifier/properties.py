@@ -12,12 +12,13 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.verifier import extraction, irrational, letters, polynomial, rational, several, wordy
-from benchmarks.verifier.grading import is_right, ours, outcome
+from benchmarks.verifier.grading import baseline, is_right, ours, outcome
 from benchmarks.verifier.pairs import Pair
 from benchmarks.verifier.report import code, table
 from benchmarks.verifier.writing import restyle, wrap
 
 KINDS = rational.KINDS | irrational.KINDS | polynomial.KINDS | letters.KINDS | several.KINDS | wordy.KINDS
+_BASELINE_EVERY = 8  # math-verify takes some 30 ms for a pair
 _EXTRACTION_EVERY = 20  # one pair in so many is about where the answer stands
 
 
@@ -53,6 +54,17 @@ def constructed(pairs: Sequence[Pair]) -> tuple[str, list[tuple[Pair, str]]]:
     rows = [[kind, *(count[n] for n in names)] for kind, count in counts.items()]
     rows.append(["**all**", *(sum(c[n] for c in counts.values()) for n in names)])
     return table(["kind", *names], rows), wrong
+
+
+def math_verify_errors(pairs: Sequence[Pair]) -> str:
+    """What math-verify alone says of every eighth pair."""
+    chosen = pairs[::_BASELINE_EVERY]
+    given = baseline([p.completion for p in chosen], [p.gold for p in chosen], "math-verify alone")
+    wrong = Counter(p.equal for p, right in zip(chosen, given, strict=True) if right != p.equal)
+    return (
+        f"math-verify alone, on {len(chosen):,} of these pairs: {wrong[True]:,} false negatives, "
+        f"{wrong[False]:,} false positives."
+    )
 
 
 def symmetric(pairs: Sequence[Pair]) -> tuple[int, list[tuple[Pair, str]]]:
@@ -131,7 +143,7 @@ def report(data: Path, count: int, seed: int) -> str:
         [
             f"# Properties: {len(pairs):,} constructed pairs, seed {seed}",
             text,
-            f"Judged wrongly: {len(wrong):,}.",
+            f"Judged wrongly: {len(wrong):,}. " + math_verify_errors(pairs),
             table(columns, listing(wrong)) if wrong else "",
             f"Symmetry: {turned:,} pairs turned round, {len(changed):,} verdicts changed.",
             table(columns, listing(changed)) if changed else "",
