@@ -5,7 +5,7 @@ results as plain data, which another process compares. No exit status and nothin
 The sandbox is docs/sandbox.md's matter; the shapes of `tests` are those of `rewards/code_tests.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
@@ -38,6 +38,8 @@ def code(
     backend: str = "local",
     isolation: Level | None = None,
     allow_unsandboxed: bool = False,
+    log_metric: Callable[[str, float], None] | None = None,
+    log_extra: Callable[[str, list[str]], None] | None = None,
     **kwargs: Any,
 ) -> list[float | None]:
     """1.0 if the program in a completion passes every test, else 0.0; with scoring="fraction", the share that passes.
@@ -53,9 +55,11 @@ def code(
         isolation: a level of docs/sandbox.md; None, the strongest that this machine has.
         allow_unsandboxed: run submissions with every right of this process where no level works.
 
+    Metrics: the shares code/no_code and code/timeout. Why a program failed is in the samples' column code/verdict.
+
     Raises ValueError for tests of no known shape, for a problem without tests, and where there is no sandbox.
     """
-    columns = tests if tests is not None else _usual_columns(prompts, kwargs)
+    columns = tests if tests is not None else usual_columns(prompts, kwargs)
     verdicts = judge(
         [completion_text(completion) for completion in completions],
         columns,
@@ -68,6 +72,12 @@ def code(
         allow_unsandboxed=allow_unsandboxed,
         stop_early=scoring == "all",
     )
+    if log_metric is not None and verdicts:
+        for name, reason in (("no_code", "no code"), ("timeout", "timeout")):
+            log_metric(f"code/{name}", sum(verdict.reason == reason for verdict in verdicts) / len(verdicts))
+    if log_extra is not None:
+        failures = [verdict.first_failure for verdict in verdicts]
+        log_extra("code/verdict", [": ".join(filter(None, (f.reason, f.detail))) for f in failures])
     return [verdict.fraction if scoring == "fraction" else float(verdict.passed) for verdict in verdicts]
 
 
@@ -123,7 +133,8 @@ def _backend(backend: str, isolation: Level | None, allow_unsandboxed: bool) -> 
     return remote_backend(backend)
 
 
-def _usual_columns(prompts: Sequence[Text], columns: dict[str, Any]) -> list[Any]:
+def usual_columns(prompts: Sequence[Text], columns: dict[str, Any]) -> list[Any]:
+    """The tests of each problem, out of the columns of MBPP, HumanEval, APPS or TACO."""
     if "test_list" in columns:
         setups = columns.get("test_setup_code") or [""] * len(prompts)
         return [mbpp_tests(tests, setup) for tests, setup in zip(columns["test_list"], setups, strict=True)]

@@ -12,6 +12,7 @@ from rewards.code_tests import humaneval_tests, last_block, mbpp_tests, read_tes
 from rewards.sandbox import plain
 
 ADD = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}, {"input": [5], "output": 6}]}
+LINES_OF_ONE = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}]}
 LINES = {"type": "stdin", "cases": [{"input": "4\n1 2\n", "output": "YES\n1\n2\n3\n"}]}
 
 
@@ -293,3 +294,19 @@ def test_values_are_compared_by_exact_type(got, wanted, same):
 )
 def test_output_is_compared_word_by_word(got, wanted, tolerance, same):
     assert same_output(got, wanted, tolerance) is same
+
+
+def test_samples_and_metrics_say_why_programs_fail():
+    logged = {}
+    completions = [block("def f(x): return x + 1"), block("def f(x): return x"), "none", block("def f(x): 1 / 0")]
+    code([""] * 4, completions, [LINES_OF_ONE] * 4, log_metric=logged.__setitem__, log_extra=logged.__setitem__)
+    assert logged == {
+        "code/no_code": 0.25,
+        "code/timeout": 0.0,
+        "code/verdict": [
+            "passed",
+            "wrong output: 1",
+            "no code",
+            "crashed: ZeroDivisionError: division by zero",
+        ],
+    }

@@ -167,7 +167,7 @@ class CodeGrader(_JudgeGrader):
         if "tests" in problem.columns:
             return problem.columns["tests"]
         start = problem.columns.get("program_start", problem.prompt)
-        return self._code._usual_columns([start], {name: [value] for name, value in problem.columns.items()})[0]
+        return self._code.usual_columns([start], {name: [value] for name, value in problem.columns.items()})[0]
 
 
 def _of_program(verdict: Any, program: str | None) -> Verdict:
