@@ -50,7 +50,7 @@ def _approximated(exactly: Node, about: Node) -> Node:
     """The exact value of √3/3 ≈ 0.577, if it is one."""
     if isinstance(exactly, Scalar) and isinstance(about, Scalar) and not symbols(exactly) | symbols(about):
         places = (about.places or 0) if isinstance(about, Num) else 2
-        if abs(value.approximate(exactly) - value.approximate(about)) * 10**places <= 1:
+        if abs(value.approximate(exactly) - value.approximate(about)) * 10**places < 1:
             return exactly
     raise Unreadable("an approximation that is none")
 
