@@ -73,7 +73,8 @@ def judge(completions: Sequence[str], golds: Sequence[str], *, answer_in: Answer
 
 def equal_answers(pairs: Sequence[tuple[str, str]]) -> list[bool]:
     """Whether two answers are the same value, for each pair; answers that cannot be read equal only their own text."""
-    return [outcome == "right" for outcome, _ in _judgements(list(pairs))]
+    judgements = _judgements(list(pairs))
+    return [one == other or outcome == "right" for (one, other), (outcome, _) in zip(pairs, judgements, strict=True)]
 
 
 def check_gold(solution: str) -> str | None:
@@ -122,7 +123,7 @@ def _judgements(pairs: list[tuple[str, str | None]]) -> list[tuple[str, str]]:
 
 
 def _at_sight(gold: str, answer: str | None) -> tuple[str, str] | None:
-    """A judgement that needs no reading: the same text, two numbers; None for all else."""
+    """A judgement that needs no reading, of two numbers or of too long a text; None for all else."""
     if len(gold) > MAX_ANSWER:
         return "gold", f"longer than {MAX_ANSWER} characters"
     expected = _number(gold)

@@ -214,8 +214,8 @@ def test_unverifiable_and_missing_answers_are_counted():
 
 
 def test_answers_are_compared_with_each_other_for_a_vote():
-    pairs = [("0.5", r"\frac12"), ("1, 2", "2, 1"), ("x", "y"), (r"\sum", "3")]
-    assert equal_answers(pairs) == [True, True, False, False]
+    pairs = [("0.5", r"\frac12"), ("1, 2", "2, 1"), ("x", "y"), (r"\sum", "3"), (r"\sum", r"\sum")]
+    assert equal_answers(pairs) == [True, True, False, False, True]
 
 
 @pytest.mark.parametrize("gold", [r"\sum_{k=1}^n k", "", r"\begin{cases} 1 \\ 2 \end{cases}"])

@@ -14,8 +14,6 @@ from grpo.evaluation.tasks import Task, fill, find_task, load_task
 from grpo.records import Row
 from rollout.types import Problem
 
-_RIGHT = ("pass", "passed", "true", "right", "correct", "1")
-
 
 def regrade_file(
     path: Path,

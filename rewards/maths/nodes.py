@@ -170,3 +170,8 @@ def replaced(node: Node, letter: str, other: Node) -> Node:
         return other if node.name == letter else node
     below = children(node)
     return rebuilt(node, tuple(replaced(child, letter, other) for child in below)) if below else node
+
+
+def reversed_sign(sign: str) -> str:
+    """< for >, of a relation that is read from its other end."""
+    return {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}.get(sign, sign)

@@ -16,14 +16,13 @@ from rewards.maths.nodes import (
     Sym,
     Text,
     Union,
+    Unreadable,
     symbols,
 )
-from rewards.maths.nodes import Unreadable as Unreadable
 from rewards.maths.scalar import CLOSING, OPENING, Tokens, matching, scalar, symbol_name
-from rewards.maths.tokens import FUNCTIONS, Token, tokenize
+from rewards.maths.tokens import FUNCTIONS, tokenize
 
 _SIGNS = {"=": "=", "<": "<", ">": ">", "le": "≤", "ge": "≥", "ne": "≠", "approx": "≈", "simeq": "≈", "in": "∈"}
-_REVERSED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 _BETWEEN = {",", "and", "or", "&"}
 _MATRICES = {"pmatrix", "bmatrix", "vmatrix", "Bmatrix", "matrix", "array", "smallmatrix"}
 _SETS = {"bbR": "ℝ", "bbZ": "ℤ", "bbN": "ℕ", "bbQ": "ℚ", "bbC": "ℂ"}
@@ -381,11 +380,3 @@ def _render(tokens: Tokens) -> str:
 
 def _unreadable(reason: str) -> Node:
     raise Unreadable(reason)
-
-
-def reversed_sign(sign: str) -> str:
-    """< for >."""
-    return _REVERSED.get(sign, sign)
-
-
-__all__ = ["Token", "Unreadable", "parse", "read", "reversed_sign"]

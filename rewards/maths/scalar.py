@@ -6,7 +6,7 @@ What LaTeX leaves open is read as people write: 2\\frac{1}{2} is two and a half,
 
 from fractions import Fraction
 
-from rewards.maths.nodes import Node, Num, Op, Scalar, Sym, Unreadable, symbols
+from rewards.maths.nodes import Num, Op, Scalar, Sym, Unreadable, symbols
 from rewards.maths.tokens import FUNCTIONS, Token
 
 Tokens = list[Token]
@@ -379,6 +379,3 @@ def _letter(name: str) -> Scalar:
     if name == "e":
         return Op("e")
     return Op("i") if name == "i" else Sym(name)
-
-
-__all__ = ["CLOSING", "OPENING", "Node", "Tokens", "matching", "scalar", "symbol_name"]

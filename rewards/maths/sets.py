@@ -19,9 +19,9 @@ from rewards.maths.nodes import (
     Union,
     Unreadable,
     replaced,
+    reversed_sign,
     symbols,
 )
-from rewards.maths.parse import reversed_sign
 from rewards.maths.scalars import equal_scalars
 
 _INFINITY = Op("∞")

@@ -24,7 +24,6 @@ _ARTICLES = {"the", "a", "an", "is", "are", "it", "of", "and"}
 _EVERYTHING = {"all real numbers", "real numbers", "all reals", "every real number"}
 _INFINITELY = {"infinitely many", "infinite", "infinity", "infinitely many solutions", "infinitely"}
 _NOTHING = {"no solution", "no solutions", "none", "empty set", "no real solutions", "no such", "does not exist", "dne"}
-_SINGLE_UNITS = {"m", "g", "s", "h", "l", "n", "j", "w", "v", "k", "c", "a"}
 _UNITS = {
     "m": ["m", "meter", "meters", "metre", "metres"],
     "cm": ["cm", "centimeter", "centimeters", "centimetre", "centimetres"],
