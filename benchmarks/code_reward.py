@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from rewards.code import CodeVerdict, judge  # noqa: E402
-from rewards.code_tests import humaneval_tests, mbpp_tests  # noqa: E402
+from rewards.code_sets import humaneval_tests, mbpp_tests  # noqa: E402
 from rewards.sandbox import isolation, pool  # noqa: E402
 from rewards.sandbox.box import Box  # noqa: E402
 from rewards.sandbox.isolation import LEVELS  # noqa: E402

@@ -2,7 +2,7 @@
 
 What is submitted never shares an interpreter, files, environment or pipe with the answers: it gets inputs and writes
 results as plain data, which another process compares. No exit status and nothing that it prints about itself counts.
-The sandbox is docs/sandbox.md's matter; the shapes of `tests` are those of `rewards/code_tests.py`.
+The sandbox is docs/sandbox.md's matter; the shapes of `tests` are those of `rewards/code_sets.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
 from rewards.code_results import CodeVerdict, TestResult
-from rewards.code_tests import Language, Tests, humaneval_tests, last_block, mbpp_tests, read_tests, with_limits
+from rewards.code_sets import read_tests, usual_columns
+from rewards.code_tests import Language, Tests, last_block, with_limits
 from rewards.sandbox.isolation import Level
 from rewards.text import Text, completion_text
 
@@ -131,19 +132,3 @@ def _backend(backend: str, isolation: Level | None, allow_unsandboxed: bool) -> 
     from rewards.sandbox.remote import remote_backend
 
     return remote_backend(backend)
-
-
-def usual_columns(prompts: Sequence[Text], columns: dict[str, Any]) -> list[Any]:
-    """The tests of each problem, out of the columns of MBPP, HumanEval, APPS or TACO."""
-    if "test_list" in columns:
-        setups = columns.get("test_setup_code") or [""] * len(prompts)
-        return [mbpp_tests(tests, setup) for tests, setup in zip(columns["test_list"], setups, strict=True)]
-    if "test" in columns and "entry_point" in columns:
-        rows = zip(prompts, columns["test"], columns["entry_point"], strict=True)
-        return [humaneval_tests(completion_text(prompt), test, name) for prompt, test, name in rows]
-    if "input_output" in columns:
-        return list(columns["input_output"])
-    raise ValueError(
-        f"no tests: of the columns {sorted(columns)}, none is `tests`, `test_list` (MBPP), `test` with `entry_point` "
-        "(HumanEval) or `input_output` (APPS, TACO). Map the dataset's own with data.columns, as in {tests: my_column}."
-    )

@@ -8,7 +8,8 @@ import pytest
 from rewards import code
 from rewards.code import judge
 from rewards.code_compare import same_output, same_value
-from rewards.code_tests import humaneval_tests, last_block, mbpp_tests, read_tests
+from rewards.code_sets import humaneval_tests, mbpp_tests, read_tests
+from rewards.code_tests import last_block
 from rewards.sandbox import plain
 
 ADD = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}, {"input": [5], "output": 6}]}

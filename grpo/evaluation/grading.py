@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
+from rewards.code_sets import read_tests, usual_columns
+from rewards.code_tests import Tests
 from rewards.load import bind, load_function, required_columns
 from rewards.score import Rewards, RewardSpec
 from rewards.text import final_answer, gold_answer
@@ -138,13 +140,14 @@ class CodeGrader(_JudgeGrader):
     name, votes = "code", False
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._code = import_module("rewards.code")  # as above, and it needs a machine with a sandbox
+        code = import_module("rewards.code")  # as above, and it needs a machine with a sandbox
 
         def judge(texts: list[str], problem: Problem) -> list[Verdict | None]:
-            if self.unreadable(problem) is not None:
+            tests = _tests(problem)
+            if isinstance(tests, str):
                 return [None] * len(texts)
-            verdicts = self._code.judge(texts, [self._tests(problem)] * len(texts), stop_early=True, **options)
-            programs = [self._code.last_block(text, options.get("language", "python")) for text in texts]
+            verdicts = code.judge(texts, [tests] * len(texts), stop_early=True, **options)
+            programs = [code.last_block(text, options.get("language", "python")) for text in texts]
             return [_of_program(verdict, program) for verdict, program in zip(verdicts, programs, strict=True)]
 
         super().__init__(judge, workers=len(os.sched_getaffinity(0)))
@@ -156,18 +159,22 @@ class CodeGrader(_JudgeGrader):
         return None
 
     def unreadable(self, problem: Problem) -> str | None:
-        try:
-            self._code.read_tests(self._tests(problem))
-        except ValueError as error:
-            return str(error)
-        return None
+        tests = _tests(problem)
+        return tests if isinstance(tests, str) else None
 
-    def _tests(self, problem: Problem) -> Any:
-        """The column `tests`, or what the columns of the usual sets say; HumanEval's need the text to complete."""
+
+def _tests(problem: Problem) -> Tests | str:
+    """The column `tests`, or what the columns of the usual sets say (HumanEval's need the text to complete).
+
+    Where they cannot be read, why not.
+    """
+    start = problem.columns.get("program_start", problem.prompt)
+    try:
         if "tests" in problem.columns:
-            return problem.columns["tests"]
-        start = problem.columns.get("program_start", problem.prompt)
-        return self._code.usual_columns([start], {name: [value] for name, value in problem.columns.items()})[0]
+            return read_tests(problem.columns["tests"])
+        return usual_columns([start], {name: [value] for name, value in problem.columns.items()})[0]
+    except ValueError as error:
+        return str(error)
 
 
 def _of_program(verdict: Any, program: str | None) -> Verdict:
