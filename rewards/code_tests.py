@@ -46,8 +46,9 @@ class Tests:
     def __post_init__(self) -> None:
         if not self.cases and not self.asserts:
             raise ValueError(f"{self.type} tests without a single test: anything would pass. Drop this problem.")
-        if broken := [text for text in (self.reference, self.setup, *self.asserts) if not is_python(text)]:
-            raise ValueError(f"an assert test is not Python; it begins {broken[0][:80]!r}.")
+        texts = (self.preamble, self.reference, self.setup, *self.asserts)
+        if broken := [text for text in texts if not is_python(text)]:
+            raise ValueError(f"a part of the tests is not Python; it begins {broken[0][:80]!r}. Drop this problem.")
         if self.type == "call" and not self.entry_point:
             raise ValueError("call tests need entry_point, the name of the function that is called.")
 
@@ -64,6 +65,14 @@ class Tests:
         """assert: modules that tests use without importing them, as `sys` in `sys.getsizeof`."""
         used, _, modules, defined = _names([self.reference, self.setup, *self.asserts])
         return sorted(modules & used - defined)
+
+    def classes(self) -> list[str]:
+        """assert: classes that both sides define before the submission, whose objects travel by their fields."""
+        return sorted(_classes(self.reference) & _classes(self.preamble)) if self.reference else []
+
+
+def _classes(text: str) -> set[str]:
+    return {node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
 
 
 def is_python(text: str) -> bool:

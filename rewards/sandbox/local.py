@@ -129,6 +129,7 @@ class LocalBackend:
         """The check runs in a box of its own; each call that it makes goes to the submission's box and back."""
         job = {"mode": "check", "reference": tests.reference, "setup": tests.setup}
         job |= {"names": tests.names(), "modules": tests.modules(), "tests": list(tests.asserts)}
+        job |= {"entry_point": tests.entry_point, "classes": tests.classes()}
         trusted = Limits(time_limit=limits.time_limit, memory_mb=2048, output_bytes=64 << 20)
         with ExitStack() as stack:
             try:
@@ -188,8 +189,8 @@ class _Server:
 
 @contextmanager
 def _serve(box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[_Server]:
-    job = {"mode": "serve", "preamble": tests.preamble, "source": program}
-    limits = replace(limits, output_bytes=16 << 20)
+    job = {"mode": "serve", "preamble": tests.preamble, "source": program, "classes": tests.classes()}
+    limits = replace(limits, output_bytes=64 << 20)  # of all calls together
     with box.run(job, limits, periods=len(tests) + 1) as running:
         server = _Server(running, iter(lambda: secrets.token_hex(8), ""))
         if server.read().get("ready") is not True:

@@ -56,7 +56,9 @@ def run(job: dict[str, Any], stdin: int, stdout: int, stderr: int) -> NoReturn:
         if job["mode"] == "script":
             _define(job)
         elif job["mode"] == "serve":
-            _serve(_define(job), os.fdopen(requests, "rb"), os.fdopen(replies, "w", encoding="ascii"))
+            namespace = _define(job)
+            classes = {name: namespace[name] for name in job["classes"]}
+            _serve(namespace, classes, os.fdopen(requests, "rb"), os.fdopen(replies, "w", encoding="ascii"))
             os._exit(0)
         elif job["mode"] == "check":
             _check(job, os.fdopen(requests, "rb"), os.fdopen(replies, "w", encoding="ascii"))
@@ -93,7 +95,9 @@ def _define(job: dict[str, Any]) -> dict[str, Any]:
     return module.__dict__
 
 
-def _serve(namespace: dict[str, Any], requests: io.BufferedReader, replies: io.TextIOBase) -> None:
+def _serve(
+    namespace: dict[str, Any], classes: plain.Classes, requests: io.BufferedReader, replies: io.TextIOBase
+) -> None:
     objects: dict[int, Any] = {}
 
     def handle(value: Any) -> int:
@@ -106,9 +110,9 @@ def _serve(namespace: dict[str, Any], requests: io.BufferedReader, replies: io.T
         request = json.loads(line)
         reply = {"nonce": request["nonce"]}
         try:
-            arguments = plain.loads(request["arguments"], objects.__getitem__)
+            arguments = plain.loads(request["arguments"], objects.__getitem__, classes)
             value = _operate(request["operation"], arguments, namespace)
-            reply["value"] = plain.dumps(value, handle)
+            reply["value"] = plain.dumps(value, handle, classes)
         except BaseException as error:
             reply["error"] = type(error).__name__
             reply["message"] = _message(error)
@@ -143,14 +147,16 @@ def _message(error: BaseException) -> str:
 
 def _check(job: dict[str, Any], requests: io.BufferedReader, replies: io.TextIOBase) -> None:
     """Run the tests one after the other; say before each that it begins, and after it how it ended."""
-    link = _Link(requests, replies)
     namespace: dict[str, Any] = {"__name__": "tests"}
     if job["reference"]:
         exec(compile(job["reference"], "setup.py", "exec", dont_inherit=True), namespace)
     for name in job["modules"]:
         namespace[name] = importlib.import_module(name)
+    link = _Link(requests, replies, {name: namespace[name] for name in job["classes"]})
     for name in job["names"]:
-        namespace[name] = _Function(link, name)
+        # What the reference has by `import *` is not the submission's; the function to write is, stub or not.
+        if name not in namespace or name == job["entry_point"]:
+            namespace[name] = _Function(link, name)
     if job["setup"]:
         link.say(begin="setup")
         exec(compile(job["setup"], "setup.py", "exec", dont_inherit=True), namespace)
@@ -168,8 +174,8 @@ def _check(job: dict[str, Any], requests: io.BufferedReader, replies: io.TextIOB
 class _Link:
     """The checker's way to the submission's process."""
 
-    def __init__(self, requests: io.BufferedReader, replies: io.TextIOBase) -> None:
-        self._requests, self._replies = requests, replies
+    def __init__(self, requests: io.BufferedReader, replies: io.TextIOBase, classes: plain.Classes) -> None:
+        self._requests, self._replies, self._classes = requests, replies, classes
 
     def say(self, **message: Any) -> None:
         self._replies.write(json.dumps(message) + "\n")
@@ -181,13 +187,13 @@ class _Link:
                 return value._number
             raise plain.NotPlainError(f"a test gives the submission a {type(value).__name__}, which is no plain value")
 
-        self.say(operation=operation, arguments=plain.dumps(list(arguments), reference))
+        self.say(operation=operation, arguments=plain.dumps(list(arguments), reference, self._classes))
         reply = json.loads(self._requests.readline())
         if "error" in reply:
             kind = getattr(builtins, reply["error"], None)
             is_error = isinstance(kind, type) and issubclass(kind, Exception)
             raise (kind if is_error else RuntimeError)(reply["message"])  # type: ignore[misc]
-        return plain.loads(reply["value"], lambda number: Remote(self, number))
+        return plain.loads(reply["value"], lambda number: Remote(self, number), self._classes)
 
 
 class _Function:

@@ -3,16 +3,23 @@
     dumps((1, {2: b"x"})) == '{"t":"tuple","v":[1,{"t":"dict","v":[[2,{"t":"bytes","v":"78"}]]}]}'
 
 `loads` builds exact built-in types and nothing else (no subclass, no pickle), so that comparing them calls no code of
-the sender. This file also runs inside the sandbox, where the standard library is all there is.
+the sender. Objects of `classes` that both sides define, such as linked lists, go by their fields, and what arrives is
+of the receiver's class. They are numbered in one flat list, so that long, shared and circular ones travel:
+
+    dumps(ListNode(1, ListNode(2)), classes={"ListNode": ListNode}) == '{"t":"objects","v":[{"t":"object","v":0},
+        [["ListNode",{"val":1,"next":{"t":"object","v":1}}],["ListNode",{"val":2,"next":null}]]]}'
+
+This file also runs inside the sandbox, where the standard library is all there is.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 MAX_DEPTH = 200
+Classes = Mapping[str, type]
 MAX_KEYS = 10_000  # of a set or dict, words aside: whoever chooses numbers can make them collide
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
 _LONG = 10**4000  # Python reads no longer decimals than 4300 digits; longer integers go in base 16
@@ -22,30 +29,57 @@ class NotPlainError(TypeError):
     """A value that is no plain data, or a text that is no such value."""
 
 
-def dumps(value: Any, handle: Callable[[Any], int] | None = None) -> str:
+def dumps(value: Any, handle: Callable[[Any], int] | None = None, classes: Classes | None = None) -> str:
     """The value as one line of ASCII. `handle` numbers what is not plain; without it, NotPlainError is raised.
 
     Subclasses go as the plain value they extend: what arrives is data, whatever class it had.
     """
-    return json.dumps(_encode(value, handle, 0), separators=(",", ":"))
+    objects: list[Any] = []
+    places: dict[int, int] = {}  # by id
+
+    def other(item: Any) -> dict[str, Any]:
+        kind = type(item)
+        if classes is not None and classes.get(kind.__name__) is kind:
+            if id(item) not in places:
+                places[id(item)] = len(objects)
+                objects.append(item)
+            return {"t": "object", "v": places[id(item)]}
+        if handle is None:
+            raise NotPlainError(f"{kind.__name__} is not a plain value")
+        return {"t": "ref", "v": handle(item)}
+
+    data = _encode(value, other, 0)
+    # The list grows while fields are encoded.
+    fields = [[type(item).__name__, {k: _encode(v, other, 0) for k, v in vars(item).items()}] for item in objects]
+    return json.dumps({"t": "objects", "v": [data, fields]} if objects else data, separators=(",", ":"))
 
 
-def loads(text: str | bytes, remote: Callable[[int], Any] | None = None) -> Any:
+def loads(text: str | bytes, remote: Callable[[int], Any] | None = None, classes: Classes | None = None) -> Any:
     """The value of a text made by `dumps`. `remote` makes what stands here for a numbered object of the other side."""
     try:
-        return _decode(json.loads(text), remote)
-    except (ValueError, RecursionError, KeyError, TypeError, ArithmeticError) as error:
+        data = json.loads(text)
+        if not isinstance(data, dict) or data["t"] != "objects":
+            return _decode(data, remote, [])
+        data, fields = data["v"]
+        objects = [object.__new__((classes or {})[name]) for name, _ in fields]
+        for made, (_, values) in zip(objects, fields, strict=True):
+            for name, value in values.items():
+                if callable(getattr(type(made), name, None)):
+                    raise NotPlainError(f"a field {name[:40]!r} in the place of a method")
+                vars(made)[name] = _decode(value, remote, objects)
+        return _decode(data, remote, objects)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise NotPlainError(f"not a plain value: {error}") from None
 
 
-def _encode(value: Any, handle: Callable[[Any], int] | None, depth: int) -> Any:
+def _encode(value: Any, other: Callable[[Any], dict[str, Any]], depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise NotPlainError(f"nested deeper than {MAX_DEPTH}")
     if value is None or value is True or value is False:
         return value
 
     def encoded(items: Any) -> list[Any]:
-        return [_encode(item, handle, depth + 1) for item in items]
+        return [_encode(item, other, depth + 1) for item in items]
 
     match value:
         case str():
@@ -77,30 +111,28 @@ def _encode(value: Any, handle: Callable[[Any], int] | None, depth: int) -> Any:
     if isinstance(value, type) and _TYPES.get(value.__name__) is value:
         return {"t": "type", "v": value.__name__}
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-        return _encode(value.item(), handle, depth + 1)  # a NumPy scalar is the number it holds
-    if handle is None:
-        raise NotPlainError(f"{type(value).__name__} is not a plain value")
-    return {"t": "ref", "v": handle(value)}
+        return _encode(value.item(), other, depth + 1)  # a NumPy scalar is the number it holds
+    return other(value)
 
 
-def _decode(data: Any, remote: Callable[[int], Any] | None) -> Any:
+def _decode(data: Any, remote: Callable[[int], Any] | None, objects: list[Any]) -> Any:
     if isinstance(data, list):
-        return [_decode(item, remote) for item in data]
+        return [_decode(item, remote, objects) for item in data]
     if not isinstance(data, dict):
         return data
     value = data["v"]
     match data["t"]:
         case "tuple":
-            return tuple(_decode(item, remote) for item in value)
+            return tuple(_decode(item, remote, objects) for item in value)
         case "dict":
             _check_keys([key for key, _ in value])
-            return {_decode(key, remote): _decode(item, remote) for key, item in value}
+            return {_decode(key, remote, objects): _decode(item, remote, objects) for key, item in value}
         case "set":
             _check_keys(value)
-            return {_decode(item, remote) for item in value}
+            return {_decode(item, remote, objects) for item in value}
         case "frozenset":
             _check_keys(value)
-            return frozenset(_decode(item, remote) for item in value)
+            return frozenset(_decode(item, remote, objects) for item in value)
         case "int":
             return int(value, 16)
         case "float":
@@ -108,7 +140,7 @@ def _decode(data: Any, remote: Callable[[int], Any] | None) -> Any:
         case "bytes":
             return bytes.fromhex(value)
         case "complex":
-            real, imaginary = (_decode(item, remote) for item in value)
+            real, imaginary = (_decode(item, remote, objects) for item in value)
             return complex(real, imaginary)
         case "Decimal":
             return Decimal(value)
@@ -117,6 +149,8 @@ def _decode(data: Any, remote: Callable[[int], Any] | None) -> Any:
         case "Fraction":
             numerator, denominator = value
             return Fraction(int(numerator), int(denominator))  # of at most 4300 digits: reducing longer ones takes long
+        case "object":
+            return objects[value]
         case "ref" if remote is not None:
             return remote(int(value))
     raise NotPlainError(f"no such type: {str(data['t'])[:40]}")
