@@ -47,8 +47,8 @@ def code(
 
     Args:
         tests: for each completion {"type": "stdin" | "call" | "assert", "cases": […], …}, or its JSON; see
-            docs/rewards.md. Without it, the columns of HumanEval (`test`, `entry_point`, the prompt), of MBPP
-            (`test_list`, `test_setup_code`) or of APPS and TACO (`input_output`) are read.
+            docs/rewards.md. Without it, the columns of one of the usual sets are read: HumanEval, LeetCodeDataset,
+            MBPP, MBPP+, APPS, TACO, CodeContests, LiveCodeBench.
         time_limit, memory_mb: seconds of CPU for each test and MiB, where the tests state none. A submission that
             waits may do so for two seconds more. Waiting for a CPU does not count: a busy machine changes no verdict.
         code_in: "block", the last fenced block of the language after thinking; "text", all of the completion.

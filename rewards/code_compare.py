@@ -1,15 +1,18 @@
 """Whether what a submission gave is what was wanted. Both sides are plain built-in values."""
 
 import math
+import re
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 _CONTAINERS = (list, tuple)
 
 
 def same_value(got: Any, wanted: Any, tolerance: float | None = None) -> bool:
     """Equality of exact types: True is not 1, 1 is not 1.0, NaN equals nothing. A tuple may stand for a list.
 
-    tolerance: numbers other than bool are equal up to it, absolutely or relatively to `wanted`.
+    tolerance: numbers other than bool are equal up to it, absolutely or relatively to `wanted`; integers exactly.
     """
     if tolerance is not None and _is_number(got) and _is_number(wanted):
         return _close(got, wanted, tolerance)
@@ -32,7 +35,8 @@ def same_value(got: Any, wanted: Any, tolerance: float | None = None) -> bool:
 def same_output(got: str, wanted: str, tolerance: float | None = None) -> bool:
     """Equal words in equally many lines; white space at the ends of lines and empty lines at the end do not count.
 
-    tolerance: words that are numbers on both sides are equal up to it, absolutely or relatively; NaN never is.
+    tolerance: words that are numbers on both sides are equal up to it, absolutely or relatively; integers exactly, and
+        with 0 all numbers exactly, 2 and 2.0.
     """
     ours, theirs = _lines(got), _lines(wanted)
     return len(ours) == len(theirs) and all(
@@ -47,12 +51,13 @@ def _lines(text: str) -> list[list[str]]:
 
 def _same_word(got: str, wanted: str, tolerance: float | None) -> bool:
     if got == wanted:
-        return tolerance is None or wanted.lower().lstrip("+-") != "nan"
+        return not tolerance or wanted.lower().lstrip("+-") != "nan"
     if tolerance is None:
         return False
     try:
-        return _close(float(got), float(wanted), tolerance)
-    except ValueError:
+        exact = tolerance == 0 or (_INTEGER.fullmatch(got) and _INTEGER.fullmatch(wanted))
+        return Decimal(got) == Decimal(wanted) if exact else _close(float(got), float(wanted), tolerance)
+    except (ValueError, InvalidOperation):
         return False
 
 
@@ -61,9 +66,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _close(got: float, wanted: float, tolerance: float) -> bool:
+    if got == wanted or tolerance == 0 or (type(got) is int and type(wanted) is int):
+        return got == wanted
     try:
-        return got == wanted or (
-            math.isfinite(got) and math.isfinite(wanted) and abs(got - wanted) <= tolerance * max(1.0, abs(wanted))
-        )
+        return math.isfinite(got) and math.isfinite(wanted) and abs(got - wanted) <= tolerance * max(1.0, abs(wanted))
     except OverflowError:  # an integer beyond floats
         return False

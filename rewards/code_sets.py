@@ -7,9 +7,13 @@
 Each set with columns of its own has a function whose arguments are those columns; `usual_columns` finds it by them.
 """
 
+import base64
 import inspect
 import json
+import pickletools
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rewards.code_tests import Case, Tests, is_python
@@ -34,6 +38,21 @@ except ImportError:
     pass
 """
 
+# What LiveCodeBench's own harness has imported before every program, those on stdin as well.
+_MODULES = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys"
+LIVECODEBENCH_PREAMBLE = "\n".join(
+    [
+        *(f"from {name} import *" for name in f"{_MODULES} json builtins typing".split()),
+        f"import json, {', '.join(_MODULES.split())}",
+        "sys.setrecursionlimit(50_000)",
+    ]
+)
+MAX_TEST_BYTES = 512 << 20  # of one problem's packed tests; the largest of LiveCodeBench are some tens of MiB
+_PACKED = "eJ"  # base64 of how zlib begins
+# A pickle is a program. These are the instructions of one that makes a text, or a dict of texts.
+_TEXT_OPCODES = {"PROTO", "FRAME", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "MEMOIZE", "BINPUT", "STOP"}
+_TEXT_OPCODES |= {"EMPTY_DICT", "MARK", "SETITEM", "SETITEMS"}
+
 
 def read_tests(tests: Any) -> Tests:
     """Tests of any known shape, JSON or parsed: ours, those of APPS, TACO, CodeContests, LeetCode and LiveCodeBench.
@@ -42,13 +61,13 @@ def read_tests(tests: Any) -> Tests:
     """
     if isinstance(tests, Tests):
         return tests
+    if isinstance(tests, str) and tests.startswith(_PACKED):
+        return _packed(tests)
     if isinstance(tests, str):
-        try:
-            tests = json.loads(tests)
-        except ValueError as error:
-            raise ValueError(f"tests are neither a dict nor JSON: {error}. They begin {tests[:80]!r}.") from None
+        tests = _parsed(tests)
     if isinstance(tests, list):
-        return _livecodebench(tests)
+        about = (tests[0].get("metadata") if tests else None) or {}
+        return _livecodebench(tests, (_parsed(about) if isinstance(about, str) else about).get("func_name"))
     if isinstance(tests, dict) and "type" in tests:
         return _ours(tests)
     if isinstance(tests, dict) and "inputs" in tests and "outputs" in tests:
@@ -78,8 +97,8 @@ def usual_columns(prompts: Sequence[Text], columns: Mapping[str, Any]) -> list[T
                 found.append(made[key])
             return found
     raise ValueError(
-        f"no tests: of the columns {sorted(columns)}, none is `tests`, `test_list` (MBPP), `test` with `entry_point` "
-        "(HumanEval) or `input_output` (APPS, TACO). Map the dataset's own with data.columns, as in {tests: my_column}."
+        f"no tests: the columns {sorted(columns)} have no `tests`, and are not those of a set that docs/rewards.md "
+        "lists. Map the dataset's own with data.columns, as in {tests: my_column}."
     )
 
 
@@ -105,13 +124,57 @@ def mbpp_plus_tests(test_list: Sequence[str], test: str, test_imports: Sequence[
     return Tests(type="assert", setup="\n".join(test_imports), asserts=[test])
 
 
+def livecodebench_tests(public_test_cases: str, private_test_cases: str, metadata: str) -> Tests:
+    """LiveCodeBench (2403.07974): tests as JSON, the private ones often packed; `metadata` names the function."""
+    private = _unpack(private_test_cases) if private_test_cases.startswith(_PACKED) else private_test_cases
+    return _livecodebench(_parsed(public_test_cases) + _parsed(private), _parsed(metadata).get("func_name"))
+
+
+def code_contests_tests(
+    public_tests: Mapping[str, Sequence[str]],
+    private_tests: Mapping[str, Sequence[str]],
+    generated_tests: Mapping[str, Sequence[str]],
+    time_limit: Mapping[str, int] | None = None,
+    memory_limit_bytes: int | None = None,
+    input_file: str | None = None,
+) -> Tests:
+    """CodeContests (2203.07814): {"input": […], "output": […]} each. Where a limit is None or 0, there is none.
+
+    Numbers may differ as Codeforces usually lets them; the set's own tester allows 1e-5, absolutely.
+    """
+    if input_file:
+        raise ValueError(f"the program is to read the file {input_file!r}; tests on stdin cannot judge it.")
+    parts = (public_tests, private_tests, generated_tests)
+    pairs = [pair for part in parts for pair in zip(part["input"], part["output"], strict=True)]
+    return Tests(
+        type="stdin",
+        cases=[Case(input=given, output=wanted) for given, wanted in pairs],
+        tolerance=1e-6,
+        time_limit=time_limit["seconds"] + time_limit["nanos"] / 1e9 if time_limit else None,
+        memory_mb=memory_limit_bytes >> 20 if memory_limit_bytes else None,
+    )
+
+
+def sandboxfusion_tests(test: str) -> Tests:
+    """Code sets as SandboxFusion has them."""
+    return read_tests(test)
+
+
 def apps_tests(input_output: str | Mapping[str, Any]) -> Tests:
     """APPS, TACO."""
     return read_tests(input_output)
 
 
 # A row is of the first of these sets whose columns it has.
-_SETS: Sequence[Callable[..., Tests]] = (humaneval_tests, mbpp_plus_tests, mbpp_tests, apps_tests)
+_SETS: Sequence[Callable[..., Tests]] = (
+    humaneval_tests,
+    mbpp_plus_tests,
+    mbpp_tests,
+    livecodebench_tests,
+    code_contests_tests,
+    apps_tests,
+    sandboxfusion_tests,
+)
 
 
 def _ours(tests: Mapping[str, Any]) -> Tests:
@@ -138,17 +201,61 @@ def _apps(tests: Mapping[str, Any]) -> Tests:
     return Tests(type="call", entry_point=name, cases=calls, preamble=LEETCODE_PREAMBLE)
 
 
-def _livecodebench(tests: Sequence[Mapping[str, Any]]) -> Tests:
-    """[{"input": …, "output": …, "testtype": "stdin" | "functional", "metadata": {"func_name": …}}]."""
-    if not tests or tests[0].get("testtype", "stdin") == "stdin":
-        return Tests(type="stdin", cases=[Case(input=test["input"], output=test["output"]) for test in tests])
-    about = tests[0].get("metadata") or {}
-    name = (json.loads(about) if isinstance(about, str) else about).get("func_name")
-    cases = [
-        Case(input=[json.loads(line) for line in test["input"].splitlines() if line], output=json.loads(test["output"]))
-        for test in tests
-    ]
-    return Tests(type="call", entry_point=name, cases=cases, preamble=LEETCODE_PREAMBLE)
+def _livecodebench(tests: Sequence[Mapping[str, Any]], name: str | None) -> Tests:
+    """[{"input": …, "output": …, "testtype": "stdin" | "functional"}], judged as LiveCodeBench's own harness does.
+
+    There an output is right if its words are the same or the same numbers, and a value if it is ==: 2 is 2.0.
+    """
+    if any(test.get("testtype") == "functional" for test in tests):
+        inputs = [[_parsed(line) for line in test["input"].split("\n") if line] for test in tests]
+        cases = [Case(input=given, output=_parsed(test["output"])) for given, test in zip(inputs, tests, strict=True)]
+        read = Tests(type="call", entry_point=name, cases=cases)
+    else:
+        read = Tests(type="stdin", cases=[Case(input=test["input"], output=test["output"]) for test in tests])
+    return replace(read, preamble=LIVECODEBENCH_PREAMBLE, tolerance=0.0, time_limit=6.0)
+
+
+def _packed(text: str) -> Tests:
+    """LiveCodeBench's private tests by themselves; or as SandboxFusion has all: {"inputs", "outputs", "fn_name"}."""
+    tests = _parsed(_unpack(text))
+    if isinstance(tests, list):
+        return read_tests(tests)
+    name = tests.get("fn_name")
+    kind = {} if name is None else {"testtype": "functional"}
+    pairs = zip(tests["inputs"], tests["outputs"], strict=True)
+    return _livecodebench([{"input": given, "output": wanted} | kind for given, wanted in pairs], name)
+
+
+def _unpack(text: str) -> str:
+    """The text in base64 of zlib of a pickle, read out of it: nothing is unpickled, so that nothing of it runs.
+
+    ValueError where it is larger than MAX_TEST_BYTES, or the pickle does more than hold a text.
+    """
+    inflate = zlib.decompressobj()
+    try:
+        data = inflate.decompress(base64.b64decode(text, validate=True), MAX_TEST_BYTES)
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"packed tests are not zlib in base64: {error}. They begin {text[:80]!r}.") from None
+    if not inflate.eof:
+        what = f"larger than {MAX_TEST_BYTES >> 20} MiB" if len(data) >= MAX_TEST_BYTES else "cut off"
+        raise ValueError(f"packed tests ({len(text)} characters) are {what} when unpacked. Drop this problem.")
+    texts: list[str] = []
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name not in _TEXT_OPCODES:
+            said = f"{opcode.name} {argument!r:.80}"
+            raise ValueError(
+                f"packed tests are a pickle that does more than hold a text: {said}. Nothing of it was run."
+            )
+        if isinstance(argument, str):
+            texts.append(argument)
+    return texts[-1] if texts else ""
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"tests are neither a dict nor JSON: {error}. They begin {text[:80]!r}.") from None
 
 
 def _text(lines: str | Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +45,7 @@ def load_source(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    dataset_files: Sequence[str] = (),
     columns: Columns | None = None,
     split: str = "train",
     seed: int = 0,
@@ -53,6 +55,7 @@ def load_source(
     split: of a generated task: "train", "eval" (held out) or "pretrain", which share no problem. A dataset has
         `dataset_split` instead, e.g. "test" or "train[:-500]".
     seed: of a generated task. Leave it at 0 for held-out problems: runs of every seed are judged on the same ones.
+    dataset_files: files of that Hub repository or local folder, instead of what its configuration or script would load.
     columns: ours -> theirs, e.g. {"prompt": "question", "solution": "answer"}; columns not named keep their names.
         Where copies of a dataset differ, theirs may be a list of names, of which the first that is there counts.
     """
@@ -60,7 +63,12 @@ def load_source(
         return TaskSource(task, task_options or {}, split=split, seed=seed, columns=columns or {})
     assert dataset_name is not None
     return DatasetSource(
-        dataset_name, config=dataset_config, split=dataset_split, revision=dataset_revision, columns=columns or {}
+        dataset_name,
+        config=dataset_config,
+        split=dataset_split,
+        revision=dataset_revision,
+        files=dataset_files,
+        columns=columns or {},
     )
 
 
@@ -112,12 +120,17 @@ class DatasetSource:
         config: str | None = None,
         split: str = "train",
         revision: str | None = None,
+        files: Sequence[str] = (),
         columns: Columns | None = None,
     ) -> None:
         from datasets import Dataset, load_dataset
 
         path = Path(name)
-        if path.suffix in _FILE_FORMATS:
+        if files:
+            folder = name if path.is_dir() else f"hf://datasets/{name}@{revision or 'main'}"
+            data_files = [f"{folder}/{file}" for file in files]
+            rows = load_dataset(_file_format(files), data_files=data_files, split=split)
+        elif path.suffix in _FILE_FORMATS:
             if not path.is_file():
                 raise ValueError(f"dataset_name={name!r}: there is no such file (looked for {path.absolute()}).")
             rows = load_dataset(_FILE_FORMATS[path.suffix], data_files=str(path), split=split)
@@ -129,11 +142,29 @@ class DatasetSource:
         self.name = path.name if path.exists() else name
         self.split = split
         self.size = len(rows)
+        self.column_names: list[str] = rows.column_names
         self._rows = rows
         self._columns = _found_columns(f"dataset {name!r}", rows.column_names, columns or {})
 
     def __getitem__(self, index: int) -> Problem:
         return _problem(f"{self.name}/{self.split}/{index}", self._rows[index], self._columns)
+
+    def within(self, column: str, low: Any, high: Any) -> list[int]:
+        """Numbers of the rows with low <= column < high. A date is compared as its text: "2024-08-01T00:00:00"."""
+        if column not in self.column_names:
+            has = ", ".join(self.column_names)
+            raise ValueError(f"where={{{column}: …}}: dataset {self.name!r} has no column {column!r}. It has: {has}.")
+        found: list[int] = []
+        for index, value in enumerate(self._rows[column]):
+            value = value.isoformat() if isinstance(value, date) else value
+            if isinstance(value, str) != isinstance(low, str) or value is None:
+                raise ValueError(
+                    f"where={{{column}: [{low!r}, {high!r}]}}: row {index} of {self.name!r} holds {value!r}, which is "
+                    "not to be compared with these. Give both bounds as texts for texts and dates, else as numbers."
+                )
+            if low <= value < high:
+                found.append(index)
+        return found
 
 
 class ProblemStream:
@@ -258,6 +289,15 @@ def _problem(problem_id: str, row: dict[str, Any], columns: dict[str, str]) -> P
     if not isinstance(prompt, str | list) or prompt == []:
         raise ValueError(f"{problem_id}: the prompt is {prompt!r}; it must be a string or a list of messages.")
     return Problem(id=problem_id, prompt=prompt, columns=renamed)
+
+
+def _file_format(files: Sequence[str]) -> str:
+    formats = {_FILE_FORMATS.get(Path(file).suffix) for file in files}
+    kind = formats.pop()
+    if formats or kind is None:
+        known = ", ".join(_FILE_FORMATS)
+        raise ValueError(f"dataset_files={list(files)}: files of one format are needed, of {known}.")
+    return kind
 
 
 def _found_columns(source: str, present: Sequence[str], columns: Columns) -> dict[str, str]:

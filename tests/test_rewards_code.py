@@ -320,6 +320,21 @@ def test_values_are_compared_by_exact_type(got, wanted, same):
 @pytest.mark.parametrize(
     ("got", "wanted", "tolerance", "same"),
     [
+        (2, 2.0, 0.0, True),
+        (True, 1, 0.0, False),
+        (10**17 + 1, 1e17, 0.0, False),
+        (0.1 + 0.2, 0.3, 0.0, False),
+        (1000001, 1000000, 1e-5, False),
+        ([1000001.0], [1000000], 1e-5, True),
+    ],
+)
+def test_numbers_are_compared_up_to_a_tolerance(got, wanted, tolerance, same):
+    assert same_value(got, wanted, tolerance) is same
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted", "tolerance", "same"),
+    [
         ("1 2\n3\n", "1 2 \n3", None, True),
         ("1 2\n\n3\n", "1 2\n3", None, False),
         ("1\n\n\n", "1", None, True),
@@ -328,6 +343,14 @@ def test_values_are_compared_by_exact_type(got, wanted, same):
         ("nan", "nan", 1e-6, False),
         ("inf", "1", 1e-6, False),
         ("yes", "YES", None, False),
+        ("2 x 1e1", "2.0 x 10", 0.0, True),
+        ("100000000000000001", "100000000000000000", 0.0, False),
+        ("0.30000000000000004", "0.3", 0.0, False),
+        ("nan", "nan", 0.0, True),
+        ("NaN", "nan", 0.0, False),
+        ("sNaN", "1", 0.0, False),
+        ("1000001", "1000000", 1e-5, False),
+        ("1000000.5", "1000000", 1e-5, True),
         ("", "", None, True),
     ],
 )

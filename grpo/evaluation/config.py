@@ -1,7 +1,7 @@
 """The recipe of an evaluation (`stage: eval`), and the protocols whose values it starts from."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -10,6 +10,7 @@ from grpo.config import Fraction, Section
 from grpo.explain import nearest
 from rollout.types import Sampling
 
+Bounds = Annotated[list[float | str], Field(min_length=2, max_length=2)]
 TASKS_FILE = Path(__file__).parent / "tasks.yaml"
 
 # What a protocol sets. A recipe or the command line may change each of them; the resolved recipe shows the values.
@@ -34,12 +35,15 @@ class TaskConfig(Section):
     dataset_name: str | None = None  # Hub name, or a local .jsonl/.json/.parquet path
     dataset_config: str | None = None
     dataset_revision: str | None = None  # None: the newest
+    dataset_files: list[str] = []  # of the Hub repository or folder, all rows; else what its configuration loads
     dataset_split: str = "test"
+    where: dict[str, Bounds] = {}  # the dataset's columns -> [from, below]: rows that are within
     task: str | None = None  # a generated task instead of a dataset: countdown, arithmetic, reasoning_gym:<name>
     task_options: dict[str, Any] = {}
     num_problems: PositiveInt = 512  # of a generated task
     columns: dict[str, str | list[str]] = {}  # ours -> theirs; of a list, the first that is there
-    question: str = "{prompt}"  # how a problem is put; {name} is a column, a list by lines
+    # How a problem is put; {name} is a column, a list by lines. Of several, the first whose columns are all filled.
+    question: str | list[str] = "{prompt}"
     instruction: str = ""  # added to the question by template "chat": how to give the answer
     exemplars: str | None = None  # the worked examples of exemplars.yaml that protocol few-shot shows first
     reward: str = "accuracy"  # decides what is right: a reward's name, or path/to/file.py:function

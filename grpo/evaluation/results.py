@@ -35,7 +35,8 @@ class Results:
             "unreadable": {"math500/3": "…"},              # problems that no checker can judge, and why
             "reward": "accuracy", "options": {},           # who judged
             "timing": {"generated_tokens": 51200, "seconds": 60.1, "tokens_per_second": 852.0, …},
-            "dataset": {"name": "HuggingFaceH4/MATH-500", "split": "test", "revision": "6e4e…", "sha": "9c0f…"},
+            "dataset": {"name": "HuggingFaceH4/MATH-500", "split": "test", "files": [], "where": {},
+                        "revision": "6e4e…", "sha": "9c0f…"},
         }},
         folder=Path("runs/eval"),
     )
@@ -81,6 +82,8 @@ def write_results(recipe: EvalRecipe, work: Sequence["Work"], rows: Sequence[Row
             "dataset": {
                 "name": w.task.config.dataset_name or w.task.config.task,
                 "split": w.task.config.dataset_split if w.task.config.dataset_name else "eval",
+                "files": w.task.config.dataset_files,
+                "where": w.task.config.where,
                 "revision": None if recipe.data_dir else w.task.config.dataset_revision,
                 "sha": _sha(w.task.problems),
             },

@@ -14,10 +14,11 @@ from typing import Any
 from grpo.evaluation.config import TaskConfig, builtin_tasks
 from grpo.explain import nearest
 from grpo.recipe import load_section
-from rollout.problems import Source, distinct, fixed_order, load_source
+from rollout.problems import DatasetSource, Source, distinct, fixed_order, load_source
 from rollout.types import Problem
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+_COLUMN = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def load_task(
         ValueError: there is no such task, file or column.
     """
     name, config = find_task(name, define_tasks or {})
-    dataset_name, dataset_split = _location(name, config, data_dir)
+    dataset_name, dataset_files, dataset_split = _location(name, config, data_dir)
     source = load_source(
         task=config.task,
         task_options=config.task_options,
@@ -54,22 +55,31 @@ def load_task(
         dataset_config=config.dataset_config,
         dataset_split=dataset_split,
         dataset_revision=config.dataset_revision,
+        dataset_files=dataset_files,
         columns=config.columns,
         split="eval",
     )
+    if data_dir is not None and isinstance(source, DatasetSource):
+        # A local copy may have fewer columns than the Hub's, and be of the wanted rows already.
+        there = {column: bounds for column, bounds in config.where.items() if column in source.column_names}
+        config = config.model_copy(update={"where": there})
     problems: list[Problem] = []
     references: dict[str, str] = {}
     for index, row in _chosen(source, config, limit):
         texts = {**row.columns, "prompt": row.prompt}
         # Messages say all that is to be said.
-        prompt = fill(config.question, texts) if isinstance(row.prompt, str) else row.prompt
+        prompt = fill(_question(config, texts), texts) if isinstance(row.prompt, str) else row.prompt
         problems.append(Problem(id=f"{name}/{index}", prompt=prompt, columns=row.columns))
         if config.reference is not None:
             references[problems[-1].id] = fill(config.reference, texts)
-    for group in config.groups:
-        if group not in problems[0].columns:
-            has = ", ".join(problems[0].columns)
-            raise ValueError(f"task {name!r}: groups={config.groups}, and there is no column {group!r}. It has: {has}.")
+    columns = problems[0].columns
+    if missing := [group for group in config.groups if group not in columns]:
+        if data_dir is None:
+            has = ", ".join(columns)
+            raise ValueError(
+                f"task {name!r}: groups={config.groups}, and there is no column {missing[0]!r}. It has: {has}."
+            )
+        config = config.model_copy(update={"groups": [group for group in config.groups if group in columns]})
     return Task(name, config, problems, references)
 
 
@@ -91,7 +101,8 @@ def find_task(name: str, define_tasks: Mapping[str, TaskConfig]) -> tuple[str, T
 def local_file(data_dir: Path, name: str, split: str) -> Path:
     """The file of a task in a folder of local copies: NAME.jsonl, or in NAME/ the one with the split in its name.
 
-    A single file in NAME/ counts whatever it is called. .json and .parquet are read, too.
+    A single file in NAME/ counts whatever it is called. .json and .parquet are read, too. For a task of several files
+    (`dataset_files`) all of them in NAME/ go first.
     """
     alone = [data_dir / f"{name}{suffix}" for suffix in _FILE_SUFFIXES]
     inside = sorted(path for path in (data_dir / name).glob("*") if path.suffix in _FILE_SUFFIXES)
@@ -106,22 +117,40 @@ def local_file(data_dir: Path, name: str, split: str) -> Path:
     return found[0]
 
 
-def _location(name: str, config: TaskConfig, data_dir: Path | None) -> tuple[str | None, str]:
-    """Name and split of the dataset; of a file all rows count."""
+def _location(name: str, config: TaskConfig, data_dir: Path | None) -> tuple[str | None, list[str], str]:
+    """Name, files and split of the dataset; of a file all rows count."""
+    files = config.dataset_files
     if config.dataset_name is None or config.dataset_name.endswith(_FILE_SUFFIXES):
-        return config.dataset_name, "train"
+        return config.dataset_name, [], "train"
     if data_dir is None:
-        return config.dataset_name, config.dataset_split
-    return str(local_file(data_dir, name, config.dataset_split)), "train"
+        return config.dataset_name, files, "train" if files else config.dataset_split
+    if files and all((data_dir / name / file).is_file() for file in files):
+        return str(data_dir / name), files, "train"
+    return str(local_file(data_dir, name, config.dataset_split)), [], "train"
 
 
 def _chosen(source: Source, config: TaskConfig, limit: int | None) -> Iterator[tuple[int, Problem]]:
-    if source.size is None:  # the problems that a training run is evaluated on
+    if not isinstance(source, DatasetSource):  # the problems that a training run is evaluated on
         count = min(config.num_problems, limit or config.num_problems)
         yield from enumerate(islice(distinct(source, range(20 * config.num_problems)), count))
         return
-    indices = range(source.size) if limit is None else sorted(fixed_order(source.size)[:limit])
-    yield from ((index, source[index]) for index in indices)
+    rows = list(range(source.size))
+    for column, (low, high) in config.where.items():
+        within = set(source.within(column, low, high))
+        rows = [row for row in rows if row in within]
+    if not rows:
+        raise ValueError(f"where={config.where}: dataset {source.name!r} has no such row. Widen it, or leave it out.")
+    if limit is not None:
+        rows = sorted(rows[place] for place in fixed_order(len(rows))[:limit])
+    yield from ((row, source[row]) for row in rows)
+
+
+def _question(config: TaskConfig, columns: Mapping[str, Any]) -> str:
+    """Of several ways to put a problem the first whose columns are all filled, else the last."""
+    if isinstance(config.question, str):
+        return config.question
+    *first, last = config.question
+    return next((way for way in first if all(columns.get(name) for name in _COLUMN.findall(way))), last)
 
 
 def fill(template: str, columns: Mapping[str, Any]) -> str:
@@ -133,4 +162,4 @@ def fill(template: str, columns: Mapping[str, Any]) -> str:
         column = columns[match[1]]
         return "\n".join(map(str, column)) if isinstance(column, list) else str(column)
 
-    return re.sub(r"\{(\w+)\}", value, template)
+    return _COLUMN.sub(value, template)

@@ -101,10 +101,9 @@ class RemoteBackend:
         return found + [NOT_RUN] * (len(tests) - len(found))
 
     def _scripts(self, program: str, tests: Tests, language: Language) -> Iterator[TestResult]:
+        source = f"{tests.preamble}\n{program}" if tests.preamble and language == "python" else program
         for case in tests.cases:
-            outcome = self._execute(
-                f"{tests.preamble}\n{program}" if tests.preamble else program, case.input, language, tests
-            )
+            outcome = self._execute(source, case.input, language, tests)
             if outcome.failed:
                 yield TestResult(outcome.failed, outcome.stderr.strip()[-200:])
             elif same_output(outcome.stdout, case.output, tests.tolerance):
