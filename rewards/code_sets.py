@@ -81,9 +81,11 @@ def read_tests(tests: Any) -> Tests:
 def usual_columns(prompts: Sequence[Text], columns: Mapping[str, Any]) -> list[Tests]:
     """The tests of each problem, out of the columns of one of the usual sets. Equal rows share theirs.
 
+    The text that HumanEval's programs complete is in the column `program_start`; without it, it is the prompt.
+
     ValueError for columns of no known set, and for tests that cannot be read.
     """
-    columns = {**columns, "prompt": [completion_text(prompt) for prompt in prompts]}
+    columns = {**columns, "prompt": list(map(completion_text, columns.get("program_start", prompts)))}
     for read in _SETS:
         parameters = inspect.signature(read).parameters.values()
         if all(parameter.name in columns for parameter in parameters if parameter.default is parameter.empty):
@@ -242,9 +244,9 @@ def _unpack(text: str) -> str:
     texts: list[str] = []
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name not in _TEXT_OPCODES:
-            said = f"{opcode.name} {argument!r:.80}"
             raise ValueError(
-                f"packed tests are a pickle that does more than hold a text: {said}. Nothing of it was run."
+                f"packed tests are a pickle that does more than hold a text: {opcode.name} {argument!r:.80}. Nothing "
+                "of it was run. Drop this problem, and do not trust its file."
             )
         if isinstance(argument, str):
             texts.append(argument)

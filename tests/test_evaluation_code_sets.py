@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+import grpo
 from grpo.evaluation.config import TaskConfig, builtin_tasks
 from grpo.evaluation.grading import build_grader
 from grpo.evaluation.tasks import Task, load_task
+from rewards import code
 from rewards.code_sets import read_tests, usual_columns
 from rollout.types import Completion, Group
 
@@ -170,8 +172,16 @@ def test_linked_lists_and_trees_of_leetcode_reach_the_submission_and_come_back(t
     answers = right + [block(f"class Solution:\n    {text}") for text in wrong.values()]
     assert verdicts(task, *answers) == ["right", "right", *["wrong output"] * len(wrong)]
     swapped = "class Solution:\n    def mirror(self, root):\n        root.left, root.right = root.right, root.left\n"
-    answers = [task.references["leetcode/1"], block(f"{swapped}        return root")]
-    assert verdicts(task, *answers, problem=1) == ["right", "wrong output"]
+    # The test builds its trees by itself: a name that it has by `import *` is not the submission's.
+    no_deque = block(f"deque = None\n{MIRRORED_TREE['completion']}")
+    answers = [task.references["leetcode/1"], no_deque, block(f"{swapped}        return root")]
+    assert verdicts(task, *answers, problem=1) == ["right", "right", "wrong output"]
+
+
+def test_leetcode_is_a_reward_too_where_its_helpers_are_named() -> None:
+    columns = {name: [REVERSED_LIST[name]] for name in ("test", "entry_point", "input_output")}
+    answer = block(REVERSED_LIST["completion"])
+    assert code(["Reverse it."], [answer], program_start=[LEETCODE_START], **columns) == [1.0]
 
 
 ALWAYS_EQUAL = "    __eq__ = __ne__ = __lt__ = __bool__ = lambda *a: True\n    __hash__ = object.__hash__\n"
@@ -379,3 +389,13 @@ def test_other_copies_of_the_sets_are_read_and_judged() -> None:
     ]  # fmt: skip
     contests = load_task("code_contests", data_dir=DATA)
     assert len(contests.problems) == 165 and all(verdicts(contests, "none", problem=i) for i in range(2))
+
+
+def test_reference_answers_of_code_tasks_go_the_whole_way(tmp_path: Path) -> None:
+    loaded(tmp_path, "mbpp_plus", MBPP_PLUS)
+    loaded(tmp_path, "leetcode", REVERSED_LIST, MIRRORED_TREE)
+    tasks = ["mbpp_plus", "leetcode"]
+    engine, output = {"name": "reference"}, str(tmp_path / "run")
+    results = grpo.evaluate(model="reference", tasks=tasks, engine=engine, data_dir=str(tmp_path), output=output)
+    assert [results.tasks[name]["metrics"]["pass@1"] for name in tasks] == [1.0, 1.0]
+    assert list(results.tasks["leetcode"]["groups"]["difficulty"]) == ["Medium"]

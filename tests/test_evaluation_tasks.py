@@ -109,6 +109,9 @@ def test_entry_of_ones_own_is_checked_like_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("dataset_name: ./mine.jsonl\nrewards: accuracy\n")
     with pytest.raises(RecipeError, match=r"rewards: there is no such key. Did you mean 'reward'\?"):
         find_task(str(tmp_path / "mine.yaml"), {})
+    (tmp_path / "mine.yaml").write_text("task: countdown\nwhere: {target: [1, 9]}\n")
+    with pytest.raises(RecipeError, match=r"these choose rows of a dataset, and a generated task has none"):
+        find_task(str(tmp_path / "mine.yaml"), {})
     with pytest.raises(ValueError, match=r"task 'humanevl' is unknown. Did you mean 'humaneval'\?"):
         find_task("humanevl", {})
 

@@ -43,7 +43,7 @@ class TaskConfig(Section):
     num_problems: PositiveInt = 512  # of a generated task
     columns: dict[str, str | list[str]] = {}  # ours -> theirs; of a list, the first that is there
     # How a problem is put; {name} is a column, a list by lines. Of several, the first whose columns are all filled.
-    question: str | list[str] = "{prompt}"
+    question: str | Annotated[list[str], Field(min_length=1)] = "{prompt}"
     instruction: str = ""  # added to the question by template "chat": how to give the answer
     exemplars: str | None = None  # the worked examples of exemplars.yaml that protocol few-shot shows first
     reward: str = "accuracy"  # decides what is right: a reward's name, or path/to/file.py:function
@@ -59,6 +59,11 @@ class TaskConfig(Section):
             raise ValueError(
                 f"task={self.task!r} and dataset_name={self.dataset_name!r}: problems come from exactly one of them. "
                 "Set one and leave out the other."
+            )
+        if self.task is not None and (self.dataset_files or self.where):
+            raise ValueError(
+                f"task={self.task!r} with dataset_files={self.dataset_files} and where={self.where}: these choose rows "
+                "of a dataset, and a generated task has none. Leave them out, or set dataset_name."
             )
         return self
 

@@ -164,15 +164,11 @@ class CodeGrader(_JudgeGrader):
 
 
 def _tests(problem: Problem) -> Tests | str:
-    """The column `tests`, or what the columns of the usual sets say (HumanEval's need the text to complete).
-
-    Where they cannot be read, why not.
-    """
-    start = problem.columns.get("program_start", problem.prompt)
+    """The column `tests`, or what the columns of the usual sets say; where they cannot be read, why not."""
     try:
         if "tests" in problem.columns:
             return read_tests(problem.columns["tests"])
-        return usual_columns([start], {name: [value] for name, value in problem.columns.items()})[0]
+        return usual_columns([problem.prompt], {name: [value] for name, value in problem.columns.items()})[0]
     except ValueError as error:
         return str(error)
 
