@@ -1,17 +1,19 @@
 """What evaluating costs beyond generating: `LLM.generate` of vLLM against `grpo eval`'s loop, same requests and tokens.
 
-    python benchmarks/eval_throughput.py [--problems 128] [--samples 4] [--rounds 3]
+    python benchmarks/eval_throughput.py [--problems 256] [--samples 4] [--rounds 10]
+    python benchmarks/eval_throughput.py --model DIR --task gsm8k --data-dir DIR --template chat --max-tokens 256
 
-One engine, the embedded base on its held-out problems. Each round runs both, in turn: plain `LLM.generate` with
-nothing but the sampling parameters, and the loop of grpo/evaluation/run.py, which generates, judges in worker processes
-and writes every sample. Tokens are equal; compared are wall seconds and the CPU seconds of this process, which a busy
-machine disturbs less, and the time that judging takes after the last token.
+One engine; by default the embedded base on its held-out problems, the hardest case: it is so small that a sample costs
+9 ms. Each round runs both, in turns: plain `LLM.generate` with nothing but the sampling parameters, and the loop of
+grpo/evaluation/run.py, which generates, judges in worker processes and writes every sample. Tokens are equal;
+compared are wall seconds and the CPU seconds of this process, and the time that judging takes after the last token.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -25,50 +27,64 @@ from rollout.engine import request_seed
 from rollout.types import Sampling
 from rollout.vllm import VLLMEngine
 
-MODEL = str(Path(__file__).parent.parent / "recipes" / "v3_base")
+BASE = str(Path(__file__).parent.parent / "recipes" / "v3_base")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=int, default=128)
+    parser.add_argument("--model", default=BASE)
+    parser.add_argument("--task", default="countdown")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--template", default="{prompt} :")
+    parser.add_argument("--max-tokens", type=int, default=144)
+    parser.add_argument("--problems", type=int, default=256)
     parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=10)
     given = parser.parse_args()
     from transformers import AutoTokenizer
 
-    task = load_task("countdown", limit=given.problems)
-    prompts, texts = task_prompts(task, AutoTokenizer.from_pretrained(MODEL), template="{prompt} :", system_prompt=None)
-    sampling = Sampling(num_generations=1, max_completion_length=144, seed=42, logprobs=False)
-    grader = build_grader(task.config.reward, {})
+    task = load_task(given.task, data_dir=given.data_dir, limit=given.problems)
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    prompts, texts = task_prompts(task, tokenizer, template=given.template, system_prompt=None)
+    sampling = Sampling(num_generations=1, max_completion_length=given.max_tokens, seed=42, logprobs=False)
+    grader = build_grader(task.config.reward, task.config.options)
     engine = VLLMEngine(
-        MODEL, dtype="float32", max_model_len=176, max_num_seqs=256, kv_cache_gib=0.5, gpu_memory_utilization=0.5
+        given.model,
+        dtype="float32",
+        max_model_len=max(len(prompt.token_ids) for prompt in prompts) + given.max_tokens,
+        max_num_seqs=256,
+        kv_cache_gib=2,
+        gpu_memory_utilization=0.5,
     )
     work = Work(task, grader, {}, prompts, texts, sampling, given.samples)
     requests = sorted(work.missing(), key=lambda prompt: -len(prompt.token_ids))
     parameters = [
         SamplingParams(
-            temperature=1.0, max_tokens=144, seed=request_seed(sampling, request), stop_token_ids=engine._end_ids
+            temperature=1.0,
+            max_tokens=given.max_tokens,
+            seed=request_seed(sampling, request),
+            stop_token_ids=engine._end_ids,
         )
         for request in requests
     ]
     inputs = [{"prompt_token_ids": list(request.token_ids)} for request in requests]
 
-    def raw() -> tuple[int, float, float]:
-        wall, cpu = time.perf_counter(), time.process_time()
+    def raw() -> int:
         outputs = engine._llm.generate(inputs, parameters, use_tqdm=False)  # type: ignore[arg-type]
-        tokens = sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
-        return tokens, time.perf_counter() - wall, time.process_time() - cpu
+        return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
 
-    def whole() -> tuple[int, float, float]:
+    def whole() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            wall, cpu = time.perf_counter(), time.process_time()
             _answer(work, engine, Accelerator(), Path(folder))
-            return int(work.timing["generated_tokens"]), time.perf_counter() - wall, time.process_time() - cpu
+            return int(work.timing["generated_tokens"])
 
-    raw(), whole()  # first generations compile, and start the workers
+    for _ in range(2):  # first generations compile, and start the workers
+        raw(), whole()
     ratios, tails = [], []
     for number in range(given.rounds):
-        (a_tokens, a_wall, a_cpu), (b_tokens, b_wall, b_cpu) = raw(), whole()
+        order = [raw, whole] if number % 2 else [whole, raw]
+        measured = {function: timed(function) for function in order}
+        (a_tokens, a_wall, a_cpu), (b_tokens, b_wall, b_cpu) = measured[raw], measured[whole]
         assert a_tokens == b_tokens, "the same requests give the same tokens"
         ratios.append((b_wall / a_wall, b_cpu / a_cpu))
         tails.append(work.timing["grading_tail_seconds"])
@@ -76,10 +92,17 @@ def main() -> None:
             f"round {number + 1}: {a_tokens} tokens; LLM.generate {a_tokens / a_wall:.0f} tokens/s, {a_cpu:.1f} CPU s; "
             f"grpo eval {b_tokens / b_wall:.0f} tokens/s, {b_cpu:.1f} CPU s; judging after that {tails[-1]:.3f} s"
         )
-    wall, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
-    print(f"grpo eval over LLM.generate, median of rounds: wall {wall:.3f}, CPU {cpu:.3f}")
+    for name, column in zip(("wall", "CPU"), zip(*ratios, strict=True), strict=True):
+        low, middle, high = statistics.quantiles(column, n=4)
+        print(f"grpo eval over LLM.generate, {name}: median {middle:.3f}, quartiles {low:.3f} and {high:.3f}")
     grader.close()
     engine.close()
+
+
+def timed(function: Callable[[], int]) -> tuple[int, float, float]:
+    """Tokens, wall seconds and CPU seconds of this process."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    return function(), time.perf_counter() - wall, time.process_time() - cpu
 
 
 if __name__ == "__main__":

@@ -191,6 +191,41 @@ def test_a_worker_killed_in_the_middle_costs_only_time(tmp_path):
     assert time.perf_counter() - started < 300
 
 
+def test_groups_that_are_scored_fast_travel_together_and_slow_ones_alone(tmp_path):
+    spec = write_reward(
+        tmp_path,
+        "def mine(prompts, completions, seconds, **kwargs):\n"
+        "    time.sleep(seconds[0])\n"
+        "    frame = sys._getframe()\n"
+        "    while 'groups' not in frame.f_locals: frame = frame.f_back\n"
+        "    return [len(frame.f_locals['groups'])] * len(completions)",
+    )
+
+    def sizes(seconds):
+        groups = [group(["a"], id=f"p/{index}", seconds=seconds) for index in range(40)]
+        return [int(s.rewards[0]) for s in score_all([{"function": spec}], groups, 2, tmp_path)]
+
+    assert max(sizes(0.0)) > 1
+    assert set(sizes(0.02)) == {1}
+
+
+def test_a_group_that_kills_its_worker_does_not_take_others_along(tmp_path):
+    """They were in the same message; the one that is to blame is named."""
+    spec = write_reward(
+        tmp_path,
+        "def mine(prompts, completions, **kwargs):\n"
+        "    if completions[0] == 'bad': os.kill(os.getpid(), 9)\n    return [1.0]",
+    )
+    rewards = Rewards([RewardSpec(function=spec)], num_workers=1, base_dir=tmp_path)
+    list(rewards.score([group(["a"])]))  # now it is known to be fast
+    scored = rewards.score([group(["bad" if index == 30 else "a"], id=f"p/{index}") for index in range(40)])
+    with pytest.raises(RewardError, match=r"ended twice \(exit codes \[-9, -9\].*problem 'p/30'"):
+        for index, one in enumerate(scored):
+            assert one.group.problem.id == f"p/{index}" and one.rewards == [1.0]
+    assert index == 29
+    rewards.close()
+
+
 def test_a_group_that_kills_its_worker_twice_stops_the_run(tmp_path):
     spec = write_reward(tmp_path, "def mine(prompts, completions, **kwargs):\n    os.kill(os.getpid(), 9)")
     with pytest.raises(RewardError, match=r"computes mine ended twice \(exit codes \[-9, -9\].*problem 'p/7'"):

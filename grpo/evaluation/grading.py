@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from rewards.code_sets import read_tests, usual_columns
@@ -21,6 +22,8 @@ from rewards.verdict import Verdict
 from rollout.types import Group, Problem
 
 accuracy = import_module("rewards.accuracy")  # the package's own name `accuracy` is the function
+
+Judged = Future[list[Verdict | None]]
 
 REWARD_WORKERS = 2  # processes of an ordinary reward function
 
@@ -95,21 +98,24 @@ class _JudgeGrader:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grading")
 
     def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
-        waiting: list[tuple[Group, Future[list[Verdict | None]]]] = []
+        done: SimpleQueue[tuple[Group, Judged]] = SimpleQueue()
+        waiting = 0
         for group in groups:
             texts = [completion.text for completion in group.completions]
-            waiting.append((group, self._threads.submit(self._judge, texts, group.problem)))
-            done = [pair for pair in waiting if pair[1].done()]
-            waiting = [pair for pair in waiting if pair not in done]
-            yield from map(self._graded, done)
-        yield from map(self._graded, waiting)
+            future = self._threads.submit(self._judge, texts, group.problem)
+            future.add_done_callback(lambda judged, group=group: done.put((group, judged)))
+            waiting += 1
+            while not done.empty():
+                yield self._graded(*done.get())
+                waiting -= 1
+        for _ in range(waiting):
+            yield self._graded(*done.get())
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def _graded(self, pair: tuple[Group, Future[list[Verdict | None]]]) -> Graded:
-        group, future = pair
-        verdicts = future.result()
+    def _graded(self, group: Group, judged: Judged) -> Graded:
+        verdicts = judged.result()
         return Graded(group, verdicts, {self.name: [None if v is None else v.reward for v in verdicts]})
 
 

@@ -24,11 +24,12 @@ class Progress:
         self._start = self._said = time.perf_counter()
         self._console = Console()
         self._shown = shown and total > 0
+        self._is_live = self._shown and self._console.is_terminal
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[figures]}"))
         self._bar = Bar(*columns, console=self._console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        if self._shown and self._console.is_terminal:
+        if self._is_live:
             self._bar.start()
             self._line = self._bar.add_task(self._task, total=self._total, figures="")
         return self
@@ -40,7 +41,7 @@ class Progress:
         self._tokens += sum(row["num_tokens"] for row in rows)
         if not self._shown:
             return
-        if self._console.is_terminal:
+        if self._is_live:
             self._bar.update(self._line, completed=self._count, figures=self._figures())
         elif time.perf_counter() - self._said > SECONDS:
             self._say()
@@ -50,7 +51,7 @@ class Progress:
     ) -> None:
         if not self._shown:
             return
-        if self._console.is_terminal:
+        if self._is_live:
             self._bar.stop()
         self._say()
 
