@@ -168,6 +168,28 @@ def test_reference_answers_of_a_task_go_the_way_of_a_models(tmp_path: Path) -> N
     ]
 
 
+def test_local_copy_without_the_column_that_chooses_rows_is_taken_whole_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = {"date": ["2024-08-01", "2025-02-01"]}
+    entry = {"dataset_name": "owner/contests", "where": where, "reference": r"\boxed{{solution}}"}
+
+    def evaluated(*rows: dict[str, str]) -> tuple[float, dict[str, Any], str]:
+        (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        output = str(tmp_path / f"run{len(rows)}")
+        engine, tasks = {"name": "reference"}, {"c": entry}
+        results = grpo.evaluate(
+            model="reference", tasks=["c"], define_tasks=tasks, engine=engine, data_dir=str(tmp_path), output=output
+        ).tasks["c"]
+        return results["metrics"]["num_problems"], results["dataset"]["where"], capsys.readouterr().out.splitlines()[0]
+
+    dated = [{"prompt": "q", "solution": "1", "date": f"2024-0{month}-15"} for month in (6, 7, 8, 9)]
+    assert evaluated(*dated)[:2] == (2, where)
+    size, kept, said = evaluated(*({"prompt": row["prompt"], "solution": "1"} for row in dated[:3]))
+    assert (size, kept) == (3, {})
+    assert said == "c: the local copy has no column date, so all of its rows are taken."
+
+
 def test_gold_that_no_checker_reads_is_counted_and_listed_and_in_no_share(tmp_path: Path) -> None:
     rows = [("1", "1"), ("\\frac{", "\\frac{"), ("3", "3")]
     (tmp_path / "t.jsonl").write_text(

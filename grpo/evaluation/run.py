@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from accelerate.utils import gather_object
 
-from grpo.evaluation.config import EvalRecipe
+from grpo.evaluation.config import EvalRecipe, TaskConfig
 from grpo.evaluation.engines import ReferenceEngine, base_of, build_engine, context_length
 from grpo.evaluation.grading import Grader, build_grader, check_columns
 from grpo.evaluation.page import PAGE_FILE
@@ -36,7 +36,7 @@ from grpo.evaluation.samples import (
     write_problems,
 )
 from grpo.evaluation.table import markdown
-from grpo.evaluation.tasks import Task, load_task
+from grpo.evaluation.tasks import Task, find_task, load_task
 from grpo.recipe import write_resolved
 from rollout.engine import Engine, request_seed
 from rollout.types import Group, Problem, Prompt, Sampling
@@ -118,7 +118,8 @@ def prepare(recipe: EvalRecipe) -> list[Work]:
     """Tasks, graders and prompts; what can be wrong before a model is loaded is found here."""
     data_dir = None if recipe.data_dir is None else Path(recipe.data_dir)
     tasks = [load_task(name, recipe.define_tasks, data_dir=data_dir, limit=recipe.limit) for name in recipe.tasks]
-    for task in tasks:
+    for name, task in zip(recipe.tasks, tasks, strict=True):
+        _say_unchosen(task, find_task(name, recipe.define_tasks)[1])
         check_columns(task.name, task.config.reward, task.config.options, task.problems[0].columns)
         if recipe.engine.name == "reference" and not task.references:
             raise ValueError(f"task {task.name!r} has no reference answers: its entry lacks the field `reference`.")
@@ -132,6 +133,13 @@ def prepare(recipe: EvalRecipe) -> list[Work]:
         _say_unreadable(task, grader)
         work.append(Work(task, grader, options, prompts, texts, sampling, recipe.num_samples(task.config)))
     return work
+
+
+def _say_unchosen(task: Task, entry: TaskConfig) -> None:
+    """Say that a local copy lacks a column by which rows are chosen: it may be of other problems than the Hub's."""
+    missing = [column for column in entry.where if column not in task.config.where]
+    if missing and os.environ.get("RANK", "0") == "0":
+        print(f"{task.name}: the local copy has no column {', '.join(missing)}, so all of its rows are taken.")
 
 
 def _say_unreadable(task: Task, grader: Grader) -> None:
