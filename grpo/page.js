@@ -170,11 +170,4 @@ if (run.recipe) {
   $("recipe-text").textContent = run.recipe;
   $("recipe").hidden = false;
 }
-const redraw = () => redraws.forEach((again) => again());
-for (const section of document.querySelectorAll("section:not([hidden])"))
-  $("contents").append(node("a", { href: `#${section.id}` }, section.querySelector("h2").textContent));
-let drawnWidth = 0;
-new ResizeObserver(() => {
-  if (document.body.clientWidth !== drawnWidth) { drawnWidth = document.body.clientWidth; redraw(); }
-}).observe(document.body);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+finish();

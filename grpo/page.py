@@ -69,8 +69,14 @@ def render(*, name: str, recipe_text: str, rows: Sequence[Row], samples: Sequenc
         "js": asset("page_charts.js") + asset("page.js"),
         "data": embed(data),
     }
+    return fill("page_run.html", parts)
+
+
+def fill(main: str, parts: Mapping[str, str]) -> str:
+    """The page of page.html around the asset `main`, with the parts in the place of {{name}}."""
+    shell = asset("page.html").replace("{{main}}\n", asset(main))
     # One pass: text that looks like a placeholder inside a part stays text.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], shell)
 
 
 def thin_curves(rows: Sequence[Row]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ const percent = (value) => (value === null || value === undefined ? "–" : `${N
 // ---- one chart -------------------------------------------------------------------------------------------------
 
 const redraws = []; // on a new width or colour scheme
+const redraw = () => redraws.forEach((again) => again());
 const followers = []; // each gets the step under the pointer, or null
 const allSteps = [...new Set([...run.train.steps, ...run.eval.steps])].sort((a, b) => a - b);
 const [firstStep, lastStep] = [allSteps[0] ?? 0, Math.max(allSteps.at(-1) ?? 1, (allSteps[0] ?? 0) + 1)];
@@ -218,4 +219,14 @@ function loadFigure() {
   }
   figure.append(node("div", { className: "steps" }, node("span", {}, `step ${steps[0]}`), node("span", {}, `step ${steps.at(-1)}`)));
   return figure;
+}
+
+function finish() { // when all of the page is there
+  for (const section of document.querySelectorAll("section:not([hidden])"))
+    $("contents").append(node("a", { href: `#${section.id}` }, section.querySelector("h2").textContent));
+  let drawnWidth = 0;
+  new ResizeObserver(() => {
+    if (document.body.clientWidth !== drawnWidth) { drawnWidth = document.body.clientWidth; redraw(); }
+  }).observe(document.body);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 }

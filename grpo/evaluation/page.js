@@ -110,8 +110,4 @@ if (run.eval.steps.length > 1) $("charts").append(passCurves());
 $("charts").append(...Object.keys(run.lengths).map(histogram));
 if (!$("charts").children.length) $("curves").hidden = true;
 if (run.samples.length) browse(); else $("samples").hidden = true;
-const redraw = () => redraws.forEach((again) => again());
-let drawnWidth = 0;
-new ResizeObserver(() => {
-  if (document.body.clientWidth !== drawnWidth) { drawnWidth = document.body.clientWidth; redraw(); }
-}).observe(document.body);
+finish();

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpo.evaluation.summary import by_problem
 from grpo.evaluation.table import group_table, percent, task_table, with_interval
-from grpo.page import asset, embed, middle_out
+from grpo.page import asset, embed, fill, middle_out
 from grpo.records import Row
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def write_page(results: "Results", rows: Sequence[Row]) -> Path:
         "js": asset("page_charts.js") + asset("evaluation/page.js"),
         "data": embed(data),
     }
-    # One pass: text that looks like a placeholder inside a part stays text.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset("evaluation/page.html"))
+    page = fill("evaluation/page.html", parts)
     path = results.folder / PAGE_FILE
     draft = path.with_name(PAGE_FILE + ".draft")
     draft.write_text(page, encoding="utf-8", errors="replace")
