@@ -3,6 +3,7 @@
 A worker is a fresh interpreter that runs `main` below and knows the functions by name.
 """
 
+import math
 import signal
 import subprocess
 import threading
@@ -54,7 +55,8 @@ class WorkerPool:
         future: Future[Scores] = Future()
         with self._lock:
             self._waiting.append((answers, future))
-            if wake := self._serving < len(self._workers):
+            messages = math.ceil(len(self._waiting) * self._seconds / BATCH_SECONDS)
+            if wake := self._serving < min(messages, len(self._workers)):
                 self._serving += 1
         if wake:
             self._threads.submit(self._serve)
@@ -84,10 +86,9 @@ class WorkerPool:
                 self._idle.put(worker)
 
     def _take(self) -> list[_Job]:
-        """Of what waits, as much as takes BATCH_SECONDS to score, but no more than one worker's share."""
+        """Of what waits, as much as takes BATCH_SECONDS to score."""
         with self._lock:
-            share = -(-len(self._waiting) // len(self._workers))
-            count = min(share, max(1, int(BATCH_SECONDS / self._seconds)))
+            count = min(len(self._waiting), max(1, int(BATCH_SECONDS / self._seconds)))
             if not count:
                 self._serving -= 1
             return [self._waiting.popleft() for _ in range(count)]

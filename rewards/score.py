@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,7 @@ class ScoredGroup:
     @property
     def counted(self) -> dict[str, list[float | None]]:
         """What enters the sum, before weights: the breakdown, with 0 behind a shut gate."""
-        shut = {name: self.gated.get(name, [False] * len(values)) for name, values in self.breakdown.items()}
-        return {
-            name: [
-                0.0 if is_shut and value is not None else value
-                for value, is_shut in zip(values, shut[name], strict=True)
-            ]
-            for name, values in self.breakdown.items()
-        }
+        return _counted(self.breakdown, self.gated)
 
 
 class Rewards:
@@ -181,20 +174,31 @@ class Rewards:
         for name, logged in (item for part in parts for item in part.metrics.items()):
             metrics.setdefault(name, []).extend(logged)
         breakdown = {name: values[name] for name in self.names}
-        scored = ScoredGroup(
+        gated = {name: [not _holds(v) for v in breakdown[gate]] for name, gate in self._gates.items()}
+        return ScoredGroup(
             group,
-            rewards=[],
+            rewards=[self._sum(row) for row in zip(*_counted(breakdown, gated).values(), strict=True)],
             breakdown=breakdown,
-            gated={name: [not _holds(v) for v in breakdown[gate]] for name, gate in self._gates.items()},
+            gated=gated,
             metrics=metrics,
             extras={column: logged for part in parts for column, logged in part.extras.items()},
             seconds={name: seconds[name] for name in self.names},
         )
-        return replace(scored, rewards=[self._sum(row) for row in zip(*scored.counted.values(), strict=True)])
 
     def _sum(self, values: Sequence[float | None]) -> float:
         terms = [weight * value for weight, value in zip(self.weights, values, strict=True) if value is not None]
         return sum(terms) if terms else math.nan
+
+
+def _counted(breakdown: dict[str, list[float | None]], gated: dict[str, list[bool]]) -> dict[str, list[float | None]]:
+    behind = {
+        name: [
+            0.0 if is_shut and value is not None else value
+            for value, is_shut in zip(breakdown[name], shut, strict=True)
+        ]
+        for name, shut in gated.items()
+    }
+    return {name: behind.get(name, values) for name, values in breakdown.items()}
 
 
 def _holds(value: float | None) -> bool:
