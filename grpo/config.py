@@ -254,6 +254,12 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
             f"algorithm.ref_model_sync_steps={algorithm.ref_model_sync_steps} with algorithm.beta=0: without a KL term "
             "there is no reference to refresh. Set algorithm.beta above 0 (R1-Zero: 0.001), or ref_model_sync_steps=0."
         )
+    yield from _reward_conflicts(recipe)
+    yield from _evaluation_conflicts(recipe)
+
+
+def _reward_conflicts(recipe: GRPORecipe) -> Iterator[str]:
+    algorithm = recipe.algorithm
     names = [reward.name for reward in recipe.rewards]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"rewards: {name!r} is listed {names.count(name)} times, and metrics go by name. Give each a `name`."
@@ -271,6 +277,11 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
         )
     if not any(reward.weight for reward in recipe.rewards):
         yield "rewards: every weight is 0, so that all advantages are 0. Give at least one reward a weight."
+
+
+def _evaluation_conflicts(recipe: GRPORecipe) -> Iterator[str]:
+    evaluation = recipe.evaluation
+    names = [reward.name for reward in recipe.rewards]
     if evaluation.reward is not None and evaluation.reward not in names:
         yield (
             f"evaluation.reward={evaluation.reward!r}: it must be one of the recipe's rewards, {', '.join(names)}. "
