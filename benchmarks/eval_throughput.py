@@ -70,6 +70,7 @@ def main() -> None:
     inputs = [{"prompt_token_ids": list(request.token_ids)} for request in requests]
 
     def raw() -> int:
+        engine._llm.reset_prefix_cache()  # prompts of the last round; evaluating starts without them, too
         outputs = engine._llm.generate(inputs, parameters, use_tqdm=False)  # type: ignore[arg-type]
         return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
 
