@@ -55,6 +55,12 @@ def multiple_choice(
     return rewards
 
 
+def same_choice(one: str, other: str) -> bool:
+    """Whether two answers name the same label: "B" and "(B)" do. Texts of options are the same if they are equal."""
+    labels = [_label(answer, *_options(None)) for answer in (one, other)]
+    return one == other or (labels[0] is not None and labels[0] == labels[1])
+
+
 def _options(choices: Any) -> tuple[list[str], list[str]]:
     """Labels and texts of the options."""
     if choices is None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ import yaml
 from conftest import byte_tokenizer
 
 from grpo.evaluation.config import TaskConfig, builtin_tasks
+from grpo.evaluation.grading import build_grader
 from grpo.evaluation.prompts import EXEMPLARS_FILE, task_prompts
 from grpo.evaluation.tasks import Task, fill, find_task, load_task
 from grpo.recipe import RecipeError
 from rewards.load import BUILTINS
 from rollout.problems import held_out, load_source
 from rollout.prompts import R1_ZERO, Prompter
-from rollout.types import Problem
+from rollout.types import Completion, Group, Problem
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "eval"
 
@@ -83,6 +85,33 @@ def test_names_of_columns_may_differ_between_copies(tmp_path: Path) -> None:
     write(tmp_path / "math500.jsonl", {"problem": "p", "gold": "7"})
     with pytest.raises(ValueError, match=r"no column 'answer' or 'solution'.* It has: problem, gold"):
         load_task("math500", data_dir=tmp_path)
+
+
+def test_options_are_shuffled_lettered_and_judged(tmp_path: Path) -> None:
+    rows = [
+        {"Question": f"{n}+1?", "Correct Answer": f"{n + 1}", "High-level domain": "Maths"}
+        | {f"Incorrect Answer {wrong}": f"{n + 10 * wrong}\n" for wrong in (1, 2, 3)}
+        for n in range(40)
+    ]
+    write(tmp_path / "gpqa_diamond.jsonl", *rows)
+    task = load_task("gpqa_diamond", data_dir=tmp_path)
+    assert task.problems[0].prompt == "0+1?\n\nA) 30\nB) 1\nC) 10\nD) 20"
+    assert task.problems == load_task("gpqa_diamond", data_dir=tmp_path).problems
+    places = [problem.columns["choices"].index(problem.columns["answer"]) for problem in task.problems]
+    assert {places.count(place) for place in range(4)} <= set(range(5, 18)), "the right one is anywhere"
+    few = load_task("gpqa_diamond", data_dir=tmp_path, limit=3).problems
+    assert [p for p in task.problems if p in few] == few, "a limit changes no order"
+    completions = [r"\boxed{B}", r"\boxed{(B)}", r"\boxed{A}", r"\boxed{1}", r"\boxed{C) 1}"]
+    grader = build_grader(task.config.reward, task.config.options)
+    done = Completion(token_ids=[1], logprobs=[], text="", finish_reason="stop", policy_version=0)
+    groups = [Group(problem=task.problems[0], prompt_ids=[1], completions=[replace(done, text=t) for t in completions])]
+    [graded] = grader.grade(groups)
+    assert graded.rewards["multiple_choice"] == [1.0, 1.0, 0.0, 1.0, 0.0]
+    assert grader.equal([("A", "(A)"), ("A", "C"), ("thirty", "30")]) == [True, False, False]
+    grader.close()
+    write(tmp_path / "gpqa_diamond.jsonl", {"Question": "q", "Correct Answer": "a", "High-level domain": "d"})
+    with pytest.raises(ValueError, match=r"there is no column 'Incorrect Answer 1'. It has: Correct Answer, domain"):
+        load_task("gpqa_diamond", data_dir=tmp_path)
 
 
 def test_limit_is_always_the_same_choice_in_the_order_of_the_dataset(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class TaskConfig(Section):
     task_options: dict[str, Any] = {}
     num_problems: PositiveInt = 512  # of a generated task
     columns: dict[str, str | list[str]] = {}  # ours -> theirs; of a list, the first that is there
+    choices: list[str] = []  # columns with the options of a question, the right one first; shown shuffled, as {choices}
     # How a problem is put; {name} is a column, a list by lines. Of several, the first whose columns are all filled.
     question: str | Annotated[list[str], Field(min_length=1)] = "{prompt}"
     instruction: str = ""  # added to the question by template "chat": how to give the answer

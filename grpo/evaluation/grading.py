@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
+from operator import eq
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 from rewards.code_sets import read_tests, usual_columns
 from rewards.code_tests import Tests
 from rewards.load import bind, load_function, required_columns
+from rewards.multiple_choice import same_choice
 from rewards.score import Rewards, RewardSpec
 from rewards.text import final_answer, gold_answer
 from rewards.verdict import Verdict
@@ -194,7 +196,7 @@ class RewardGrader:
     def __init__(self, rewards: Rewards, *, function: str, decides: str | None = None) -> None:
         self._rewards = rewards
         self._decides = decides or rewards.names[0]
-        self._is_math = function == "accuracy"
+        self._function = function
 
     def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
         for scored in self._rewards.score(groups):
@@ -205,9 +207,10 @@ class RewardGrader:
             yield Graded(scored.group, verdicts, scored.breakdown)
 
     def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        if self._is_math:
+        if self._function == "accuracy":
             return accuracy.equal_answers(pairs)
-        return [left == right for left, right in pairs]
+        same = same_choice if self._function == "multiple_choice" else eq
+        return [same(one, other) for one, other in pairs]
 
     def gold(self, problem: Problem) -> str | None:
         column = next(

@@ -4,11 +4,13 @@ A task is data: an entry of tasks.yaml, of a recipe's define_tasks, or a file of
 is said there and nowhere in code.
 """
 
+import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from grpo.evaluation.config import TaskConfig, builtin_tasks
@@ -66,7 +68,9 @@ def load_task(
     problems: list[Problem] = []
     references: dict[str, str] = {}
     for index, row in _chosen(source, config, limit):
-        texts = {**row.columns, "prompt": row.prompt}
+        if config.choices:
+            row = _with_choices(name, row, config.choices)
+        texts = _texts(row)
         # Messages say all that is to be said.
         prompt = fill(_question(config, texts), texts) if isinstance(row.prompt, str) else row.prompt
         problems.append(Problem(id=f"{name}/{index}", prompt=prompt, columns=row.columns))
@@ -143,6 +147,26 @@ def _chosen(source: Source, config: TaskConfig, limit: int | None) -> Iterator[t
     if limit is not None:
         rows = sorted(rows[place] for place in fixed_order(len(rows))[:limit])
     yield from ((row, source[row]) for row in rows)
+
+
+def _with_choices(task: str, row: Problem, names: Sequence[str]) -> Problem:
+    """The row with these columns as `choices`, in an order that the question alone decides; the first is `answer`."""
+    for name in names:
+        if name not in row.columns:
+            has = ", ".join(row.columns)
+            raise ValueError(f"task {task!r}: choices={list(names)}, and there is no column {name!r}. It has: {has}.")
+    choices = [str(row.columns[name]).strip() for name in names]
+    answer = choices[0]
+    random.Random(str(row.prompt)).shuffle(choices)
+    return Problem(id=row.id, prompt=row.prompt, columns={**row.columns, "choices": choices, "answer": answer})
+
+
+def _texts(row: Problem) -> dict[str, Any]:
+    """What {name} stands for: the row's columns; of options with their letters, as `multiple_choice` reads them."""
+    texts = {**row.columns, "prompt": row.prompt}
+    if isinstance(choices := texts.get("choices"), list):
+        texts["choices"] = [f"{letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
+    return texts
 
 
 def _question(config: TaskConfig, columns: Mapping[str, Any]) -> str:
