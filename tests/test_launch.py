@@ -56,6 +56,21 @@ def test_two_processes_on_cpu_are_two(tmp_path: Path) -> None:
     assert done.stderr.count("problems_per_step=3 with 2 processes") == 1
 
 
+def test_an_evaluation_on_two_processes_is_that_on_one(tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text("".join(f'{{"prompt": "{i}+1=", "solution": "{i + 1}"}}\n' for i in range(5)))
+    (tmp_path / "eval.yaml").write_text(
+        f"# -*- coding: grpo-recipe -*-\nstage: eval\nmodel: {{model_name_or_path: {tiny_llama}}}\ntasks: [sums]\n"
+        "define_tasks: {sums: {dataset_name: sums.jsonl}}\ntemplate: '{prompt}'\nengine: {name: hf}\n"
+        "sampling: {num_samples: 3, max_completion_length: 4, temperature: 1.0, top_p: 1.0}\n"
+    )
+    for count in (1, 2):
+        done = run(f"accelerate launch --num_processes {count} --cpu eval.yaml output=of{count}", tmp_path)
+        assert done.stdout.count("| sums |") == 1, done.stderr
+    rows = [(tmp_path / f"of{count}" / "samples.jsonl").read_text().splitlines() for count in (1, 2)]
+    assert rows[0] == rows[1] and len(rows[0]) == 15
+    assert not (tmp_path / "of2" / "samples-1.jsonl").exists()
+
+
 def test_the_launcher_s_own_workers_find_the_codec(tmp_path: Path) -> None:
     (tmp_path / "uneven.yaml").write_text(UNEVEN)
     done = run("torchrun --standalone --nproc_per_node 2 uneven.yaml", tmp_path)
