@@ -218,6 +218,11 @@ def test_memory_is_a_reason_of_its_own():
     assert reason("a = [bytearray(b'1' * (1 << 20)) for _ in range(900)]", LINES) == "memory"
 
 
+def test_limits_hold_while_answers_come_fast():
+    endless = "def f(x):\n    while True: yield x"
+    assert reason(endless, mbpp_tests(["assert list(f(1)) == [1]"]), time_limit=0.3) == "timeout"
+
+
 def test_cpp_is_compiled_and_run():
     tests = {"type": "stdin", "cases": [{"input": "1 2", "output": "3"}, {"input": "2 2", "output": "4"}]}
     source = "#include <iostream>\nint main() { long a, b; std::cin >> a >> b; std::cout << a + b << std::endl; }"
