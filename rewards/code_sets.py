@@ -11,6 +11,7 @@ import base64
 import inspect
 import json
 import pickletools
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -48,6 +49,7 @@ LIVECODEBENCH_PREAMBLE = "\n".join(
     ]
 )
 MAX_TEST_BYTES = 512 << 20  # of one problem's packed tests; the largest of LiveCodeBench are some tens of MiB
+_FRACTION = re.compile(r"[0-9]\.[0-9]")
 _PACKED = "eJ"  # base64 of how zlib begins
 # A pickle is a program. These are the instructions of one that makes a text, or a dict of texts.
 _TEXT_OPCODES = {"PROTO", "FRAME", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "MEMOIZE", "BINPUT", "STOP"}
@@ -142,7 +144,8 @@ def code_contests_tests(
 ) -> Tests:
     """CodeContests (2203.07814): {"input": […], "output": […]} each. Where a limit is None or 0, there is none.
 
-    Numbers may differ as Codeforces usually lets them; the set's own tester allows 1e-5, absolutely.
+    Where some output has a fraction, numbers may differ as Codeforces usually lets them; the set's own tester allows 1e-5,
+    absolutely, and of every number.
     """
     if input_file:
         raise ValueError(f"the program is to read the file {input_file!r}; tests on stdin cannot judge it.")
@@ -151,7 +154,7 @@ def code_contests_tests(
     return Tests(
         type="stdin",
         cases=[Case(input=given, output=wanted) for given, wanted in pairs],
-        tolerance=1e-6,
+        tolerance=1e-6 if any(_FRACTION.search(wanted) for _, wanted in pairs) else None,
         time_limit=time_limit["seconds"] + time_limit["nanos"] / 1e9 if time_limit else None,
         memory_mb=memory_limit_bytes >> 20 if memory_limit_bytes else None,
     )

@@ -368,6 +368,10 @@ def test_code_contests_are_judged_by_all_their_tests_within_their_limits(tmp_pat
     grader = build_grader(task.config.reward, task.config.options)
     assert "is to read the file 'sum.in'" in str(grader.unreadable(task.problems[1]))
     grader.close()
+    count = {"input": ["1\n"], "output": ["1000000\n"]}
+    whole = {**CODE_CONTESTS, "public_tests": count, "private_tests": count, "generated_tests": count}
+    task = loaded(tmp_path, "code_contests", whole)
+    assert verdicts(task, block("print(10**6)"), block("print(10**6 + 0.5)")) == ["right", "wrong output"]
     limits = usual_columns(["q"], {name: [value] for name, value in CODE_CONTESTS.items()})[0]
     assert (limits.time_limit, limits.memory_mb, len(limits)) == (1.5, 244, 4)
 

@@ -356,6 +356,11 @@ def test_numbers_are_compared_up_to_a_tolerance(got, wanted, tolerance, same):
         ("sNaN", "1", 0.0, False),
         ("1000001", "1000000", 1e-5, False),
         ("1000000.5", "1000000", 1e-5, True),
+        ("inf", "1" * 400, 1e-6, False),
+        ("1e999", "1" * 400, 1e-6, False),
+        ("1" * 400 + ".0", "1" * 400, 1e-6, True),
+        ("11", "0011", 1e-6, False),
+        ("1e99999999", "1", 1e-6, False),
         ("", "", None, True),
     ],
 )
