@@ -144,8 +144,8 @@ def code_contests_tests(
 ) -> Tests:
     """CodeContests (2203.07814): {"input": […], "output": […]} each. Where a limit is None or 0, there is none.
 
-    Where some output has a fraction, numbers may differ as Codeforces usually lets them; the set's own tester allows 1e-5,
-    absolutely, and of every number.
+    Where some output has a fraction, numbers may differ as Codeforces usually lets them; the set's own tester allows
+    1e-5, absolutely, and that everywhere.
     """
     if input_file:
         raise ValueError(f"the program is to read the file {input_file!r}; tests on stdin cannot judge it.")

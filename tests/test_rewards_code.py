@@ -11,6 +11,7 @@ from rewards.code_compare import same_output, same_value
 from rewards.code_sets import humaneval_tests, mbpp_tests, read_tests
 from rewards.code_tests import last_block
 from rewards.sandbox import plain
+from rewards.sandbox.running import Limits
 
 ADD = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}, {"input": [5], "output": 6}]}
 LINES_OF_ONE = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}]}
@@ -103,8 +104,8 @@ FORGERIES = {
     "        frame = frame.f_back\n    return 0",
     "garbage": "import gc\ndef f(x):\n    for o in gc.get_objects():\n        if isinstance(o, dict) and 'output' in o"
     ": return o['output']\n    return 0",
-    "speaking first": "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'{\"ready\":true}\\n'"
-    ' + b\'{"nonce":"0","value":"2"}\\n\' * 9)\n    except OSError: pass\ndef f(x): return 0',
+    "speaking first": "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'ready\\n'"
+    " + b'0 value 2\\n' * 9)\n    except OSError: pass\ndef f(x): return 0",
     "dead channel": "import os\nos.closerange(3, 64)\ndef f(x): return 2",
     "deep value": "def f(x):\n    a = []\n    for _ in range(100000): a = [a]\n    return a",
     "colliding keys": "def f(x): return {i * (2**61 - 1) for i in range(11000)}",
@@ -200,6 +201,23 @@ def test_a_checker_decides_where_many_answers_are_right():
     assert reason("print(3, 5)", tests) == "wrong output"
     with pytest.raises(ValueError, match="the checker raised ValueError"):
         reason("print('x y')", tests)
+
+
+def test_what_a_submission_returns_cannot_stop_a_checker(monkeypatch):
+    monkeypatch.setattr("rewards.sandbox.local._CHECKING", Limits(time_limit=0.3))
+    tests = {**ADD, "checker": "def check(input, output, expected):\n    while output == 0: pass"}
+    assert reason("def f(x): return 0", tests) == "wrong output"
+    assert reason("def f(x): return 1 << 40", {**ADD, "checker": "def check(i, o, e): bytearray(o)"}) == "wrong output"
+    assert reason("def f(x):\n    a = []\n    for _ in range(199): a = [a]\n    return a", tests) == "wrong output"
+    with pytest.raises(ValueError, match="the checker does not start: SyntaxError"):
+        reason("def f(x): return 0", {**ADD, "checker": "def check("})
+
+
+def test_values_are_read_up_to_a_size_that_the_wanted_ones_set():
+    large = {**ADD, "cases": [{"input": [1], "output": [[1, 2]] * 100_000}]}
+    assert reason("def f(x): return [(1, 2)] * 100_000", large) == "passed"
+    verdict = judge(["def f(x): return [[]] * 500_000"], [ADD], code_in="text")[0]
+    assert verdict.first_failure.detail == "more than 1048576 bytes of output"
 
 
 def test_a_timeout_ends_the_submission_and_says_so():

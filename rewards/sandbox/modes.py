@@ -7,7 +7,8 @@
       "compile", "program"   execute job["argv"] on the three pipes
 
 In "serve" the submission shares this interpreter, and may say whatever it likes on the pipe: it knows no answers. A
-reply counts if it carries the nonce of its request, so that nothing can be said in advance.
+reply counts if it carries the nonce of its request, so that nothing can be said in advance. It is `NONCE value TEXT` or
+`NONCE error [NAME, MESSAGE]`, and read where what it says is needed: reading a hostile one may take long.
 """
 
 import atexit
@@ -104,19 +105,17 @@ def _serve(
         objects[len(objects)] = value
         return len(objects) - 1
 
-    replies.write('{"ready":true}\n')
+    replies.write("ready\n")
     replies.flush()
     for line in requests:
         request = json.loads(line)
-        reply = {"nonce": request["nonce"]}
         try:
             arguments = plain.loads(request["arguments"], objects.__getitem__, classes)
             value = _operate(request["operation"], arguments, namespace)
-            reply["value"] = plain.dumps(value, handle, classes)
+            reply = f"value {plain.dumps(value, handle, classes)}"
         except BaseException as error:
-            reply["error"] = type(error).__name__
-            reply["message"] = _message(error)
-        replies.write(json.dumps(reply) + "\n")
+            reply = f"error {json.dumps([type(error).__name__, _message(error)])}"
+        replies.write(f"{request['nonce']} {reply}\n")
         replies.flush()
 
 
@@ -188,12 +187,13 @@ class _Link:
             raise plain.NotPlainError(f"a test gives the submission a {type(value).__name__}, which is no plain value")
 
         self.say(operation=operation, arguments=plain.dumps(list(arguments), reference, self._classes))
-        reply = json.loads(self._requests.readline())
-        if "error" in reply:
-            kind = getattr(builtins, reply["error"], None)
-            is_error = isinstance(kind, type) and issubclass(kind, Exception)
-            raise (kind if is_error else RuntimeError)(reply["message"])  # type: ignore[misc]
-        return plain.loads(reply["value"], lambda number: Remote(self, number), self._classes)
+        outcome, _, text = self._requests.readline().partition(b" ")
+        if outcome == b"value":
+            return plain.loads(text, lambda number: Remote(self, number), self._classes)
+        name, message = json.loads(text)
+        kind = getattr(builtins, name, None)
+        is_error = isinstance(kind, type) and issubclass(kind, Exception)
+        raise (kind if is_error else RuntimeError)(message)  # type: ignore[misc]
 
 
 class _Function:
