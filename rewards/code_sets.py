@@ -75,7 +75,8 @@ def read_tests(tests: Any) -> Tests:
     if isinstance(tests, dict) and "inputs" in tests and "outputs" in tests:
         return _apps(tests)
     if isinstance(tests, dict) and "functional" in tests:
-        return Tests(type="assert", asserts=[tests["functional"]], preamble=LEETCODE_PREAMBLE)
+        asserts, known = [tests["functional"]], LEETCODE_PREAMBLE
+        return Tests(type="assert", entry_point="Solution", asserts=asserts, preamble=known, reference=known)
     keys = sorted(tests) if isinstance(tests, dict) else type(tests).__name__
     raise ValueError(f"no known shape of tests: {keys}. docs/rewards.md lists those that `code` reads.")
 

@@ -134,6 +134,55 @@ def test_asserts_run_apart_from_the_submission():
     assert reason("def f(x): return float('nan')", near) == "wrong output"
 
 
+def test_names_and_errors_of_a_submission_cannot_stand_for_a_test():
+    helper = "def check(f):\n    assert is_same_list(f(n=1), [2]) and f(n=1) < inf\ncheck(Solution().f)"
+    forged = "def is_same_list(*a): return True\nclass Solution:\n    def f(self, n): return 1"
+    assert reason(forged, {"functional": helper}) == "crashed"
+    assert reason(forged, {"functional": helper.replace("is_same_list(f(n=1), [2])", "f(n=1) == 1")}) == "passed"
+    mapped = mbpp_tests(["assert all(map(lambda case: f(case) == case, [1, 2]))"])
+    assert reason("def f(x): raise StopIteration", mapped) == "crashed"
+    assert reason("def f(x): return x", mapped) == "passed"
+    array = "class A: __array_interface__ = {'shape': (1,), 'typestr': '<f8', 'version': 3, 'data': %s}\n"
+    near = mbpp_tests(["import numpy\nassert numpy.allclose(f(0), [0.0])"])
+    for data in ("(4096, True)", "bytes(8)"):
+        assert (
+            "TypeError"
+            in judge([array % data + "def f(x): return A()"], [near], code_in="text")[0].first_failure.detail
+        )
+
+
+PREAMBLE = """from dataclasses import dataclass
+from typing import Optional
+
+@dataclass
+class Node:
+    val: int
+    next: "Optional[Node]" = None
+
+    @property
+    def total(self):
+        return self.val + (self.next.total if self.next else 0)
+
+@dataclass(slots=True)
+class Slotted:
+    val: int
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "check", "expected"),
+    [
+        ("def f(n): return Node(3, n)", "f(Node(1)) == Node(3, Node(1)) and f(Node(1)).total == 4", "passed"),
+        ("def f(n): n.__dict__['total'] = 4; return n", "f(Node(1)).total == 4", "wrong output"),
+        ("def f(n): n.__dict__['__eq__'] = bool; return n", "f(Node(1)) == Node(2)", "crashed"),
+        ("def f(n): return Slotted(n)", "f(1).val == 1 and f(1) != Slotted(1)", "passed"),
+    ],
+)
+def test_dataclasses_of_the_text_before_a_submission_travel(source, check, expected):
+    tests = {"type": "assert", "entry_point": "f", "preamble": PREAMBLE, "reference": PREAMBLE}
+    assert reason(source, {**tests, "tests": [f"assert {check}"]}) == expected
+
+
 def test_objects_of_a_submission_are_used_through_a_proxy():
     setup = "root = Node(1)\nroot.left = Node(2)"
     source = "class Node:\n    def __init__(s, v): s.v, s.left = v, None\n"
