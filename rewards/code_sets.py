@@ -61,8 +61,10 @@ def read_tests(tests: Any) -> Tests:
 
     ValueError for another shape, and for no tests at all.
     """
-    if isinstance(tests, Tests):
-        return tests
+    return tests if isinstance(tests, Tests) else _checked(_read, tests)
+
+
+def _read(tests: Any) -> Tests:
     if isinstance(tests, str) and tests.startswith(_PACKED):
         return _packed(tests)
     if isinstance(tests, str):
@@ -98,13 +100,23 @@ def usual_columns(prompts: Sequence[Text], columns: Mapping[str, Any]) -> list[T
             for row in zip(*(columns[name] for name in names), strict=True):
                 key = tuple(map(id, row))
                 if key not in made:
-                    made[key] = read(**dict(zip(names, row, strict=True)))
+                    made[key] = _checked(read, **dict(zip(names, row, strict=True)))
                 found.append(made[key])
             return found
     raise ValueError(
         f"no tests: the columns {sorted(columns)} have no `tests`, and are not those of a set that docs/rewards.md "
         "lists. Map the dataset's own with data.columns, as in {tests: my_column}."
     )
+
+
+def _checked(read: Callable[..., Tests], *arguments: Any, **columns: Any) -> Tests:
+    """What `read` returns; ValueError where a row is not made as those of its set are."""
+    try:
+        return read(*arguments, **columns)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"tests have another shape inside: {type(error).__name__}: {error}. Drop this problem."
+        ) from error
 
 
 def humaneval_tests(prompt: str, test: str, entry_point: str) -> Tests:

@@ -81,7 +81,7 @@ def _classes(text: str) -> set[str]:
 def is_python(text: str) -> bool:
     try:
         ast.parse(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the latter two: nested too deep
         return False
     return True
 

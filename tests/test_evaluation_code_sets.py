@@ -280,7 +280,17 @@ class Planted:
 def test_private_tests_are_read_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = packed(Planted(tmp_path / "ran"))
     hidden = packed({"input_output": STDIN["public_test_cases"], "more": Planted(tmp_path / "ran")})
-    packs = [planted, hidden, packed([1, 2]), "eJ", "eJ?", packed("x" * 100)[:-20], packed("[" * 10**6), packed("")]
+    packs = [
+        planted,
+        hidden,
+        packed([1, 2]),
+        "eJ",
+        "eJ?",
+        packed("x" * 100)[:-20],
+        packed("[" * 10**6),
+        packed(""),
+        packed("{}"),
+    ]
     rows = [{**STDIN, "private_test_cases": pack} for pack in packs]
     task = loaded(tmp_path, "livecodebench", STDIN, *rows)
     grader = build_grader(task.config.reward, task.config.options)

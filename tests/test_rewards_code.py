@@ -236,6 +236,11 @@ def test_columns_of_humaneval_mbpp_and_apps_need_no_tests_column():
         "not json",
         '"a string"',
         {"type": "stdin", "cases": [{"input": "", "output": ""}], "timeout": 1},
+        {"type": "stdin", "cases": [{"input": ""}]},
+        {"type": "assert", "tests": ["-" * 100_000 + "1"]},
+        {"inputs": 1, "outputs": 2},
+        [1],
+        "eJxrYIpgZWBgiI42jI0tZNADABegAyA=",  # [[1]], packed
     ],
 )
 def test_no_tests_and_unknown_tests_are_errors(tests):
