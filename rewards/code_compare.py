@@ -2,7 +2,7 @@
 
 import math
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -35,8 +35,8 @@ def same_value(got: Any, wanted: Any, tolerance: float | None = None) -> bool:
 def same_output(got: str, wanted: str, tolerance: float | None = None) -> bool:
     """Equal words in equally many lines; white space at the ends of lines and empty lines at the end do not count.
 
-    tolerance: words that are numbers on both sides are equal up to it, absolutely or relatively; integers exactly, and
-        with 0 all numbers exactly, 2 and 2.0.
+    tolerance: words that are numbers on both sides are equal up to it, absolutely or relatively, and integers as they
+        are written: 011 may be a text. With 0 all numbers are equal by their exact value, 2 and 2.0.
     """
     ours, theirs = _lines(got), _lines(wanted)
     return len(ours) == len(theirs) and all(
@@ -52,12 +52,13 @@ def _lines(text: str) -> list[list[str]]:
 def _same_word(got: str, wanted: str, tolerance: float | None) -> bool:
     if got == wanted:
         return not tolerance or wanted.lower().lstrip("+-") != "nan"
-    if tolerance is None:
+    if tolerance is None or (tolerance and _INTEGER.fullmatch(got) and _INTEGER.fullmatch(wanted)):
         return False
     try:
-        exact = tolerance == 0 or (_INTEGER.fullmatch(got) and _INTEGER.fullmatch(wanted))
-        return Decimal(got) == Decimal(wanted) if exact else _close(float(got), float(wanted), tolerance)
-    except (ValueError, InvalidOperation):
+        a, b = Decimal(got), Decimal(wanted)  # a long number is infinite as a float
+        near = tolerance and b.is_finite() and abs(a - b) <= Decimal(tolerance) * max(1, abs(b))
+        return bool(near) or a == b
+    except ArithmeticError:  # no number, NaN, or beyond decimals
         return False
 
 

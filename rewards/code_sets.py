@@ -11,6 +11,7 @@ import base64
 import inspect
 import json
 import pickletools
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -48,6 +49,7 @@ LIVECODEBENCH_PREAMBLE = "\n".join(
     ]
 )
 MAX_TEST_BYTES = 512 << 20  # of one problem's packed tests; the largest of LiveCodeBench are some tens of MiB
+_FRACTION = re.compile(r"[0-9]\.[0-9]")
 _PACKED = "eJ"  # base64 of how zlib begins
 # A pickle is a program. These are the instructions of one that makes a text, or a dict of texts.
 _TEXT_OPCODES = {"PROTO", "FRAME", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "MEMOIZE", "BINPUT", "STOP"}
@@ -59,8 +61,10 @@ def read_tests(tests: Any) -> Tests:
 
     ValueError for another shape, and for no tests at all.
     """
-    if isinstance(tests, Tests):
-        return tests
+    return tests if isinstance(tests, Tests) else _checked(_read, tests)
+
+
+def _read(tests: Any) -> Tests:
     if isinstance(tests, str) and tests.startswith(_PACKED):
         return _packed(tests)
     if isinstance(tests, str):
@@ -73,7 +77,8 @@ def read_tests(tests: Any) -> Tests:
     if isinstance(tests, dict) and "inputs" in tests and "outputs" in tests:
         return _apps(tests)
     if isinstance(tests, dict) and "functional" in tests:
-        return Tests(type="assert", asserts=[tests["functional"]], preamble=LEETCODE_PREAMBLE)
+        asserts, known = [tests["functional"]], LEETCODE_PREAMBLE
+        return Tests(type="assert", entry_point="Solution", asserts=asserts, preamble=known, reference=known)
     keys = sorted(tests) if isinstance(tests, dict) else type(tests).__name__
     raise ValueError(f"no known shape of tests: {keys}. docs/rewards.md lists those that `code` reads.")
 
@@ -95,13 +100,23 @@ def usual_columns(prompts: Sequence[Text], columns: Mapping[str, Any]) -> list[T
             for row in zip(*(columns[name] for name in names), strict=True):
                 key = tuple(map(id, row))
                 if key not in made:
-                    made[key] = read(**dict(zip(names, row, strict=True)))
+                    made[key] = _checked(read, **dict(zip(names, row, strict=True)))
                 found.append(made[key])
             return found
     raise ValueError(
         f"no tests: the columns {sorted(columns)} have no `tests`, and are not those of a set that docs/rewards.md "
         "lists. Map the dataset's own with data.columns, as in {tests: my_column}."
     )
+
+
+def _checked(read: Callable[..., Tests], *arguments: Any, **columns: Any) -> Tests:
+    """What `read` returns; ValueError where a row is not made as those of its set are."""
+    try:
+        return read(*arguments, **columns)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"tests have another shape inside: {type(error).__name__}: {error}. Drop this problem."
+        ) from error
 
 
 def humaneval_tests(prompt: str, test: str, entry_point: str) -> Tests:
@@ -142,7 +157,8 @@ def code_contests_tests(
 ) -> Tests:
     """CodeContests (2203.07814): {"input": […], "output": […]} each. Where a limit is None or 0, there is none.
 
-    Numbers may differ as Codeforces usually lets them; the set's own tester allows 1e-5, absolutely.
+    Where some output has a fraction, numbers may differ as Codeforces usually lets them; the set's own tester allows
+    1e-5, absolutely, and that everywhere.
     """
     if input_file:
         raise ValueError(f"the program is to read the file {input_file!r}; tests on stdin cannot judge it.")
@@ -151,7 +167,7 @@ def code_contests_tests(
     return Tests(
         type="stdin",
         cases=[Case(input=given, output=wanted) for given, wanted in pairs],
-        tolerance=1e-6,
+        tolerance=1e-6 if any(_FRACTION.search(wanted) for _, wanted in pairs) else None,
         time_limit=time_limit["seconds"] + time_limit["nanos"] / 1e9 if time_limit else None,
         memory_mb=memory_limit_bytes >> 20 if memory_limit_bytes else None,
     )

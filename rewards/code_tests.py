@@ -28,7 +28,8 @@ class Tests:
 
     stdin: a program reads case.input and prints case.output.
     call: entry_point(*case.input) == case.output; `f`, `Class.method`, or a method of the class Solution.
-    assert: Python statements that raise nothing; the names that they do not define are the submission's.
+    assert: Python statements that raise nothing. The submission's is entry_point alone; without one, all names that
+        they do not define.
     """
 
     type: Literal["stdin", "call", "assert"]
@@ -56,9 +57,11 @@ class Tests:
         return len(self.cases) or len(self.asserts)
 
     def names(self) -> list[str]:
-        """assert: the names that tests use and nobody but the submission defines."""
+        """assert: the names that are the submission's."""
+        if self.entry_point:
+            return re.findall(r"\w+", self.entry_point)[:1]  # Solution of Solution().add
         used, called, modules, defined = _names([self.reference, self.setup, *self.asserts])
-        ours = used - defined - set(dir(builtins)) - modules | ({self.entry_point} if self.entry_point else set())
+        ours = used - defined - set(dir(builtins)) - modules
         return sorted(ours or called)  # a submission may be asked for its own `sum`
 
     def modules(self) -> list[str]:
@@ -78,7 +81,7 @@ def _classes(text: str) -> set[str]:
 def is_python(text: str) -> bool:
     try:
         ast.parse(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the latter two: nested too deep
         return False
     return True
 

@@ -7,6 +7,7 @@ import math
 import signal
 import subprocess
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
@@ -33,8 +34,9 @@ _Job = tuple[Answers, Future[Scores]]
 class WorkerPool:
     """Scores groups in `num_workers` processes, which start when they are first needed.
 
-    Groups that wait and are scored fast travel in one message, which else would cost more than the scoring. A worker
-    that dies, say by the system's memory killer, is replaced and its groups are scored once more, each alone.
+    Groups that wait and are scored fast travel in one message, which else would cost more than the scoring; those that
+    turn out to be slow come back from it for others to take. A worker that dies, say by the system's memory killer, is
+    replaced and its groups are scored once more, each alone.
     """
 
     def __init__(self, calls: Sequence[Call], num_workers: int) -> None:
@@ -48,36 +50,40 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._waiting: deque[_Job] = deque()
         self._serving = 0  # threads that will look for waiting groups before they rest
-        self._seconds = BATCH_SECONDS  # that the last groups took, each
+        self._seconds = BATCH_SECONDS  # that a group takes; rises at once and falls slowly, for kinds may alternate
         self._closed = False
 
     def submit(self, answers: Answers) -> Future[Scores]:
         future: Future[Scores] = Future()
         with self._lock:
             self._waiting.append((answers, future))
-            messages = math.ceil(len(self._waiting) * self._seconds / BATCH_SECONDS)
-            if wake := self._serving < min(messages, len(self._workers)):
-                self._serving += 1
-        if wake:
-            self._threads.submit(self._serve)
+            self._wake()
         return future
 
     def close(self) -> None:
-        """Kill the workers, also in the middle of a group."""
+        """Kill the workers, also in the middle of a group. What is not scored is an error to those who wait for it."""
         with self._lock:
             self._closed = True
             for worker in self._workers:
                 worker.kill()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown()
         for worker in self._workers:
             worker.stop()
+
+    def _wake(self) -> None:
+        """Have one more thread serve if there are messages for it; it wakes the next."""
+        messages = math.ceil(len(self._waiting) * self._seconds / BATCH_SECONDS)
+        if self._serving < min(messages, len(self._workers)):
+            self._serving += 1
+            self._threads.submit(self._serve)
 
     def _serve(self) -> None:
         """Score groups until none waits."""
         while jobs := self._take():
             worker = self._idle.get()
             try:
-                self._score(worker, [job for job in jobs if job[1].set_running_or_notify_cancel()])
+                wanted = [job for job in jobs if job[1].running() or job[1].set_running_or_notify_cancel()]
+                self._score(worker, wanted)
             except Exception as error:
                 for _, future in jobs:
                     if not future.done():
@@ -89,15 +95,20 @@ class WorkerPool:
         """Of what waits, as much as takes BATCH_SECONDS to score."""
         with self._lock:
             count = min(len(self._waiting), max(1, int(BATCH_SECONDS / self._seconds)))
-            if not count:
+            jobs = [self._waiting.popleft() for _ in range(count)]
+            if not jobs:
                 self._serving -= 1
-            return [self._waiting.popleft() for _ in range(count)]
+            elif not self._closed:
+                self._wake()
+            return jobs
 
     def _score(self, worker: "_Worker", jobs: Sequence[_Job], exit_codes: Sequence[int | None] = ()) -> None:
         try:
             with self._lock:
-                if self._closed or not jobs:  # nobody waits any more
+                if not jobs:  # nobody waits any more
                     return
+                if self._closed:
+                    raise RewardError("the reward workers were closed before this group was scored.")
                 worker.start()
             replies = worker.ask([answers for answers, _ in jobs])
         except (EOFError, OSError):  # the process has died
@@ -107,10 +118,12 @@ class WorkerPool:
             for job in jobs:
                 self._score(worker, [job], exit_codes)
             return
-        for (_, future), reply in zip(jobs, replies, strict=True):
+        with self._lock:
+            self._waiting.extendleft(reversed(jobs[len(replies) :]))
+        for (_, future), reply in zip(jobs, replies, strict=False):
             if isinstance(reply, Scores):
+                self._seconds = max(sum(reply.seconds), 0.9 * self._seconds, 1e-6)
                 future.set_result(reply)
-                self._seconds = max(sum(reply.seconds), 1e-6)
             else:
                 future.set_exception(_error(*reply))
 
@@ -145,7 +158,7 @@ class _Worker:
         self._is_new = True
 
     def ask(self, groups: Sequence[Answers]) -> list[_Reply]:
-        """Have groups scored. EOFError or OSError when the process has died."""
+        """Have groups scored: the first of them, at least one. EOFError or OSError when the process has died."""
         if self._is_new:
             self._connection.send(self._calls)
             self._is_new = False
@@ -153,8 +166,8 @@ class _Worker:
         return self._connection.recv()
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        if process := self._process:  # its own thread may set it to None
+            process.kill()
 
     def stop(self) -> int | None:
         """Make sure that the process is gone; returns its exit code, None if there was none."""
@@ -177,7 +190,13 @@ def main(fd: int) -> None:
             groups: Sequence[Answers] = connection.recv()
         except EOFError:
             return
-        connection.send([_reply(score, answers) for answers in groups])
+        replies: list[_Reply] = []
+        ends = time.perf_counter() + BATCH_SECONDS
+        for answers in groups:
+            replies.append(_reply(score, answers))
+            if time.perf_counter() > ends:
+                break
+        connection.send(replies)
 
 
 def _reply(score: Caller, answers: Answers) -> _Reply:

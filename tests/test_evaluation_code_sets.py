@@ -280,7 +280,17 @@ class Planted:
 def test_private_tests_are_read_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = packed(Planted(tmp_path / "ran"))
     hidden = packed({"input_output": STDIN["public_test_cases"], "more": Planted(tmp_path / "ran")})
-    packs = [planted, hidden, packed([1, 2]), "eJ", "eJ?", packed("x" * 100)[:-20], packed("[" * 10**6), packed("")]
+    packs = [
+        planted,
+        hidden,
+        packed([1, 2]),
+        "eJ",
+        "eJ?",
+        packed("x" * 100)[:-20],
+        packed("[" * 10**6),
+        packed(""),
+        packed("{}"),
+    ]
     rows = [{**STDIN, "private_test_cases": pack} for pack in packs]
     task = loaded(tmp_path, "livecodebench", STDIN, *rows)
     grader = build_grader(task.config.reward, task.config.options)
@@ -368,6 +378,10 @@ def test_code_contests_are_judged_by_all_their_tests_within_their_limits(tmp_pat
     grader = build_grader(task.config.reward, task.config.options)
     assert "is to read the file 'sum.in'" in str(grader.unreadable(task.problems[1]))
     grader.close()
+    count = {"input": ["1\n"], "output": ["1000000\n"]}
+    whole = {**CODE_CONTESTS, "public_tests": count, "private_tests": count, "generated_tests": count}
+    task = loaded(tmp_path, "code_contests", whole)
+    assert verdicts(task, block("print(10**6)"), block("print(10**6 + 0.5)")) == ["right", "wrong output"]
     limits = usual_columns(["q"], {name: [value] for name, value in CODE_CONTESTS.items()})[0]
     assert (limits.time_limit, limits.memory_mb, len(limits)) == (1.5, 244, 4)
 

@@ -11,6 +11,7 @@ from rewards.code_compare import same_output, same_value
 from rewards.code_sets import humaneval_tests, mbpp_tests, read_tests
 from rewards.code_tests import last_block
 from rewards.sandbox import plain
+from rewards.sandbox.running import Limits
 
 ADD = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}, {"input": [5], "output": 6}]}
 LINES_OF_ONE = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}]}
@@ -103,8 +104,8 @@ FORGERIES = {
     "        frame = frame.f_back\n    return 0",
     "garbage": "import gc\ndef f(x):\n    for o in gc.get_objects():\n        if isinstance(o, dict) and 'output' in o"
     ": return o['output']\n    return 0",
-    "speaking first": "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'{\"ready\":true}\\n'"
-    ' + b\'{"nonce":"0","value":"2"}\\n\' * 9)\n    except OSError: pass\ndef f(x): return 0',
+    "speaking first": "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'ready\\n'"
+    " + b'0 value 2\\n' * 9)\n    except OSError: pass\ndef f(x): return 0",
     "dead channel": "import os\nos.closerange(3, 64)\ndef f(x): return 2",
     "deep value": "def f(x):\n    a = []\n    for _ in range(100000): a = [a]\n    return a",
     "colliding keys": "def f(x): return {i * (2**61 - 1) for i in range(11000)}",
@@ -131,6 +132,55 @@ def test_asserts_run_apart_from_the_submission():
     source = "def f(x):\n    return 1.41421356 if x == 2 else {x: 'a'}"
     assert judge([source], [near], code_in="text")[0].fraction == 1.0
     assert reason("def f(x): return float('nan')", near) == "wrong output"
+
+
+def test_names_and_errors_of_a_submission_cannot_stand_for_a_test():
+    helper = "def check(f):\n    assert is_same_list(f(n=1), [2]) and f(n=1) < inf\ncheck(Solution().f)"
+    forged = "def is_same_list(*a): return True\nclass Solution:\n    def f(self, n): return 1"
+    assert reason(forged, {"functional": helper}) == "crashed"
+    assert reason(forged, {"functional": helper.replace("is_same_list(f(n=1), [2])", "f(n=1) == 1")}) == "passed"
+    mapped = mbpp_tests(["assert all(map(lambda case: f(case) == case, [1, 2]))"])
+    assert reason("def f(x): raise StopIteration", mapped) == "crashed"
+    assert reason("def f(x): return x", mapped) == "passed"
+    array = "class A: __array_interface__ = {'shape': (1,), 'typestr': '<f8', 'version': 3, 'data': %s}\n"
+    near = mbpp_tests(["import numpy\nassert numpy.allclose(f(0), [0.0])"])
+    for data in ("(4096, True)", "bytes(8)"):
+        assert (
+            "TypeError"
+            in judge([array % data + "def f(x): return A()"], [near], code_in="text")[0].first_failure.detail
+        )
+
+
+PREAMBLE = """from dataclasses import dataclass
+from typing import Optional
+
+@dataclass
+class Node:
+    val: int
+    next: "Optional[Node]" = None
+
+    @property
+    def total(self):
+        return self.val + (self.next.total if self.next else 0)
+
+@dataclass(slots=True)
+class Slotted:
+    val: int
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "check", "expected"),
+    [
+        ("def f(n): return Node(3, n)", "f(Node(1)) == Node(3, Node(1)) and f(Node(1)).total == 4", "passed"),
+        ("def f(n): n.__dict__['total'] = 4; return n", "f(Node(1)).total == 4", "wrong output"),
+        ("def f(n): n.__dict__['__eq__'] = bool; return n", "f(Node(1)) == Node(2)", "crashed"),
+        ("def f(n): return Slotted(n)", "f(1).val == 1 and f(1) != Slotted(1)", "passed"),
+    ],
+)
+def test_dataclasses_of_the_text_before_a_submission_travel(source, check, expected):
+    tests = {"type": "assert", "entry_point": "f", "preamble": PREAMBLE, "reference": PREAMBLE}
+    assert reason(source, {**tests, "tests": [f"assert {check}"]}) == expected
 
 
 def test_objects_of_a_submission_are_used_through_a_proxy():
@@ -186,6 +236,11 @@ def test_columns_of_humaneval_mbpp_and_apps_need_no_tests_column():
         "not json",
         '"a string"',
         {"type": "stdin", "cases": [{"input": "", "output": ""}], "timeout": 1},
+        {"type": "stdin", "cases": [{"input": ""}]},
+        {"type": "assert", "tests": ["-" * 100_000 + "1"]},
+        {"inputs": 1, "outputs": 2},
+        [1],
+        "eJxrYIpgZWBgiI42jI0tZNADABegAyA=",  # [[1]], packed
     ],
 )
 def test_no_tests_and_unknown_tests_are_errors(tests):
@@ -202,6 +257,23 @@ def test_a_checker_decides_where_many_answers_are_right():
         reason("print('x y')", tests)
 
 
+def test_what_a_submission_returns_cannot_stop_a_checker(monkeypatch):
+    monkeypatch.setattr("rewards.sandbox.local._CHECKING", Limits(time_limit=0.3))
+    tests = {**ADD, "checker": "def check(input, output, expected):\n    while output == 0: pass"}
+    assert reason("def f(x): return 0", tests) == "wrong output"
+    assert reason("def f(x): return 1 << 40", {**ADD, "checker": "def check(i, o, e): bytearray(o)"}) == "wrong output"
+    assert reason("def f(x):\n    a = []\n    for _ in range(199): a = [a]\n    return a", tests) == "wrong output"
+    with pytest.raises(ValueError, match="the checker does not start: SyntaxError"):
+        reason("def f(x): return 0", {**ADD, "checker": "def check("})
+
+
+def test_values_are_read_up_to_a_size_that_the_wanted_ones_set():
+    large = {**ADD, "cases": [{"input": [1], "output": [[1, 2]] * 100_000}]}
+    assert reason("def f(x): return [(1, 2)] * 100_000", large) == "passed"
+    verdict = judge(["def f(x): return [[]] * 500_000"], [ADD], code_in="text")[0]
+    assert verdict.first_failure.detail == "more than 1048576 bytes of output"
+
+
 def test_a_timeout_ends_the_submission_and_says_so():
     tests = {"type": "call", "entry_point": "f", "cases": [{"input": [i], "output": i} for i in range(4)]}
     source = "def f(x):\n    while x == 1: pass\n    return x"
@@ -216,6 +288,11 @@ def test_a_timeout_ends_the_submission_and_says_so():
 def test_memory_is_a_reason_of_its_own():
     assert reason("def f(x): return bytearray(1 << 40)", ADD) == "memory"
     assert reason("a = [bytearray(b'1' * (1 << 20)) for _ in range(900)]", LINES) == "memory"
+
+
+def test_limits_hold_while_answers_come_fast():
+    endless = "def f(x):\n    while True: yield x"
+    assert reason(endless, mbpp_tests(["assert list(f(1)) == [1]"]), time_limit=0.3) == "timeout"
 
 
 def test_cpp_is_compiled_and_run():
@@ -351,6 +428,11 @@ def test_numbers_are_compared_up_to_a_tolerance(got, wanted, tolerance, same):
         ("sNaN", "1", 0.0, False),
         ("1000001", "1000000", 1e-5, False),
         ("1000000.5", "1000000", 1e-5, True),
+        ("inf", "1" * 400, 1e-6, False),
+        ("1e999", "1" * 400, 1e-6, False),
+        ("1" * 400 + ".0", "1" * 400, 1e-6, True),
+        ("11", "0011", 1e-6, False),
+        ("1e99999999", "1", 1e-6, False),
         ("", "", None, True),
     ],
 )

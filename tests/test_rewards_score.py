@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -207,6 +208,37 @@ def test_groups_that_are_scored_fast_travel_together_and_slow_ones_alone(tmp_pat
 
     assert max(sizes(0.0)) > 1
     assert set(sizes(0.02)) == {1}
+
+
+def test_slow_groups_behind_fast_ones_are_shared_among_the_workers(tmp_path):
+    body = "def mine(prompts, completions, seconds, **kwargs):\n    time.sleep(seconds[0])\n    return [os.getpid()]"
+    rewards = Rewards([RewardSpec(function=write_reward(tmp_path, body))], num_workers=2, base_dir=tmp_path)
+    list(rewards.score([group(["a"], seconds=0.0) for _ in range(60)]))  # now they are known to be fast
+    seconds = [0.0] * 60 + [0.05] * 40
+    scored = list(rewards.score([group(["a"], id=f"p/{i}", seconds=s) for i, s in enumerate(seconds)]))
+    assert [s.group.problem.id for s in scored] == [f"p/{i}" for i in range(100)]
+    assert len({s.rewards[0] for s in scored[60:]}) == 2
+    rewards.close()
+
+
+def test_who_waits_for_a_group_when_the_workers_are_closed_is_told(tmp_path):
+    spec = write_reward(tmp_path, "def mine(prompts, completions, **kwargs):\n    time.sleep(600)")
+    rewards = Rewards([RewardSpec(function=spec)], num_workers=1, base_dir=tmp_path)
+    errors = []
+
+    def wait():
+        try:
+            list(rewards.score([group(["a"]), group(["b"])]))
+        except RewardError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    while not children():
+        time.sleep(0.01)
+    rewards.close()
+    thread.join(60)
+    assert errors == ["the reward workers were closed before this group was scored."]
 
 
 def test_a_group_that_kills_its_worker_does_not_take_others_along(tmp_path):

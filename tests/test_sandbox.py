@@ -112,10 +112,12 @@ def test_a_clean_box_is_used_again_and_a_dirty_one_is_not():
     run("open('left', 'w')")
     assert run("import os\nprint(os.listdir())") == "[]\n"
     assert boxes.started == 2
+    run("import os\nos.chmod('.', 0o500)")
+    assert run("open('left', 'w')\nprint(1)") == "1\n"
     with pytest.raises(Stopped), boxes.box() as box:
         box.run({"mode": "script", "preamble": "", "source": "while 1: pass"}, Limits(time_limit=0.1)).wait()
     assert run("print(3)") == "3\n"
-    assert boxes.started == 3
+    assert boxes.started == 5
     boxes.close()
 
 

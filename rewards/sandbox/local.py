@@ -17,6 +17,7 @@ from rewards.sandbox.pool import Pool
 from rewards.sandbox.running import Ended, Limits, Running, SandboxError, Stopped
 
 _COMPILING = Limits(time_limit=30, memory_mb=2048, compiling=True)
+_CHECKING = Limits(time_limit=30, memory_mb=2048)
 _REASONS: dict[str, Reason] = {"timeout": "timeout", "memory": "memory", "output": "wrong output"}
 
 
@@ -89,6 +90,8 @@ class LocalBackend:
     def _calls(self, box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[TestResult]:
         with ExitStack() as stack:
             try:
+                size = 16 * sum(_length(case.output) for case in tests.cases)  # tuples are written at length
+                limits = replace(limits, output_bytes=max(limits.output_bytes, size))
                 server = stack.enter_context(_serve(box, program, tests, limits))
             except _Failed as failed:
                 yield failed.result
@@ -103,27 +106,41 @@ class LocalBackend:
                     return
                 yield self._judge_value(reply, case, tests)
 
-    def _judge_value(self, reply: dict[str, Any], case: Case, tests: Tests) -> TestResult:
-        if "error" in reply:
-            return _error(reply)
+    def _judge_value(self, reply: bytes, case: Case, tests: Tests) -> TestResult:
+        outcome, _, text = reply.partition(b" ")
+        if outcome != b"value":
+            return _error(*_read_error(text))
         try:
-            got = plain.loads(reply["value"])
+            got = plain.loads(text)
+            if tests.checker is not None:
+                right = self._check(tests.checker, case.input, got, case.output)
+            else:
+                right = same_value(got, case.output, tests.tolerance)
         except plain.NotPlainError as error:
             return TestResult("wrong output", str(error))
-        if tests.checker is not None:
-            right = self._check(tests.checker, case.input, got, case.output)
-        else:
-            right = same_value(got, case.output, tests.tolerance)
         return PASSED if right else wrong_value(got)
 
     def _check(self, checker: str, given: Any, got: Any, wanted: Any) -> bool:
-        """What a checker program says. ValueError when it fails: it is part of the tests, not of the submission."""
+        """What a checker program says. ValueError when it fails: it is part of the tests, not of the submission.
+
+        One that passes a limit has been given too much by the submission, which is wrong then.
+        """
         tests = Tests(type="call", entry_point="check", cases=[Case(input=[], output=True)])
-        with self._checkers.box() as box, _serve(box, checker, tests, Limits(time_limit=30, memory_mb=2048)) as server:
-            reply = server.ask("call", plain.dumps(["check", [given, got, wanted], {}]))
-        if "error" in reply:
-            raise ValueError(f"the checker raised {reply['error']}: {reply['message']}. It must return True or False.")
-        return plain.loads(reply["value"]) is True
+        try:
+            with self._checkers.box() as box, _serve(box, checker, tests, _CHECKING) as server:
+                try:
+                    reply = server.ask("call", plain.dumps(["check", [given, got, wanted], {}]))
+                except _Failed:
+                    return False
+        except _Failed as failed:
+            raise ValueError(f"the checker does not start: {failed.result.detail}") from None
+        outcome, _, text = reply.partition(b" ")
+        if outcome == b"value":
+            return plain.loads(text) is True
+        name, message = _read_error(text)
+        if name == "MemoryError":
+            return False
+        raise ValueError(f"the checker raised {name}: {message}. It must return True or False.")
 
     def _asserts(self, box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[TestResult]:
         """The check runs in a box of its own; each call that it makes goes to the submission's box and back."""
@@ -133,7 +150,8 @@ class LocalBackend:
         trusted = Limits(time_limit=limits.time_limit, memory_mb=2048, output_bytes=64 << 20)
         with ExitStack() as stack:
             try:
-                server = stack.enter_context(_serve(box, program, tests, limits))
+                # Values of tests that are programs are of any size, and read in the checker's box.
+                server = stack.enter_context(_serve(box, program, tests, replace(limits, output_bytes=64 << 20)))
             except _Failed as failed:
                 yield failed.result
                 return
@@ -162,17 +180,15 @@ class _Server:
         self._running, self._nonces = running, nonces
         self.renew = running.renew
 
-    def ask(self, operation: str, arguments: str) -> dict[str, Any]:
-        """The reply to one request. _Failed when there is none, or something else."""
+    def ask(self, operation: str, arguments: str) -> bytes:
+        """The reply to one request, as modes.py has it, without the nonce. _Failed when there is none."""
         nonce = next(self._nonces)
         request = {"nonce": nonce, "operation": operation, "arguments": arguments}
         self._running.feed(json.dumps(request).encode() + b"\n")
-        reply = self.read()
-        if reply.get("nonce") != nonce or not (isinstance(reply.get("value"), str) or "error" in reply):
-            raise _Failed(TestResult("wrong output", "it wrote to the channel of results"))
-        return reply
+        return self.expect(f"{nonce} ".encode())
 
-    def read(self) -> dict[str, Any]:
+    def expect(self, beginning: bytes) -> bytes:
+        """The rest of the next line, which begins so."""
         try:
             line = self._running.line()
             if line is None:
@@ -180,21 +196,17 @@ class _Server:
                 raise _Failed(_crash(ended) if ended.status else TestResult("no output", "it ended before the test"))
         except Stopped as stopped:
             raise _Failed(TestResult(_REASONS[stopped.reason], stopped.detail)) from None
-        try:
-            reply = json.loads(line)
-        except (ValueError, RecursionError):
-            reply = None
-        return reply if isinstance(reply, dict) else {}
+        if not line.startswith(beginning):
+            raise _Failed(TestResult("wrong output", "it wrote to the channel of results"))
+        return line[len(beginning) :]
 
 
 @contextmanager
 def _serve(box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[_Server]:
     job = {"mode": "serve", "preamble": tests.preamble, "source": program, "classes": tests.classes()}
-    limits = replace(limits, output_bytes=64 << 20)  # of all calls together
     with box.run(job, limits, periods=len(tests) + 1) as running:
         server = _Server(running, iter(lambda: secrets.token_hex(8), ""))
-        if server.read().get("ready") is not True:
-            raise _Failed(TestResult("wrong output", "it wrote to the channel of results"))
+        server.expect(b"ready")
         yield server
         with suppress(Stopped):
             running.finish()
@@ -205,7 +217,7 @@ def _mediate(check: Running, server: _Server) -> Iterator[TestResult]:
     while (line := check.line()) is not None:
         message = json.loads(line)
         if "operation" in message:
-            check.feed(json.dumps(server.ask(message["operation"], message["arguments"])).encode() + b"\n")
+            check.feed(server.ask(message["operation"], message["arguments"]) + b"\n")
         elif "begin" in message:
             server.renew()
             check.renew()
@@ -215,7 +227,7 @@ def _mediate(check: Running, server: _Server) -> Iterator[TestResult]:
             elif message["error"] == "AssertionError":
                 yield TestResult("wrong output", shorten(message["message"]))
             else:
-                yield _error(message)
+                yield _error(message["error"], message["message"])
         else:
             assert message["done"]
             return
@@ -258,9 +270,24 @@ def _crash(ended: Ended) -> TestResult:
     return TestResult("crashed", last or f"status {ended.status}")
 
 
-def _error(reply: dict[str, Any]) -> TestResult:
-    reason = "memory" if reply["error"] == "MemoryError" else "crashed"
-    return TestResult(reason, f"{shorten(reply['error'])}: {shorten(reply.get('message'))}")
+def _read_error(text: bytes) -> tuple[str, str]:
+    """Name and message of what was raised."""
+    try:
+        name, message = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return "an error", "that cannot be read"
+    return name, message
+
+
+def _error(name: str, message: str) -> TestResult:
+    return TestResult("memory" if name == "MemoryError" else "crashed", f"{shorten(name)}: {shorten(message)}")
+
+
+def _length(value: Any) -> int:
+    try:
+        return len(repr(value))
+    except ValueError:  # an integer of more digits than Python prints
+        return 0
 
 
 def _last_line(text: str) -> str:

@@ -7,7 +7,8 @@
       "compile", "program"   execute job["argv"] on the three pipes
 
 In "serve" the submission shares this interpreter, and may say whatever it likes on the pipe: it knows no answers. A
-reply counts if it carries the nonce of its request, so that nothing can be said in advance.
+reply counts if it carries the nonce of its request, so that nothing can be said in advance. It is `NONCE value TEXT` or
+`NONCE error [NAME, MESSAGE]`, and read where what it says is needed: reading a hostile one may take long.
 """
 
 import atexit
@@ -104,19 +105,17 @@ def _serve(
         objects[len(objects)] = value
         return len(objects) - 1
 
-    replies.write('{"ready":true}\n')
+    replies.write("ready\n")
     replies.flush()
     for line in requests:
         request = json.loads(line)
-        reply = {"nonce": request["nonce"]}
         try:
             arguments = plain.loads(request["arguments"], objects.__getitem__, classes)
             value = _operate(request["operation"], arguments, namespace)
-            reply["value"] = plain.dumps(value, handle, classes)
+            reply = f"value {plain.dumps(value, handle, classes)}"
         except BaseException as error:
-            reply["error"] = type(error).__name__
-            reply["message"] = _message(error)
-        replies.write(json.dumps(reply) + "\n")
+            reply = f"error {json.dumps([type(error).__name__, _message(error)])}"
+        replies.write(f"{request['nonce']} {reply}\n")
         replies.flush()
 
 
@@ -147,7 +146,8 @@ def _message(error: BaseException) -> str:
 
 def _check(job: dict[str, Any], requests: io.BufferedReader, replies: io.TextIOBase) -> None:
     """Run the tests one after the other; say before each that it begins, and after it how it ended."""
-    namespace: dict[str, Any] = {"__name__": "tests"}
+    module = sys.modules["tests"] = types.ModuleType("tests")  # where dataclasses look for names in annotations
+    namespace = module.__dict__
     if job["reference"]:
         exec(compile(job["reference"], "setup.py", "exec", dont_inherit=True), namespace)
     for name in job["modules"]:
@@ -155,7 +155,7 @@ def _check(job: dict[str, Any], requests: io.BufferedReader, replies: io.TextIOB
     link = _Link(requests, replies, {name: namespace[name] for name in job["classes"]})
     for name in job["names"]:
         # What the reference has by `import *` is not the submission's; the function to write is, stub or not.
-        if name not in namespace or name == job["entry_point"]:
+        if job["entry_point"] or name not in namespace:
             namespace[name] = _Function(link, name)
     if job["setup"]:
         link.say(begin="setup")
@@ -188,12 +188,15 @@ class _Link:
             raise plain.NotPlainError(f"a test gives the submission a {type(value).__name__}, which is no plain value")
 
         self.say(operation=operation, arguments=plain.dumps(list(arguments), reference, self._classes))
-        reply = json.loads(self._requests.readline())
-        if "error" in reply:
-            kind = getattr(builtins, reply["error"], None)
-            is_error = isinstance(kind, type) and issubclass(kind, Exception)
-            raise (kind if is_error else RuntimeError)(reply["message"])  # type: ignore[misc]
-        return plain.loads(reply["value"], lambda number: Remote(self, number), self._classes)
+        outcome, _, text = self._requests.readline().partition(b" ")
+        if outcome == b"value":
+            return plain.loads(text, lambda number: Remote(self, number), self._classes)
+        name, message = json.loads(text)
+        kind = getattr(builtins, name, None)
+        is_error = isinstance(kind, type) and issubclass(kind, Exception)
+        if not is_error or (kind is StopIteration and operation != "next"):  # it would end `all(map(f, cases))`
+            kind = RuntimeError
+        raise kind(message)  # type: ignore[misc]
 
 
 class _Function:
@@ -217,6 +220,8 @@ class Remote:
         return self._link.ask("call", self, arguments, keywords)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # NumPy would read this process's memory at an address of `__array_interface__`
+            raise AttributeError(name)
         return self._link.ask("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:

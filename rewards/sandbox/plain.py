@@ -39,7 +39,7 @@ def dumps(value: Any, handle: Callable[[Any], int] | None = None, classes: Class
 
     def other(item: Any) -> dict[str, Any]:
         kind = type(item)
-        if classes is not None and classes.get(kind.__name__) is kind:
+        if classes is not None and classes.get(kind.__name__) is kind and hasattr(item, "__dict__"):
             if id(item) not in places:
                 places[id(item)] = len(objects)
                 objects.append(item)

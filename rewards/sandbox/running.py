@@ -93,6 +93,7 @@ class Running:
         for fd in (self._stdout, self._stderr, box.control_fd):
             self._poll.register(fd, select.POLLIN)
         self._used = 0.0
+        self._watched = time.monotonic()
         self.renew()
         self._cpu_before = 0.0
 
@@ -111,7 +112,6 @@ class Running:
 
     def renew(self) -> None:
         """Time is counted from now on."""
-        self._watched = time.monotonic()
         self._idle = 0.0
         self._cpu_before: float | None = None
 
@@ -123,15 +123,18 @@ class Running:
 
     def line(self) -> bytes | None:
         """The next line of its output; None when it has ended."""
-        self._watched = time.monotonic()  # until now it may have waited for a question
+        if time.monotonic() - self._watched >= _WATCH_SECONDS:  # also where answers come too fast for a step to look
+            self._watch(asked=False)
+        searched = 0
         while True:
-            end = self._unread.find(b"\n")
+            end = self._unread.find(b"\n", searched)
             if end >= 0:
                 line = bytes(self._unread[:end])
                 del self._unread[: end + 1]
                 return line
             if self._report is not None:
                 return None
+            searched = len(self._unread)
             self._step()
 
     def wait(self) -> Ended:
@@ -208,14 +211,15 @@ class Running:
             self._errors = (self._errors + data)[-8192:]
         return True
 
-    def _watch(self) -> None:
+    def _watch(self, *, asked: bool = True) -> None:
+        """Look at what it uses. Until it is asked something, it may do nothing."""
         now = time.monotonic()
         cpu, waited, memory = self._box.usage()
         if self._cpu_before is None:
             self._cpu_before = cpu
         # On a busy machine much of the time is waiting for a CPU, which is nobody's fault.
         elapsed, active = now - self._watched, cpu + waited - self._used
-        if active < elapsed / 10:
+        if asked and active < elapsed / 10:
             self._idle += elapsed
         self._watched, self._used = now, cpu + waited
         limits = self._limits

@@ -45,7 +45,7 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
     os.chdir(spec["folder"])
     os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=spec["folder"], TMPDIR=spec["folder"])
     os.environ.update(LANG="C.UTF-8", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
-    clean = set(os.listdir(spec["folder"]))
+    clean = _state(spec["folder"])
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -69,9 +69,17 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
                 "status": os.waitstatus_to_exitcode(status),
                 "cpu": usage.ru_utime + usage.ru_stime,
                 "memory": usage.ru_maxrss * 1024,
-                "clean": set(os.listdir(spec["folder"])) == clean,
+                "clean": _state(spec["folder"]) == clean,
             },
         )
+
+
+def _state(folder: str) -> tuple[int, set[str]] | None:
+    """What a submission may have changed; None where it has closed its folder."""
+    try:
+        return os.stat(folder).st_mode, set(os.listdir(folder))
+    except PermissionError:
+        return None
 
 
 def _receive(control: socket.socket) -> tuple[Job, list[int]]:
