@@ -112,10 +112,14 @@ def write_problems(folder: Path, tasks: Iterable[tuple[str, Sequence[Problem]]])
     """Write problems.jsonl; problems of an earlier call that are not among these stay."""
     rows = {row["problem_id"]: row for row in read_rows(folder / PROBLEMS_FILE)}
     for task, problems in tasks:
-        for p in problems:
-            rows[p.id] = {"task": task, "problem_id": p.id, "prompt": p.prompt, "columns": p.columns}
+        rows |= {row["problem_id"]: row for row in problem_rows(task, problems)}
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / PROBLEMS_FILE, rows.values())
+
+
+def problem_rows(task: str, problems: Sequence[Problem]) -> list[Row]:
+    """The rows of problems.jsonl."""
+    return [{"task": task, "problem_id": p.id, "prompt": p.prompt, "columns": p.columns} for p in problems]
 
 
 def read_problems(folder: Path) -> dict[str, Problem]:
@@ -130,9 +134,13 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replace a file, in one step."""
     draft = path.with_name(path.name + ".draft")
     with draft.open("w", encoding="utf-8") as file:
-        # default=str: datasets bring dates and the like in a problem's columns.
-        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        file.writelines(map(as_line, rows))
     draft.replace(path)
+
+
+def as_line(row: Row) -> str:
+    # default=str: datasets bring dates and the like in a problem's columns.
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
 
 
 def _cut_half_line(path: Path) -> None:
