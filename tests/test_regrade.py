@@ -140,6 +140,14 @@ def test_lines_that_do_not_belong_together_are_said(tmp_path: Path) -> None:
         regrade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "text"}, key="id", data_dir=data)
 
 
+def test_half_of_a_character_is_kept_as_it_is(tmp_path: Path) -> None:
+    said = "\ud83d \\boxed{1}"
+    path = write(tmp_path / "x.jsonl", [{"text": said, "gold": "1"}])
+    done = regrade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "text", "solution": "gold"})
+    assert done.results.tasks["gsm8k"]["metrics"]["pass@1"] == 1.0
+    assert [row["completion"] for row in read_rows(tmp_path / "out" / "samples.jsonl")] == [said]
+
+
 def test_samples_of_an_evaluation_are_not_replaced_by_others(tmp_path: Path) -> None:
     folder, other = evaluated(tmp_path, SAID), evaluated(tmp_path, SAID[::-1], name="other")
     before = (folder / "samples.jsonl").read_bytes()

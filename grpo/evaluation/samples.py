@@ -27,6 +27,7 @@ from rollout.types import Problem
 
 SAMPLES_FILE = "samples.jsonl"
 PROBLEMS_FILE = "problems.jsonl"
+HALF_CHARACTERS = "backslashreplace"  # half of an emoji, as servers and others write it: \ud83d is JSON's own escape
 
 Key = tuple[str, int]  # problem id, sample
 
@@ -74,7 +75,7 @@ class SampleWriter:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / (f"samples-{process_index}.jsonl" if process_index else SAMPLES_FILE)
         _cut_half_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", errors=HALF_CHARACTERS)
 
     def write(self, rows: Iterable[Row]) -> None:
         self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -133,7 +134,7 @@ def read_problems(folder: Path) -> dict[str, Problem]:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replace a file, in one step."""
     draft = path.with_name(path.name + ".draft")
-    with draft.open("w", encoding="utf-8") as file:
+    with draft.open("w", encoding="utf-8", errors=HALF_CHARACTERS) as file:
         file.writelines(map(as_line, rows))
     draft.replace(path)
 
