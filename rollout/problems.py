@@ -127,7 +127,8 @@ class DatasetSource:
         from datasets.exceptions import DatasetGenerationError
 
         path = Path(name)
-        kind, options = name, {"name": config, "revision": revision}
+        kind = name
+        options: dict[str, Any] = {"name": config, "revision": revision}
         if files:
             folder = name if path.is_dir() else f"hf://datasets/{name}@{revision or 'main'}"
             kind, options = _file_format(files), {"data_files": [f"{folder}/{file}" for file in files]}
