@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 RewardFunction = Callable[..., Any]  # f(prompts, completions, completion_ids=…, **columns) -> list[float | None]
 PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")  # beside the columns
@@ -122,12 +122,20 @@ def check_signature(name: str, function: RewardFunction) -> None:
 
 
 def check_options(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> None:
-    """ValueError for an option that a built-in does not know, which its **kwargs would swallow."""
+    """ValueError for an option that a built-in does not know, which its **kwargs would swallow, or for its value."""
+    if spec not in BUILTINS:
+        return
     known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
-        if spec in BUILTINS and option not in known:
+    types = get_type_hints(function)
+    for option, value in options.items():
+        if option not in known:
             has = f"Options: {', '.join(known)}." if known else "It has no options."
             raise ValueError(f"reward {spec!r} has no option {option!r}.{_nearest(option, known)} {has}")
+        choices = get_args(types[option]) if get_origin(types[option]) is Literal else ()
+        if choices and value not in choices:
+            raise ValueError(
+                f"reward {spec!r}: {option}={value!r} is none of {', '.join(choices)}.{_nearest(str(value), choices)}"
+            )
 
 
 def _is_factory(function: RewardFunction) -> bool:

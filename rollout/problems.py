@@ -124,18 +124,24 @@ class DatasetSource:
         columns: Columns | None = None,
     ) -> None:
         from datasets import Dataset, load_dataset
+        from datasets.exceptions import DatasetGenerationError
 
         path = Path(name)
+        kind = name
+        options: dict[str, Any] = {"name": config, "revision": revision}
         if files:
             folder = name if path.is_dir() else f"hf://datasets/{name}@{revision or 'main'}"
-            data_files = [f"{folder}/{file}" for file in files]
-            rows = load_dataset(_file_format(files), data_files=data_files, split=split)
+            kind, options = _file_format(files), {"data_files": [f"{folder}/{file}" for file in files]}
         elif path.suffix in _FILE_FORMATS:
             if not path.is_file():
                 raise ValueError(f"dataset_name={name!r}: there is no such file (looked for {path.absolute()}).")
-            rows = load_dataset(_FILE_FORMATS[path.suffix], data_files=str(path), split=split)
-        else:
-            rows = load_dataset(name, config, split=split, revision=revision)
+            if path.stat().st_size == 0:
+                raise ValueError(f"dataset_name={name!r}: the file is empty.")
+            kind, options = _FILE_FORMATS[path.suffix], {"data_files": str(path)}
+        try:
+            rows = load_dataset(kind, split=split, **options)
+        except (OSError, DatasetGenerationError) as error:
+            raise ValueError(f"dataset_name={name!r} cannot be read: {error.__cause__ or error}") from error
         assert isinstance(rows, Dataset)
         if len(rows) == 0:
             raise ValueError(f"dataset_name={name!r}, dataset_split={split!r}: no rows.")

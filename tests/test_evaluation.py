@@ -9,6 +9,7 @@ import pytest
 import grpo
 from grpo.evaluation.cli import load_eval_recipe
 from grpo.evaluation.config import EvalRecipe
+from grpo.evaluation.regrade import regrade
 from grpo.evaluation.run import run_evaluation
 from grpo.recipe import RecipeError, load_recipe
 from grpo.records import read_rows
@@ -133,6 +134,19 @@ def test_samples_of_other_settings_are_not_mixed(tiny_llama: Path, sums: Path) -
         run_evaluation(recipe(tiny_llama, sums))
 
 
+def test_kept_verdicts_are_not_taken_for_those_of_another_gold_or_checker(tiny_llama: Path, sums: Path) -> None:
+    run_evaluation(recipe(tiny_llama, sums))
+    sums.write_text(sums.read_text() + "options: {answer_in: free_text}\n")
+    with pytest.raises(ValueError, match=r"judged by .*'options': \{\}.*, now .*'free_text'.*grpo regrade"):
+        run_evaluation(recipe(tiny_llama, sums))
+    regrade(sums.parent / "run", options={"answer_in": "free_text"})
+    assert run_evaluation(recipe(tiny_llama, sums)).tasks["sums"]["options"] == {"answer_in": "free_text"}
+    rows = [{**row, "gold": "99"} for row in SUMS]
+    (sums.parent / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"sums/0 .*had other columns \(its gold answer is one\)"):
+        run_evaluation(recipe(tiny_llama, sums))
+
+
 def test_greedy_twice_writes_the_same_files(tiny_llama: Path, sums: Path) -> None:
     def run(name: str) -> bytes:
         greedy = {"num_samples": None, "temperature": 0.0}
@@ -191,7 +205,7 @@ def test_local_copy_without_the_column_that_chooses_rows_is_taken_whole_and_says
 
 
 def test_gold_that_no_checker_reads_is_counted_and_listed_and_in_no_share(tmp_path: Path) -> None:
-    rows = [("1", "1"), ("\\frac{", "\\frac{"), ("3", "3")]
+    rows = [("1", "1"), ("\\frac{", "\\frac{"), ("3", "3"), (None, "None")]
     (tmp_path / "t.jsonl").write_text(
         "".join(json.dumps({"prompt": f"q{gold}", "solution": gold, "said": said}) + "\n" for gold, said in rows)
     )
@@ -205,9 +219,9 @@ def test_gold_that_no_checker_reads_is_counted_and_listed_and_in_no_share(tmp_pa
     )
     task = results.tasks["t"]
     assert task["metrics"]["pass@1"] == 1.0
-    assert (task["metrics"]["num_problems"], task["metrics"]["num_unreadable"]) == (3, 1)
-    assert list(task["unreadable"]) == ["t/1"]
-    assert "t: 1 problems cannot be judged" in (tmp_path / "run" / "results.md").read_text()
+    assert (task["metrics"]["num_problems"], task["metrics"]["num_unreadable"]) == (4, 2)
+    assert list(task["unreadable"]) == ["t/1", "t/3"]
+    assert "t: 2 problems cannot be judged" in (tmp_path / "run" / "results.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -221,6 +235,8 @@ def test_gold_that_no_checker_reads_is_counted_and_listed_and_in_no_share(tmp_pa
         ),
         ({"engine": {"name": "hf", "max_model_len": 5}}, "the longest prompt has 5 tokens, the context 5"),
         ({"engine": {"name": "reference"}}, "task 'sums' has no reference answers"),
+        ({"tasks": ["countdown", "countdown"]}, "'countdown' is there more than once"),
+        ({"output": "/proc/version/run"}, "output='/proc/version/run' cannot be written"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_generated(
@@ -229,6 +245,31 @@ def test_what_cannot_work_is_said_before_anything_is_generated(
     with pytest.raises(ValueError, match=message):
         run_evaluation(recipe(tiny_llama, sums, **sections))
     assert not (sums.parent / "run" / "samples.jsonl").exists()
+
+
+def test_sample_that_a_reward_of_ones_own_finds_right_is_not_one_without_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"prompt": "a", "tags": ["x", "y"]}\n{"prompt": "b", "tags": ["x"]}\n')
+    (tmp_path / "mine.py").write_text(
+        "def says_a(prompts, completions, **kw):\n    return [float('a' in c) for c in completions]\n"
+    )
+    entry = {
+        "dataset_name": str(tmp_path / "t.jsonl"),
+        "reward": f"{tmp_path / 'mine.py'}:says_a",
+        "reference": "{prompt}",
+        "groups": ["tags"],
+    }
+    engine, output = {"name": "reference"}, str(tmp_path / "run")
+    task = grpo.evaluate(model="reference", tasks=["t"], define_tasks={"t": entry}, engine=engine, output=output).tasks[
+        "t"
+    ]
+    assert (task["metrics"]["pass@1"], task["metrics"]["no_answer_ratio"]) == (0.5, 0.5)
+    assert {value: m["pass@1"] for value, m in task["groups"]["tags"].items()} == {"['x', 'y']": 1.0, "['x']": 0.0}
+
+
+def test_path_without_a_model_is_said(tmp_path: Path, sums: Path) -> None:
+    for path in (tmp_path / "nosuch", tmp_path):  # no folder, and one without a model
+        with pytest.raises(ValueError, match=f"model='{path}': no tokenizer in '{path}'"):
+            run_evaluation(recipe(path, sums))
 
 
 def test_column_that_the_checker_reads_and_the_dataset_lacks(tiny_llama: Path, sums: Path) -> None:

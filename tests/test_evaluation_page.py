@@ -86,7 +86,7 @@ def test_markdown_table_can_be_pasted() -> None:
     lines = text.splitlines()
     assert lines[0] == "m; greedy"
     assert [cell.strip() for cell in lines[4].strip("|").split("|")] == [
-        "t", "3 (−1)", "2", "50.0 [5.5, 94.5]", "50.0 (k=2)", "50.0", "0.0", "0.0", "0.0", "10", "21", "–",
+        "t", "3 (−1)", "2", "50.0 [9.5, 90.5]", "50.0 (k=2)", "50.0", "0.0", "0.0", "0.0", "10", "21", "–",
     ]  # fmt: skip
     assert len({len(line) for line in lines[2:5]}) == 1
     assert "t: 1 problems cannot be judged and are in no figure: t/1 (no number)" in text

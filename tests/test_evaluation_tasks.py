@@ -145,6 +145,26 @@ def test_entry_of_ones_own_is_checked_like_a_recipe(tmp_path: Path) -> None:
         find_task("humanevl", {})
 
 
+def test_question_that_names_no_column_is_an_error_and_latex_is_not(tmp_path: Path) -> None:
+    write(tmp_path / "q.jsonl", {"prompt": "p", "choices": ["1", "2"], "solution": "7"})
+    entry = {"dataset_name": str(tmp_path / "q.jsonl"), "question": "{prompt}\n{choises}"}
+    with pytest.raises(ValueError, match=r"names \{choises\}, and there is no such column. Did you mean 'choices'\?"):
+        load_task("q", {"q": TaskConfig.model_validate(entry)})
+    entry |= {"question": r"{prompt} in \text{cm}, \frac{1}{n}, x_{n}, x^{n}, \{a} or \boxed{}"}
+    asked = load_task("q", {"q": TaskConfig.model_validate(entry)}).problems[0].prompt
+    assert asked == r"p in \text{cm}, \frac{1}{n}, x_{n}, x^{n}, \{a} or \boxed{}"
+    # A copy may lack what only a reference answer needs: then it has none.
+    entry |= {"reference": r"\boxed{{gold}}"}
+    assert load_task("q", {"q": TaskConfig.model_validate(entry)}).references == {}
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "the file is empty"), ('{"prompt"', "cannot be read: .*JSON")])
+def test_file_that_is_no_dataset(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_task("x", {"x": TaskConfig(dataset_name=str(tmp_path / "x.jsonl"))})
+
+
 def test_fill_leaves_braces_of_latex_and_code_alone() -> None:
     text = r"{prompt} as \boxed{} or \frac{1}{2}: {tests} {unknown} {d['a']}"
     filled = fill(text, {"prompt": "Give {tests}", "tests": ["assert a", "assert b"]})

@@ -63,9 +63,9 @@ def test_metrics_of_known_completions():
             "eval/pass@1": (2 / 4 + 2 / 4 + 1 / 4) / 3,
             "eval/pass@2": (5 / 6 + 5 / 6 + 3 / 6) / 3,
             "eval/pass@4": 1.0,
-            # Wilson for (5/12) (7/12) / (1/144) = 35 samples
-            "eval/pass@1_low": 0.2696,
-            "eval/pass@1_high": 0.5802,
+            # Wilson for (5/12) (7/12) / (1/144) * (1.960 / 4.303)² = 7.26 samples
+            "eval/pass@1_low": 0.1541,
+            "eval/pass@1_high": 0.7369,
             "eval/cons@4": (1 / 2 + 1 + 0) / 3,
             "eval/mean_length": 50 / 12,
             "eval/truncated_ratio": 1 / 12,

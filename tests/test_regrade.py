@@ -113,6 +113,68 @@ def test_columns_that_a_file_lacks_are_said(tmp_path: Path) -> None:
         regrade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "response"})
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "holds no answers"),
+        ('{"response": "1", "gold": "1", "ok": 1}\n\n{"resp', "theirs.jsonl, line 3 is not JSON"),
+        ('{"response": ["1", "2"], "gold": "1", "ok": [1]}', "line 1: 2 completions and 1 scores"),
+        ('{"response": "1", "gold": "1", "ok": {"pass": 1}}', "a verdict is true or false, a number or a text"),
+    ],
+)
+def test_file_that_cannot_be_judged_is_said_with_its_line(tmp_path: Path, lines: str, message: str) -> None:
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(lines)
+    columns = {"completion": "response", "solution": "gold", "score": "ok"}
+    with pytest.raises(ValueError, match=message):
+        regrade_file(path, "gsm8k", output=tmp_path / "out", columns=columns)
+
+
+def test_lines_that_do_not_belong_together_are_said(tmp_path: Path) -> None:
+    rows = [{"id": 1, "text": "1", "gold": "1"}, {"id": 1, "text": "1", "gold": "2"}]
+    path, columns = write(tmp_path / "x.jsonl", rows), {"completion": "text", "solution": "gold", "problem_id": "id"}
+    with pytest.raises(ValueError, match=r"line 2: gsm8k/1 had other columns in a line before, {'solution': '2'} now"):
+        regrade_file(path, "gsm8k", output=tmp_path / "out", columns=columns)
+    data = write(tmp_path / "gsm8k.jsonl", [{"id": 7, "question": "q", "answer": "#### 5"}]).parent
+    with pytest.raises(ValueError, match=r"line 1: id=1 is no problem of task 'gsm8k'"):
+        regrade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "text"}, key="id", data_dir=data)
+
+
+def test_half_of_a_character_is_kept_as_it_is(tmp_path: Path) -> None:
+    said = "\ud83d \\boxed{1}"
+    path = write(tmp_path / "x.jsonl", [{"text": said, "gold": "1"}])
+    done = regrade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "text", "solution": "gold"})
+    assert done.results.tasks["gsm8k"]["metrics"]["pass@1"] == 1.0
+    assert [row["completion"] for row in read_rows(tmp_path / "out" / "samples.jsonl")] == [said]
+
+
+def test_samples_of_an_evaluation_are_not_replaced_by_others(tmp_path: Path) -> None:
+    folder, other = evaluated(tmp_path, SAID), evaluated(tmp_path, SAID[::-1], name="other")
+    before = (folder / "samples.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"is the folder of an evaluation, and its samples would be lost"):
+        regrade(other, output=folder)
+    path = write(tmp_path / "x.jsonl", [{"text": "1", "gold": "1"}])
+    with pytest.raises(ValueError, match=r"is the folder of an evaluation, and its samples would be lost"):
+        regrade_file(path, "gsm8k", output=folder, columns={"completion": "text", "solution": "gold"})
+    assert (folder / "samples.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("answer_in", "the form is name=value"), ("answer_in=fre_text", "Did you mean 'free_text'")],
+)
+def test_option_that_the_checker_does_not_have(
+    tmp_path: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "x.jsonl", [{"text": "1", "gold": "1"}])
+    with pytest.raises((SystemExit, ValueError)) as said:
+        regrade_command(
+            [str(path), "--task", "gsm8k", "--columns", "completion=text,solution=gold", "--option", option,
+             "--output", str(tmp_path / "out")]
+        )  # fmt: skip
+    assert message in capsys.readouterr().err + str(said.value)
+
+
 def test_command_line_regrades_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "x.jsonl", [{"said": "The answer is 3.", "gold": "3", "ok": 0}])
     options = ["--columns", "completion=said,solution=gold,score=ok", "--option", "answer_in=free_text"]

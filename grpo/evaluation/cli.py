@@ -84,7 +84,9 @@ def regrade_command(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("samples", type=Path, help="folder of an evaluation, or a .jsonl file")
     parser.add_argument("--output", type=Path, help="where to write; a folder's default is the folder itself")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the checker")
+    parser.add_argument(
+        "--option", action="append", type=_pairs, default=[], metavar="NAME=VALUE", help="of the checker"
+    )
     parser.add_argument("--reward", help="of a folder: another checker than the task's")
     parser.add_argument("--task", help="of a file: whose checker judges")
     parser.add_argument("--columns", type=_pairs, default={}, help="of a file: ours=theirs,…")
@@ -92,7 +94,7 @@ def regrade_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--data-dir", type=Path, help="of a file: local copies of the datasets, for --key")
     parser.add_argument("--wrap", default="{completion}", help="of a file: text around each {completion}")
     given = parser.parse_args(list(arguments))
-    options = {name: yaml.safe_load(value) for pair in given.option for name, value in _pairs(pair).items()}
+    options = {name: yaml.safe_load(value) for pairs in given.option for name, value in pairs.items()}
     if given.samples.is_dir():
         done = regrade(given.samples, output=given.output, reward=given.reward, options=options)
     else:

@@ -13,6 +13,7 @@ from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -47,6 +48,21 @@ def base_of(model: EvalModelConfig) -> str:
     if not (path / ADAPTER_FILE).is_file() or (path / "tokenizer_config.json").is_file():
         return model.model_name_or_path
     return json.loads((path / ADAPTER_FILE).read_text())["base_model_name_or_path"]
+
+
+def load_tokenizer(model: EvalModelConfig) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer; ValueError where there is none, as for a wrong path: nothing is loaded before it."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            base_of(model), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model={model.model_name_or_path!r}: no tokenizer in {base_of(model)!r} ({error}). Name a Hugging Face "
+            "folder or Hub name, a checkpoint of a run, or the folder of a LoRA adapter."
+        ) from error
 
 
 @contextmanager

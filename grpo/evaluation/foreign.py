@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.evaluation.grading import build_grader, check_columns
-from grpo.evaluation.regrade import Regraded, judge_again, write_regraded
+from grpo.evaluation.regrade import Regraded, check_output, judge_again, write_regraded
 from grpo.evaluation.results import Results, task_results
 from grpo.evaluation.samples import key_of, write_problems
 from grpo.evaluation.tasks import Task, fill, find_task, load_task
@@ -37,27 +37,40 @@ def regrade_file(
     """
     if "completion" not in columns:
         raise ValueError(f"columns={dict(columns)}: name the column with the answers: completion=…")
+    check_output(output)
     name, config = find_task(task, {})
     joined = _by_key(load_task(task, data_dir=data_dir), key) if key else {}
     problems: dict[str, Problem] = {}
     rows: list[Row] = []
     counts: Counter[str] = Counter()
-    for number, line in enumerate(_lines(path)):
+    for number, line in _lines(path):
         _check_line(path, columns, line)
         found = {ours: line[theirs] for ours, theirs in columns.items()}
         completions, scores = found.pop("completion"), found.pop("score", None)
         problem_id, prompt = f"{name}/{found.pop('problem_id', number)}", str(found.pop("prompt", ""))
         problem = Problem(id=problem_id, prompt=prompt, columns=found)
         if key:
-            ours = joined[_last_part(line[key])]
+            if (ours := joined.get(_last_part(line.get(key)))) is None:
+                raise ValueError(
+                    f"{path}, line {number + 1}: {key}={line.get(key)!r} is no problem of task {name!r}. "
+                    f"Name a column that is in both: --key. Here are: {', '.join(line)}."
+                )
             problem = Problem(id=ours.id, prompt=ours.prompt, columns={**ours.columns, **found})
-        problems.setdefault(problem.id, problem)
+        if problems.setdefault(problem.id, problem) != problem:
+            raise ValueError(
+                f"{path}, line {number + 1}: {problem.id} had other columns in a line before, {found} now. "
+                "Name a column that tells problems apart: --columns problem_id=…"
+            )
         completions = completions if isinstance(completions, list) else [completions]
         scores = scores if isinstance(scores, list) else [scores] * len(completions)
+        if len(scores) != len(completions):
+            raise ValueError(f"{path}, line {number + 1}: {len(completions)} completions and {len(scores)} scores.")
         for completion, score in zip(completions, scores, strict=True):
             text = fill(wrap, {"completion": completion})
             rows.append(_row(name, problem, counts[problem.id], text, score))
             counts[problem.id] += 1
+    if not rows:
+        raise ValueError(f"{path} holds no answers.")
     used = {**config.options, **(options or {})}
     check_columns(name, config.reward, used, next(iter(problems.values())).columns)
     grader = build_grader(config.reward, used)
@@ -93,9 +106,16 @@ def _row(task: str, problem: Problem, sample: int, completion: str, score: Any) 
     }
 
 
-def _lines(path: Path) -> Iterator[Row]:
+def _lines(path: Path) -> Iterator[tuple[int, Row]]:
+    """Each line that is not blank, with its number from 0 on."""
     with path.open(encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
+        for number, text in enumerate(lines):
+            try:
+                line = json.loads(text) if text.strip() else None
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number + 1} is not JSON: {error}") from error
+            if line is not None:
+                yield number, line
 
 
 def _check_line(path: Path, columns: Mapping[str, str], line: Row) -> None:
@@ -118,6 +138,8 @@ def _last_part(value: Any) -> str:
 
 def _is_right(score: Any) -> bool:
     """Their verdict: true, 1, "pass", …; a text that says none of these is wrong."""
+    if not isinstance(score, str | int | float):
+        raise ValueError(f"score={score!r}: a verdict is true or false, a number or a text. Name another column.")
     return (
         score.lower() in ("pass", "passed", "true", "right", "correct", "1") if isinstance(score, str) else score > 0.5
     )

@@ -234,6 +234,8 @@ class RewardGrader:
 
 
 def _solution(problem: Problem) -> str:
-    """The gold text; of several right answers, as OlympiadBench lists them, all, as one list."""
+    """The gold text, "" where there is none; of several, as OlympiadBench lists them, all, as one list."""
     solution = problem.columns["solution"]
+    if solution is None:
+        return ""
     return ", ".join(map(str, solution)) if isinstance(solution, list) else str(solution)

@@ -95,6 +95,7 @@ function browse() {
     const id = ids[place], problem = run.problems[id];
     $("problem").replaceChildren(...(problem ? [node("h3", {}, id), node("pre", {}, problem.prompt),
       node("dl", {}, node("dt", {}, "gold answer"), node("dd", {}, problem.gold ?? "–"))] : []));
+    $("problem").scrollTop = $("problem").scrollHeight; // the question comes after worked examples
     $("completions").replaceChildren(...chosen.filter((s) => s.problem_id === id).map(answerCard));
   };
   $("task").addEventListener("change", () => { place = 0; refresh(); });

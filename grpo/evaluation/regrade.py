@@ -22,6 +22,7 @@ from grpo.evaluation.samples import (
     write_rows,
 )
 from grpo.evaluation.summary import by_problem
+from grpo.page import RECIPE_FILE
 from grpo.records import Row
 from rollout.types import Completion, Group, Problem
 
@@ -47,6 +48,8 @@ def regrade(
     output: where everything is written; None: into the folder, whose samples.jsonl stays as samples.jsonl.previous.
     reward, options: another checker, or other options of it, than the evaluation used.
     """
+    if output is not None and output != folder:
+        check_output(output)
     before = Results.read(folder)
     kept = read_samples(folder)
     old = {key_of(row): row["verdict"] for row in kept}
@@ -76,6 +79,14 @@ def regrade(
         )
     results = Results(before.model, before.protocol, tasks, output)
     return write_regraded(results, rows, old)
+
+
+def check_output(output: Path) -> None:
+    """ValueError for the folder of an evaluation, whose samples others would replace."""
+    if (output / RECIPE_FILE).is_file():
+        raise ValueError(
+            f"output={str(output)!r} is the folder of an evaluation, and its samples would be lost. Choose another."
+        )
 
 
 def describe(changes: Sequence[Row], total: int) -> str:

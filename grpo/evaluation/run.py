@@ -21,16 +21,19 @@ import yaml
 from accelerate.utils import gather_object
 
 from grpo.evaluation.config import EvalRecipe, TaskConfig
-from grpo.evaluation.engines import ReferenceEngine, base_of, build_engine, context_length
+from grpo.evaluation.engines import ReferenceEngine, build_engine, context_length, load_tokenizer
 from grpo.evaluation.grading import Grader, build_grader, check_columns
 from grpo.evaluation.page import PAGE_FILE
 from grpo.evaluation.progress import Progress
 from grpo.evaluation.prompts import stop_strings, task_prompts
 from grpo.evaluation.results import RESULTS_FILE, Results, write_results
 from grpo.evaluation.samples import (
+    PROBLEMS_FILE,
     SampleWriter,
+    as_line,
     key_of,
     merge_samples,
+    problem_rows,
     read_samples,
     sample_rows,
     write_problems,
@@ -38,6 +41,7 @@ from grpo.evaluation.samples import (
 from grpo.evaluation.table import markdown
 from grpo.evaluation.tasks import Task, find_task, load_task
 from grpo.recipe import write_resolved
+from grpo.records import read_rows
 from rollout.engine import Engine, request_seed
 from rollout.types import Group, Problem, Prompt, Sampling
 
@@ -87,8 +91,11 @@ def run_evaluation(recipe: EvalRecipe) -> Results:
     resume(recipe, work)
     processes.wait_for_everyone()  # until all have read what is there
     if processes.is_main_process:
-        write_resolved(recipe, folder)
-        write_problems(folder, [(w.task.name, w.task.problems) for w in work])
+        try:
+            write_resolved(recipe, folder)
+            write_problems(folder, [(w.task.name, w.task.problems) for w in work])
+        except OSError as error:
+            raise ValueError(f"output={recipe.output!r} cannot be written: {error}. Choose another folder.") from error
     try:
         if any(w.missing() for w in work):
             with closing(_engine(recipe, work, processes.device)) as engine:
@@ -118,11 +125,20 @@ def prepare(recipe: EvalRecipe) -> list[Work]:
     """Tasks, graders and prompts; what can be wrong before a model is loaded is found here."""
     data_dir = None if recipe.data_dir is None else Path(recipe.data_dir)
     tasks = [load_task(name, recipe.define_tasks, data_dir=data_dir, limit=recipe.limit) for name in recipe.tasks]
+    names = [task.name for task in tasks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"tasks={recipe.tasks}: {twice[0]!r} is there more than once. Name it once; the name of a file is that of "
+            "its task, so rename one of two."
+        )
     for name, task in zip(recipe.tasks, tasks, strict=True):
         _say_unchosen(task, find_task(name, recipe.define_tasks)[1])
         check_columns(task.name, task.config.reward, task.config.options, task.problems[0].columns)
         if recipe.engine.name == "reference" and not task.references:
-            raise ValueError(f"task {task.name!r} has no reference answers: its entry lacks the field `reference`.")
+            raise ValueError(
+                f"task {task.name!r} has no reference answers: its entry lacks the field `reference`, or the dataset a "
+                "column that it names."
+            )
     ask = _asker(recipe)
     work = []
     for task in tasks:
@@ -157,7 +173,7 @@ def resume(recipe: EvalRecipe, work: Sequence[Work]) -> None:
     """Mark the samples that an earlier call left in `output`.
 
     Raises:
-        ValueError: they were drawn under other settings, or from other prompts.
+        ValueError: they were drawn under other settings, from other prompts, or judged otherwise.
     """
     folder = recipe.output_dir
     if (folder / "recipe.yaml").is_file():
@@ -175,15 +191,25 @@ def resume(recipe: EvalRecipe, work: Sequence[Work]) -> None:
             )
     rows = read_samples(folder)
     before_tasks = Results.read(folder).tasks if (folder / RESULTS_FILE).is_file() else {}
+    problems = {row["problem_id"]: as_line(row) for row in read_rows(folder / PROBLEMS_FILE)}
     for w in work:
-        w.timing = before_tasks.get(w.task.name, {}).get("timing", {})
+        before = before_tasks.get(w.task.name, {})
+        w.timing = before.get("timing", {})
+        judge = {"reward": w.task.config.reward, "options": w.grading_options}
+        if before and (judged := {name: before[name] for name in judge}) != judge:
+            raise ValueError(
+                f"output={recipe.output!r}: the samples of {w.task.name} were judged by {judged}, now it would be "
+                f"{judge}. Judge them again first (grpo regrade), or choose another output."
+            )
         texts = {prompt.problem.id: text for prompt, text in zip(w.prompts, w.texts, strict=True)}
+        now = {row["problem_id"]: as_line(row) for row in problem_rows(w.task.name, w.task.problems)}
         for row in rows:
-            if row["problem_id"] in texts and row["sample"] < w.num_samples:
-                if row["prompt"] != texts[row["problem_id"]]:
+            key = row["problem_id"]
+            if key in texts and row["sample"] < w.num_samples:
+                if row["prompt"] != texts[key] or problems.get(key) != now[key]:
                     raise ValueError(
-                        f"output={recipe.output!r}: {row['problem_id']} was asked otherwise there, so the dataset or "
-                        "the task has changed since. Choose another output."
+                        f"output={recipe.output!r}: {key} was asked otherwise there, or had other columns (its gold "
+                        "answer is one), so the dataset or the task has changed since. Choose another output."
                     )
                 w.done.add(key_of(row))
 
@@ -217,11 +243,7 @@ def _asker(recipe: EvalRecipe) -> Callable[[Task], tuple[list[Prompt], list[str]
             [Prompt(problem=problem, token_ids=[]) for problem in task.problems],
             [str(problem.prompt) for problem in task.problems],
         )
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        base_of(recipe.model), revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
-    )
+    tokenizer = load_tokenizer(recipe.model)
     return lambda task: task_prompts(task, tokenizer, template=str(recipe.template), system_prompt=recipe.system_prompt)
 
 

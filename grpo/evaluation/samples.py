@@ -27,6 +27,7 @@ from rollout.types import Problem
 
 SAMPLES_FILE = "samples.jsonl"
 PROBLEMS_FILE = "problems.jsonl"
+HALF_CHARACTERS = "backslashreplace"  # half of an emoji, as servers and others write it: \ud83d is JSON's own escape
 
 Key = tuple[str, int]  # problem id, sample
 
@@ -74,7 +75,7 @@ class SampleWriter:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / (f"samples-{process_index}.jsonl" if process_index else SAMPLES_FILE)
         _cut_half_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", errors=HALF_CHARACTERS)
 
     def write(self, rows: Iterable[Row]) -> None:
         self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -112,10 +113,14 @@ def write_problems(folder: Path, tasks: Iterable[tuple[str, Sequence[Problem]]])
     """Write problems.jsonl; problems of an earlier call that are not among these stay."""
     rows = {row["problem_id"]: row for row in read_rows(folder / PROBLEMS_FILE)}
     for task, problems in tasks:
-        for p in problems:
-            rows[p.id] = {"task": task, "problem_id": p.id, "prompt": p.prompt, "columns": p.columns}
+        rows |= {row["problem_id"]: row for row in problem_rows(task, problems)}
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / PROBLEMS_FILE, rows.values())
+
+
+def problem_rows(task: str, problems: Sequence[Problem]) -> list[Row]:
+    """The rows of problems.jsonl."""
+    return [{"task": task, "problem_id": p.id, "prompt": p.prompt, "columns": p.columns} for p in problems]
 
 
 def read_problems(folder: Path) -> dict[str, Problem]:
@@ -129,10 +134,14 @@ def read_problems(folder: Path) -> dict[str, Problem]:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replace a file, in one step."""
     draft = path.with_name(path.name + ".draft")
-    with draft.open("w", encoding="utf-8") as file:
-        # default=str: datasets bring dates and the like in a problem's columns.
-        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    with draft.open("w", encoding="utf-8", errors=HALF_CHARACTERS) as file:
+        file.writelines(map(as_line, rows))
     draft.replace(path)
+
+
+def as_line(row: Row) -> str:
+    # default=str: datasets bring dates and the like in a problem's columns.
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
 
 
 def _cut_half_line(path: Path) -> None:

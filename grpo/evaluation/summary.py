@@ -26,7 +26,7 @@ def summarize(problems: Sequence[Sequence[Row]], equal: Equal | None) -> dict[st
         "pass@2": 0.91,              # …, 4, 8 up to the number of samples: at least one of k is right, unbiased
         "cons@8": 0.88,              # the most frequent answer is right; with two or more samples that give answers
         "truncated_ratio": 0.01,     # of samples, cut at the token budget
-        "no_answer_ratio": 0.02,     # of samples, without an answer that could be read, so without a vote
+        "no_answer_ratio": 0.02,     # of samples, not right and without an answer that could be read
         "unverifiable_ratio": 0.0,   # of samples, neither shown right nor wrong by the checker; counted as wrong
         "mean_length": 41.5, "p95_length": 88,  # tokens
         "num_problems": 512, "num_samples": 8,
@@ -56,7 +56,7 @@ def summarize(problems: Sequence[Sequence[Row]], equal: Equal | None) -> dict[st
     lengths = [row["num_tokens"] for row in rows]
     metrics |= {
         "truncated_ratio": mean(row["finish_reason"] == "length" for row in rows),
-        "no_answer_ratio": mean(row["answer"] is None for row in rows),
+        "no_answer_ratio": mean(row["answer"] is None and row["verdict"] != "right" for row in rows),
         "unverifiable_ratio": mean(row["verdict"] == "unverifiable" for row in rows),
         "mean_length": mean(lengths),
         "p95_length": percentile(lengths, 0.95),
@@ -105,8 +105,7 @@ def _class(row: Row, number: dict[Any, int]) -> int | None:
 def tabulate(
     problems: Sequence[Sequence[Row]], column: dict[str, Any], equal: Equal | None = None
 ) -> dict[str, dict[str, float]]:
-    """The figures of each value of a column: {"1": {"pass@1": …}, "2": …}; column: problem id -> value."""
-    values = sorted({column[samples[0]["problem_id"]] for samples in problems}, key=lambda v: (str(type(v)), v))
-    return {
-        str(value): summarize([s for s in problems if column[s[0]["problem_id"]] == value], equal) for value in values
-    }
+    """The figures of each value of a column: {"1": {"pass@1": …}, "2": …}; column: problem id -> value or list."""
+    values = {str(column[samples[0]["problem_id"]]): column[samples[0]["problem_id"]] for samples in problems}
+    order = sorted(values, key=lambda text: (str(type(values[text])), values[text]))
+    return {text: summarize([s for s in problems if str(column[s[0]["problem_id"]]) == text], equal) for text in order}

@@ -21,6 +21,7 @@ from rollout.types import Problem
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 _COLUMN = re.compile(r"\{(\w+)\}")
+_NAMED = re.compile(r"(?<![\w\\}^])\{([a-zA-Z]\w*)\}")  # not LaTeX's \text{cm}, \frac{1}{n}, x_{n}, x^{n}, \{a}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,16 @@ def load_task(
         if config.choices:
             row = _with_choices(name, row, config.choices)
         texts = _texts(row)
+        question = _question(config, texts)
+        if missing := _missing(question, texts):
+            raise ValueError(
+                f"task {name!r}: its question names {{{missing[0]}}}, and there is no such column."
+                f"{nearest(missing[0], texts)} The columns are: {', '.join(texts)}."
+            )
         # Messages say all that is to be said.
-        prompt = fill(_question(config, texts), texts) if isinstance(row.prompt, str) else row.prompt
+        prompt = fill(question, texts) if isinstance(row.prompt, str) else row.prompt
         problems.append(Problem(id=f"{name}/{index}", prompt=prompt, columns=row.columns))
-        if config.reference is not None:
+        if config.reference is not None and not _missing(config.reference, texts):
             references[problems[-1].id] = fill(config.reference, texts)
     columns = problems[0].columns
     if missing := [group for group in config.groups if group not in columns]:
@@ -175,6 +182,11 @@ def _question(config: TaskConfig, columns: Mapping[str, Any]) -> str:
         return config.question
     *first, last = config.question
     return next((way for way in first if all(columns.get(name) for name in _COLUMN.findall(way))), last)
+
+
+def _missing(template: str, columns: Mapping[str, Any]) -> list[str]:
+    """What a template names that is no column."""
+    return [name for name in _NAMED.findall(template) if name not in columns]
 
 
 def fill(template: str, columns: Mapping[str, Any]) -> str:
