@@ -1,6 +1,7 @@
 """`grpo eval` from recipe to files, with a real engine on a tiny model: resuming, growing, repeating, wrong input."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 import grpo
 from grpo.evaluation.cli import load_eval_recipe
+from grpo.evaluation.compare import compare_runs
 from grpo.evaluation.config import EvalRecipe
 from grpo.evaluation.regrade import regrade
 from grpo.evaluation.run import run_evaluation
@@ -122,7 +124,23 @@ def test_more_samples_and_problems_are_added_to_those_that_are_there(tiny_llama:
         recipe(tiny_llama, sums, limit=3)
     )  # nothing is generated, and the figures are those of 3 x 2
     assert again.tasks["sums"]["metrics"] == few.tasks["sums"]["metrics"]
-    assert len(samples(again.folder)) == 20
+    kept = samples(again.folder)
+    assert len(kept) == 20
+    assert compare_runs(again.folder, again.folder).splitlines()[-1].split("|")[2].strip() == "3"
+    assert regrade(again.folder).results.tasks["sums"]["metrics"] == few.tasks["sums"]["metrics"]
+    assert samples(again.folder) == kept, "what does not count stays"
+
+
+def test_samples_of_other_weights_under_the_same_path_are_not_mixed(tiny_llama: Path, sums: Path) -> None:
+    model = sums.parent / "model"
+    shutil.copytree(tiny_llama, model)
+    run_evaluation(recipe(model, sums, limit=1))
+    weights = model / "model.safetensors"
+    content = weights.read_bytes()
+    run_evaluation(recipe(model, sums, limit=2))
+    weights.write_bytes(content[:-4] + bytes(4))  # one number of the last tensor
+    with pytest.raises(ValueError, match="holds samples of other weights than those that are now in"):
+        run_evaluation(recipe(model, sums, limit=2))
 
 
 def test_samples_of_other_settings_are_not_mixed(tiny_llama: Path, sums: Path) -> None:

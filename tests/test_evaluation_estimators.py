@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 
 from grpo.evaluation.estimators import clustered_interval, consensus, paired_interval, pass_at_k, percentile
+from grpo.evaluation.summary import answer_classes
+from rewards.accuracy import equal_answers
 
 
 def test_pass_at_k_is_the_share_of_all_choices_that_hold_a_correct_one():
@@ -111,3 +113,12 @@ def test_percentile_is_the_smallest_value_that_the_share_does_not_exceed():
         for share in (0.5, 0.95, 1.0):
             found = percentile(values, share)
             assert found == min(v for v in values if sum(w <= v for w in values) >= share * len(values))
+
+
+def test_answers_vote_by_value_or_by_text() -> None:
+    said = [("1+2", "right"), ("2+1", "right"), ("9", "wrong"), ("9", "wrong"), (None, "wrong")]
+    rows = [{"answer": answer, "verdict": verdict} for answer, verdict in said]
+    classes = {voting: answer_classes([rows], voting)[0] for voting in ("text", equal_answers)}
+    assert list(classes.values()) == [[0, 1, 2, 2, None], [0, 0, 1, 1, None]]
+    right = [row["verdict"] == "right" for row in rows]
+    assert [consensus(found, right) for found in classes.values()] == [0.0, 0.5]

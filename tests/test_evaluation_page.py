@@ -27,7 +27,7 @@ def written(folder: Path, rows: list[dict[str, Any]], **entry: Any) -> tuple[str
     levels = {r["problem_id"]: int(r["problem_id"][2:]) % 2 for r in rows}
     task = {
         "metrics": summarize(by_problem(rows), None),
-        "groups": {"level": tabulate(by_problem(rows), levels)},
+        "groups": {"level": tabulate(by_problem(rows), levels, None)},
         "unreadable": {},
         "reward": "accuracy",
         "options": {"answer_in": "box"},

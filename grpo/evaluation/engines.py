@@ -1,5 +1,6 @@
 """From an evaluation's recipe to its engine; the model may be a checkpoint or a LoRA adapter on a base."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,23 @@ def load_tokenizer(model: EvalModelConfig) -> "PreTrainedTokenizerBase":
             f"model={model.model_name_or_path!r}: no tokenizer in {base_of(model)!r} ({error}). Name a Hugging Face "
             "folder or Hub name, a checkpoint of a run, or the folder of a LoRA adapter."
         ) from error
+
+
+def fingerprint(model: EvalModelConfig) -> str | None:
+    """What tells one training's weights from another's under the same path; None where there is no local folder.
+
+    A hash of names, sizes and last megabytes of the weight files: all of a large model would take minutes to read.
+    """
+    folder = Path(model.model_name_or_path)
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            file.seek(max(0, size - 2**20))
+            digest.update(file.read())
+    return digest.hexdigest()[:16] if files else None
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
-from operator import eq
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from grpo.evaluation.summary import Voting
 from rewards.code_sets import read_tests, usual_columns
 from rewards.code_tests import Tests
 from rewards.load import bind, load_function, required_columns
@@ -45,14 +45,10 @@ class Graded:
 class Grader(Protocol):
     """Judges the completions of one task."""
 
-    votes: bool  # whether answers can be counted against each other
+    voting: Voting  # how answers are counted against each other
 
     def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
         """Yield groups as they are judged, in no particular order."""
-        ...
-
-    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether two answers are the same answer: what votes are counted by."""
         ...
 
     def gold(self, problem: Problem) -> str | None:
@@ -93,7 +89,7 @@ class _JudgeGrader:
     """Runs a judge, f(completions, problem) -> verdicts, on groups as they come, in threads that wait for it."""
 
     name: str
-    votes: bool
+    voting: Voting
 
     def __init__(self, judge: Callable[[list[str], Problem], list[Verdict | None]], workers: int) -> None:
         self._judge = judge
@@ -124,16 +120,14 @@ class _JudgeGrader:
 class MathGrader(_JudgeGrader):
     """rewards.accuracy: mathematical equivalence with the column `solution`."""
 
-    name, votes = "accuracy", True
+    name = "accuracy"
+    voting: Voting = staticmethod(accuracy.equal_answers)
 
     def __init__(self, options: dict[str, Any]) -> None:
         def judge(texts: list[str], problem: Problem) -> list[Verdict | None]:
             return accuracy.judge(texts, [_solution(problem)] * len(texts), **options)
 
         super().__init__(judge, workers=2)
-
-    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        return accuracy.equal_answers(pairs)
 
     def gold(self, problem: Problem) -> str | None:
         return gold_answer(_solution(problem))
@@ -145,7 +139,8 @@ class MathGrader(_JudgeGrader):
 class CodeGrader(_JudgeGrader):
     """rewards.code: the program passes the problem's tests, in a sandbox. Programs do not vote."""
 
-    name, votes = "code", False
+    name = "code"
+    voting: Voting = None
 
     def __init__(self, options: dict[str, Any]) -> None:
         code = import_module("rewards.code")  # as above, and it needs a machine with a sandbox
@@ -159,9 +154,6 @@ class CodeGrader(_JudgeGrader):
             return [_of_program(verdict, program) for verdict, program in zip(verdicts, programs, strict=True)]
 
         super().__init__(judge, workers=len(os.sched_getaffinity(0)))
-
-    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        return [left == right for left, right in pairs]
 
     def gold(self, problem: Problem) -> str | None:  # noqa: ARG002
         return None
@@ -191,12 +183,10 @@ def _of_program(verdict: Any, program: str | None) -> Verdict:
 class RewardGrader:
     """Ordinary reward functions, of which one decides: a completion is right where it gives more than 0.5."""
 
-    votes = True
-
     def __init__(self, rewards: Rewards, *, function: str, decides: str | None = None) -> None:
         self._rewards = rewards
         self._decides = decides or rewards.names[0]
-        self._function = function
+        self.voting: Voting = _VOTING.get(function, "text")
 
     def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
         for scored in self._rewards.score(groups):
@@ -205,12 +195,6 @@ class RewardGrader:
                 for value, completion in zip(scored.breakdown[self._decides], scored.group.completions, strict=True)
             ]
             yield Graded(scored.group, verdicts, scored.breakdown)
-
-    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        if self._function == "accuracy":
-            return accuracy.equal_answers(pairs)
-        same = same_choice if self._function == "multiple_choice" else eq
-        return [same(one, other) for one, other in pairs]
 
     def gold(self, problem: Problem) -> str | None:
         column = next(
@@ -231,6 +215,18 @@ class RewardGrader:
         if value > 0.5:
             return Verdict("right", "", answer)
         return Verdict("wrong", "no answer" if answer is None else f"{self._decides} is {value:g}", answer)
+
+
+def _same_choices(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    return [same_choice(one, other) for one, other in pairs]
+
+
+# Rewards of which all right answers have one value: the gold, the target number, a letter.
+_VOTING: Mapping[str, Voting] = {
+    "accuracy": accuracy.equal_answers,
+    "countdown": accuracy.equal_answers,
+    "multiple_choice": _same_choices,
+}
 
 
 def _solution(problem: Problem) -> str:

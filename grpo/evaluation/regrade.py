@@ -14,10 +14,13 @@ from grpo.evaluation.page import write_page
 from grpo.evaluation.results import Results, task_results
 from grpo.evaluation.samples import (
     SAMPLES_FILE,
+    counted_samples,
     judgement,
     key_of,
+    read_asked,
     read_problems,
     read_samples,
+    write_asked,
     write_problems,
     write_rows,
 )
@@ -51,34 +54,35 @@ def regrade(
     if output is not None and output != folder:
         check_output(output)
     before = Results.read(folder)
-    kept = read_samples(folder)
-    old = {key_of(row): row["verdict"] for row in kept}
-    problems, tasks = read_problems(folder), {}
-    rows = [row for row in kept if row["task"] not in before.tasks]  # of an earlier call with other tasks
+    kept, asked = read_samples(folder), read_asked(folder)
+    counts = {key_of(row) for row in counted_samples(folder)}
+    problems, tasks, rows = read_problems(folder), {}, []
+    others = [row for row in kept if row["task"] not in before.tasks]  # of an earlier call with other tasks
     for name, task in before.tasks.items():
-        mine = [row for row in kept if row["task"] == name]
         used = dict(options or {}) if reward else {**task["options"], **(options or {})}
-        grader = build_grader(reward or task["reward"], used)
-        judged = judge_again(mine, problems, grader)
+        judge = {"reward": reward or task["reward"], "options": used}
+        grader = build_grader(judge["reward"], used)
+        judged = judge_again([row for row in kept if row["task"] == name], problems, grader)
+        mine = [row for row in judged if key_of(row) in counts]
         here = {key: problems[key] for key in dict.fromkeys(row["problem_id"] for row in mine)}
-        tasks[name] = {
-            **task,
-            "reward": reward or task["reward"],
-            "options": used,
-            **task_results(judged, here, grader, groups=list(task["groups"])),
-        }
-        rows += judged
+        tasks[name] = {**task, **judge, **task_results(mine, here, grader, groups=list(task["groups"]))}
+        if name in asked["tasks"]:
+            asked["tasks"][name] |= judge
+        rows += mine
+        others += [row for row in judged if key_of(row) not in counts]
         grader.close()
     if output is None or output == folder:
         output = folder
         (folder / SAMPLES_FILE).replace(folder / f"{SAMPLES_FILE}.previous")
+        write_asked(folder, asked["weights"], asked["tasks"])
     else:
         output.mkdir(parents=True, exist_ok=True)
         write_problems(
             output, [(name, [p for p in problems.values() if p.id.startswith(f"{name}/")]) for name in tasks]
         )
+        others = []
     results = Results(before.model, before.protocol, tasks, output)
-    return write_regraded(results, rows, old)
+    return write_regraded(results, rows, {key_of(row): row["verdict"] for row in kept}, others)
 
 
 def check_output(output: Path) -> None:
@@ -141,7 +145,10 @@ def judge_again(rows: Sequence[Row], problems: Mapping[str, Problem], grader: Gr
     return [new[key_of(row)] for row in rows]
 
 
-def write_regraded(results: Results, rows: Sequence[Row], old: Mapping[tuple[str, int], str | None]) -> Regraded:
+def write_regraded(
+    results: Results, rows: Sequence[Row], old: Mapping[tuple[str, int], str | None], others: Sequence[Row] = ()
+) -> Regraded:
+    """Write the folder of results; others: rows that the figures are not of."""
     changes = [
         {
             **{name: row[name] for name in ("task", "problem_id", "sample", "answer", "gold", "reason")},
@@ -151,7 +158,8 @@ def write_regraded(results: Results, rows: Sequence[Row], old: Mapping[tuple[str
         for row in rows
         if old[key_of(row)] != row["verdict"] and (old[key_of(row)] is not None or "published" not in row)
     ]
-    write_rows(results.folder / SAMPLES_FILE, rows)
+    place = {key: index for index, key in enumerate(old)}
+    write_rows(results.folder / SAMPLES_FILE, sorted([*rows, *others], key=lambda row: place[key_of(row)]))
     write_rows(results.folder / "changes.jsonl", changes)
     results.write()
     write_page(results, rows)

@@ -65,7 +65,7 @@ class Results:
 
 def write_results(recipe: EvalRecipe, work: Sequence["Work"], rows: Sequence[Row]) -> Results:
     """Sum up the samples of an evaluation and write results.json, results.md and index.html."""
-    tasks = {}
+    tasks, counted = {}, []
     for w in work:
         wanted = {problem.id: problem for problem in w.task.problems}
         mine = [row for row in rows if row["problem_id"] in wanted and row["sample"] < w.num_samples]
@@ -74,6 +74,7 @@ def write_results(recipe: EvalRecipe, work: Sequence["Work"], rows: Sequence[Row
                 f"{w.task.name}: {missing} samples are missing, and figures of the rest would be of another task. "
                 "Call again to draw them; all processes must share the output folder."
             )
+        counted += mine
         tasks[w.task.name] = {
             **task_results(mine, wanted, w.grader, groups=w.task.config.groups),
             "reward": w.task.config.reward,
@@ -90,7 +91,7 @@ def write_results(recipe: EvalRecipe, work: Sequence["Work"], rows: Sequence[Row
         }
     results = Results(recipe.model.model_name_or_path, _protocol(recipe), tasks, recipe.output_dir)
     results.write()
-    write_page(results, rows)
+    write_page(results, counted)
     return results
 
 
@@ -99,12 +100,11 @@ def task_results(
 ) -> dict[str, Any]:
     """Metrics, those of each group, and which problems cannot be judged."""
     samples = by_problem(rows)
-    equal = grader.equal if grader.votes else None
     columns = {group: {key: problem.columns[group] for key, problem in problems.items()} for group in groups}
     unscored = [s[0]["problem_id"] for s in samples if all(row["verdict"] is None for row in s)]
     return {
-        "metrics": summarize(samples, equal),
-        "groups": {group: tabulate(samples, column, equal) for group, column in columns.items()},
+        "metrics": summarize(samples, grader.voting),
+        "groups": {group: tabulate(samples, column, grader.voting) for group, column in columns.items()},
         "unreadable": {key: grader.unreadable(problems[key]) or "the reward does not apply" for key in unscored},
     }
 

@@ -21,7 +21,7 @@ import yaml
 from accelerate.utils import gather_object
 
 from grpo.evaluation.config import EvalRecipe, TaskConfig
-from grpo.evaluation.engines import ReferenceEngine, build_engine, context_length, load_tokenizer
+from grpo.evaluation.engines import ReferenceEngine, build_engine, context_length, fingerprint, load_tokenizer
 from grpo.evaluation.grading import Grader, build_grader, check_columns
 from grpo.evaluation.page import PAGE_FILE
 from grpo.evaluation.progress import Progress
@@ -34,8 +34,10 @@ from grpo.evaluation.samples import (
     key_of,
     merge_samples,
     problem_rows,
+    read_asked,
     read_samples,
     sample_rows,
+    write_asked,
     write_problems,
 )
 from grpo.evaluation.table import markdown
@@ -76,6 +78,15 @@ class Work:
         ]
         return requests[process_index::num_processes]
 
+    def asked(self) -> dict[str, Any]:
+        """Its part of asked.json."""
+        return {
+            "reward": self.task.config.reward,
+            "options": self.grading_options,
+            "num_samples": self.num_samples,
+            "problem_ids": [problem.id for problem in self.task.problems],
+        }
+
 
 def run_evaluation(recipe: EvalRecipe) -> Results:
     """Evaluate a checkpoint as a recipe says; returns the figures. Everything is written to `output`.
@@ -94,6 +105,7 @@ def run_evaluation(recipe: EvalRecipe) -> Results:
         try:
             write_resolved(recipe, folder)
             write_problems(folder, [(w.task.name, w.task.problems) for w in work])
+            write_asked(folder, fingerprint(recipe.model), {w.task.name: w.asked() for w in work})
         except OSError as error:
             raise ValueError(f"output={recipe.output!r} cannot be written: {error}. Choose another folder.") from error
     try:
@@ -189,14 +201,21 @@ def resume(recipe: EvalRecipe, work: Sequence[Work]) -> None:
                 f"output={recipe.output!r} holds samples drawn under other settings ({'; '.join(changed)}). "
                 "Choose another output, or the settings of then."
             )
-    rows = read_samples(folder)
+    rows, asked = read_samples(folder), read_asked(folder)
+    if rows and (weights := fingerprint(recipe.model)) != asked["weights"]:
+        raise ValueError(
+            f"output={recipe.output!r} holds samples of other weights than those that are now in "
+            f"{recipe.model.model_name_or_path!r} ({asked['weights']} there, {weights} now). Choose another output."
+        )
     before_tasks = Results.read(folder).tasks if (folder / RESULTS_FILE).is_file() else {}
     problems = {row["problem_id"]: as_line(row) for row in read_rows(folder / PROBLEMS_FILE)}
     for w in work:
-        before = before_tasks.get(w.task.name, {})
-        w.timing = before.get("timing", {})
-        judge = {"reward": w.task.config.reward, "options": w.grading_options}
-        if before and (judged := {name: before[name] for name in judge}) != judge:
+        w.timing = before_tasks.get(w.task.name, {}).get("timing", {})
+        before = asked["tasks"].get(w.task.name)
+        judged, judge = (
+            {name: task[name] for name in ("reward", "options")} for task in (before or w.asked(), w.asked())
+        )
+        if judged != judge:
             raise ValueError(
                 f"output={recipe.output!r}: the samples of {w.task.name} were judged by {judged}, now it would be "
                 f"{judge}. Judge them again first (grpo regrade), or choose another output."

@@ -12,11 +12,16 @@ A row of samples.jsonl:
      "rewards": {"accuracy": 1.0}}
 
 A row of problems.jsonl has what judging it anew needs: {"task": …, "problem_id": …, "prompt": …, "columns": {…}}.
+asked.json says what the figures are of, and is written before anything is generated:
+
+    {"weights": "3f9c…",                                       # of a local model, engines.fingerprint
+     "tasks": {"gsm8k": {"reward": "accuracy", "options": {}, "num_samples": 4, "problem_ids": ["gsm8k/0", …]}}}
+
 While an evaluation runs, process r > 0 writes samples-r.jsonl; at its end all rows are in samples.jsonl, sorted.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +32,7 @@ from rollout.types import Problem
 
 SAMPLES_FILE = "samples.jsonl"
 PROBLEMS_FILE = "problems.jsonl"
+ASKED_FILE = "asked.json"
 HALF_CHARACTERS = "backslashreplace"  # half of an emoji, as servers and others write it: \ud83d is JSON's own escape
 
 Key = tuple[str, int]  # problem id, sample
@@ -93,6 +99,31 @@ class SampleWriter:
 def read_samples(folder: Path) -> list[Row]:
     """All rows of a folder, of all processes."""
     return [row for path in sorted(folder.glob("samples*.jsonl")) for row in read_rows(path)]
+
+
+def counted_samples(folder: Path) -> list[Row]:
+    """The rows that the figures are of: after a call with fewer problems or samples the others stay, uncounted."""
+    rows, tasks = read_samples(folder), read_asked(folder)["tasks"]
+    if not tasks:  # others wrote them, or they were judged again: all count
+        return rows
+    wanted = {name: set(task["problem_ids"]) for name, task in tasks.items()}
+    return [
+        row
+        for row in rows
+        if row["problem_id"] in wanted[row["task"]] and row["sample"] < tasks[row["task"]]["num_samples"]
+    ]
+
+
+def read_asked(folder: Path) -> dict[str, Any]:
+    path = folder / ASKED_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"weights": None, "tasks": {}}
+
+
+def write_asked(folder: Path, weights: str | None, tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write asked.json; tasks of an earlier call that are not among these stay."""
+    asked = {"weights": weights, "tasks": {**read_asked(folder)["tasks"], **tasks}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ASKED_FILE).write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def merge_samples(folder: Path, order: Sequence[str]) -> list[Row]:

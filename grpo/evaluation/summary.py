@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 from grpo.evaluation.estimators import clustered_interval, consensus, mean, pass_at_k, percentile
 from grpo.records import Row
 
-Equal = Callable[[Sequence[tuple[str, str]]], list[bool]]
+# How answers are counted for cons@k: by value, which says for each pair of answers whether they are the same, where all
+# right ones are; by their texts; not at all.
+Voting = Callable[[Sequence[tuple[str, str]]], list[bool]] | Literal["text"] | None
 
 
 def by_problem(rows: Iterable[Row]) -> list[list[Row]]:
@@ -18,7 +20,7 @@ def by_problem(rows: Iterable[Row]) -> list[list[Row]]:
     return [sorted(samples, key=lambda row: row["sample"]) for samples in problems.values()]
 
 
-def summarize(problems: Sequence[Sequence[Row]], equal: Equal | None) -> dict[str, float]:
+def summarize(problems: Sequence[Sequence[Row]], voting: Voting) -> dict[str, float]:
     """The figures of a task.
 
     {
@@ -33,8 +35,6 @@ def summarize(problems: Sequence[Sequence[Row]], equal: Equal | None) -> dict[st
         "num_unreadable": 0,         # problems whose gold no checker can read: in none of the figures above
         "rewards/format/mean": 1.0,  # for each reward, over the samples that it applies to
     }
-
-    equal: whether answers are the same, for cons@k; None: there is no voting, as on programs.
     """
     judged = [samples for samples in problems if any(row["verdict"] is not None for row in samples)]
     metrics: dict[str, float] = {"num_problems": len(problems), "num_unreadable": len(problems) - len(judged)}
@@ -49,9 +49,9 @@ def summarize(problems: Sequence[Sequence[Row]], equal: Equal | None) -> dict[st
     low, high = clustered_interval([mean(row) for row in right])
     metrics = {"pass@1": passes.pop("pass@1"), "pass@1_low": low, "pass@1_high": high, **passes}
     rows = [row for samples in judged for row in samples]
-    if equal is not None and num_samples > 1 and any(row["answer"] is not None for row in rows):
+    if voting is not None and num_samples > 1 and any(row["answer"] is not None for row in rows):
         first = [samples[:num_samples] for samples in judged]
-        classes = answer_classes(first, equal)
+        classes = answer_classes(first, voting)
         metrics[f"cons@{num_samples}"] = mean(map(consensus, classes, right_of(first)))
     lengths = [row["num_tokens"] for row in rows]
     metrics |= {
@@ -74,14 +74,22 @@ def right_of(problems: Sequence[Sequence[Row]]) -> list[list[bool]]:
     return [[row["verdict"] == "right" for row in samples] for samples in problems]
 
 
-def answer_classes(problems: Sequence[Sequence[Row]], equal: Equal) -> list[list[int | None]]:
+def answer_classes(
+    problems: Sequence[Sequence[Row]], voting: Callable[[Sequence[tuple[str, str]]], list[bool]] | Literal["text"]
+) -> list[list[int | None]]:
     """Which answer each sample gives, equal answers under equal numbers; None: no answer.
 
-    Right answers all equal the gold one, so only the others are compared, all pairs of a problem in one call.
+    By value, right answers all equal the gold one, so only the others are compared, all pairs of a problem in one call.
     """
+    if voting == "text":
+        texts = [list(dict.fromkeys(row["answer"] for row in samples)) for samples in problems]
+        return [
+            [None if row["answer"] is None else known.index(row["answer"]) for row in samples]
+            for samples, known in zip(problems, texts, strict=True)
+        ]
     others = [list(dict.fromkeys(row["answer"] for row in samples if _votes(row))) for samples in problems]
     pairs = [pair for answers in others for pair in combinations(answers, 2)]
-    same = {pair for pair, is_same in zip(pairs, equal(pairs), strict=True) if is_same} if pairs else set()
+    same = {pair for pair, is_same in zip(pairs, voting(pairs), strict=True) if is_same} if pairs else set()
     classes = []
     for samples, answers in zip(problems, others, strict=True):
         number: dict[Any, int] = {}
@@ -102,10 +110,8 @@ def _class(row: Row, number: dict[Any, int]) -> int | None:
     return 0 if row["verdict"] == "right" else number[row["answer"]]
 
 
-def tabulate(
-    problems: Sequence[Sequence[Row]], column: dict[str, Any], equal: Equal | None = None
-) -> dict[str, dict[str, float]]:
+def tabulate(problems: Sequence[Sequence[Row]], column: dict[str, Any], voting: Voting) -> dict[str, dict[str, float]]:
     """The figures of each value of a column: {"1": {"pass@1": …}, "2": …}; column: problem id -> value or list."""
     values = {str(column[samples[0]["problem_id"]]): column[samples[0]["problem_id"]] for samples in problems}
     order = sorted(values, key=lambda text: (str(type(values[text])), values[text]))
-    return {text: summarize([s for s in problems if str(column[s[0]["problem_id"]]) == text], equal) for text in order}
+    return {text: summarize([s for s in problems if str(column[s[0]["problem_id"]]) == text], voting) for text in order}

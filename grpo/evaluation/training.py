@@ -75,7 +75,7 @@ class HeldOut:
         place = {prompt.problem.id: index for index, prompt in enumerate(self.prompts)}
         problems = by_problem(sorted(rows, key=lambda row: place[row["problem_id"]]))
         assert [samples[0]["problem_id"] for samples in problems] == list(place), "one group for each problem"
-        metrics = summarize(problems, self.grader.equal if self.grader.votes else None)
+        metrics = summarize(problems, self.grader.voting)
         prefix = f"eval/{self.name}/" if self.name else "eval/"
         return Evaluation(
             {prefix + name: value for name, value in metrics.items()}, [row for samples in problems for row in samples]
