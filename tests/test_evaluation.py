@@ -323,7 +323,7 @@ def test_protocols_fill_in_what_the_recipe_leaves_out() -> None:
 
 def test_options_of_the_command_line_become_a_recipe(tmp_path: Path) -> None:
     options = {
-        "model.model_name_or_path": "m", "tasks": "gsm8k,math500", "sampling.num_samples": 2, "engine.name": "hf",
+        "model.model_name_or_path": "m", "tasks": "gsm8k, math500", "sampling.num_samples": 2, "engine.name": "hf",
     }  # fmt: skip
     made = load_eval_recipe(None, ["sampling.top_k=5"], options)
     assert (made.tasks, made.sampling.num_samples, made.sampling.top_k) == (["gsm8k", "math500"], 2, 5)

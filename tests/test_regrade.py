@@ -72,7 +72,7 @@ def test_answers_of_others_are_judged_and_compared_with_their_verdicts(tmp_path:
     rows = [
         {"response": r"\boxed{7}", "gold": "#### 7", "ok": True},
         {"response": r"\boxed{8}", "gold": "#### 7", "ok": "pass"},
-        {"response": [r"\boxed{9}", "none"], "gold": "9", "ok": [False, False]},
+        {"response": [r"\boxed{9}", None], "gold": "9", "ok": [False, False]},
     ]
     done = foreign(tmp_path, rows[:2])
     assert done.results.tasks["gsm8k"]["metrics"]["pass@1"] == 0.5
@@ -80,7 +80,8 @@ def test_answers_of_others_are_judged_and_compared_with_their_verdicts(tmp_path:
     done = foreign(tmp_path, rows[2:])
     assert [(c["sample"], c["before"], c["now"]) for c in done.changes] == [(0, "wrong", "right")]
     assert done.results.tasks["gsm8k"]["metrics"]["num_samples"] == 2
-    assert "published" in next(read_rows(tmp_path / "out" / "samples.jsonl"))
+    first, empty = read_rows(tmp_path / "out" / "samples.jsonl")
+    assert "published" in first and empty["completion"] == ""
 
 
 def test_lines_of_one_problem_are_its_samples_and_columns_come_from_the_tasks_dataset(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def load_eval_recipe(path: str | None, overrides: Sequence[str], options: dict[s
     sections: dict[str, Any] = {"stage": "eval"}
     for place, _ in _OPTIONS.values():
         if (value := options.get(place)) is not None:
-            _put(sections, place, [name for name in value.split(",") if name] if place == "tasks" else value)
+            is_list = place == "tasks"
+            _put(sections, place, [n.strip() for n in value.split(",") if n.strip()] if is_list else value)
     if sections.get("engine", {}).get("name") == "reference":
         sections.setdefault("model", {"model_name_or_path": "reference"})
     recipe = load_recipe(path, overrides, sections=sections)

@@ -44,31 +44,19 @@ def regrade_file(
     rows: list[Row] = []
     counts: Counter[str] = Counter()
     for number, line in _lines(path):
-        _check_line(path, columns, line)
-        found = {ours: line[theirs] for ours, theirs in columns.items()}
-        completions, scores = found.pop("completion"), found.pop("score", None)
-        problem_id, prompt = f"{name}/{found.pop('problem_id', number)}", str(found.pop("prompt", ""))
-        problem = Problem(id=problem_id, prompt=prompt, columns=found)
-        if key:
-            if (ours := joined.get(_last_part(line.get(key)))) is None:
+        try:
+            problem, answers = _read_line(line, number, name, columns, key, joined)
+            if problems.setdefault(problem.id, problem) != problem:
                 raise ValueError(
-                    f"{path}, line {number + 1}: {key}={line.get(key)!r} is no problem of task {name!r}. "
-                    f"Name a column that is in both: --key. Here are: {', '.join(line)}."
+                    f"{problem.id} had other columns in a line before, {problem.columns!s:.300} now. Name a column "
+                    "that tells problems apart: --columns problem_id=…"
                 )
-            problem = Problem(id=ours.id, prompt=ours.prompt, columns={**ours.columns, **found})
-        if problems.setdefault(problem.id, problem) != problem:
-            raise ValueError(
-                f"{path}, line {number + 1}: {problem.id} had other columns in a line before, {found} now. "
-                "Name a column that tells problems apart: --columns problem_id=…"
-            )
-        completions = completions if isinstance(completions, list) else [completions]
-        scores = scores if isinstance(scores, list) else [scores] * len(completions)
-        if len(scores) != len(completions):
-            raise ValueError(f"{path}, line {number + 1}: {len(completions)} completions and {len(scores)} scores.")
-        for completion, score in zip(completions, scores, strict=True):
-            text = fill(wrap, {"completion": completion})
-            rows.append(_row(name, problem, counts[problem.id], text, score))
-            counts[problem.id] += 1
+            for completion, score in answers:
+                text = fill(wrap, {"completion": completion})
+                rows.append(_row(name, problem, counts[problem.id], text, score))
+                counts[problem.id] += 1
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number + 1}: {error}") from None
     if not rows:
         raise ValueError(f"{path} holds no answers.")
     used = {**config.options, **(options or {})}
@@ -88,6 +76,32 @@ def regrade_file(
     results = Results(path.name, "answers of others, judged again", {name: entry}, output)
     theirs = {None: None, True: "right", False: "wrong"}
     return write_regraded(results, judged, {key_of(row): theirs[row["published"]] for row in rows})
+
+
+def _read_line(
+    line: Row, number: int, task: str, columns: Mapping[str, str], key: str | None, joined: Mapping[str, Problem]
+) -> tuple[Problem, list[tuple[Any, Any]]]:
+    """The problem of a line, and its answers with their scores."""
+    for ours, theirs in columns.items():
+        if theirs not in line:
+            raise ValueError(f"no column {theirs!r} (for {ours!r}). It has: {', '.join(line)}.")
+    found = {ours: line[theirs] for ours, theirs in columns.items()}
+    completions, scores = found.pop("completion"), found.pop("score", None)
+    problem_id, prompt = f"{task}/{found.pop('problem_id', number)}", str(found.pop("prompt", ""))
+    problem = Problem(id=problem_id, prompt=prompt, columns=found)
+    if key:
+        if (ours := joined.get(_last_part(line.get(key)))) is None:
+            raise ValueError(
+                f"{key}={line.get(key)!r} is no problem of task {task!r}. Name a column that is in both: --key. Here "
+                f"are: {', '.join(line)}."
+            )
+        problem = Problem(id=ours.id, prompt=ours.prompt, columns={**ours.columns, **found})
+    completions = completions if isinstance(completions, list) else [completions]
+    completions = ["" if text is None else text for text in completions]  # a server's word for an empty answer
+    scores = scores if isinstance(scores, list) else [scores] * len(completions)
+    if len(scores) != len(completions):
+        raise ValueError(f"{len(completions)} completions and {len(scores)} scores.")
+    return problem, list(zip(completions, scores, strict=True))
 
 
 def _row(task: str, problem: Problem, sample: int, completion: str, score: Any) -> Row:
@@ -116,12 +130,6 @@ def _lines(path: Path) -> Iterator[tuple[int, Row]]:
                 raise ValueError(f"{path}, line {number + 1} is not JSON: {error}") from error
             if line is not None:
                 yield number, line
-
-
-def _check_line(path: Path, columns: Mapping[str, str], line: Row) -> None:
-    for ours, theirs in columns.items():
-        if theirs not in line:
-            raise ValueError(f"{path}: no column {theirs!r} (for {ours!r}). It has: {', '.join(line)}.")
 
 
 def _by_key(task: Task, key: str) -> dict[str, Problem]:

@@ -119,7 +119,7 @@ def _cards(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield (
             f'<div class="card"><div class="label">{html.escape(name)}, pass@1 in %</div>'
             f'<div class="figure"><strong>{percent(metrics.get("pass@1"))}</strong></div>'
-            f'<div class="note"><span>{note}</span> · {samples}</div></div>'
+            f'<div class="note"><span>95%: {note}</span> · {samples}</div></div>'
         )
 
 
