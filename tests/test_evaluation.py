@@ -131,6 +131,17 @@ def test_more_samples_and_problems_are_added_to_those_that_are_there(tiny_llama:
     assert samples(again.folder) == kept, "what does not count stays"
 
 
+def test_evaluation_that_was_interrupted_is_not_compared_or_judged_again(tiny_llama: Path, sums: Path) -> None:
+    done = run_evaluation(recipe(tiny_llama, sums))
+    with (done.folder / "samples.jsonl").open("r+") as file:
+        file.truncate(len("".join(file.readlines()[:7]).encode()))
+    for again in (lambda: compare_runs(done.folder, done.folder), lambda: regrade(done.folder)):
+        with pytest.raises(ValueError, match=r"3 samples of sums are missing.*call grpo eval again"):
+            again()
+    run_evaluation(recipe(tiny_llama, sums))
+    assert regrade(done.folder).results.tasks["sums"]["metrics"] == done.tasks["sums"]["metrics"]
+
+
 def test_samples_of_other_weights_under_the_same_path_are_not_mixed(tiny_llama: Path, sums: Path) -> None:
     model = sums.parent / "model"
     shutil.copytree(tiny_llama, model)

@@ -24,7 +24,7 @@ def compare_runs(a: Path, b: Path) -> str:
     if not shared:
         tasks = [", ".join(results.tasks) for results in found]
         raise ValueError(f"{a} has the tasks {tasks[0]} and {b} has {tasks[1]}: there is none in common to compare.")
-    rows = [counted_samples(folder) for folder in (a, b)]
+    rows = [counted_samples(folder, shared) for folder in (a, b)]
     lines, notes = [], []
     for name in shared:
         left, right = (_shares([row for row in part if row["task"] == name]) for part in rows)

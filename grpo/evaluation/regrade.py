@@ -55,7 +55,7 @@ def regrade(
         check_output(output)
     before = Results.read(folder)
     kept, asked = read_samples(folder), read_asked(folder)
-    counts = {key_of(row) for row in counted_samples(folder)}
+    counts = {key_of(row) for row in counted_samples(folder, before.tasks)}
     problems, tasks, rows = read_problems(folder), {}, []
     others = [row for row in kept if row["task"] not in before.tasks]  # of an earlier call with other tasks
     for name, task in before.tasks.items():

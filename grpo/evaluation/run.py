@@ -211,10 +211,8 @@ def resume(recipe: EvalRecipe, work: Sequence[Work]) -> None:
     problems = {row["problem_id"]: as_line(row) for row in read_rows(folder / PROBLEMS_FILE)}
     for w in work:
         w.timing = before_tasks.get(w.task.name, {}).get("timing", {})
-        before = asked["tasks"].get(w.task.name)
-        judged, judge = (
-            {name: task[name] for name in ("reward", "options")} for task in (before or w.asked(), w.asked())
-        )
+        judge = {"reward": w.task.config.reward, "options": w.grading_options}
+        judged = {name: asked["tasks"].get(w.task.name, judge)[name] for name in judge}
         if judged != judge:
             raise ValueError(
                 f"output={recipe.output!r}: the samples of {w.task.name} were judged by {judged}, now it would be "

@@ -101,29 +101,36 @@ def read_samples(folder: Path) -> list[Row]:
     return [row for path in sorted(folder.glob("samples*.jsonl")) for row in read_rows(path)]
 
 
-def counted_samples(folder: Path) -> list[Row]:
-    """The rows that the figures are of: after a call with fewer problems or samples the others stay, uncounted."""
-    rows, tasks = read_samples(folder), read_asked(folder)["tasks"]
-    if not tasks:  # others wrote them, or they were judged again: all count
-        return rows
-    wanted = {name: set(task["problem_ids"]) for name, task in tasks.items()}
-    return [
-        row
-        for row in rows
-        if row["problem_id"] in wanted[row["task"]] and row["sample"] < tasks[row["task"]]["num_samples"]
-    ]
+def counted_samples(folder: Path, names: Iterable[str]) -> list[Row]:
+    """The rows that the figures of these tasks are of: after a call with fewer problems or samples, others stay there.
+
+    Raises:
+        ValueError: some are missing, since the last call was interrupted.
+    """
+    rows, asked = read_samples(folder), read_asked(folder)["tasks"]
+    counted: list[Row] = []
+    for name in names:
+        mine = [row for row in rows if row["task"] == name]
+        if name in asked:  # else others wrote them, or they were judged again: all count
+            wanted, num_samples = set(asked[name]["problem_ids"]), asked[name]["num_samples"]
+            mine = [row for row in mine if row["problem_id"] in wanted and row["sample"] < num_samples]
+            if missing := len(wanted) * num_samples - len(mine):
+                raise ValueError(
+                    f"{folder}: {missing} samples of {name} are missing, the evaluation was interrupted. Let it end: "
+                    "call grpo eval again."
+                )
+        counted += mine
+    return counted
 
 
 def read_asked(folder: Path) -> dict[str, Any]:
-    path = folder / ASKED_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"weights": None, "tasks": {}}
+    return next(read_rows(folder / ASKED_FILE), {"weights": None, "tasks": {}})
 
 
 def write_asked(folder: Path, weights: str | None, tasks: Mapping[str, Mapping[str, Any]]) -> None:
     """Write asked.json; tasks of an earlier call that are not among these stay."""
-    asked = {"weights": weights, "tasks": {**read_asked(folder)["tasks"], **tasks}}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ASKED_FILE).write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_rows(folder / ASKED_FILE, [{"weights": weights, "tasks": {**read_asked(folder)["tasks"], **tasks}}])
 
 
 def merge_samples(folder: Path, order: Sequence[str]) -> list[Row]:
