@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
-from rewards.countdown import countdown as solves
-from rewards.exact_match import exact_match
-from rewards.format import format as well_formed
-from rollout import tasks
+from rewards.answers.countdown import countdown as solves
+from rewards.answers.exact_match import exact_match
+from rewards.style.format import format as well_formed
+from rollout.data import tasks
 
 TEMPLATE = "{prompt} :"
 ALL_TRIES = 9  # three pairs, three operations

@@ -22,12 +22,12 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from rewards.code import CodeVerdict, judge  # noqa: E402
-from rewards.code_sets import humaneval_tests, mbpp_tests  # noqa: E402
-from rewards.sandbox import isolation, pool  # noqa: E402
-from rewards.sandbox.box import Box  # noqa: E402
-from rewards.sandbox.isolation import LEVELS  # noqa: E402
-from rewards.sandbox.running import Limits  # noqa: E402
+from rewards.programs.code import CodeVerdict, judge  # noqa: E402
+from rewards.programs.datasets import humaneval_tests, mbpp_tests  # noqa: E402
+from rewards.programs.sandbox import isolation, pool  # noqa: E402
+from rewards.programs.sandbox.box import Box  # noqa: E402
+from rewards.programs.sandbox.isolation import LEVELS  # noqa: E402
+from rewards.programs.sandbox.running import Limits  # noqa: E402
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -136,7 +136,7 @@ def attacks(data: Path, user: str | None) -> None:
                 options = ["--data", str(data.resolve()), "--user", f"{level}:{who}"]
                 subprocess.run([sys.executable, __file__, "attacks", *options], check=True)
         return
-    import hostile
+    from tests.rewards.programs import hostile
 
     level, _, who = user.partition(":")
     adversarial = rows(data / "verifier/adversarial_code.jsonl")

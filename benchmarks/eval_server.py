@@ -17,14 +17,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from rollout.problems import held_out, load_source
-from rollout.prompts import Prompter
-from rollout.server import ServerEngine
+from rollout.data.problems import held_out, load_source
+from rollout.data.prompts import Prompter
+from rollout.engines.server import ServerEngine
+from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
-from rollout.vllm import VLLMEngine
 
 MODEL = str(Path(__file__).parent.parent / "recipes" / "v3_base")
-# What rollout/vllm.py sets for a CPU, as options of the server.
+# What rollout/engines/vllm.py sets for a CPU, as options of the server.
 SERVER = [
     *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL, "--host", "127.0.0.1"),
     *("--dtype", "float32", "--max-model-len", "192", "--max-num-seqs", "64", "--max-num-batched-tokens", "8192"),

@@ -23,9 +23,9 @@ from grpo.evaluation.grading import build_grader
 from grpo.evaluation.prompts import task_prompts
 from grpo.evaluation.run import Work, _answer
 from grpo.evaluation.tasks import load_task
-from rollout.engine import request_seed
+from rollout.engines.base import request_seed
+from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
-from rollout.vllm import VLLMEngine
 
 BASE = str(Path(__file__).parent.parent / "recipes" / "v3_base")
 

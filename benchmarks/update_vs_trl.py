@@ -124,11 +124,11 @@ def run_trl(folder: Path, steps: int) -> tuple[list[float], dict[str, torch.Tens
 def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     from accelerate import Accelerator
 
-    from grpo.batch import Shapes, assemble, plan
-    from grpo.config import GRPORecipe
-    from grpo.loss import grpo_loss
-    from grpo.policy import Policy
-    from rewards.score import ScoredGroup
+    from grpo.algorithm.loss import grpo_loss
+    from grpo.learner.batch import Shapes, assemble, plan
+    from grpo.learner.policy import Policy
+    from grpo.recipe.config import GRPORecipe
+    from rewards.runner.score import ScoredGroup
     from rollout.types import Completion, Group, Problem
 
     prompts, completions, rewards = samples()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grpo.evaluation.results import Results
+    from grpo.evaluation.results.write import Results
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "train"]
@@ -34,8 +34,8 @@ def train(
     Raises:
         grpo.recipe.RecipeError: the recipe is wrong; nothing was loaded yet.
     """
-    from grpo.pipeline import run
-    from grpo.recipe import load_recipe
+    from grpo.recipe.load import load_recipe
+    from grpo.stages.pipeline import run
 
     return run(load_recipe(recipe, sections=sections), reward_functions)
 
@@ -54,7 +54,7 @@ def evaluate(recipe: str | Path | None = None, *, model: str | None = None, **se
         ValueError: a task, a column, the template or the model is.
     """
     from grpo.evaluation.run import run_evaluation
-    from grpo.recipe import load_recipe
+    from grpo.recipe.load import load_recipe
 
     if model is not None:
         sections["model"] = {"model_name_or_path": model, **sections.get("model", {})}

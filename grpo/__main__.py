@@ -33,12 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(arguments: Sequence[str]) -> None:
     """`grpo train`: in a launched process, run the recipe; otherwise launch such processes."""
-    from grpo.launch import is_launched, launch, launch_on_cpu, missing_processes, use_all_cores
+    from grpo.recipe.launch import is_launched, launch, launch_on_cpu, missing_processes, use_all_cores
 
     options, path, overrides = _split(arguments)
     if is_launched():
         use_all_cores()
-    from grpo.recipe import RecipeError, check_world, load_recipe
+    from grpo.recipe.load import RecipeError, check_world, load_recipe
 
     try:
         recipe = load_recipe(path, overrides)
@@ -46,7 +46,7 @@ def train(arguments: Sequence[str]) -> None:
             check_world(recipe, missing)
             launch_on_cpu(missing, ["train", path, *overrides])
         if is_launched():
-            from grpo.pipeline import run
+            from grpo.stages.pipeline import run
 
             run(recipe)
             return
@@ -67,8 +67,8 @@ def check(arguments: Sequence[str]) -> None:
             _fail(f"check does not know {' '.join(options)}.\n{__doc__}")
     if not processes.isdigit() or processes == "0":
         _fail(f"--num_processes {processes}: must be a whole number from 1 on.")
-    from grpo.check import check_recipe
-    from grpo.recipe import RecipeError
+    from grpo.recipe.check import check_recipe
+    from grpo.recipe.load import RecipeError
 
     try:
         check_recipe(path, overrides, num_processes=int(processes))
@@ -78,8 +78,8 @@ def check(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """`grpo report`: the page of a run, from its files alone."""
-    from grpo.page import write_page
-    from grpo.records import METRICS_FILE
+    from grpo.report.page import write_page
+    from grpo.report.records import METRICS_FILE
 
     if len(arguments) != 1:
         _fail(f"report takes one run folder, not {len(arguments)} arguments.\n{__doc__}")
@@ -94,7 +94,7 @@ def reward_test(arguments: Sequence[str]) -> None:
     import yaml
     from rich.console import Console
 
-    from grpo.reward_test import reward_test as run
+    from rewards.runner.reward_test import reward_test as run
 
     settings = {"--columns": "{}", "--tokenizer": "null"}
     rest = list(arguments)
@@ -130,7 +130,7 @@ def regrade(arguments: Sequence[str]) -> None:
 
 
 def _say_errors(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
-    from grpo.launch import is_launched, use_all_cores
+    from grpo.recipe.launch import is_launched, use_all_cores
 
     if is_launched():
         use_all_cores()

@@ -9,7 +9,7 @@ prompt and what follows it:
   8-3+2-3=? :<think>4</think><answer>4</answer>      a chain, mostly answered at once, rarely step by step.
   work 8-3+2-3=? :<think>5+2-3;7-3;4</think>         a worksheet of the steps.
 
-All problems come from the split "pretrain" of `rollout.tasks`, so those of RL and of evaluation never occur.
+All problems come from the split "pretrain" of `rollout.data.tasks`, so those of RL and of evaluation never occur.
 """
 
 import random
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rollout.tasks import arithmetic, countdown, pairs
+from rollout.data.tasks import arithmetic, countdown, pairs
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TEMPLATE = "{prompt} :"

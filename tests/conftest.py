@@ -21,7 +21,7 @@ from transformers import (
 )
 
 if TYPE_CHECKING:
-    from rollout.vllm import VLLMEngine
+    from rollout.engines.vllm import VLLMEngine
 
 torch.set_num_threads(1)  # faster for models of this size, most of all on a busy machine
 
@@ -135,7 +135,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm_v3(tiny_v3: Path) -> Iterator["VLLMEngine"]:
     """One engine for all tests, as starting it takes seconds; a test loads the weights that it wants."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    from rollout.vllm import VLLMEngine
+    from rollout.engines.vllm import VLLMEngine
 
     engine = VLLMEngine(
         str(tiny_v3), dtype="float32", max_model_len=256, max_num_seqs=64, kv_cache_gib=0.1, gpu_memory_utilization=0.1

@@ -15,7 +15,7 @@ from benchmarks.verifier import hostile
 from benchmarks.verifier.grading import outcome, progress
 from benchmarks.verifier.properties import real_golds
 from benchmarks.verifier.report import code, table
-from rewards.accuracy import judge
+from rewards.answers.accuracy import judge
 
 _BATCH = 256
 _BOMBS = 0.01

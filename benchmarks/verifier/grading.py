@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from rich.progress import track
 
-from rewards.accuracy import judge
-from rewards.verdict import Verdict
+from rewards.answers.accuracy import judge
+from rewards.answers.verdict import Verdict
 
 T = TypeVar("T")
 

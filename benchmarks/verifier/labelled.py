@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.verifier.grading import baseline, is_right, ours, outcome
 from benchmarks.verifier.report import code, table
-from rewards.verdict import Verdict
+from rewards.answers.verdict import Verdict
 
 _TEXT = re.compile(r"\\(?:text|mbox|textnormal|textbf)\{[^{}]*\}")
 _PROSE = re.compile(r"[A-Za-z]{2,}[ ,.]+[A-Za-z]{2,}|[Aa]nswer|<\|")

@@ -20,7 +20,7 @@ from benchmarks.verifier.grading import math_verify_alone, progress
 from benchmarks.verifier.properties import other_digit, real_golds
 from benchmarks.verifier.report import table
 from benchmarks.verifier.writing import restyle
-from rewards.accuracy import judge
+from rewards.answers.accuracy import judge
 
 Group = list[tuple[str, str]]  # (completion, gold), all to one problem
 _AT_ONCE = 8  # groups in one call of ours, as a rollout step gives them

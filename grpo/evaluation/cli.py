@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from grpo.evaluation.config import PROTOCOLS, EvalRecipe, builtin_tasks
-from grpo.recipe import load_recipe
+from grpo.recipe.load import load_recipe
 
 # option -> where its value goes in the recipe, and its type
 _OPTIONS: dict[str, tuple[str, type]] = {
@@ -46,7 +46,7 @@ def eval_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="folders of two finished evaluations")
     values = vars(parser.parse_args(list(arguments)))
     if values["compare"]:
-        from grpo.evaluation.compare import compare_runs
+        from grpo.evaluation.results.compare import compare_runs
 
         print(compare_runs(*map(Path, values["compare"])))
         return
@@ -59,7 +59,7 @@ def eval_command(arguments: Sequence[str]) -> None:
 
 def _launch(recipe: EvalRecipe, command: Sequence[str]) -> None:
     """Become several processes, where they were asked for or the machine has several GPUs."""
-    from grpo.launch import is_launched, launch, launch_on_cpu, missing_processes
+    from grpo.recipe.launch import is_launched, launch, launch_on_cpu, missing_processes
 
     if missing := missing_processes():
         launch_on_cpu(missing, command)
@@ -74,7 +74,7 @@ def regrade_command(arguments: Sequence[str]) -> None:
     """`grpo regrade`: judge kept samples again."""
     from grpo.evaluation.foreign import regrade_file
     from grpo.evaluation.regrade import describe, regrade
-    from grpo.evaluation.table import markdown
+    from grpo.evaluation.results.table import markdown
 
     parser = _parser(
         "grpo regrade",

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from grpo.config import Fraction, Section
-from grpo.explain import nearest
+from grpo.recipe.config import Fraction, Section
+from grpo.recipe.explain import nearest
 from rollout.types import Sampling
 
 Bounds = Annotated[list[float | str], Field(min_length=2, max_length=2)]

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from grpo.evaluation.config import EvalModelConfig, EvalRecipe
-from rollout.engine import Engine
+from rollout.engines.base import Engine
 from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def build_engine(recipe: EvalRecipe, *, max_model_len: int, device: "torch.devic
     """The engine that `engine.name` says, with the model loaded."""
     settings, model = recipe.engine, recipe.model
     if settings.name == "server":
-        from rollout.server import ServerEngine
+        from rollout.engines.server import ServerEngine
 
         return ServerEngine(
             base_of(model),
@@ -144,7 +144,7 @@ def build_engine(recipe: EvalRecipe, *, max_model_len: int, device: "torch.devic
         if path != model.model_name_or_path:
             source["revision"] = None  # that of the adapter says nothing about the merged folder
         if settings.name == "hf":
-            from rollout.hf import HFEngine
+            from rollout.engines.hf import HFEngine
 
             return HFEngine(
                 path,
@@ -154,7 +154,7 @@ def build_engine(recipe: EvalRecipe, *, max_model_len: int, device: "torch.devic
                 max_model_len=max_model_len,
                 **source,
             )
-        from rollout.vllm import VLLMEngine
+        from rollout.engines.vllm import VLLMEngine
 
         return VLLMEngine(
             path,

@@ -8,10 +8,10 @@ from typing import Any
 
 from grpo.evaluation.grading import build_grader, check_columns
 from grpo.evaluation.regrade import Regraded, check_output, judge_again, write_regraded
-from grpo.evaluation.results import Results, task_results
-from grpo.evaluation.samples import key_of, write_problems
+from grpo.evaluation.results.samples import key_of, write_problems
+from grpo.evaluation.results.write import Results, task_results
 from grpo.evaluation.tasks import Task, fill, find_task, load_task
-from grpo.records import Row
+from grpo.report.records import Row
 from rollout.types import Problem
 
 

@@ -2,7 +2,7 @@
 
 `accuracy` and `code` have judges, which give a verdict with its reason and the answer they read; any other reward
 function gives a number, of which more than 0.5 is right. Grading runs beside generation: judges have processes of their
-own and are waited for in threads, reward functions run in the worker processes of `rewards.score`.
+own and are waited for in threads, reward functions run in the worker processes of `rewards.runner.score`.
 """
 
 import os
@@ -13,17 +13,17 @@ from importlib import import_module
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from grpo.evaluation.summary import Voting
-from rewards.code_sets import read_tests, usual_columns
-from rewards.code_tests import Tests
-from rewards.load import bind, load_function, required_columns
-from rewards.multiple_choice import same_choice
-from rewards.score import Rewards, RewardSpec
+from grpo.evaluation.results.summary import Voting
+from rewards.answers.multiple_choice import same_choice
+from rewards.answers.verdict import Verdict
+from rewards.programs.cases import Tests
+from rewards.programs.datasets import read_tests, usual_columns
+from rewards.runner.load import bind, load_function, required_columns
+from rewards.runner.score import Rewards, RewardSpec
 from rewards.text import final_answer, gold_answer
-from rewards.verdict import Verdict
 from rollout.types import Group, Problem
 
-accuracy = import_module("rewards.accuracy")  # the package's own name `accuracy` is the function
+accuracy = import_module("rewards.answers.accuracy")  # the package's own name `accuracy` is the function
 
 Judged = Future[list[Verdict | None]]
 
@@ -118,7 +118,7 @@ class _JudgeGrader:
 
 
 class MathGrader(_JudgeGrader):
-    """rewards.accuracy: mathematical equivalence with the column `solution`."""
+    """rewards.answers.accuracy: mathematical equivalence with the column `solution`."""
 
     name = "accuracy"
     voting: Voting = staticmethod(accuracy.equal_answers)
@@ -137,13 +137,13 @@ class MathGrader(_JudgeGrader):
 
 
 class CodeGrader(_JudgeGrader):
-    """rewards.code: the program passes the problem's tests, in a sandbox. Programs do not vote."""
+    """rewards.programs.code: the program passes the problem's tests, in a sandbox. Programs do not vote."""
 
     name = "code"
     voting: Voting = None
 
     def __init__(self, options: dict[str, Any]) -> None:
-        code = import_module("rewards.code")  # as above, and it needs a machine with a sandbox
+        code = import_module("rewards.programs.code")  # as above, and it needs a machine with a sandbox
 
         def judge(texts: list[str], problem: Problem) -> list[Verdict | None]:
             tests = _tests(problem)

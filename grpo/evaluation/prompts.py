@@ -1,4 +1,4 @@
-"""From a task's problems to what the engine reads, under one of the templates of `rollout.prompts` or few_shot."""
+"""From a task's problems to what the engine reads, under one of the templates of `rollout.data.prompts` or few_shot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from grpo.evaluation.tasks import Task
-from rollout.prompts import Prompter
+from rollout.data.prompts import Prompter
 from rollout.types import Problem, Prompt
 
 if TYPE_CHECKING:

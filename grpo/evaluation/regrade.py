@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo.evaluation.grading import Grader, build_grader
-from grpo.evaluation.page import write_page
-from grpo.evaluation.results import Results, task_results
-from grpo.evaluation.samples import (
+from grpo.evaluation.results.page import write_page
+from grpo.evaluation.results.samples import (
     SAMPLES_FILE,
     counted_samples,
     judgement,
@@ -24,9 +23,10 @@ from grpo.evaluation.samples import (
     write_problems,
     write_rows,
 )
-from grpo.evaluation.summary import by_problem
-from grpo.page import RECIPE_FILE
-from grpo.records import Row
+from grpo.evaluation.results.summary import by_problem
+from grpo.evaluation.results.write import Results, task_results
+from grpo.report.page import RECIPE_FILE
+from grpo.report.records import Row
 from rollout.types import Completion, Group, Problem
 
 CHANGES_SHOWN = 20

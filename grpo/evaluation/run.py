@@ -23,11 +23,9 @@ from accelerate.utils import gather_object
 from grpo.evaluation.config import EvalRecipe, TaskConfig
 from grpo.evaluation.engines import ReferenceEngine, build_engine, context_length, fingerprint, load_tokenizer
 from grpo.evaluation.grading import Grader, build_grader, check_columns
-from grpo.evaluation.page import PAGE_FILE
-from grpo.evaluation.progress import Progress
 from grpo.evaluation.prompts import stop_strings, task_prompts
-from grpo.evaluation.results import RESULTS_FILE, Results, write_results
-from grpo.evaluation.samples import (
+from grpo.evaluation.results.page import PAGE_FILE
+from grpo.evaluation.results.samples import (
     PROBLEMS_FILE,
     SampleWriter,
     as_line,
@@ -40,11 +38,13 @@ from grpo.evaluation.samples import (
     write_asked,
     write_problems,
 )
-from grpo.evaluation.table import markdown
+from grpo.evaluation.results.table import markdown
+from grpo.evaluation.results.write import RESULTS_FILE, Results, write_results
 from grpo.evaluation.tasks import Task, find_task, load_task
-from grpo.recipe import write_resolved
-from grpo.records import read_rows
-from rollout.engine import Engine, request_seed
+from grpo.recipe.load import write_resolved
+from grpo.report.progress import Progress
+from grpo.report.records import read_rows
+from rollout.engines.base import Engine, request_seed
 from rollout.types import Group, Problem, Prompt, Sampling
 
 if TYPE_CHECKING:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.config import GRPORecipe
 from grpo.evaluation.grading import Grader, RewardGrader, build_grader, check_columns
 from grpo.evaluation.prompts import task_prompts
-from grpo.evaluation.samples import sample_rows
-from grpo.evaluation.summary import by_problem, summarize
+from grpo.evaluation.results.samples import sample_rows
+from grpo.evaluation.results.summary import by_problem, summarize
 from grpo.evaluation.tasks import Task, load_task
-from grpo.records import Row
-from rewards.score import Rewards
-from rollout.engine import Engine, request_seed
+from grpo.recipe.config import GRPORecipe
+from grpo.report.records import Row
+from rewards.runner.score import Rewards
+from rollout.engines.base import Engine, request_seed
 from rollout.types import Prompt, Sampling
 
 if TYPE_CHECKING:

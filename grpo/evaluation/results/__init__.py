@@ -1,0 +1,1 @@
+"""From kept samples to metrics: estimators, summaries, tables, the page, comparisons."""

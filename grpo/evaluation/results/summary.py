@@ -1,0 +1,117 @@
+"""From sample rows to figures."""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from typing import Any, Literal
+
+from grpo.evaluation.results.estimators import clustered_interval, consensus, mean, pass_at_k, percentile
+from grpo.report.records import Row
+
+# How answers are counted for cons@k: by value, which says for each pair of answers whether they are the same, where all
+# right ones are; by their texts; not at all.
+Voting = Callable[[Sequence[tuple[str, str]]], list[bool]] | Literal["text"] | None
+
+
+def by_problem(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows of the same problem together, samples in order, problems in the order in which they come."""
+    problems: dict[str, list[Row]] = {}
+    for row in rows:
+        problems.setdefault(row["problem_id"], []).append(row)
+    return [sorted(samples, key=lambda row: row["sample"]) for samples in problems.values()]
+
+
+def summarize(problems: Sequence[Sequence[Row]], voting: Voting) -> dict[str, float]:
+    """The figures of a task.
+
+    {
+        "pass@1": 0.84, "pass@1_low": 0.81, "pass@1_high": 0.87,  # mean share of right samples, 95% interval
+        "pass@2": 0.91,              # …, 4, 8 up to the number of samples: at least one of k is right, unbiased
+        "cons@8": 0.88,              # the most frequent answer is right; with two or more samples that give answers
+        "truncated_ratio": 0.01,     # of samples, cut at the token budget
+        "no_answer_ratio": 0.02,     # of samples, not right and without an answer that could be read
+        "unverifiable_ratio": 0.0,   # of samples, neither shown right nor wrong by the checker; counted as wrong
+        "mean_length": 41.5, "p95_length": 88,  # tokens
+        "num_problems": 512, "num_samples": 8,
+        "num_unreadable": 0,         # problems whose gold no checker can read: in none of the figures above
+        "rewards/format/mean": 1.0,  # for each reward, over the samples that it applies to
+    }
+    """
+    judged = [samples for samples in problems if any(row["verdict"] is not None for row in samples)]
+    metrics: dict[str, float] = {"num_problems": len(problems), "num_unreadable": len(problems) - len(judged)}
+    if not judged:
+        return metrics
+    right = [[row["verdict"] == "right" for row in samples] for samples in judged]
+    num_samples = min(map(len, right))
+    passes = {
+        f"pass@{k}": mean(pass_at_k(len(row), sum(row), k) for row in right)
+        for k in (2**i for i in range(num_samples.bit_length()))
+    }
+    low, high = clustered_interval([mean(row) for row in right])
+    metrics = {"pass@1": passes.pop("pass@1"), "pass@1_low": low, "pass@1_high": high, **passes}
+    rows = [row for samples in judged for row in samples]
+    if voting is not None and num_samples > 1 and any(row["answer"] is not None for row in rows):
+        first = [samples[:num_samples] for samples in judged]
+        classes = answer_classes(first, voting)
+        metrics[f"cons@{num_samples}"] = mean(map(consensus, classes, right_of(first)))
+    lengths = [row["num_tokens"] for row in rows]
+    metrics |= {
+        "truncated_ratio": mean(row["finish_reason"] == "length" for row in rows),
+        "no_answer_ratio": mean(row["answer"] is None and row["verdict"] != "right" for row in rows),
+        "unverifiable_ratio": mean(row["verdict"] == "unverifiable" for row in rows),
+        "mean_length": mean(lengths),
+        "p95_length": percentile(lengths, 0.95),
+        "num_problems": len(problems),
+        "num_samples": num_samples,
+        "num_unreadable": len(problems) - len(judged),
+    }
+    for name in rows[0]["rewards"]:
+        if applicable := [row["rewards"][name] for row in rows if row["rewards"][name] is not None]:
+            metrics[f"rewards/{name}/mean"] = mean(applicable)
+    return metrics
+
+
+def right_of(problems: Sequence[Sequence[Row]]) -> list[list[bool]]:
+    return [[row["verdict"] == "right" for row in samples] for samples in problems]
+
+
+def answer_classes(
+    problems: Sequence[Sequence[Row]], voting: Callable[[Sequence[tuple[str, str]]], list[bool]] | Literal["text"]
+) -> list[list[int | None]]:
+    """Which answer each sample gives, equal answers under equal numbers; None: no answer.
+
+    By value, right answers all equal the gold one, so only the others are compared, all pairs of a problem in one call.
+    """
+    if voting == "text":
+        texts = [list(dict.fromkeys(row["answer"] for row in samples)) for samples in problems]
+        return [
+            [None if row["answer"] is None else known.index(row["answer"]) for row in samples]
+            for samples, known in zip(problems, texts, strict=True)
+        ]
+    others = [list(dict.fromkeys(row["answer"] for row in samples if _votes(row))) for samples in problems]
+    pairs = [pair for answers in others for pair in combinations(answers, 2)]
+    same = {pair for pair, is_same in zip(pairs, voting(pairs), strict=True) if is_same} if pairs else set()
+    classes = []
+    for samples, answers in zip(problems, others, strict=True):
+        number: dict[Any, int] = {}
+        for index, answer in enumerate(answers):
+            like = next((a for a in answers[:index] if (a, answer) in same), None)
+            number[answer] = index + 1 if like is None else number[like]
+        classes.append([_class(row, number) for row in samples])
+    return classes
+
+
+def _votes(row: Row) -> bool:
+    return row["answer"] is not None and row["verdict"] != "right"
+
+
+def _class(row: Row, number: dict[Any, int]) -> int | None:
+    if row["answer"] is None:
+        return None
+    return 0 if row["verdict"] == "right" else number[row["answer"]]
+
+
+def tabulate(problems: Sequence[Sequence[Row]], column: dict[str, Any], voting: Voting) -> dict[str, dict[str, float]]:
+    """The figures of each value of a column: {"1": {"pass@1": …}, "2": …}; column: problem id -> value or list."""
+    values = {str(column[samples[0]["problem_id"]]): column[samples[0]["problem_id"]] for samples in problems}
+    order = sorted(values, key=lambda text: (str(type(values[text])), values[text]))
+    return {text: summarize([s for s in problems if str(column[s[0]["problem_id"]]) == text], voting) for text in order}

@@ -1,0 +1,1 @@
+"""The state of training: policy, reference, optimizer, batches, weights, checkpoints."""

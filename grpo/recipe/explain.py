@@ -1,0 +1,100 @@
+"""Says what is wrong with a recipe: value, rule and remedy, one line per error."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
+from pydantic_core.core_schema import ErrorType
+
+from grpo.recipe.config import Section
+
+# Rules whose reason is not plain from pydantic's words.
+REASONS = {
+    "rollout.num_generations": "advantages are relative within a group, and a group of one has none",
+    "rollout.temperature": "the log-probs of greedy samples say nothing",
+    "rewards": "without a reward there is nothing to learn",
+}
+# Kinds of error -> the rule, in plain words.
+RULES: dict[ErrorType, str] = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be text; quote it",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a section with keys",
+}
+
+
+def explain(error: ValidationError, cls: type[Section]) -> list[str]:
+    """One line per error of a recipe of type `cls`; rules of several fields come as they were raised."""
+    lines: dict[str, None] = {}
+    for item in error.errors(include_url=False):
+        for line in _lines(item, cls):
+            lines[line] = None  # a union reports each of its members: say it once
+    return list(lines)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?`, or nothing."""
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def _lines(item: Any, cls: type[Section]) -> list[str]:
+    location = [part for part in item["loc"] if part not in ("bool", "str")]  # pydantic names members of unions
+    where, kind, value = ".".join(map(str, location)), item["type"], item["input"]
+    if kind == "extra_forbidden":
+        return [f"{where}: there is no such key.{_where_it_belongs(location, cls)}"]
+    if kind == "missing":
+        reason = f": {REASONS[where]}" if where in REASONS else ""
+        return [f"{where}: is missing, and has no default{reason}. Add it."]
+    if kind == "value_error":
+        said = item["msg"].removeprefix("Value error, ").splitlines()
+        return [f"{where}: {line}" if where else line for line in said]
+    rule = RULES.get(kind) or item["msg"].replace("Input should", "must")
+    reason = f" ({REASONS[where]})" if where in REASONS else ""
+    remedy = nearest(str(value), re.findall(r"'([^']+)'", rule)) if kind == "literal_error" else ""
+    return [f"{where}={value!r}: {rule}{reason}.{remedy or _default(location, cls)}"]
+
+
+def _default(location: list[str | int], cls: type[Section]) -> str:
+    field = _section(location[:-1], cls).model_fields.get(str(location[-1]))
+    if field is None or field.default is PydanticUndefined or field.default is None:
+        return ""
+    return f" The default is {field.default!r}."
+
+
+def _where_it_belongs(location: list[str | int], cls: type[Section]) -> str:
+    key, section = str(location[-1]), _section(location[:-1], cls)
+    close = nearest(key, section.model_fields)
+    if close:
+        return close
+    for name, field in cls.model_fields.items():
+        for inner in _sections(field.annotation):
+            match = difflib.get_close_matches(key, inner.model_fields, n=1, cutoff=0.8)
+            if match:
+                return f" Did you mean {name}.{match[0]}?"
+    return f" Known here: {', '.join(section.model_fields)}."
+
+
+def _section(location: list[str | int], cls: type[Section]) -> type[Section]:
+    """The section type at a location; indices of lists are passed over."""
+    for part in location:
+        if isinstance(part, str):
+            inner = _sections(cls.model_fields[part].annotation) if part in cls.model_fields else []
+            if not inner:
+                break
+            cls = inner[0]
+    return cls
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The section types inside an annotation such as `list[RewardConfig]` or `DataConfig | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections(argument)]

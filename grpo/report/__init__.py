@@ -1,0 +1,1 @@
+"""Metrics that merge, the files of a run, terminal output, the run's page."""

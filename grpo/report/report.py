@@ -1,0 +1,231 @@
+"""Everything a run tells: metrics.jsonl, samples.jsonl, trackers, the terminal, and at the end the page.
+
+    report = Report(output_dir, recipe, accelerator=accelerator)
+    with closing(report):                                  # an interrupted run gets its page, too
+        report.log_evaluation(0, {"eval/pass@1": 0.18, …})
+        with report.phase("generate"):
+            …
+        report.log(1, {"reward": 0.2, …})                  # adds time/generate
+        report.log_samples(1, scored_groups, advantages)
+        report.summary()
+
+Metrics arrive reduced over processes; only the main process writes. Of the samples it logs those of its own shard.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+
+from grpo.recipe.config import GRPORecipe
+from grpo.report.page import write_page
+from grpo.report.records import METRICS_FILE, SAMPLES_FILE, Row, compare, cut_after, deterministic, read_rows
+from grpo.report.terminal import Terminal
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from rewards.runner.score import ScoredGroup
+
+__all__ = ["Report", "deterministic", "write_page"]
+
+Metrics = Mapping[str, float | Sequence[Sequence[float]]]
+
+
+class Report:
+    """One run's report, in `output_dir`.
+
+    Files get every step; terminal and trackers every `report.logging_steps`. With `resume_step=n`, rows of steps after
+    n are cut first: the run was killed after the checkpoint it resumes from. Without it, the files of an earlier run
+    in the same folder are kept as `*.previous`.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        recipe: GRPORecipe,
+        *,
+        accelerator: "Accelerator",
+        resume_step: int | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.output_dir = output_dir
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase, since the last row
+        self.intervals: deque[float] = deque(maxlen=20)  # wall seconds of the newest steps
+        self.mark = time.perf_counter()
+        self.terminal: Terminal | None = None
+        self.closed = False
+        self._start_trackers(resume_step)
+        if accelerator.is_main_process:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            self.metrics_file = _open(output_dir / METRICS_FILE, resume_step)
+            self.samples_file = _open(output_dir / SAMPLES_FILE, resume_step)
+            self.terminal = Terminal(
+                console or Console(), max_steps=recipe.trainer.max_steps, first_step=resume_step or 0
+            )
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's wall time to `time/<name>` of the next row. Phases do not nest."""
+        if self.terminal is not None:
+            self.terminal.phase(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Write the row of a training step. List-valued metrics go to the file and the page, not to trackers."""
+        times = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+        self.seconds.clear()
+        now = time.perf_counter()
+        self.intervals.append(now - self.mark)
+        self.mark = now
+        shown = step % self.recipe.report.logging_steps == 0 or step == self.recipe.trainer.max_steps
+        row = self._write_metrics(step, {**metrics, **times}, track=shown)
+        if self.terminal is not None and shown:
+            steps_left = self.recipe.trainer.max_steps - step
+            self.terminal.step(step, row, steps_left * sum(self.intervals) / len(self.intervals))
+
+    def log_evaluation(self, step: int, metrics: Metrics) -> None:
+        """Write the row of a held-out evaluation; keys begin with `eval/`. Refreshes the page."""
+        times = {"time/evaluate": self.seconds.pop("evaluate")} if "evaluate" in self.seconds else {}
+        row = self._write_metrics(step, {**metrics, **times}, track=True)
+        if not self.intervals:  # what came before the first step says nothing about how long a step takes
+            self.mark = time.perf_counter()
+        if self.terminal is not None:
+            self.terminal.evaluation(step, row)
+            write_page(self.output_dir)
+
+    def log_samples(self, step: int, groups: Sequence["ScoredGroup"], advantages: Sequence[Sequence[float]]) -> None:
+        """Write `report.num_logged_groups` of the step's groups; `advantages[i][j]` belongs to completion j of group i.
+
+        The choice depends on step and problem ids alone, so that a resumed run shows the same groups.
+        """
+        if self.terminal is None:
+            return
+
+        def key(index: int) -> bytes:
+            return hashlib.blake2b(f"{step}/{groups[index].group.problem.id}".encode(), digest_size=8).digest()
+
+        for index in sorted(range(len(groups)), key=key)[: self.recipe.report.num_logged_groups]:
+            _write_row(self.samples_file, _sample_row(step, groups[index], advantages[index]))
+
+    def summary(self) -> None:
+        """Print the held-out figures, base against trained."""
+        if self.terminal is not None:
+            comparisons = compare(list(read_rows(self.output_dir / METRICS_FILE)))
+            if comparisons:
+                self.terminal.comparison(comparisons)
+
+    def close(self) -> None:
+        """Finish files and trackers and write the page. A second call does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if self.terminal is not None:
+            self.terminal.stop()
+            self.metrics_file.close()
+            self.samples_file.close()
+            self.terminal.message(f"page: {write_page(self.output_dir)}")
+
+    def _write_metrics(self, step: int, metrics: Mapping[str, Any], *, track: bool) -> Row:
+        row = {"step": step, **{key: _finite(metrics[key]) for key in sorted(metrics)}}
+        if self.terminal is not None:
+            _write_row(self.metrics_file, row)
+        if track:
+            scalars = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+            self.accelerator.log(scalars, step=step)
+        return row
+
+    def _start_trackers(self, resume_step: int | None) -> None:
+        names = self.recipe.report.report_to
+        if not names:
+            return
+        from accelerate.tracking import filter_trackers
+
+        self.accelerator.project_configuration.set_directories(str(self.output_dir))
+        found = filter_trackers(names, self.output_dir)  # type: ignore[arg-type]
+        missing = sorted(set(names) - {str(tracker) for tracker in found})
+        if missing:  # accelerate would leave them out without a word
+            raise ValueError(
+                f"report.report_to names {missing}, which cannot be imported. "
+                f"Install with `pip install {' '.join(missing)}`, or take out of report_to."
+            )
+        self.accelerator.log_with = found
+        run_name = self.recipe.report.run_name or self.output_dir.name
+        options: dict[str, dict[str, Any]] = {"wandb": {"name": run_name}, "trackio": {"name": run_name}}
+        if resume_step is not None:
+            options["tensorboard"] = {"purge_step": resume_step + 1}
+        self.accelerator.init_trackers("grpo", config=_flat(self.recipe.model_dump()), init_kwargs=options)
+
+
+def _open(path: Path, resume_step: int | None) -> TextIO:
+    if resume_step is not None:
+        cut_after(path, resume_step)
+    elif path.exists():
+        path.replace(path.with_name(path.name + ".previous"))
+    return path.open("a", encoding="utf-8")
+
+
+def _write_row(file: TextIO, row: Row) -> None:
+    # default=str: datasets bring dates and the like in a problem's columns.
+    file.write(json.dumps(row, default=str, allow_nan=False) + "\n")
+    file.flush()
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity become null: JSON has no word for them, and a reader other than Python would stop."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value
+
+
+def _sample_row(step: int, scored: "ScoredGroup", advantages: Sequence[float]) -> Row:
+    problem = scored.group.problem
+    return {
+        "step": step,
+        "problem_id": problem.id,
+        "prompt": problem.prompt,
+        "columns": _finite(problem.columns),
+        "completions": [
+            {
+                "text": completion.text,
+                "num_tokens": len(completion.token_ids),
+                "finish_reason": completion.finish_reason,
+                "reward": _finite(scored.rewards[index]),
+                "rewards": {name: _finite(values[index]) for name, values in scored.breakdown.items()},
+                "advantage": _finite(advantages[index]),
+                **({"gated": shut} if (shut := [name for name, gates in scored.gated.items() if gates[index]]) else {}),
+                **({"extras": {c: _finite(v[index]) for c, v in scored.extras.items()}} if scored.extras else {}),
+            }
+            for index, completion in enumerate(scored.group.completions)
+        ],
+    }
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """{"trainer": {"seed": 1}} -> {"trainer.seed": 1}: trackers take flat values only."""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

@@ -1,0 +1,1 @@
+"""What nodes are worth, and which of them are equal."""

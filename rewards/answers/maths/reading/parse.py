@@ -1,0 +1,382 @@
+"""From tokens to nodes: lists, sets, intervals, relations and names. What stands inside them is `scalar`'s to read."""
+
+from collections.abc import Iterable
+
+from rewards.answers.maths.nodes import (
+    Based,
+    Interval,
+    Matrix,
+    Named,
+    Node,
+    Op,
+    Quantity,
+    Relation,
+    Seq,
+    Sym,
+    Text,
+    Union,
+    Unreadable,
+    symbols,
+)
+from rewards.answers.maths.reading import words
+from rewards.answers.maths.reading.scalar import CLOSING, OPENING, Tokens, matching, scalar, symbol_name
+from rewards.answers.maths.reading.tokens import FUNCTIONS, tokenize
+
+_SIGNS = {"=": "=", "<": "<", ">": ">", "le": "≤", "ge": "≥", "ne": "≠", "approx": "≈", "simeq": "≈", "in": "∈"}
+_BETWEEN = {",", "and", "or", "&"}
+_MATRICES = {"pmatrix", "bmatrix", "vmatrix", "Bmatrix", "matrix", "array", "smallmatrix"}
+_SETS = {"bbR": "ℝ", "bbZ": "ℤ", "bbN": "ℕ", "bbQ": "ℚ", "bbC": "ℂ"}
+
+
+def parse(text: str, *, grouped: bool = True) -> Node:
+    """The node of a normalized answer. grouped: read 1,234 as one number. Unreadable where it is none."""
+    return read(tokenize(text, grouped=grouped))
+
+
+def read(tokens: Tokens) -> Node:
+    """One or several values."""
+    tokens = _bare(tokens)
+    if not tokens:
+        raise Unreadable("no answer")
+    if _all_words(tokens):
+        return _text(tokens)
+    if (place := words.remark(tokens)) is not None:
+        if qualifier := words.qualifier(*(token.text for token in tokens[place:])):
+            raise Unreadable(f"the word {qualifier!r}")
+        tokens = tokens[:place]
+    groups = [group for group, _ in _split(tokens, {";", "\\\\"}) if group]
+    if len(groups) > 1:
+        return Seq("list", tuple(_as_tuple(read(group)) for group in groups))
+    pieces = [(piece, sign) for piece, sign in _split(tokens, _BETWEEN) if piece]
+    if not pieces:
+        raise Unreadable("no answer")
+    nodes = tuple(_item(piece) for piece, _ in pieces)
+    if len(nodes) > 1:  # kπ, k ∈ ℤ
+        nodes = tuple(node for node in nodes if not _is_domain(node)) or nodes
+    if len(nodes) == 1:
+        return nodes[0]
+    if all(isinstance(node, Text) for node in nodes):
+        return Seq("list", nodes)
+    if all(_is_inequality(node) for node in nodes):
+        signs = {sign for _, sign in pieces[:-1]}
+        return Seq("and", nodes) if signs == {"and"} else Union(nodes)
+    return Seq("list", _spread_name(nodes))
+
+
+def _item(tokens: Tokens) -> Node:
+    """One value, with the words around it."""
+    tokens = words.without_quantifier(_unlabelled(_bare(tokens)))
+    if not tokens:
+        raise Unreadable("a label without a value")
+    if _all_words(tokens):
+        return _text(tokens)
+    after_leading, before = words.leading(tokens)
+    if _is_sentence(after_leading):
+        return _text(tokens)
+    tokens = after_leading
+    tokens, after = words.trailing(tokens)
+    if not tokens:
+        raise Unreadable("words alone")
+    if qualifier := words.qualifier(before, after):
+        raise Unreadable(f"the word {qualifier!r}")
+    node = _relation(tokens)
+    if not after:
+        return node
+    if isinstance(node, Named):
+        return Named(node.name, node.arguments, Quantity(node.value, after))
+    return Quantity(node, after)
+
+
+def _relation(tokens: Tokens) -> Node:
+    pieces = _split(tokens, _SIGNS, commands=True)
+    if len(pieces) > 1 and not pieces[0][0] and pieces[0][1] in ("approx", "simeq", "=", "in"):
+        pieces = pieces[1:]  # the name is left out: ≈ 8.24
+    if len(pieces) == 1:
+        return _part(pieces[0][0])
+    if any(not piece for piece, _ in pieces):
+        raise Unreadable("a sign with nothing beside it")
+    signs = tuple(_SIGNS[sign] for _, sign in pieces[:-1])
+    first = pieces[0][0]
+    if "≈" in signs:
+        return _approximate([piece for piece, _ in pieces], signs)
+    if signs == ("∈",):
+        return Named(_render(first), (), _part(pieces[1][0])) if _name(first) else _unreadable("membership of a value")
+    if set(signs) == {"="}:
+        return _equality([piece for piece, _ in pieces])
+    if "∈" in signs or ("≠" in signs and len(signs) > 1):
+        raise Unreadable("a mixed relation")
+    return Relation(tuple(_part(piece) for piece, _ in pieces), signs)
+
+
+def _approximate(pieces: list[Tokens], signs: tuple[str, ...]) -> Node:
+    """What stands before the first ≈, where it is a value; else what follows it."""
+    place = signs.index("≈")
+    before = pieces[: place + 1]
+    about = _part(pieces[place + 1])
+    if len(before) == 1:
+        return Named(_render(before[0]), (), about) if _name(before[0]) else Op("near", (_part(before[0]), about))
+    if set(signs[:place]) != {"="}:
+        raise Unreadable("a mixed relation")
+    node = _equality(before)
+    return Named(node.name, node.arguments, Op("near", (node.value, about))) if isinstance(node, Named) else node
+
+
+def _equality(pieces: list[Tokens]) -> Node:
+    first, rest = pieces[0], pieces[1:]
+    named = _name(first)
+    values = tuple(_part(piece) for piece in rest)
+    value = values[0] if len(values) == 1 else Op("chain", values)
+    if named is None:
+        names = _names(first)
+        if names and isinstance(value, Seq) and len(value.items) == len(names):
+            return Seq("tuple", tuple(Named(n, a, v) for (n, a), v in zip(names, value.items, strict=True)))
+        if names:
+            return Named(_render(first), (), value)
+        return Relation((_part(first), *values), ("=",) * len(values))
+    name, arguments = named
+    if name in symbols(value) and not arguments:
+        return Relation((_part(first), *values), ("=",) * len(values))
+    # x = y = z = 1: every name before the last value is a name.
+    if len(values) > 1 and all(_name(piece) for piece in rest[:-1]):
+        return Named(name, arguments, values[-1])
+    return Named(name, arguments, value)
+
+
+def _name(tokens: Tokens) -> tuple[str, tuple[str, ...]] | None:
+    """("f", ("x",)) for f(x); ("x_{1}", ()) for x_1; None for what is no name."""
+    if not tokens:
+        return None
+    kinds = [token.kind for token in tokens]
+    if tokens[0][:2] == ("cmd", "Delta") and len(tokens) > 1 and (of := _name(tokens[1:])):
+        return f"Delta {of[0]}", of[1]
+    if all(words.is_word(token) for token in tokens):
+        return _render(tokens), ()
+    if (
+        kinds[0] == "cmd"
+        and tokens[0].text in FUNCTIONS
+        and kinds[1:]
+        and kinds[1] in ("sym", "word")
+        and len(kinds) == 2
+    ):
+        return _render(tokens), ()
+    read = symbol_name(tokens)
+    if read is None:
+        return None
+    name, rest = read
+    if not rest:
+        return name, ()
+    if rest[0].kind == "(" and matching(rest, 0) == len(rest) - 1:
+        arguments = [_render(piece) for piece, _ in _split(rest[1:-1], {","})]
+        return name, tuple(arguments)
+    if rest[0].kind == ":" and _name(rest[1:]):  # a ratio of two names
+        return _render(tokens), ()
+    return None
+
+
+def _names(tokens: Tokens) -> list[tuple[str, tuple[str, ...]]] | None:
+    """Of (x, y, z)."""
+    if len(tokens) < 3 or tokens[0].kind != "(" or matching(tokens, 0) != len(tokens) - 1:
+        return None
+    found = [_name(piece) for piece, _ in _split(tokens[1:-1], {","})]
+    return [name for name in found if name] if all(found) else None
+
+
+def _part(tokens: Tokens) -> Node:
+    """A set, an interval, a tuple, a matrix or a scalar."""
+    pieces = [piece for piece, _ in _split(tokens, {"cup"}, commands=True)]
+    if len(pieces) > 1:
+        return Union(tuple(_part(piece) for piece in pieces))
+    pieces = [piece for piece, _ in _split(tokens, {"setminus", "backslash"}, commands=True)]
+    if len(pieces) == 2:
+        return Op("setminus", (_part(pieces[0]), _part(pieces[1])))
+    tokens = _bare(tokens)
+    if not tokens:
+        raise Unreadable("an empty place")
+    first = tokens[0]
+    if first.kind == "cmd" and first.text == "begin":
+        return _matrix(tokens)
+    if first.kind == "cmd" and first.text in _SETS and len(tokens) == 1:
+        return Sym(_SETS[first.text])
+    if first.kind == "cmd" and first.text == "emptyset" and len(tokens) == 1:
+        return Union(())
+    if first.kind == "cmd" and first.text in ("ldots", "dots", "cdots") and len(tokens) == 1:
+        return Sym("…")  # a place in a list
+    if (based := _based(tokens)) is not None:
+        return based
+    if matching(tokens, 0) == len(tokens) - 1:
+        return _bracketed(tokens)
+    if (ratio := [piece for piece, _ in _split(tokens, {":"})]) and len(ratio) > 1:
+        values = tuple(scalar(piece) for piece in ratio)
+        if len(values) == 2 and len(ratio[1]) == 1 and ratio[1][0].text.startswith("0"):
+            return Op("time", values)
+        return Op("ratio", values) if len(values) == 2 else Seq("ratio", values)
+    if _all_words(tokens):
+        return _text(tokens)
+    return scalar(tokens)
+
+
+def _bracketed(tokens: Tokens) -> Node:
+    opening, inside, closing = tokens[0], tokens[1:-1], tokens[-1]
+    kind = opening.text if opening.kind == "cmd" else opening.kind
+    if kind in ("lceil", "lfloor"):
+        return scalar(tokens)
+    if kind == "\\{":
+        return _set(inside)
+    items = [piece for piece, _ in _split(inside, {",", ";"})]
+    if kind == "langle":
+        return Seq("tuple", tuple(_item(piece) for piece in items))
+    round_pair = (opening.kind, closing.kind) == ("(", ")")
+    if len(items) == 1:
+        if not round_pair and (opening.kind, closing.kind) != ("[", "]"):
+            raise Unreadable("an interval with one end")
+        if inside[:1] and inside[0].kind == "cmd" and inside[0].text == "begin":
+            return _part(inside)
+        return read(inside) if round_pair else _part(inside)
+    if any(not item for item in items):
+        raise Unreadable("an empty place between commas")
+    values = tuple(_item(item) for item in items)
+    if round_pair:
+        return Seq("tuple", values)
+    if len(values) == 2:
+        return Interval(values[0], values[1], opening.kind == "[", closing.kind == "]")
+    if (opening.kind, closing.kind) == ("[", "]"):
+        return Seq("bracket", values)
+    raise Unreadable("brackets that do not match")
+
+
+def _set(inside: Tokens) -> Node:
+    if not inside:
+        return Union(())
+    for sign in ("|", ":"):
+        halves = [piece for piece, _ in _split(inside, {sign})]
+        if len(halves) == 2 and symbol_name(halves[0][:1]):
+            condition = read(halves[1])
+            if isinstance(condition, Relation | Union | Seq):
+                return condition
+            raise Unreadable("a set described by words")
+    return Seq("set", tuple(_item(piece) for piece, _ in _split(inside, {",", ";", "and"}) if piece))
+
+
+def _matrix(tokens: Tokens) -> Node:
+    """\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}"""
+    close = matching(tokens, 1)
+    name = "".join(token.text for token in tokens[2:close])
+    if name not in _MATRICES:
+        raise Unreadable(f"the environment {name!r}")
+    start = close + 1
+    if name == "array" and tokens[start : start + 1] and tokens[start].kind == "{":
+        start = matching(tokens, start) + 1
+    end = next((i for i in range(start, len(tokens)) if tokens[i].kind == "cmd" and tokens[i].text == "end"), None)
+    if end is None or matching(tokens, end + 1) != len(tokens) - 1:
+        raise Unreadable("more than one matrix")
+    rows = [row for row, _ in _split(tokens[start:end], {"\\\\"}) if row]
+    entries = tuple(tuple(_part(entry) for entry, _ in _split(row, {"&"})) for row in rows)
+    if not entries or len({len(row) for row in entries}) != 1:
+        raise Unreadable("a matrix with rows of different lengths")
+    return Matrix(entries)
+
+
+def _based(tokens: Tokens) -> Based | None:
+    """1011_2, -2A_{16}, 0.011_2, (1011)_2."""
+    if not tokens:
+        return None
+    if tokens[0].kind == "-" and (inner := _based(tokens[1:])) is not None:
+        return Based(f"-{inner.digits}", inner.base)
+    place = next((i for i, token in enumerate(tokens) if token.kind == "_"), 0)
+    digits, base = tokens[:place], _bare(tokens[place + 1 :])
+    if len(base) == 3 and (base[0].kind, base[2].kind) == ("(", ")"):
+        base = base[1:-1]
+    if digits and digits[0].kind == "(" and matching(digits, 0) == len(digits) - 1:
+        digits = digits[1:-1]
+    if not digits or len(base) != 1 or not base[0].text.isdigit() or len(base[0].text) > 2:
+        return None
+    text = "".join(token.text for token in digits).upper()
+    if not any(token.kind == "num" for token in digits) or not text.replace(".", "").isalnum():
+        return None
+    return Based(text, int(base[0].text))
+
+
+# -- helpers on tokens
+
+
+def _split(tokens: Tokens, signs: Iterable[str], *, commands: bool = False) -> list[tuple[Tokens, str]]:
+    """Pieces between signs outside of brackets, each with the sign that ends it ("" for the last)."""
+    pieces: list[tuple[Tokens, str]] = []
+    depth = start = 0
+    for i, token in enumerate(tokens):
+        name = token.text if token.kind == "cmd" else token.kind
+        if name in OPENING or name == "begin":
+            depth += 1
+        elif name in CLOSING or name == "end":
+            depth -= 1
+        elif depth == 0 and name in signs and (token.kind != "cmd" or commands):
+            pieces.append((tokens[start:i], name))
+            start = i + 1
+    return [*pieces, (tokens[start:], "")]
+
+
+def _bare(tokens: Tokens) -> Tokens:
+    """Without braces that only group, and without quotes."""
+    while len(tokens) > 1 and tokens[0].kind == "{" and matching(tokens, 0) == len(tokens) - 1:
+        tokens = tokens[1:-1]
+    return [token for token in tokens if token.kind not in ('"', "?")]
+
+
+def _unlabelled(tokens: Tokens) -> Tokens:
+    """`Paolo: 18` is 18; `Sequence 1: 3` is 3."""
+    for i, token in enumerate(tokens):
+        if token.kind == ":" and 0 < i < len(tokens) - 1:
+            label = tokens[:i]
+            if any(t.kind in ("word", "text") for t in label) and all(t.kind in ("word", "text", "num") for t in label):
+                return tokens[i + 1 :]
+    return tokens
+
+
+def _all_words(tokens: Tokens) -> bool:
+    kinds = {token.kind for token in tokens}
+    if not kinds <= {"word", "text", "sym", "roman", ".", "-", ",", "'", "or", "and", "(", ")", ":"}:
+        return False
+    plain = [token for token in tokens if token.kind in ("word", "text")]
+    if not any(words.is_word(token) for token in plain):
+        return False
+    if kinds & {",", "and", "or"}:  # several texts, or one sentence
+        return any(token.kind in ("sym",) for token in tokens) or len(plain) > 8
+    return True
+
+
+def _is_sentence(tokens: Tokens) -> bool:
+    """June 20; Alice is in room 45: a word, and then words and numbers."""
+    kinds = {token.kind for token in tokens}
+    return "num" in kinds and kinds <= {"num", "word", "text", "sym", "-", "'", "."} and words.is_word(tokens[0])
+
+
+def _text(tokens: Tokens) -> Node:
+    return words.text(" ".join(token.text for token in tokens))
+
+
+def _spread_name(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """x = 4, -8, -10: the first name is that of all."""
+    first = nodes[0]
+    if isinstance(first, Named) and not any(isinstance(node, Named | Relation) for node in nodes[1:]):
+        return (first.value, *nodes[1:])
+    return nodes
+
+
+def _is_domain(node: Node) -> bool:
+    return isinstance(node, Named) and isinstance(node.value, Sym) and node.value.name in _SETS.values()
+
+
+def _as_tuple(node: Node) -> Node:
+    return Seq("tuple", node.items) if isinstance(node, Seq) and node.kind == "list" else node
+
+
+def _is_inequality(node: Node) -> bool:
+    return isinstance(node, Relation) and "=" not in node.signs
+
+
+def _render(tokens: Tokens) -> str:
+    return "".join(token.text for token in tokens if token.kind not in ("{", "}"))
+
+
+def _unreadable(reason: str) -> Node:
+    raise Unreadable(reason)

@@ -1,0 +1,381 @@
+"""Scalar expressions: precedence climbing over tokens.
+
+What LaTeX leaves open is read as people write: 2\\frac{1}{2} is two and a half, 1/2x is (1/2)x, \\sin 2x is sin(2x),
+2^10 is 1024. Operators that restate a problem instead of answering it (sums, integrals, limits) are not read.
+"""
+
+from fractions import Fraction
+
+from rewards.answers.maths.nodes import Num, Op, Scalar, Sym, Unreadable, symbols
+from rewards.answers.maths.reading.tokens import FUNCTIONS, Token
+
+Tokens = list[Token]
+OPENING = {"(", "[", "{", "\\{", "langle", "lceil", "lfloor"}
+CLOSING = {")", "]", "}", "\\}", "rangle", "rceil", "rfloor"}
+_GREEK = {
+    *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa"),
+    *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma"),
+    *("Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "ell", "hbar"),
+}
+_DECORATIONS = {"overline", "vec", "hat", "bar", "tilde", "widehat", "overrightarrow", "dot"}
+_ACCENTS = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi"}
+_RESTATED = {
+    "int",
+    "iint",
+    "oint",
+    "sum",
+    "prod",
+    "lim",
+    "limsup",
+    "gcd",
+    "lcm",
+    "det",
+    "arg",
+    "deg",
+    "pmod",
+    "bmod",
+    "mod",
+}
+_TIMES = {"cdot", "times", "ast", "div"}
+
+
+def scalar(tokens: Tokens) -> Scalar:
+    """The expression that the tokens are, all of them."""
+    reader = _Reader(tokens)
+    node = reader.sum()
+    if reader.tokens:
+        raise Unreadable(f"{reader.tokens[0].text!r} after an expression")
+    return node
+
+
+def matching(tokens: Tokens, start: int) -> int:
+    """Index of the token that closes the bracket at start; -1 where there is none. Intervals may mix ( and ]."""
+    depth = 0
+    for i in range(start, len(tokens)):
+        name = tokens[i].text if tokens[i].kind == "cmd" else tokens[i].kind
+        if name in OPENING:
+            depth += 1
+        elif name in CLOSING:
+            depth -= 1
+        if depth == 0:
+            return i if i > start else -1
+    return -1
+
+
+def symbol_name(tokens: Tokens) -> tuple[str, Tokens] | None:
+    """The letter at the start with its subscript and primes, and the tokens after it; None: no letter there."""
+    if not tokens:
+        return None
+    first, rest = tokens[0], tokens[1:]
+    if first.kind in ("sym", "roman"):
+        name = first.text
+    elif first.kind == "cmd" and first.text in _GREEK:
+        name = _ACCENTS.get(first.text, first.text)
+    elif first.kind == "cmd" and first.text in _DECORATIONS and rest:
+        end = matching(rest, 0) if rest[0].kind == "{" else 0
+        name = f"{first.text}({''.join(token.text for token in rest[: end + 1] if token.kind not in '{}')})"
+        rest = rest[end + 1 :]
+    else:
+        return None
+    while rest:
+        if rest[0].kind == "_" and len(rest) > 1:
+            end = matching(rest, 1) if rest[1].kind == "{" else 1
+            name += "_" + "".join(token.text for token in rest[1 : end + 1] if token.kind not in "{}")
+            rest = rest[end + 1 :]
+        elif rest[0].kind == "'":
+            name += "'"
+            rest = rest[1:]
+        else:
+            break
+    return name, rest
+
+
+class _Reader:
+    """Reads from the front of `tokens`."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = list(tokens)
+
+    def _name(self) -> str:
+        """What the next token is; "" at the end."""
+        if not self.tokens:
+            return ""
+        token = self.tokens[0]
+        return token.text if token.kind == "cmd" else token.kind
+
+    def _take(self) -> Token:
+        if not self.tokens:
+            raise Unreadable("an expression that breaks off")
+        return self.tokens.pop(0)
+
+    def sum(self) -> Scalar:
+        node = self._product()
+        while self._name() in ("+", "-", "pm", "mp"):
+            sign = self._take()
+            right = self._product()
+            name = {"+": "add", "-": "sub", "pm": "pm", "mp": "mp"}[sign.text]
+            node = Op("add", (node, Op("neg", (right,)))) if name == "sub" else Op(name, (node, right))
+        return node
+
+    def _product(self) -> Scalar:
+        node = self._signed()
+        while True:
+            name = self._name()
+            if name == "*" or name in _TIMES:
+                sign = self._take().text
+                right = self._signed()
+                node = Op("div" if sign == "div" else "mul", (node, right))
+            elif name == "/":
+                self._take()
+                node = Op("div", (node, self._signed()))
+            elif self._starts_factor():
+                if name == "num" and isinstance(node, Num):
+                    raise Unreadable("two numbers side by side")
+                node = Op("mul", (node, self._power()))
+            else:
+                return node
+
+    def _starts_factor(self) -> bool:
+        name = self._name()
+        if name in ("num", "sym", "roman", "word", "(", "[", "{", "lceil", "lfloor"):
+            return True
+        return bool(self.tokens) and self.tokens[0].kind == "cmd" and name not in CLOSING | {"pm", "mp"}
+
+    def _signed(self) -> Scalar:
+        name = self._name()
+        if name == "+":
+            self._take()
+            return self._signed()
+        if name == "-":
+            self._take()
+            return Op("neg", (self._signed(),))
+        if name in ("pm", "mp"):
+            self._take()
+            return Op(name, (self._signed(),))
+        return self._power()
+
+    def _power(self) -> Scalar:
+        return self._postfix(self._atom())
+
+    def _postfix(self, node: Scalar) -> Scalar:
+        while True:
+            name = self._name()
+            if name == "^":
+                self._take()
+                node = Op("pow", (node, self._argument(whole_numbers=True)))
+            elif name == "!":
+                self._take()
+                if self._name() == "!":
+                    raise Unreadable("a double factorial")
+                node = Op("factorial", (node,))
+            elif name == "%":
+                self._take()
+                node = Op("percent", (node,))
+            elif name == "circ":
+                self._take()
+                node = Op("degree", (self._minutes(node),))
+            else:
+                return node
+
+    def _minutes(self, degrees: Scalar) -> Scalar:
+        """60° 42'."""
+        if len(self.tokens) >= 2 and self.tokens[0].kind == "num" and self.tokens[1].kind == "'":
+            minutes = _number(self._take().text)
+            self._take()
+            return Op("add", (degrees, Num(minutes.value / 60)))
+        return degrees
+
+    def _atom(self) -> Scalar:
+        token = self._take()
+        name = token.text if token.kind == "cmd" else token.kind
+        if token.kind == "num":
+            return self._numeral(token)
+        if token.kind == "word":
+            self._return_letters(token)
+            return self._atom()
+        if name in ("(", "[", "{", "lceil", "lfloor"):
+            if any(t[:2] == ("cmd", "choose") for t in self.tokens):
+                return self._choose(token)
+            inside = scalar(self._inside(token))
+            return Op({"lceil": "ceil", "lfloor": "floor"}[name], (inside,)) if name in ("lceil", "lfloor") else inside
+        if name == "|":
+            end = next((i for i, other in enumerate(self.tokens) if other.kind == "|"), None)
+            if end is None:
+                raise Unreadable("| without its partner")
+            inside, self.tokens = self.tokens[:end], self.tokens[end + 1 :]
+            return Op("abs", (scalar(inside),))
+        if token.kind == "cmd":
+            return self._command(token)
+        read = symbol_name([token, *self.tokens])
+        if read is None:
+            raise Unreadable(f"{token.text!r} where a value should be")
+        letter, self.tokens = read
+        return _letter(letter)
+
+    def _return_letters(self, word: Token) -> None:
+        """xy is x times y."""
+        self.tokens[:0] = [Token("sym", letter, False) for letter in word.text]
+
+    def _choose(self, opening: Token) -> Scalar:
+        """{n \\choose k}"""
+        inside = self._inside(opening)
+        place = next((i for i, token in enumerate(inside) if token[:2] == ("cmd", "choose")), None)
+        if place is None:
+            return scalar(inside)
+        return Op("binom", (scalar(inside[:place]), scalar(inside[place + 1 :])))
+
+    def _numeral(self, token: Token) -> Scalar:
+        node = _number(token.text)
+        if self._name() == "_":
+            raise Unreadable("a number with a subscript inside an expression")
+        rest = self.tokens
+        if rest[:1] and rest[0].kind == "." and rest[1:2] and rest[1].text in ("overline", "bar"):
+            self._take()
+            node = Num(node.value, 0)
+        if node.places is not None and self._name() in ("overline", "bar"):
+            self._take()
+            repeated = "".join(t.text for t in self._inside(self._take()))
+            if not repeated.isdigit():
+                raise Unreadable("a repeating decimal without digits")
+            period = Fraction(int(repeated), (10 ** len(repeated) - 1) * 10**node.places)
+            return Num(node.value + period)
+        if node.value.denominator == 1 and node.places is None:
+            return self._mixed(node)
+        return node
+
+    def _mixed(self, whole: Num) -> Scalar:
+        """2\\frac{1}{2} and 2 1/2 are two and a half."""
+        rest = self.tokens
+        if self._name() == "frac":
+            ahead = _Reader(rest[1:])
+            top, bottom = ahead._argument(), ahead._argument()
+            if isinstance(top, Num) and isinstance(bottom, Num) and 0 < top.value < bottom.value:
+                self.tokens = ahead.tokens
+                return Num(whole.value + top.value / bottom.value)
+        elif len(rest) >= 3 and [t.kind for t in rest[:3]] == ["num", "/", "num"] and rest[0].spaced:
+            top, bottom = _number(rest[0].text), _number(rest[2].text)
+            if 0 < top.value < bottom.value:
+                self.tokens = rest[3:]
+                return Num(whole.value + top.value / bottom.value)
+        return whole
+
+    def _command(self, token: Token) -> Scalar:
+        name = token.text
+        if name in _RESTATED:
+            raise Unreadable(f"\\{name} instead of its value")
+        if name == "frac":
+            return Op("div", (self._argument(), self._argument()))
+        if name in ("binom", "dbinom", "tbinom"):
+            return Op("binom", (self._argument(), self._argument()))
+        if name in ("sqrt", "cbrt"):
+            return self._root(name)
+        if name in ("pi", "infty"):
+            return Op("π" if name == "pi" else "∞")
+        if name in ("max", "min"):
+            listed = self._listed()
+            if not any(symbols(value) for value in listed):
+                raise Unreadable(f"\\{name} instead of its value")
+            return Op(name, listed)
+        if name in FUNCTIONS:
+            return self._function(name)
+        read = symbol_name([token, *self.tokens])
+        if read is None:
+            raise Unreadable(f"the command \\{name}")
+        letter, self.tokens = read
+        return Sym(letter)
+
+    def _root(self, name: str) -> Scalar:
+        index: Scalar = Num(Fraction(3 if name == "cbrt" else 2))
+        if self._name() == "[":
+            index = scalar(self._inside(self._take()))
+        return Op("root", (self._argument(whole_numbers=True), index))
+
+    def _function(self, name: str) -> Scalar:
+        base: Scalar | None = None
+        power: Scalar | None = None
+        while self._name() in ("^", "_"):
+            if self._take().kind == "_":
+                base = self._argument(whole_numbers=True)
+            else:
+                power = self._argument(whole_numbers=True)
+        argument = self._function_argument()
+        if name == "lg":
+            name, base = "log", Num(Fraction(10))
+        if power == Op("neg", (Num(Fraction(1)),)) and name in ("sin", "cos", "tan", "cot"):
+            name, power = f"arc{name}", None
+        node = Op(name, (argument,) if base is None else (argument, base))
+        return node if power is None else Op("pow", (node, power))
+
+    def _function_argument(self) -> Scalar:
+        """A bracket; or the product up to the next function or sign: \\sin 2x."""
+        if self._name() in ("(", "[", "{", "|"):
+            return self._atom()
+        node = self._signed()
+        while self._starts_factor() and not (self.tokens[0].kind == "cmd" and self._name() in FUNCTIONS - {"sqrt"}):
+            node = Op("mul", (node, self._power()))
+        if self._name() == "/" and isinstance(node, Num | Op) and len(self.tokens) > 1 and self.tokens[1].kind == "num":
+            self._take()
+            node = Op("div", (node, self._power()))
+        return node
+
+    def _listed(self) -> tuple[Scalar, ...]:
+        opening = self._take()
+        if opening.kind not in ("(", "\\{"):
+            raise Unreadable("max or min without brackets")
+        pieces: list[Tokens] = [[]]
+        depth = 0
+        for token in self._inside(opening):
+            name = token.text if token.kind == "cmd" else token.kind
+            depth += (name in OPENING) - (name in CLOSING)
+            if token.kind == "," and depth == 0:
+                pieces.append([])
+            else:
+                pieces[-1].append(token)
+        return tuple(scalar(piece) for piece in pieces)
+
+    def _argument(self, *, whole_numbers: bool = False) -> Scalar:
+        """TeX's argument: a group or one token. whole_numbers: ^10 is meant as ^{10}."""
+        token = self._take()
+        if token.kind in ("{", "("):
+            return scalar(self._inside(token))
+        if token.kind == "num":
+            if whole_numbers or len(token.text) == 1:
+                return _number(token.text)
+            if not token.text.isdigit():
+                raise Unreadable("a decimal where TeX takes one digit")
+            self.tokens.insert(0, Token("num", token.text[1:], False))
+            return _number(token.text[0])
+        if token.kind == "word" and not whole_numbers:
+            self._return_letters(token)
+            return _letter(self._take().text)
+        self.tokens.insert(0, token)
+        if token.kind in ("-", "+") and whole_numbers:
+            return self._signed()
+        return self._atom()
+
+    def _inside(self, opening: Token) -> Tokens:
+        """The tokens up to the bracket that closes the one just taken, which goes too."""
+        end = matching([opening, *self.tokens], 0)
+        if end < 0:
+            raise Unreadable("a bracket that is never closed")
+        inside, self.tokens = self.tokens[: end - 1], self.tokens[end:]
+        if not inside:
+            raise Unreadable("empty brackets")
+        return inside
+
+
+def _number(text: str) -> Num:
+    mantissa, _, exponent = text.lower().partition("e")
+    value = Fraction(mantissa)
+    places = len(mantissa.partition(".")[2]) if "." in mantissa else None
+    if exponent:
+        if abs(int(exponent)) > 400:
+            raise Unreadable("an exponent beyond 400")
+        value *= Fraction(10) ** int(exponent)
+    return Num(value, places)
+
+
+def _letter(name: str) -> Scalar:
+    if name == "e":
+        return Op("e")
+    return Op("i") if name == "i" else Sym(name)

@@ -1,0 +1,165 @@
+"""Tokens of a normalized answer."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from rewards.answers.maths.limits import MAX_TOKENS
+from rewards.answers.maths.nodes import Unreadable
+
+
+class Token(NamedTuple):
+    """kind: "num", "sym" (a letter), "word" (letters in a row), "text" (of \\text{…}), "cmd" (a command's name), or the
+    sign itself: "(", "[", "{", "\\{", "|", "+", "^", ",", "=", …"""
+
+    kind: str
+    text: str
+    spaced: bool  # white space stands before it
+
+
+_TOKEN = re.compile(
+    r"(?P<space>\s+)"
+    r"|(?P<num>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+(?![a-zA-Z0-9]))?|\.[0-9]+)"
+    r"|(?P<textcmd>\\(?:text|textbf|textit|textrm|textnormal|textsf|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathcal|mathbb|"
+    r"boldsymbol|bm|emph|underline)(?![a-zA-Z]))"
+    r"|\\(?P<cmd>[a-zA-Z]+)"
+    r"|(?P<escaped>\\\\|\\[{}|_#&])"
+    r"|(?P<word>(?:or|and)(?=[A-Z])|[a-zA-Z\u00c0-\u024f\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff]+)"
+    r"|(?P<sign>[-+*/^_()\[\]{}|,;:<>='!%&?.\"])"
+)  # fmt: skip
+_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_NUMBER = re.compile(r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")
+
+FUNCTIONS = {
+    *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "coth"),
+    *(
+        "ln",
+        "log",
+        "lg",
+        "exp",
+        "sqrt",
+        "gcd",
+        "lcm",
+        "max",
+        "min",
+        "abs",
+        "floor",
+        "ceil",
+        "det",
+        "arg",
+        "deg",
+        "cbrt",
+    ),
+}
+_WORDS = {"infinity": "infty", "inf": "infty", "oo": "infty", "infinite": "infty", "pi": "pi", "theta": "theta"}
+CONNECTIVES = {"and", "or"}
+
+
+def tokenize(text: str, *, grouped: bool = True) -> list[Token]:
+    """The tokens of a normalized text. grouped: 1,234 is a number; otherwise a one and a two hundred thirty-four."""
+    tokens = list(_tokens(text, grouped))
+    if len(tokens) > MAX_TOKENS:
+        raise Unreadable(f"more than {MAX_TOKENS} tokens")
+    return tokens
+
+
+def _tokens(text: str, grouped: bool) -> Iterator[Token]:
+    position, spaced, depth = 0, False, 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise Unreadable(f"the sign {text[position]!r}")
+        kind, value = match.lastgroup or "", match.group()
+        position = match.end()
+        if kind == "space":
+            spaced = True
+            continue
+        if kind == "num":
+            # Within brackets, commas separate: (1,234) is a pair.
+            if "," in value and (depth or not grouped):
+                first = value.index(",")
+                position -= len(value) - first
+                value = value[:first]
+            yield Token("num", value.replace(",", ""), spaced)
+        elif kind == "textcmd":
+            inside, position = _argument(text, position)
+            yield from _text(value[1:], inside, spaced)
+        elif kind == "cmd":
+            yield _command(match.group("cmd"), spaced)
+        elif kind == "word":
+            yield _word(value, spaced)
+        else:
+            if value in ("(", "[", "\\{"):
+                depth += 1
+            elif value in (")", "]", "\\}"):
+                depth -= 1
+            yield Token("|" if value == "\\|" else value, value, spaced)
+        spaced = False
+
+
+def _argument(text: str, position: int) -> tuple[str, int]:
+    """The braced argument, or the one sign, that starts at the position; and where it ends."""
+    while position < len(text) and text[position] == " ":
+        position += 1
+    if position >= len(text) or text[position] != "{":
+        return text[position : position + 1], position + 1
+    depth, start = 0, position
+    while position < len(text):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        position += 1
+        if depth == 0:
+            return text[start + 1 : position - 1], position
+    raise Unreadable("a brace that is never closed")
+
+
+def _text(command: str, inside: str, spaced: bool) -> Iterator[Token]:
+    stripped = inside.strip()
+    if command == "mathbb":
+        yield Token("cmd", f"bb{stripped}", spaced)
+        return
+    plain = stripped.strip("().")
+    if len(plain) <= 1 or not any(letter.isalpha() for letter in plain) or command.startswith(("math", "bo", "bm")):
+        # \text{E}, \mathrm{e}, \text{(C)}, \text{13}: the content, read as mathematics; units of \mathrm stay words.
+        for token in _tokens(stripped, True):
+            kind = "roman" if token.kind == "sym" and token.text not in "ei" else token.kind
+            yield Token(kind, token.text, token.spaced or spaced)
+        return
+    for part in re.split(r"(,|;|\band\b|\bor\b)", stripped.replace("$", " ")):
+        part = part.strip()
+        if part in ("and", "or") or part in (",", ";"):
+            yield Token(part, part, True)
+        elif part:
+            yield from _plain(part)
+
+
+def _plain(words: str) -> Iterator[Token]:
+    """Words of \\text{…}; numbers within stay numbers, and 4:30 a time."""
+    for part in re.split(r"([0-9]+(?:\.[0-9]+)?|:)", words):
+        if part == ":":
+            yield Token(":", ":", False)
+        elif _NUMBER.fullmatch(part):
+            yield Token("num", part, True)
+        elif part.strip():
+            yield Token("text", part.strip(), True)
+
+
+def _command(name: str, spaced: bool) -> Token:
+    if name in ("land", "wedge", "lor", "vee"):
+        word = "and" if name in ("land", "wedge") else "or"
+        return Token(word, word, spaced)
+    return Token("cmd", name, spaced)
+
+
+def _word(value: str, spaced: bool) -> Token:
+    if value in CONNECTIVES:
+        return Token(value, value, spaced)
+    if value in FUNCTIONS:
+        return Token("cmd", value, spaced)
+    if value.lower() in _WORDS:
+        return Token("cmd", _WORDS[value.lower()], spaced)
+    return Token("sym" if len(value) == 1 else "word", value, spaced)
+
+
+def is_grouped(text: str) -> bool:
+    """Whether a comma of the text may be a thousands separator as well as one between values."""
+    return _GROUPED.search(text) is not None

@@ -1,0 +1,177 @@
+"""Words in answers: texts, units, and words that may be left out."""
+
+import re
+
+from rewards.answers.maths.nodes import Node, Op, Sym, Text, Union
+from rewards.answers.maths.reading.tokens import Token
+
+# Words that change what the value beside them means: such an answer is not read as the value.
+_QUALIFIERS = {
+    *("not", "no", "never", "except", "less", "more", "least", "most", "greater", "than", "under", "over", "between"),
+    *("false", "incorrect", "wrong", "isn't", "cannot", "unless", "without", "approximately less", "maybe", "either"),
+    *("mod", "modulo", "base", "minus", "plus", "times", "half", "twice", "double", "dozen", "hundred", "thousand"),
+    *("million", "billion", "trillion", "squared", "cubed", "factorial"),
+}
+# Words before a value that say nothing about it.
+_LEADING = {
+    *("the", "answer", "is", "are", "only", "final", "value", "of", "equals", "thus", "therefore", "so", "hence", "a"),
+    *("approximately", "about", "total", "exactly", "we", "get", "have", "for", "all", "option", "choice", "result"),
+    *("day", "year", "step", "room", "each", "day", "number", "area", "sum", "length", "case"),
+}
+_SHORT_WORDS = {"no", "is", "of", "to", "in", "at", "it"}
+_QUANTIFIERS = {"for", "where", "with"}
+_ARTICLES = {"the", "a", "an", "is", "are", "it", "of", "and"}
+_EVERYTHING = {"all real numbers", "real numbers", "all reals", "every real number"}
+_INFINITELY = {"infinitely many", "infinite", "infinity", "infinitely many solutions", "infinitely"}
+_NOTHING = {"no solution", "no solutions", "none", "empty set", "no real solutions", "no such", "does not exist", "dne"}
+_UNITS = {
+    "m": ["m", "meter", "meters", "metre", "metres"],
+    "cm": ["cm", "centimeter", "centimeters", "centimetre", "centimetres"],
+    "mm": ["mm", "millimeter", "millimeters"],
+    "km": ["km", "kilometer", "kilometers", "kilometre", "kilometres"],
+    "ft": ["ft", "foot", "feet"],
+    "in": ["inch", "inches"],
+    "yd": ["yd", "yard", "yards"],
+    "mi": ["mi", "mile", "miles"],
+    "g": ["g", "gram", "grams"],
+    "kg": ["kg", "kilogram", "kilograms"],
+    "lb": ["lb", "lbs", "pound", "pounds"],
+    "s": ["s", "sec", "second", "seconds"],
+    "min": ["min", "minute", "minutes", "mins"],
+    "am": ["am", "a.m"],
+    "pm": ["pm", "p.m"],
+    "h": ["h", "hr", "hrs", "hour", "hours"],
+    "day": ["day", "days"],
+    "week": ["week", "weeks"],
+    "month": ["month", "months"],
+    "year": ["year", "years", "yrs"],
+    "dollar": ["dollar", "dollars", "usd"],
+    "cent": ["cent", "cents"],
+    "euro": ["euro", "euros"],
+    "yuan": ["yuan"],
+    "deg": ["degree", "degrees", "deg"],
+    "%": ["percent", "percentage", "pct"],
+    "l": ["l", "liter", "liters", "litre", "litres"],
+    "ml": ["ml", "milliliter", "milliliters"],
+    "mph": ["mph"],
+    "rad": ["rad", "radian", "radians"],
+}
+_CANONICAL = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
+_VOWEL = re.compile("[aeiouAEIOU\u00c0-\uffff]")
+
+
+def is_word(token: Token) -> bool:
+    """Letters that are a word or a name, not a product of letters: `odd`, `Paolo`; not `xy`."""
+    if token.kind == "text":
+        return True
+    short = len(token.text) < 3 and token.text.lower() not in _SHORT_WORDS
+    return token.kind == "word" and not short and (len(token.text) > 3 or _VOWEL.search(token.text) is not None)
+
+
+def is_unit(token: Token) -> bool:
+    """A token that may follow a number as its unit."""
+    if token.kind == "roman":
+        return True
+    if token.kind == "word" and token.text.lower() in _CANONICAL:
+        return True
+    return is_word(token) and (token.kind == "text" or len(token.text) > 3 or token.spaced)
+
+
+def without_quantifier(tokens: list[Token]) -> list[Token]:
+    """Without a final `for all x > 0`, `where k is an integer`, `(n \\in \\mathbb{Z})`."""
+    for i in range(1, len(tokens)):
+        begins = tokens[i].kind in ("text", "word") and tokens[i].text.lower().split()[0] in _QUANTIFIERS
+        if begins or tokens[i][:2] == ("cmd", "forall"):
+            return tokens[:i]
+        if tokens[i].kind == "(" and tokens[-1].kind == ")" and any(t[:2] == ("cmd", "in") for t in tokens[i:]):
+            return tokens[:i] if all(t.kind not in (",", "=") for t in tokens[i:]) else tokens
+    return tokens
+
+
+def leading(tokens: list[Token]) -> tuple[list[Token], str]:
+    """The tokens after words that say nothing, and these words."""
+    count = 0
+    for token in tokens:
+        said = token.text.lower().split()
+        if (
+            token.kind not in ("word", "text")
+            or not said
+            or not all(word.strip(".,:") in _LEADING | _QUALIFIERS for word in said)
+        ):
+            break
+        count += 1
+    if count and count < len(tokens) and tokens[count].kind in (":", "="):
+        return tokens[count + 1 :], _join(tokens[:count])
+    return tokens[count:], _join(tokens[:count])
+
+
+def trailing(tokens: list[Token]) -> tuple[list[Token], str]:
+    """The tokens before a unit or a remark, and its words: `5 cm^{2}`, `7 stuffed goats`."""
+    depth = 0
+    for i, token in enumerate(tokens):
+        depth += (token.kind in ("(", "[", "{", "\\{")) - (token.kind in (")", "]", "}", "\\}"))
+        if i and depth == 0 and is_unit(tokens[i]) and _ends_in_words(tokens[i:]) and _may_end(tokens[i - 1]):
+            return tokens[:i], _join(tokens[i:])
+    return tokens, ""
+
+
+def _may_end(token: Token) -> bool:
+    """Whether a value may end here."""
+    return token.kind in ("num", "sym", ")", "]", "}", "\\}", "!", "%", "cmd") and token.text not in ("frac", "sqrt")
+
+
+def _ends_in_words(tokens: list[Token]) -> bool:
+    allowed = {"text", "word", "roman", "^", "{", "}", "/", ".", "(", ")", "num", "'", "-"}
+    if any(token.kind not in allowed and token.text not in ("cdot", "A", "B", "C", "a", "x", "n") for token in tokens):
+        return False
+    # A number within words is an exponent of the unit.
+    return all(token.kind != "num" or tokens[i - 1].kind in ("^", "{", "-") for i, token in enumerate(tokens))
+
+
+def qualifier(*texts: str) -> str | None:
+    """A word that changes the meaning of the value beside it."""
+    for text in texts:
+        for word in re.split(r"[^a-z']+", text.lower()):
+            if word in _QUALIFIERS:
+                return word
+    return None
+
+
+def text(said: str) -> Node:
+    """A text answer in lower case, without articles and punctuation; `infinitely many` is ∞."""
+    said = re.sub(r"[^\w\s%+'-]", " ", said.lower())
+    plain = " ".join(said.split())
+    if plain in _INFINITELY:
+        return Op("∞")
+    if plain in _EVERYTHING:
+        return Sym("ℝ")
+    if plain in _NOTHING:
+        return Union(())
+    words = [word for word in plain.split() if word not in _ARTICLES]
+    return Text(" ".join(words) or plain)
+
+
+def unit(said: str) -> str | None:
+    """The unit that words name, in one spelling: `square centimeters` and `cm^2` are cm2; None: none that we know."""
+    said = said.lower().replace("{", "").replace("}", "").replace("^", "").strip(" .")
+    power = ""
+    for name, digit in (("square ", "2"), ("sq ", "2"), ("cubic ", "3")):
+        if said.startswith(name):
+            said, power = said.removeprefix(name), digit
+    if said[-1:].isdigit():
+        said, power = said[:-1].strip(), said[-1]
+    parts = [part.strip() for part in re.split(r"/|\bper\b", said)]
+    known = [_CANONICAL.get(part) for part in parts]
+    return "/".join(name for name in known if name) + power if all(known) else None
+
+
+def remark(tokens: list[Token]) -> int | None:
+    """Where a remark of four or more words begins: the value stands before it."""
+    for i in range(1, len(tokens)):
+        if tokens[i].kind == "text" and len(tokens[i].text.split()) > 3 and _may_end(tokens[i - 1]):
+            return i
+    return None
+
+
+def _join(tokens: list[Token]) -> str:
+    return " ".join(token.text for token in tokens)

@@ -1,0 +1,99 @@
+"""The letter of an option, however it is written.
+
+Left out: answers in running text ("I think it is B"); templates ask for `<answer>` or a box.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from rewards.runner.load import checked_by
+from rewards.text import Text, completion_text, final_answer
+
+_MAX_LENGTH = 1000  # characters of an answer
+_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|rm|bf|boxed|fbox)\b")
+_AROUND = re.compile(r"(?:[\s{}$*_`\"'“”‘’~]|\\(?:[ ,;:!]|q?quad\b))+")
+_LEAD = re.compile(r"(?:the )?(?:correct |final |right |best )*(?:answer|option|choice)(?: is)?\s*:?\s*", re.IGNORECASE)
+_LABEL = re.compile(r"[(\[]?\s*([A-Za-z]|[0-9]{1,2})\s*[)\].:,]*")
+_LABEL_AND_TEXT = re.compile(r"(?:[(\[]\s*([A-Za-z]|[0-9]{1,2})\s*[)\]][.:]?|([A-Za-z]|[0-9]{1,2})\s*[).:])\s*(.*)")
+_SECOND_LABEL = re.compile(r"\([A-Za-z]\)|\[[A-Za-z]\]|\b[B-Z]\b|\b[A-Z][).:]|\bA$")
+
+
+def _check(columns: Mapping[str, Any]) -> str | None:
+    gold = _label(columns["answer"], *_options(columns.get("choices")))
+    return None if gold is not None else f"the answer {str(columns['answer'])[:40]!r} names no option"
+
+
+@checked_by(_check)
+def multiple_choice(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    answer: Sequence[Any],
+    choices: Sequence[Any] | None = None,
+    **kwargs: Any,
+) -> list[float | None]:
+    r"""1.0 if the final answer names the right option, and no other, else 0.0; None where the gold names none.
+
+    Final answer: as for `accuracy`, the text of `<answer>` or the last box. It may be the label, alone or before the
+    option's text, in any dress: `B`, `(B)`, `b.`, `**B**`, `\text{B}`, `Option B: Paris`; or, with `choices`, the text
+    of one option. Two labels, or the label of one option with the text of another, are wrong.
+
+    answer: the right label ("B"), its number from 0 (1, as MMLU has it), or the option's text.
+    choices: the texts of the options, or ARC's {"text": […], "label": […]}; None: labels are all that counts.
+    """
+    options = [_options(given) for given in choices or [None] * len(completions)]
+    rewards: list[float | None] = []
+    for completion, gold, (labels, texts) in zip(completions, answer, options, strict=True):
+        expected = _label(gold, labels, texts)
+        given = final_answer(completion_text(completion))
+        if expected is None:
+            rewards.append(None)
+        else:
+            rewards.append(float(given is not None and _label(given, labels, texts) == expected))
+    return rewards
+
+
+def same_choice(one: str, other: str) -> bool:
+    """Whether two answers name the same label: "B" and "(B)" do. Texts of options are the same if they are equal."""
+    labels = [_label(answer, *_options(None)) for answer in (one, other)]
+    return one == other or (labels[0] is not None and labels[0] == labels[1])
+
+
+def _options(choices: Any) -> tuple[list[str], list[str]]:
+    """Labels and texts of the options."""
+    if choices is None:
+        return list(ascii_uppercase), []
+    if isinstance(choices, Mapping):
+        return [str(label).upper() for label in choices["label"]], [_plain(str(text)) for text in choices["text"]]
+    return list(ascii_uppercase[: len(choices)]), [_plain(str(text)) for text in choices]
+
+
+def _label(answer: Any, labels: Sequence[str], texts: Sequence[str]) -> str | None:
+    """The label that an answer names, or None."""
+    if isinstance(answer, int):
+        return labels[answer] if 0 <= answer < len(labels) else None
+    if len(answer) > _MAX_LENGTH:
+        return None
+    plain = _plain(answer)
+    named = [label for label, text in zip(labels, texts, strict=False) if text and text == plain]
+    if len(named) == 1:
+        return named[0]
+    bare = _LEAD.sub("", plain, count=1) if _LEAD.match(plain) else plain
+    if match := _LABEL.fullmatch(bare):
+        label = match.group(1).upper()
+        return label if label in labels else None
+    match = _LABEL_AND_TEXT.fullmatch(bare)
+    if match is None:
+        return None
+    label, text = (match.group(1) or match.group(2)).upper(), match.group(3)
+    if label not in labels or (texts and text != texts[labels.index(label)]):
+        return None
+    return label if texts or not _SECOND_LABEL.search(text) else None
+
+
+def _plain(text: str) -> str:
+    """Without LaTeX's and Markdown's dress, spacing and a closing full stop."""
+    undressed = _AROUND.sub(" ", _COMMAND.sub(" ", unicodedata.normalize("NFKC", text)))
+    return undressed.strip().removesuffix(".").strip()

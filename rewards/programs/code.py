@@ -1,0 +1,134 @@
+"""Programs that pass hidden tests, run in a sandbox.
+
+What is submitted never shares an interpreter, files, environment or pipe with the answers: it gets inputs and writes
+results as plain data, which another process compares. No exit status and nothing that it prints about itself counts.
+The sandbox is docs/sandbox.md's matter; the shapes of `tests` are those of `rewards/programs/datasets.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Protocol
+
+from rewards.programs.cases import Language, Tests, last_block, with_limits
+from rewards.programs.datasets import read_tests, usual_columns
+from rewards.programs.results import CodeVerdict, TestResult
+from rewards.programs.sandbox.isolation import Level
+from rewards.text import Text, completion_text
+
+__all__ = ["CodeVerdict", "TestResult", "code", "judge"]
+
+
+class Backend(Protocol):
+    """Where submissions run."""
+
+    concurrency: int  # how many at a time
+
+    def run(self, program: str, tests: Tests, language: Language, *, stop_early: bool) -> list[TestResult]: ...
+
+
+def code(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    tests: Sequence[Any] | None = None,
+    *,
+    language: Language = "python",
+    scoring: Literal["all", "fraction"] = "all",
+    time_limit: float = 5.0,
+    memory_mb: int = 512,
+    code_in: Literal["block", "text"] = "block",
+    backend: str = "local",
+    isolation: Level | None = None,
+    allow_unsandboxed: bool = False,
+    log_metric: Callable[[str, float], None] | None = None,
+    log_extra: Callable[[str, list[str]], None] | None = None,
+    **kwargs: Any,
+) -> list[float | None]:
+    """1.0 if the program in a completion passes every test, else 0.0; with scoring="fraction", the share that passes.
+
+    Args:
+        tests: for each completion {"type": "stdin" | "call" | "assert", "cases": […], …}, or its JSON; see
+            docs/rewards.md. Without it, the columns of one of the usual sets are read: HumanEval, LeetCodeDataset,
+            MBPP, MBPP+, APPS, TACO, CodeContests, LiveCodeBench.
+        time_limit, memory_mb: seconds of CPU for each test and MiB, where the tests state none. A submission that
+            waits may do so for two seconds more. Waiting for a CPU does not count: a busy machine changes no verdict.
+        code_in: "block", the last fenced block of the language after thinking; "text", all of the completion.
+        backend: "local", or a remote sandbox: "piston+http://host:2000", "sandboxfusion+http://host:8080".
+        isolation: a level of docs/sandbox.md; None, the strongest that this machine has.
+        allow_unsandboxed: run submissions with every right of this process where no level works.
+
+    Metrics: the shares code/no_code and code/timeout. Why a program failed is in the samples' column code/verdict.
+
+    Raises ValueError for tests of no known shape, for a problem without tests, and where there is no sandbox.
+    """
+    columns = tests if tests is not None else usual_columns(prompts, kwargs)
+    verdicts = judge(
+        [completion_text(completion) for completion in completions],
+        columns,
+        language=language,
+        time_limit=time_limit,
+        memory_mb=memory_mb,
+        code_in=code_in,
+        backend=backend,
+        isolation=isolation,
+        allow_unsandboxed=allow_unsandboxed,
+        stop_early=scoring == "all",
+    )
+    if log_metric is not None and verdicts:
+        for name, reason in (("no_code", "no code"), ("timeout", "timeout")):
+            log_metric(f"code/{name}", sum(verdict.reason == reason for verdict in verdicts) / len(verdicts))
+    if log_extra is not None:
+        failures = [verdict.first_failure for verdict in verdicts]
+        log_extra("code/verdict", [": ".join(filter(None, (f.reason, f.detail))) for f in failures])
+    return [verdict.fraction if scoring == "fraction" else float(verdict.passed) for verdict in verdicts]
+
+
+def judge(
+    completions: Sequence[str],
+    tests: Sequence[Any],
+    *,
+    language: Language = "python",
+    time_limit: float = 5.0,
+    memory_mb: int = 512,
+    code_in: Literal["block", "text"] = "block",
+    backend: str = "local",
+    isolation: Level | None = None,
+    allow_unsandboxed: bool = False,
+    stop_early: bool = False,
+) -> list[CodeVerdict]:
+    """The verdict on each completion, test by test. Arguments as in `code`.
+
+    stop_early: tests after the first failure are not run. A timeout or a crash ends the submission in any case.
+    """
+    runner = _backend(backend, isolation, allow_unsandboxed)
+    read: dict[int, Tests] = {}  # a group shares its tests
+
+    def tests_of(raw: Any) -> Tests:
+        if id(raw) not in read:
+            read[id(raw)] = with_limits(read_tests(raw), time_limit, memory_mb)
+        return read[id(raw)]
+
+    jobs: dict[tuple[str, int], list[int]] = {}  # equal programs of a group run once
+    for index, (completion, raw) in enumerate(zip(completions, tests, strict=True)):
+        tests_of(raw)
+        program = completion if code_in == "text" else last_block(completion, language)
+        if program is not None:
+            jobs.setdefault((program, id(raw)), []).append(index)
+    verdicts = [CodeVerdict([])] * len(completions)
+    with ThreadPoolExecutor(max(1, min(runner.concurrency, len(jobs)))) as threads:
+        run = threads.map(lambda job: runner.run(job[0], read[job[1]], language, stop_early=stop_early), jobs)
+        for indices, results in zip(jobs.values(), run, strict=True):
+            for index in indices:
+                verdicts[index] = CodeVerdict(results)
+    return verdicts
+
+
+def _backend(backend: str, isolation: Level | None, allow_unsandboxed: bool) -> Backend:
+    if backend == "local":
+        from rewards.programs.sandbox.local import LocalBackend
+        from rewards.programs.sandbox.pool import pool
+
+        submissions = pool(isolation, allow_unsandboxed=allow_unsandboxed)
+        return LocalBackend(submissions, pool(submissions.level, allow_unsandboxed=True, role="checkers"))
+    from rewards.programs.sandbox.remote import remote_backend
+
+    return remote_backend(backend)

@@ -1,0 +1,295 @@
+"""Runs submissions against tests in the sandboxes of this machine."""
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+from rewards.programs.cases import Case, Language, Tests
+from rewards.programs.compare import same_output, same_value
+from rewards.programs.results import NOT_RUN, PASSED, Reason, TestResult, shorten, wrong_value
+from rewards.programs.sandbox.box import Box
+from rewards.programs.sandbox.inside import plain
+from rewards.programs.sandbox.pool import Pool
+from rewards.programs.sandbox.running import Ended, Limits, Running, SandboxError, Stopped
+
+_COMPILING = Limits(time_limit=30, memory_mb=2048, compiling=True)
+_CHECKING = Limits(time_limit=30, memory_mb=2048)
+_REASONS: dict[str, Reason] = {"timeout": "timeout", "memory": "memory", "output": "wrong output"}
+
+
+class LocalBackend:
+    """Runs submissions in boxes of one pool, and what is trusted (checks, checkers) in boxes of another."""
+
+    def __init__(self, submissions: Pool, checkers: Pool) -> None:
+        self._submissions, self._checkers = submissions, checkers
+        self.concurrency = submissions.size
+
+    def run(self, program: str, tests: Tests, language: Language, *, stop_early: bool) -> list[TestResult]:
+        """One result per test, in order; with stop_early, tests after the first failure are not run."""
+        for attempt in (1, 2):
+            try:
+                return self._run(program, tests, language, stop_early)
+            except SandboxError:  # the system's memory killer may take a box, too
+                if attempt == 2:
+                    raise
+        raise AssertionError
+
+    def _run(self, program: str, tests: Tests, language: Language, stop_early: bool) -> list[TestResult]:
+        assert tests.time_limit and tests.memory_mb
+        if language != "python" and tests.type != "stdin":
+            raise ValueError(f"{tests.type} tests are for Python; language {language!r} has stdin tests.")
+        limits = Limits(time_limit=tests.time_limit, memory_mb=tests.memory_mb)
+        with self._submissions.box() as box:
+            if tests.type == "assert":
+                results = self._asserts(box, program, tests, limits)
+            elif tests.type == "call":
+                results = self._calls(box, program, tests, limits)
+            else:
+                results = self._scripts(box, program, tests, limits, language)
+            return _collect(results, len(tests), stop_early)
+
+    def _scripts(
+        self, box: Box, program: str, tests: Tests, limits: Limits, language: Language
+    ) -> Iterator[TestResult]:
+        job: dict[str, Any] = {"mode": "script", "preamble": tests.preamble, "source": program}
+        if language == "cpp":
+            failure = _compile(box, program)
+            if failure:
+                yield failure
+                return
+            job = {"mode": "program", "argv": [f"{box.folder}/main"]}
+        for case in tests.cases:
+            if box.closed:
+                return
+            limits = replace(limits, output_bytes=max(limits.output_bytes, 4 * len(case.output)))
+            try:
+                with box.run(job, limits) as running:
+                    running.feed(case.input.encode(), last=True)
+                    ended = running.wait()
+            except Stopped as stopped:
+                yield TestResult(_REASONS[stopped.reason], stopped.detail)
+                continue
+            yield self._judge_output(ended, case, tests)
+
+    def _judge_output(self, ended: Ended, case: Case, tests: Tests) -> TestResult:
+        if ended.status != 0:
+            return _crash(ended)
+        output = ended.stdout.decode(errors="replace")
+        if tests.checker is not None:
+            right = self._check(tests.checker, case.input, output, case.output)
+        else:
+            right = same_output(output, case.output, tests.tolerance)
+        if right:
+            return PASSED
+        return TestResult("wrong output" if output.strip() else "no output", shorten(output))
+
+    def _calls(self, box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[TestResult]:
+        with ExitStack() as stack:
+            try:
+                size = 16 * sum(_length(case.output) for case in tests.cases)  # tuples are written at length
+                limits = replace(limits, output_bytes=max(limits.output_bytes, size))
+                server = stack.enter_context(_serve(box, program, tests, limits))
+            except _Failed as failed:
+                yield failed.result
+                return
+            for case in tests.cases:
+                positional, keywords = ([], case.input) if isinstance(case.input, dict) else (case.input, {})
+                server.renew()
+                try:
+                    reply = server.ask("call", plain.dumps([tests.entry_point, list(positional), keywords]))
+                except _Failed as failed:
+                    yield failed.result
+                    return
+                yield self._judge_value(reply, case, tests)
+
+    def _judge_value(self, reply: bytes, case: Case, tests: Tests) -> TestResult:
+        outcome, _, text = reply.partition(b" ")
+        if outcome != b"value":
+            return _error(*_read_error(text))
+        try:
+            got = plain.loads(text)
+            if tests.checker is not None:
+                right = self._check(tests.checker, case.input, got, case.output)
+            else:
+                right = same_value(got, case.output, tests.tolerance)
+        except plain.NotPlainError as error:
+            return TestResult("wrong output", str(error))
+        return PASSED if right else wrong_value(got)
+
+    def _check(self, checker: str, given: Any, got: Any, wanted: Any) -> bool:
+        """What a checker program says. ValueError when it fails: it is part of the tests, not of the submission.
+
+        One that passes a limit has been given too much by the submission, which is wrong then.
+        """
+        tests = Tests(type="call", entry_point="check", cases=[Case(input=[], output=True)])
+        try:
+            with self._checkers.box() as box, _serve(box, checker, tests, _CHECKING) as server:
+                try:
+                    reply = server.ask("call", plain.dumps(["check", [given, got, wanted], {}]))
+                except _Failed:
+                    return False
+        except _Failed as failed:
+            raise ValueError(f"the checker does not start: {failed.result.detail}") from None
+        outcome, _, text = reply.partition(b" ")
+        if outcome == b"value":
+            return plain.loads(text) is True
+        name, message = _read_error(text)
+        if name == "MemoryError":
+            return False
+        raise ValueError(f"the checker raised {name}: {message}. It must return True or False.")
+
+    def _asserts(self, box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[TestResult]:
+        """The check runs in a box of its own; each call that it makes goes to the submission's box and back."""
+        job = {"mode": "check", "reference": tests.reference, "setup": tests.setup}
+        job |= {"names": tests.names(), "modules": tests.modules(), "tests": list(tests.asserts)}
+        job |= {"entry_point": tests.entry_point, "classes": tests.classes()}
+        trusted = Limits(time_limit=limits.time_limit, memory_mb=2048, output_bytes=64 << 20)
+        with ExitStack() as stack:
+            try:
+                # Values of tests that are programs are of any size, and read in the checker's box.
+                server = stack.enter_context(_serve(box, program, tests, replace(limits, output_bytes=64 << 20)))
+            except _Failed as failed:
+                yield failed.result
+                return
+            checker = stack.enter_context(self._checkers.box())
+            check = stack.enter_context(checker.run(job, trusted, periods=len(tests) + 1))
+            try:
+                yield from _mediate(check, server)
+                check.finish()
+            except _Failed as failed:
+                yield failed.result
+            except Stopped as stopped:  # the check itself: it computes with what the submission returned
+                yield TestResult(_REASONS[stopped.reason], stopped.detail)
+
+
+class _Failed(Exception):  # noqa: N818
+    """The submission's process is no more."""
+
+    def __init__(self, result: TestResult) -> None:
+        self.result = result
+
+
+class _Server:
+    """A submission that answers calls."""
+
+    def __init__(self, running: Running, nonces: Iterator[str]) -> None:
+        self._running, self._nonces = running, nonces
+        self.renew = running.renew
+
+    def ask(self, operation: str, arguments: str) -> bytes:
+        """The reply to one request, as modes.py has it, without the nonce. _Failed when there is none."""
+        nonce = next(self._nonces)
+        request = {"nonce": nonce, "operation": operation, "arguments": arguments}
+        self._running.feed(json.dumps(request).encode() + b"\n")
+        return self.expect(f"{nonce} ".encode())
+
+    def expect(self, beginning: bytes) -> bytes:
+        """The rest of the next line, which begins so."""
+        try:
+            line = self._running.line()
+            if line is None:
+                ended = self._running.wait()
+                raise _Failed(_crash(ended) if ended.status else TestResult("no output", "it ended before the test"))
+        except Stopped as stopped:
+            raise _Failed(TestResult(_REASONS[stopped.reason], stopped.detail)) from None
+        if not line.startswith(beginning):
+            raise _Failed(TestResult("wrong output", "it wrote to the channel of results"))
+        return line[len(beginning) :]
+
+
+@contextmanager
+def _serve(box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[_Server]:
+    job = {"mode": "serve", "preamble": tests.preamble, "source": program, "classes": tests.classes()}
+    with box.run(job, limits, periods=len(tests) + 1) as running:
+        server = _Server(running, iter(lambda: secrets.token_hex(8), ""))
+        server.expect(b"ready")
+        yield server
+        with suppress(Stopped):
+            running.finish()
+
+
+def _mediate(check: Running, server: _Server) -> Iterator[TestResult]:
+    """Carry requests and replies between a check and a submission."""
+    while (line := check.line()) is not None:
+        message = json.loads(line)
+        if "operation" in message:
+            check.feed(server.ask(message["operation"], message["arguments"]) + b"\n")
+        elif "begin" in message:
+            server.renew()
+            check.renew()
+        elif "test" in message:
+            if "error" not in message:
+                yield PASSED
+            elif message["error"] == "AssertionError":
+                yield TestResult("wrong output", shorten(message["message"]))
+            else:
+                yield _error(message["error"], message["message"])
+        else:
+            assert message["done"]
+            return
+    ended = check.wait()
+    raise _Failed(TestResult("crashed", f"setting up the tests failed: {_last_line(ended.stderr)}"))
+
+
+def _compile(box: Box, program: str) -> TestResult | None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise ValueError("language 'cpp' needs g++ on this machine. Install it, or set backend to a remote sandbox.")
+    argv = [compiler, "-x", "c++", "-std=c++17", "-O2", "-o", f"{box.folder}/main", "-"]
+    try:
+        with box.run({"mode": "compile", "argv": argv}, _COMPILING) as running:
+            running.feed(program.encode(errors="replace"), last=True)
+            ended = running.wait()
+    except Stopped as stopped:
+        return TestResult(_REASONS[stopped.reason], f"compiling: {stopped.detail}")
+    errors = [line for line in ended.stderr.splitlines() if "error" in line]
+    if ended.status == 0:
+        return None
+    return TestResult("crashed", f"it does not compile: {shorten(errors[0] if errors else '')}")
+
+
+def _collect(results: Iterator[TestResult], total: int, stop_early: bool) -> list[TestResult]:
+    found: list[TestResult] = []
+    for result in results:
+        found.append(result)
+        if stop_early and not result.passed:
+            break
+    return found + [NOT_RUN] * (total - len(found))
+
+
+def _crash(ended: Ended) -> TestResult:
+    last = _last_line(ended.stderr)
+    if ended.status == -24:  # SIGXCPU
+        return TestResult("timeout", "out of CPU time")
+    if "MemoryError" in last or "bad_alloc" in ended.stderr:
+        return TestResult("memory", last)
+    return TestResult("crashed", last or f"status {ended.status}")
+
+
+def _read_error(text: bytes) -> tuple[str, str]:
+    """Name and message of what was raised."""
+    try:
+        name, message = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return "an error", "that cannot be read"
+    return name, message
+
+
+def _error(name: str, message: str) -> TestResult:
+    return TestResult("memory" if name == "MemoryError" else "crashed", f"{shorten(name)}: {shorten(message)}")
+
+
+def _length(value: Any) -> int:
+    try:
+        return len(repr(value))
+    except ValueError:  # an integer of more digits than Python prints
+        return 0
+
+
+def _last_line(text: str) -> str:
+    lines: Sequence[str] = text.strip().splitlines()
+    return shorten(lines[-1]) if lines else ""

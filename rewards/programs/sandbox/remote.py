@@ -1,0 +1,229 @@
+"""Sandboxes behind HTTP: the same verdicts from a service that runs one program per request.
+
+    remote_backend("piston+http://localhost:2000")          POST /api/v2/execute
+    remote_backend("sandboxfusion+http://localhost:8080")   POST /run_code
+
+A request brings a program and its input, and the answer is what the program printed; the hidden outputs stay here. For
+call tests the program is the submission below a few lines that read all calls from stdin and print results, each line
+marked by a nonce. Left out: assert tests, which need a conversation; services that keep a session (E2B).
+"""
+
+import json
+import math
+import secrets
+import time
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewards.programs.cases import Case, Language, Tests
+from rewards.programs.compare import same_output, same_value
+from rewards.programs.results import NOT_RUN, PASSED, Reason, TestResult, wrong_value
+from rewards.programs.sandbox.inside import plain
+from rewards.programs.sandbox.running import SandboxError
+
+_RETRIES = 4
+_CALLER = """
+import sys as _sys, types as _types
+_plain = _types.ModuleType("plain")
+exec({plain!r}, _plain.__dict__)
+def _run():
+    import json
+    real, _sys.stdout = _sys.stdout, open("/dev/null", "w")
+    namespace = {{"__name__": "__main__"}}
+    exec(compile({source!r}, "main.py", "exec"), namespace)
+    for line in _sys.stdin:
+        name, positional, keywords = _plain.loads(line)
+        try:
+            owner, _, method = name.rpartition(".")
+            kind = namespace.get(owner or "Solution")
+            function = getattr(kind(), method) if hasattr(kind, method) else namespace[name]
+            reply = {{"value": _plain.dumps(function(*positional, **keywords))}}
+        except BaseException as error:
+            reply = {{"error": type(error).__name__, "message": str(error)[:300]}}
+        print({nonce!r} + json.dumps(reply), file=real, flush=True)
+_run()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a service says of one run: Outcome("3\\n", "", failed=None)."""
+
+    stdout: str
+    stderr: str
+    failed: Reason | None  # "timeout", "memory", "crashed"
+
+
+def remote_backend(address: str) -> "RemoteBackend":
+    """The client for piston+URL or sandboxfusion+URL."""
+    kind, _, url = address.partition("+")
+    if kind not in _SERVICES or not url.startswith(("http://", "https://")):
+        raise ValueError(
+            f"backend {address!r} is neither 'local' nor a remote sandbox such as piston+http://localhost:2000 or "
+            f"sandboxfusion+http://localhost:8080. Services: {', '.join(_SERVICES)}."
+        )
+    return RemoteBackend(_SERVICES[kind](url.rstrip("/")))
+
+
+class Service(ABC):
+    """One kind of API."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @abstractmethod
+    def execute(self, source: str, stdin: str, language: Language, time_limit: float, memory_mb: int) -> Outcome:
+        """Run a program once. SandboxError when the service cannot."""
+
+
+class RemoteBackend:
+    """Runs stdin and call tests at a service. Its time limits are wall time, as services measure it."""
+
+    concurrency = 8
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def run(self, program: str, tests: Tests, language: Language, *, stop_early: bool) -> list[TestResult]:
+        if tests.type == "assert" or tests.checker is not None:
+            raise ValueError("assert tests and checkers need backend 'local': a remote run cannot talk to a check.")
+        one_by_one = self._calls(program, tests) if tests.type == "call" else self._scripts(program, tests, language)
+        found: list[TestResult] = []
+        for result in one_by_one:
+            found.append(result)
+            if stop_early and not result.passed:
+                break
+        return found + [NOT_RUN] * (len(tests) - len(found))
+
+    def _scripts(self, program: str, tests: Tests, language: Language) -> Iterator[TestResult]:
+        source = f"{tests.preamble}\n{program}" if tests.preamble and language == "python" else program
+        for case in tests.cases:
+            outcome = self._execute(source, case.input, language, tests)
+            if outcome.failed:
+                yield TestResult(outcome.failed, outcome.stderr.strip()[-200:])
+            elif same_output(outcome.stdout, case.output, tests.tolerance):
+                yield PASSED
+            else:
+                yield TestResult("wrong output" if outcome.stdout.strip() else "no output", outcome.stdout[:200])
+
+    def _calls(self, program: str, tests: Tests) -> Iterator[TestResult]:
+        nonce = secrets.token_hex(8)
+        source = _CALLER.format(
+            plain=Path(plain.__file__).read_text(encoding="utf-8"), source=f"{tests.preamble}\n{program}", nonce=nonce
+        )
+        calls = [
+            plain.dumps(
+                [tests.entry_point, [], c.input]
+                if isinstance(c.input, dict)
+                else [tests.entry_point, list(c.input), {}]
+            )
+            for c in tests.cases
+        ]
+        outcome = self._execute(source, "\n".join(calls) + "\n", "python", tests)
+        replies = [line.removeprefix(nonce) for line in outcome.stdout.splitlines() if line.startswith(nonce)]
+        for case, reply in zip(tests.cases, replies, strict=False):
+            yield _judge_value(reply, case, tests)
+        if len(replies) < len(tests.cases):
+            yield TestResult(outcome.failed or "no output", outcome.stderr.strip()[-200:])
+
+    def _execute(self, source: str, stdin: str, language: Language, tests: Tests) -> Outcome:
+        assert tests.time_limit and tests.memory_mb
+        periods = len(tests) if tests.type == "call" else 1
+        return self._service.execute(source, stdin, language, tests.time_limit * periods, tests.memory_mb)
+
+
+def _judge_value(reply: str, case: Case, tests: Tests) -> TestResult:
+    try:
+        message = json.loads(reply)
+        if "error" in message:
+            reason = "memory" if message["error"] == "MemoryError" else "crashed"
+            return TestResult(reason, f"{message['error']}: {message['message']}")
+        got = plain.loads(message["value"])
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        return TestResult("wrong output", f"no plain value: {error}"[:200])
+    return PASSED if same_value(got, case.output, tests.tolerance) else wrong_value(got)
+
+
+class Piston(Service):
+    """https://github.com/engineer-man/piston: times in ms, memory in bytes, `signal` SIGKILL for a limit passed."""
+
+    def execute(self, source: str, stdin: str, language: Language, time_limit: float, memory_mb: int) -> Outcome:
+        request = {
+            "language": {"python": "python", "cpp": "c++"}[language],
+            "version": "*",
+            "files": [{"name": {"python": "main.py", "cpp": "main.cpp"}[language], "content": source}],
+            "stdin": stdin,
+            "compile_timeout": 30_000,
+            "run_timeout": math.ceil(time_limit * 1000),
+            "run_memory_limit": memory_mb << 20,
+        }
+        answer = _post(f"{self.url}/api/v2/execute", request, time_limit + 40)
+        compiled = answer.get("compile") or {}
+        if compiled.get("code", 0) != 0:
+            return Outcome("", f"it does not compile: {compiled.get('stderr', '')}", "crashed")
+        run = answer["run"]
+        return Outcome(
+            run["stdout"], run["stderr"], _failure(run["code"], run.get("signal"), run.get("status"), run["stderr"])
+        )
+
+
+def _failure(code: int | None, signal: str | None, status: str | None, stderr: str) -> Reason | None:
+    if code == 0 and not signal:
+        return None
+    if "MemoryError" in stderr or "bad_alloc" in stderr:
+        return "memory"
+    return "timeout" if signal == "SIGKILL" or status == "TO" else "crashed"
+
+
+class SandboxFusion(Service):
+    """https://github.com/bytedance/SandboxFusion: times in seconds, statuses by name."""
+
+    def execute(self, source: str, stdin: str, language: Language, time_limit: float, memory_mb: int) -> Outcome:
+        request = {
+            "code": source,
+            "language": language,
+            "stdin": stdin,
+            "compile_timeout": 30,
+            "run_timeout": time_limit,
+            "memory_limit_MB": memory_mb,
+        }
+        answer = _post(f"{self.url}/run_code", request, time_limit + 40)
+        if answer["status"] == "SandboxError":
+            raise SandboxError(f"{self.url} failed: {answer.get('message')}")
+        run = answer.get("run_result")
+        if run is None:
+            return Outcome(
+                "", f"it does not compile: {(answer.get('compile_result') or {}).get('stderr', '')}", "crashed"
+            )
+        stdout, stderr = run.get("stdout") or "", run.get("stderr") or ""
+        if run["status"] == "TimeLimitExceeded":
+            return Outcome(stdout, stderr, "timeout")
+        return Outcome(stdout, stderr, _failure(run.get("return_code"), None, None, stderr))
+
+
+_SERVICES: Mapping[str, type[Service]] = {"piston": Piston, "sandboxfusion": SandboxFusion}
+
+
+def _post(url: str, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """Send JSON, get JSON. Busy and broken connections are tried again, after 0.5, 1 and 2 s; then SandboxError."""
+    request = urllib.request.Request(
+        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, method="POST"
+    )
+    for attempt in range(1, _RETRIES + 1):
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            problem = f"{error.code} {error.read()[:200].decode(errors='replace')}"
+            if error.code < 500 and error.code != 429:
+                raise SandboxError(f"{url} refused the request: {problem}") from error
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        if attempt < _RETRIES:
+            time.sleep(2**attempt / 4)
+    raise SandboxError(f"{url} did not answer {_RETRIES} times: {problem}. Is the service up, and not overloaded?")

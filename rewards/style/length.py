@@ -1,0 +1,114 @@
+"""Rewards for the length of a completion, in tokens. None of them looks at what the completion says; where they depend
+on whether it is right, another reward says so."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rewards.runner.load import load_function
+from rewards.text import Text
+
+
+def soft_overlong_punishment(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    max_completion_len: int,
+    soft_punish_cache: int,
+    **kwargs: Any,
+) -> list[float | None]:
+    """DAPO's soft overlong punishment (2503.14476, equation 13), -1.0 to 0.0:
+
+         0                             |y| <= L - C
+        (L - C - |y|) / C      L - C < |y| <= L
+        -1                         L < |y|
+
+    max_completion_len: L. soft_punish_cache: C, the tokens before L in which the punishment grows (DAPO: L = 20480,
+    C = 4096); 0: none. Names as in TRL. Without a longer limit of its own the rollout cuts at L, so a cut completion
+    gets -1.
+    """
+    if not 0 <= soft_punish_cache <= max_completion_len:
+        raise ValueError(
+            f"soft_punish_cache={soft_punish_cache} with max_completion_len={max_completion_len}: the punished part is "
+            "the last part of the allowed length. Choose 0 <= soft_punish_cache <= max_completion_len."
+        )
+
+    def punishment(length: int) -> float:
+        if length <= max_completion_len - soft_punish_cache:
+            return 0.0
+        if length > max_completion_len:
+            return -1.0
+        return (max_completion_len - soft_punish_cache - length) / soft_punish_cache
+
+    return [punishment(len(ids)) for ids in completion_ids]
+
+
+def cosine_scaled(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    max_len: int,
+    min_value_wrong: float = -1.0,
+    max_value_wrong: float = -0.5,
+    min_value_correct: float = 0.5,
+    max_value_correct: float = 1.0,
+    exceed_penalty: float | None = None,
+    correctness: str = "accuracy",
+    **kwargs: Any,
+) -> list[float | None]:
+    """Correctness scaled by length (2502.03373, appendix C.1): short right answers earn most, short wrong ones least.
+
+        r(|y|) = v_L + (v_0 - v_L) (1 + cos(pi |y| / max_len)) / 2
+
+    goes from v_0 at length 0 to v_L at max_len and beyond: max_value_correct to min_value_correct for a right
+    completion, min_value_wrong to max_value_wrong for a wrong one. None where `correctness` gives None.
+
+    exceed_penalty: the value of any completion of max_len tokens or more, right or wrong (the paper's r_e: -10); None:
+        v_L, as in TRL, whose names and defaults these are. The paper has 2 and 1 for right, -10 and 0 for wrong.
+    correctness: the reward that decides: right is above 0.5. A name or `module:function`; its columns are needed, too.
+    """
+    judge = load_function(correctness)
+    right = judge(prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs)
+    rewards: list[float | None] = []
+    for value, ids in zip(right, completion_ids, strict=True):
+        if value is None:
+            rewards.append(None)
+        elif exceed_penalty is not None and len(ids) >= max_len:
+            rewards.append(exceed_penalty)
+        else:
+            short, long = (max_value_correct, min_value_correct) if value > 0.5 else (min_value_wrong, max_value_wrong)
+            progress = min(len(ids) / max_len, 1.0)
+            rewards.append(long + (short - long) * (1 + math.cos(math.pi * progress)) / 2)
+    return rewards
+
+
+def relative_length(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    correctness: str = "accuracy",
+    **kwargs: Any,
+) -> list[float | None]:
+    """Kimi k1.5's length reward within a group (2501.12599, section 2.3.3), -0.5 to 0.5:
+
+        lambda = 0.5 - (|y| - min) / (max - min)          min, max: lengths of the shortest and longest of the group
+        r = lambda for a right completion, min(0, lambda) for a wrong one; 0 for all where min = max
+
+    so that of right completions the shorter earn more, and long wrong ones are punished. None where `correctness` gives
+    None. Kimi adds it to the correctness with a weight, after a warm-up without.
+
+    All completions are taken for one group, as the trainer calls it; a group is the completions of one prompt.
+    correctness: the reward that decides: right is above 0.5. A name or `module:function`; its columns are needed, too.
+    """
+    judge = load_function(correctness)
+    right = judge(prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs)
+    lengths = [len(ids) for ids in completion_ids]
+    shortest, longest = min(lengths), max(lengths)
+    rewards: list[float | None] = []
+    for value, length in zip(right, lengths, strict=True):
+        factor = 0.5 - (length - shortest) / (longest - shortest) if longest > shortest else 0.0
+        rewards.append(None if value is None else factor if value > 0.5 else min(0.0, factor))
+    return rewards

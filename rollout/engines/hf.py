@@ -1,0 +1,222 @@
+"""transformers' own `generate`: the reference engine, for tests and for machines without vLLM.
+
+Sequences are decoded in fixed batches, so a batch lasts as long as its longest completion; vLLM refills instead.
+
+Left out: continuous batching, sharing a prompt's computation between its samples.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from rollout.engines.base import completion_budgets, completion_texts, cut_at_stop, end_token_ids, request_seed
+from rollout.types import Completion, Group, Prompt, Sampling
+
+
+class HFEngine:
+    """`rollout.engines.base.Engine` on transformers.
+
+    Args:
+        model_path: Hugging Face folder or Hub name. Its weights are the first policy, version 0.
+        dtype: "float32", "bfloat16" or "float16".
+        device: where the engine keeps its own copy of the weights and generates.
+        max_num_seqs: sequences decoded at once.
+        max_model_len: context, prompt and completion together, in tokens.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        dtype: str,
+        device: torch.device | str,
+        max_num_seqs: int,
+        max_model_len: int,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        source = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path, padding_side="left", **source)
+        self._end_ids = end_token_ids(model_path, self._tokenizer)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=getattr(torch, dtype), device_map={"": torch.device(device)}, **source
+        )
+        self._model: Any = model.eval().requires_grad_(False)  # Any: transformers' generation types fit no model
+        # Otherwise generate would add the model's own sampling defaults, such as a repetition penalty, to ours.
+        self._model.generation_config = GenerationConfig(
+            eos_token_id=self._end_ids,
+            pad_token_id=self._end_ids[0] if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id,
+        )
+        disable_progress_bar()  # each update of the weights would show one
+        self._max_num_seqs = max_num_seqs
+        self._max_model_len = max_model_len
+        self._policy_version = 0
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
+        """Yield each prompt's Group as soon as the batch with its last sample ends. See `Engine.generate`."""
+        budgets = completion_budgets(prompts, sampling, self._max_model_len)
+        return self._stream(prompts, budgets, sampling)
+
+    def _stream(self, prompts: Sequence[Prompt], budgets: Sequence[int], sampling: Sampling) -> Iterator[Group]:
+        # Longest first: prompts of similar length share a batch, which keeps padding small.
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].token_ids))
+        rows = [(i, sample) for i in order for sample in range(sampling.num_generations)]
+        done: dict[int, list[Completion]] = {i: [] for i in order}
+        for start in range(0, len(rows), self._max_num_seqs):
+            batch = rows[start : start + self._max_num_seqs]
+            completions = self._complete(
+                [prompts[i].token_ids for i, _ in batch],
+                [request_seed(sampling, prompts[i]) + sample for i, sample in batch],
+                torch.tensor([budgets[i] for i, _ in batch], device=self._model.device),
+                sampling,
+            )
+            for (i, _), completion in zip(batch, completions, strict=True):
+                done[i].append(completion)
+                if len(done[i]) == sampling.num_generations:
+                    yield Group(problem=prompts[i].problem, prompt_ids=prompts[i].token_ids, completions=done.pop(i))
+
+    def _complete(
+        self, prompt_ids: list[Sequence[int]], seeds: list[int], budgets: Tensor, sampling: Sampling
+    ) -> list[Completion]:
+        """One completion per row; budgets: [B] tokens."""
+        inputs = self._tokenizer.pad({"input_ids": [list(ids) for ids in prompt_ids]}, return_tensors="pt")
+        inputs = inputs.to(self._model.device)
+        prompt_length = inputs["input_ids"].shape[1]
+        sampler = _Sampler(sampling, seeds, self._model.device)
+        stop = _StopTexts(self._tokenizer, sampling.stop, prompt_length)
+        output = self._model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=int(budgets.max()),
+            do_sample=False,
+            logits_processor=LogitsProcessorList([sampler]),
+            stopping_criteria=StoppingCriteriaList([_RowBudget(prompt_length + budgets), stop]),
+        )
+        tokens = output[:, prompt_length:]  # [B, T]
+        logprobs = torch.stack(sampler.logprobs, dim=1).tolist()  # [B, T]
+        is_end = torch.isin(tokens, torch.tensor(self._end_ids, device=tokens.device))
+        # A row is padded once it has ended, and PAD may be an end token: the first one counts.
+        first_end = torch.where(is_end.any(1), is_end.int().argmax(1), tokens.shape[1])
+        first_end = torch.minimum(first_end, stop.last_tokens(tokens))
+        lengths = torch.minimum(first_end + 1, budgets).tolist()
+        stopped = (first_end < budgets).tolist()
+        token_ids = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+        texts = completion_texts(self._tokenizer, self._end_ids, token_ids)
+        return [
+            Completion(
+                token_ids=ids,
+                logprobs=row[: len(ids)],
+                text=cut_at_stop(text, sampling.stop),
+                finish_reason="stop" if stop else "length",
+                policy_version=self._policy_version,
+            )
+            for ids, row, text, stop in zip(token_ids, logprobs, texts, stopped, strict=True)
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Replace all weights, given under checkpoint names (`grpo.learner.weights.checkpoint_weights`)."""
+        # from_pretrained knows how checkpoint names map to this architecture's modules. Its result may share memory
+        # with what it was given, so it is copied, not kept.
+        loaded, info = type(self._model).from_pretrained(
+            None,
+            config=self._model.config,
+            state_dict=dict(weights),
+            dtype=self._model.dtype,
+            device_map={"": self._model.device},
+            output_loading_info=True,
+        )
+        if unmatched := sorted(info["missing_keys"] | info["unexpected_keys"]):
+            raise ValueError(
+                f"weights {unmatched[:5]} ({len(unmatched)} in all) are missing or unknown: an update has every weight "
+                "of the checkpoint under its name there. Send grpo.learner.weights.checkpoint_weights(model)."
+            )
+        source = loaded.state_dict()
+        for name, tensor in self._model.state_dict().items():
+            tensor.copy_(source[name])
+        self._policy_version = policy_version
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        del self._model
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+
+
+class _Sampler(LogitsProcessor):
+    """Samples by the Gumbel-max trick: the argmax of log-probs plus Gumbel noise is a draw from their softmax.
+
+    `generate` then takes that argmax as if decoding greedily. So every row has a random stream of its own, whatever
+    shares its batch, and the log-probs of what was drawn are kept without keeping all logits.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: list[int], device: torch.device) -> None:
+        self.logprobs: list[Tensor] = []  # one [B] per generated token
+        self._warpers = LogitsProcessorList()
+        self._generators = []
+        if sampling.temperature > 0:
+            self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+            self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_k > 0:
+                self._warpers.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self._warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Any:
+        logprobs = self._warpers(input_ids, scores).log_softmax(-1)  # [B, V]; generate gives float32
+        keys = logprobs
+        if self._generators:
+            noise = torch.empty_like(logprobs)
+            for row, generator in zip(noise, self._generators, strict=True):
+                row.exponential_(generator=generator)
+            keys = logprobs - noise.log_()
+        self.logprobs.append(logprobs.gather(1, keys.argmax(1, keepdim=True))[:, 0])
+        return keys
+
+
+class _RowBudget(StoppingCriteria):
+    """Ends each row at its own length; lengths: [B] tokens, padding included."""
+
+    def __init__(self, lengths: Tensor) -> None:
+        self._lengths = lengths
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # noqa: ARG002
+        return input_ids.shape[1] >= self._lengths
+
+
+class _StopTexts(StoppingCriteria):
+    """Ends a row whose completion has one of the stop texts in it."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int) -> None:
+        self._tokenizer, self._stop, self._prompt_length = tokenizer, stop, prompt_length
+        # A token may be one byte; and one more token may reach beyond the text.
+        self._window = max((len(text.encode()) for text in stop), default=0) + 1
+        self._last: dict[int, int] = {}  # row -> place of the token that completes the text
+
+    def last_tokens(self, tokens: Tensor) -> Tensor:
+        """[B]: place in the completion of the token that completed a stop text, T where none did; tokens: [B, T]."""
+        rows, length = tokens.shape
+        return torch.tensor([self._last.get(row, length) for row in range(rows)], device=tokens.device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # noqa: ARG002
+        length = input_ids.shape[1]
+        rows = [row for row in range(len(input_ids)) if row not in self._last] if self._stop else []
+        tails = input_ids[:, max(self._prompt_length, length - self._window) :]
+        for row, text in zip(rows, self._tokenizer.batch_decode(tails[rows]) if rows else [], strict=True):
+            if any(stop in text for stop in self._stop):
+                self._last[row] = length - self._prompt_length - 1
+        return torch.tensor([row in self._last for row in range(len(input_ids))], device=input_ids.device)

@@ -1,0 +1,150 @@
+"""A server with OpenAI's completions API, such as `vllm serve`: for evaluating a model that runs elsewhere.
+
+Prompts are sent as token ids, templates and BOS applied here, so that every engine asks the same thing. Of servers that
+do not return token ids (vLLM does), the ids are those of the text tokenized again.
+
+Left out: weight updates, log-probs (they are empty), chat endpoints without the model's tokenizer.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from transformers import AutoTokenizer
+
+from rollout.engines.base import completion_budgets, completion_texts, cut_at_stop, end_token_ids, request_seed
+from rollout.types import Completion, Group, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ATTEMPTS = 6  # of a request; a minute in all, for a server that restarts or is told to slow down
+_RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+
+
+class ServerEngine:
+    """`rollout.engines.base.Engine` on a server.
+
+    Args:
+        model_path: Hugging Face folder or Hub name of the tokenizer. Also the served model's name, unless the server
+            has one model alone.
+        base_url: up to and with /v1.
+        max_num_seqs: requests under way at once.
+        max_model_len: context, prompt and completion together, in tokens.
+
+    Raises:
+        ValueError: there is no such server, or it has several models and none of this name.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        base_url: str,
+        max_num_seqs: int,
+        max_model_len: int,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._url = base_url.rstrip("/")
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        self._end_ids = end_token_ids(model_path, self._tokenizer)
+        limits = httpx.Limits(max_connections=max_num_seqs, max_keepalive_connections=max_num_seqs)
+        self._client = httpx.Client(timeout=httpx.Timeout(None, connect=10), limits=limits)
+        self._threads = ThreadPoolExecutor(max_num_seqs, thread_name_prefix="server")
+        self._max_model_len = max_model_len
+        self._model = self._served_model(model_path)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
+        """Yield each prompt's Group as soon as its last completion has arrived. See `Engine.generate`."""
+        budgets = completion_budgets(prompts, sampling, self._max_model_len)
+        return self._stream(prompts, budgets, sampling)
+
+    def _stream(self, prompts: Sequence[Prompt], budgets: Sequence[int], sampling: Sampling) -> Iterator[Group]:
+        futures = [
+            self._threads.submit(self._complete, prompt, budget, sampling)
+            for prompt, budget in zip(prompts, budgets, strict=True)
+        ]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _complete(self, prompt: Prompt, budget: int, sampling: Sampling) -> Group:
+        completions: list[Completion] = []
+        # Greedy completions are all the same: ask for one and repeat it.
+        count = sampling.num_generations if sampling.temperature > 0 else 1
+        body: dict[str, Any] = {
+            "model": self._model,
+            "prompt": list(prompt.token_ids),
+            "n": count,
+            "max_tokens": budget,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request_seed(sampling, prompt),
+            "stop": list(sampling.stop) or None,
+            # Of vLLM and SGLang; left out where they say nothing, since other servers refuse what they do not know.
+            **({"top_k": sampling.top_k} if sampling.top_k else {}),
+            **({"return_token_ids": True, "skip_special_tokens": False} if self._is_vllm else {}),
+        }
+        for choice in self._post("/completions", body)["choices"]:
+            text, ids = choice["text"], choice.get("token_ids")
+            if ids is None:
+                ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            else:
+                text = completion_texts(self._tokenizer, self._end_ids, [ids])[0]
+            completions.append(
+                Completion(
+                    token_ids=ids,
+                    logprobs=[],
+                    text=cut_at_stop(text, sampling.stop),
+                    finish_reason="length" if choice["finish_reason"] == "length" else "stop",
+                    policy_version=0,
+                )
+            )
+        completions *= sampling.num_generations // count
+        return Group(problem=prompt.problem, prompt_ids=prompt.token_ids, completions=completions)
+
+    def load_weights(self, weights: Iterable[tuple[str, "Tensor"]], policy_version: int) -> None:  # noqa: ARG002
+        """Not possible: the server has weights of its own."""
+        raise ValueError("engine 'server' cannot take new weights: it serves a model of its own. Use vllm or hf.")
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._threads.shutdown(cancel_futures=True)
+        self._client.close()
+
+    def _served_model(self, name: str) -> str:
+        models = self._request("GET", "/models", None)["data"]
+        self._is_vllm = any(model.get("owned_by") == "vllm" for model in models)
+        served = [model["id"] for model in models]
+        if name in served:
+            return name
+        if len(served) != 1:
+            raise ValueError(f"{self._url} serves {', '.join(served)}, not {name!r}. Name one of them as the model.")
+        return served[0]
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._request("POST", path, body)
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        said = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(2**attempt)
+            try:
+                response = self._client.request(method, self._url + path, json=body)
+            except httpx.TransportError as error:
+                said = f"{type(error).__name__}: {error}"
+                if body is None:  # nothing has answered yet: the address is wrong rather than the server busy
+                    break
+                continue
+            if response.status_code not in _RETRIED:
+                if response.is_error:
+                    raise ValueError(f"{self._url}{path} refused a request ({response.status_code}): {response.text}")
+                return response.json()
+            said = f"{response.status_code} {response.text[:500]}"
+        raise ValueError(f"{self._url}{path} does not answer: {said}. Is the server up, and engine.base_url right?")

@@ -1,0 +1,121 @@
+"""Stop texts in every engine, LoRA adapters as models, and how long the context may be."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from grpo.evaluation.config import EvalModelConfig, EvalRecipe
+from grpo.evaluation.engines import base_of, context_length, whole_model
+from grpo.recipe.load import load_recipe
+from rollout.engines.base import cut_at_stop
+from rollout.engines.hf import HFEngine
+from rollout.types import Group, Problem, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from rollout.engines.vllm import VLLMEngine
+
+PROMPTS = [Prompt(problem=Problem(id=f"p/{i}", prompt=text), token_ids=list(text.encode())) for i, text in
+           enumerate(["one", "two and more", "three, three"])]  # fmt: skip
+
+
+def generated(engine: Any, stop: tuple[str, ...] = (), num_generations: int = 4) -> dict[str, Group]:
+    sampling = Sampling(num_generations=num_generations, max_completion_length=24, seed=7, stop=stop)
+    return {group.problem.id: group for group in engine.generate(PROMPTS, sampling)}
+
+
+def check_stopping(engine: Any) -> None:
+    """Stopped completions are the same completions, up to the token that completes the text."""
+    free = generated(engine)
+    texts = [c.text for group in free.values() for c in group.completions]
+    # One character and two, of the plain ones: vLLM and tokenizers decode broken UTF-8 each in their own way.
+    plain = [text[at : at + 2] for text in texts for at in range(3, len(text) - 1)]
+    plain = [pair for pair in plain if pair.isascii() and pair.isalnum()]
+    stop = (plain[0], plain[-1][0])
+    stopped = generated(engine, stop)
+    cut = 0
+    for key, group in free.items():
+        for whole, short in zip(group.completions, stopped[key].completions, strict=True):
+            assert short.text == cut_at_stop(whole.text, stop)
+            assert list(short.token_ids) == list(whole.token_ids)[: len(short.token_ids)]
+            assert list(short.logprobs) == pytest.approx(list(whole.logprobs)[: len(short.token_ids)], abs=1e-5)
+            if short.text == whole.text:
+                assert (short.finish_reason, short.token_ids) == (whole.finish_reason, whole.token_ids)
+            else:
+                cut += 1
+                assert short.finish_reason == "stop"
+    assert 2 <= cut < 12
+
+
+def test_reference_engine_ends_at_the_first_stop_text(tiny_llama: Path) -> None:
+    check_stopping(HFEngine(str(tiny_llama), dtype="float32", device="cpu", max_num_seqs=5, max_model_len=64))
+
+
+@pytest.mark.vllm
+def test_vllm_ends_at_the_first_stop_text(vllm_v3: "VLLMEngine") -> None:
+    check_stopping(vllm_v3)
+
+
+def test_text_goes_up_to_the_first_of_the_stop_texts() -> None:
+    assert cut_at_stop("a\n\nQuestion: b", ("\n\nQuestion:",)) == "a"
+    assert cut_at_stop("abcabc", ("ca", "bc")) == "a"
+    assert cut_at_stop("abc", ()) == cut_at_stop("abc", ("x",)) == "abc"
+
+
+@pytest.fixture
+def adapter(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A LoRA adapter on the tiny model whose weights are far from zero."""
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+    return tmp_path / "adapter"
+
+
+def test_adapter_is_evaluated_as_it_was_trained(adapter: Path, tiny_llama: Path) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    model = EvalModelConfig(model_name_or_path=str(adapter))
+    assert base_of(model) == str(tiny_llama)  # that has the tokenizer
+    with whole_model(model) as folder:
+        engine = HFEngine(folder, dtype="float32", device="cpu", max_num_seqs=5, max_model_len=64)
+    assert not Path(folder).exists()
+    greedy = Sampling(num_generations=1, max_completion_length=12, temperature=0)
+    got = {g.problem.id: list(g.completions[0].token_ids) for g in engine.generate(PROMPTS, greedy)}
+    reference: Any = AutoPeftModelForCausalLM.from_pretrained(str(adapter)).eval()
+    plain: Any = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    differs = False
+    for prompt in PROMPTS:
+        ids = torch.tensor([list(prompt.token_ids) + got[prompt.problem.id]])
+        with torch.no_grad():
+            best, bare = reference(ids).logits[0].argmax(-1), plain(ids).logits[0].argmax(-1)
+        start = len(prompt.token_ids) - 1
+        assert best[start:-1].tolist() == got[prompt.problem.id]
+        differs |= bare[start:-1].tolist() != got[prompt.problem.id]
+    assert differs  # the adapter is what decides
+
+
+def test_model_that_is_no_adapter_stays_where_it_is(tiny_llama: Path) -> None:
+    model = EvalModelConfig(model_name_or_path=str(tiny_llama))
+    with whole_model(model) as folder:
+        assert folder == base_of(model) == str(tiny_llama)
+
+
+def test_context_is_what_is_needed_up_to_what_the_model_has(tiny_llama: Path) -> None:
+    def recipe(**engine: Any) -> EvalRecipe:
+        sampling = {"max_completion_length": 100}
+        values = {"model": {"model_name_or_path": str(tiny_llama)}, "tasks": ["gsm8k"], "sampling": sampling}
+        made = load_recipe(None, sections={"stage": "eval", **values, "engine": engine})
+        assert isinstance(made, EvalRecipe)
+        return made
+
+    assert context_length(recipe(), 30) == 130
+    assert context_length(recipe(), 500) == 512  # max_position_embeddings
+    assert context_length(recipe(max_model_len=64), 30) == 64
+    with pytest.raises(ValueError, match="the longest prompt has 600 tokens, the context 512"):
+        context_length(recipe(), 600)

@@ -1,0 +1,109 @@
+"""Gradients of one update on fixed samples; run alone or under `accelerate launch --num_processes 2`.
+
+    python policy_gradients.py MODEL OUT.pt [loss_type=… ] [max_tokens=…] [beta=…]
+
+Each process takes every n-th group, as in training.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from grpo.algorithm.loss import grpo_loss
+from grpo.learner.batch import Sample, Shapes, annotate, assemble, plan
+from grpo.learner.policy import Policy
+from grpo.recipe.config import GRPORecipe
+from rewards.runner.score import ScoredGroup
+from rollout.types import Completion, Group, Problem
+
+MAX_COMPLETION_LENGTH = 12
+
+
+def make_groups(num_groups: int = 6, size: int = 4) -> list[ScoredGroup]:
+    rng = np.random.default_rng(0)
+    groups = []
+    for g in range(num_groups):
+        completions = [
+            Completion(
+                token_ids=rng.integers(0, 250, int(rng.integers(1, MAX_COMPLETION_LENGTH))).tolist(),
+                logprobs=[],
+                text="",
+                finish_reason="stop",
+                policy_version=0,
+            )
+            for _ in range(size)
+        ]
+        rewards = rng.integers(0, 2, size).astype(float).tolist() if g else [1.0] * size  # the first has no gradient
+        prompt_ids = rng.integers(0, 250, int(rng.integers(2, 6))).tolist()
+        group = Group(problem=Problem(id=str(g), prompt=""), prompt_ids=prompt_ids, completions=completions)
+        groups.append(ScoredGroup(group=group, rewards=rewards, breakdown={}))
+    return groups
+
+
+def with_noise(samples: list[Sample], beta: float) -> list[Sample]:
+    """Old and reference log-probs that differ from the policy's, the same for a sample wherever it is computed."""
+
+    def arrays(low: float, high: float) -> list[np.ndarray]:
+        return [np.random.default_rng(sum(s.completion_ids)).uniform(low, high, len(s.completion_ids)) for s in samples]
+
+    samples = annotate(samples, "old_logprobs", arrays(-9.0, -4.0))
+    return annotate(samples, "ref_logprobs", arrays(-8.0, -5.0)) if beta else samples
+
+
+def recipe_for(model: str, **options: object) -> GRPORecipe:
+    recipe = GRPORecipe.model_validate(
+        {
+            "model": {"model_name_or_path": model},
+            "data": {"task": "countdown"},
+            "rollout": {"max_completion_length": MAX_COMPLETION_LENGTH, "num_generations": 4},
+            "rewards": [{"function": "countdown"}],
+            "algorithm": {"loss_type": options.get("loss_type", "grpo"), "beta": options.get("beta", 0.0)},
+            "trainer": {
+                "max_grad_norm": 1e9,
+                "gradient_checkpointing": options.get("gradient_checkpointing", False),
+            },
+        }
+    )
+    # A budget below one full sample is refused in recipes; here it is what puts every sample alone.
+    budget = {"max_tokens_per_micro_batch": options.get("max_tokens", 10_000)}
+    return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update=budget)})
+
+
+def gradients(recipe: GRPORecipe, *, on_policy: bool = False) -> tuple[dict[str, torch.Tensor], float]:
+    """Gradient of every parameter after one update, and the reported loss of all processes."""
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    policy = Policy(recipe, accelerator, pad_token_id=0)
+    algorithm = recipe.algorithm
+    rank, world = accelerator.process_index, accelerator.num_processes
+    groups = make_groups()
+    whole = plan(Shapes.of(groups), algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    samples = assemble(groups[rank::world], whole.of_process(rank, world), keep_zero_advantage=algorithm.beta > 0)
+
+    def loss(logprobs, batch):
+        return grpo_loss(
+            logprobs,
+            logprobs.detach() if on_policy else batch.old_logprobs,
+            batch.advantages,
+            batch.weights,
+            epsilon=algorithm.epsilon,
+            epsilon_high=algorithm.epsilon,
+            beta=algorithm.beta,
+            ref_logprobs=batch.ref_logprobs,
+        )
+
+    metrics = policy.update(samples if on_policy else with_noise(samples, algorithm.beta), loss)
+    total = accelerator.reduce(torch.tensor(metrics["loss"].value), "sum")
+    grads = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+    return grads, float(total)
+
+
+if __name__ == "__main__":
+    model, out, *options = sys.argv[1:]
+    pairs = dict(option.split("=") for option in options)
+    result = gradients(recipe_for(model, **{k: int(v) if v.isdigit() else v for k, v in pairs.items()}))
+    if Accelerator().is_main_process:
+        torch.save(result, Path(out))

@@ -1,0 +1,108 @@
+"""From scored groups to micro-batches."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from grpo.learner.batch import Plan, Sample, Shapes, assemble, collate, pack, plan
+from grpo.recipe.config import AlgorithmConfig
+from rewards.runner.score import ScoredGroup
+from rollout.types import Completion, Group, Problem
+
+
+def sample(prompt: list[int], completion: list[int], **fields: Any) -> Sample:
+    defaults: dict[str, Any] = {"advantage": 1.0, "weight": 0.1, "mini_batch": 0}
+    logprobs = [-0.5] * len(completion)
+    return Sample(prompt_ids=prompt, completion_ids=completion, sampling_logprobs=logprobs, **{**defaults, **fields})
+
+
+def scored(lengths: list[int], rewards: list[float], truncated: tuple[int, ...] = ()) -> ScoredGroup:
+    completions = [
+        Completion(
+            token_ids=[5] * n,
+            logprobs=[-1.0] * n,
+            text="x",
+            finish_reason="length" if i in truncated else "stop",
+            policy_version=0,
+        )
+        for i, n in enumerate(lengths)
+    ]
+    group = Group(problem=Problem(id="p", prompt="q"), prompt_ids=[1, 7], completions=completions)
+    return ScoredGroup(group=group, rewards=rewards, breakdown={"r": list(rewards)})
+
+
+def test_collate_pads_right_and_points_at_the_predicting_positions() -> None:
+    batch = collate([sample([1, 7], [5, 2]), sample([1], [9])], pad_token_id=0)
+    assert batch.input_ids.tolist() == [[1, 7, 5, 2], [1, 9, 0, 0]]
+    assert batch.valid.tolist() == [[True] * 4, [True, True, False, False]]
+    assert batch.logit_positions.tolist() == [1, 2, 4]
+    assert batch.targets.tolist() == [5, 2, 9]
+
+
+def test_packed_collate_puts_all_in_one_row_with_restarting_positions() -> None:
+    batch = collate([sample([1, 7], [5, 2]), sample([1], [9])], pad_token_id=0, packed=True)
+    assert batch.input_ids.tolist() == [[1, 7, 5, 2, 1, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert batch.logit_positions.tolist() == [1, 2, 4]
+    assert batch.targets.tolist() == [5, 2, 9]
+
+
+def test_collate_of_nothing_is_one_padding_row_without_tokens() -> None:
+    batch = collate([], pad_token_id=3)
+    assert batch.input_ids.tolist() == [[3]]
+    assert not batch.valid.any()
+    assert batch.targets.tolist() == [] and batch.weights.tolist() == []
+
+
+def test_pack_respects_the_budget_with_padding_and_keeps_every_sample_once() -> None:
+    lengths = [3, 9, 2, 8, 5, 5, 1, 30]
+    samples = [sample([1], [2] * (n - 1)) for n in lengths]
+    batches = pack(samples, max_tokens=20)
+    assert sorted(i for batch in batches for i in batch) == list(range(8))
+    assert batches[0] == [7]  # longer than the budget: alone
+    assert all(len(b) * max(lengths[i] for i in b) <= 20 for b in batches[1:])
+    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
+
+
+def test_samples_without_gradient_are_dropped_but_count_in_the_denominators() -> None:
+    groups = [scored([2, 4], [1.0, 0.0]), scored([3, 3], [1.0, 1.0])]
+    whole = plan(Shapes.of(groups), AlgorithmConfig(loss_type="dapo"), max_completion_length=8, seed=0)
+    samples = assemble(groups, whole, keep_zero_advantage=False)
+    assert [len(s.completion_ids) for s in samples] == [2, 4]
+    assert [s.weight for s in samples] == pytest.approx([1 / 12] * 2)
+    assert len(assemble(groups, whole, keep_zero_advantage=True)) == 4
+
+
+def test_masked_truncations_and_empty_completions_have_no_gradient() -> None:
+    groups = [scored([2, 4, 0], [1.0, 0.0, 0.0], truncated=(1,))]
+    masked = AlgorithmConfig(loss_type="grpo", mask_truncated_completions=True)
+    whole = plan(Shapes.of(groups), masked, max_completion_length=8, seed=0)
+    assert whole.weights.tolist() == [[pytest.approx(1 / 6), 0.0, 0.0]]
+    assert [len(s.completion_ids) for s in assemble(groups, whole, keep_zero_advantage=True)] == [2]
+
+
+def test_plan_does_not_depend_on_the_number_of_processes() -> None:
+    rng = np.random.default_rng(0)
+    groups = [scored(rng.integers(1, 9, 4).tolist(), rng.integers(0, 2, 4).astype(float).tolist()) for _ in range(8)]
+    algorithm = AlgorithmConfig(steps_per_generation=4, scale_rewards="batch")
+    whole = plan(Shapes.of(groups), algorithm, max_completion_length=8, seed=3)
+    parts = [Shapes.of(groups[rank::2]) for rank in range(2)]
+    again = plan(Shapes.interleave(parts), algorithm, max_completion_length=8, seed=3)
+    for name in Plan.__slots__:
+        np.testing.assert_array_equal(getattr(whole, name), getattr(again, name))
+    assert np.bincount(whole.mini_batch.ravel()).tolist() == [8, 8, 8, 8]
+    np.testing.assert_array_equal(whole.of_process(1, 2).advantages, whole.advantages[1::2])
+
+
+def test_collate_keeps_old_and_reference_log_probs_in_token_order() -> None:
+    samples = [
+        sample([1], [5, 2], old_logprobs=np.array([-1.0, -2.0]), ref_logprobs=np.array([-3.0, -4.0])),
+        sample([1], [9], old_logprobs=np.array([-5.0]), ref_logprobs=np.array([-6.0])),
+    ]
+    batch = collate(samples, pad_token_id=0)
+    assert batch.old_logprobs is not None and batch.ref_logprobs is not None
+    torch.testing.assert_close(batch.old_logprobs, torch.tensor([-1.0, -2.0, -5.0]))
+    torch.testing.assert_close(batch.ref_logprobs, torch.tensor([-3.0, -4.0, -6.0]))
+    assert collate([sample([1], [5])], pad_token_id=0).old_logprobs is None

@@ -1,0 +1,145 @@
+"""The update's gradient against the formula written out plainly, however the work is split."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import AutoModelForCausalLM
+
+from grpo.algorithm.advantage import group_relative_advantages
+from grpo.algorithm.loss import LossOutput, grpo_loss
+from grpo.learner.batch import MicroBatch, Sample, Shapes, assemble, plan
+from grpo.learner.policy import Policy
+from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, gradients, make_groups, recipe_for, with_noise
+
+
+def plain(model_path: Path, loss_type: str, beta: float) -> tuple[dict[str, torch.Tensor], float]:
+    """One forward per sample, full logits, the loss as the papers write it; zero-gradient samples included."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    groups = make_groups()
+    advantages = group_relative_advantages(Shapes.of(groups).rewards, "group")
+    completions = [c for g in groups for c in g.group.completions]
+    tokens = sum(len(c.token_ids) for c in completions)
+    total = torch.zeros(())
+    for scored, row in zip(groups, advantages, strict=True):
+        for completion, advantage in zip(scored.group.completions, row, strict=True):
+            ids, n = [*scored.group.prompt_ids, *completion.token_ids], len(completion.token_ids)
+            logits = model(torch.tensor([ids])).logits[0, -n - 1 : -1]
+            logprobs = logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+            sample = Sample(
+                prompt_ids=[],
+                completion_ids=completion.token_ids,
+                sampling_logprobs=[],
+                advantage=advantage,
+                weight=1,
+                mini_batch=0,
+            )
+            [sample] = with_noise([sample], beta)
+            ratio = (logprobs - torch.tensor(sample.old_logprobs, dtype=torch.float32)).exp()
+            gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+            if beta:
+                difference = torch.tensor(sample.ref_logprobs, dtype=torch.float32) - logprobs
+                gain = gain - beta * (difference.exp() - difference - 1)
+            total -= {
+                "grpo": gain.mean() / len(completions),
+                "dr_grpo": gain.sum() / (len(completions) * MAX_COMPLETION_LENGTH),
+                "dapo": gain.sum() / tokens,
+                "bnpo": gain.sum() / tokens,
+            }[loss_type]
+    total.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, total.item()
+
+
+def assert_equal(got: tuple[dict, float], expected: tuple[dict, float]) -> None:
+    assert got[1] == pytest.approx(expected[1], rel=1e-5)
+    assert got[0].keys() == expected[0].keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected[0].values())
+    for name, gradient in expected[0].items():
+        torch.testing.assert_close(got[0][name], gradient, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
+@pytest.mark.parametrize("beta", [0.0, 0.05])
+def test_gradient_is_the_formulas_on_a_v3_moe(tiny_v3: Path, loss_type: str, beta: float) -> None:
+    assert_equal(gradients(recipe_for(str(tiny_v3), loss_type=loss_type, beta=beta)), plain(tiny_v3, loss_type, beta))
+
+
+def test_gradient_is_the_formulas_with_tied_embeddings(tiny_llama: Path) -> None:
+    assert_equal(gradients(recipe_for(str(tiny_llama), loss_type="dapo")), plain(tiny_llama, "dapo", 0.0))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40])
+def test_gradient_does_not_depend_on_the_token_budget(tiny_v3: Path, max_tokens: int) -> None:
+    whole = gradients(recipe_for(str(tiny_v3)))
+    assert_equal(gradients(recipe_for(str(tiny_v3), max_tokens=max_tokens)), whole)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_v3: Path) -> None:
+    whole = gradients(recipe_for(str(tiny_v3)))
+    assert_equal(gradients(recipe_for(str(tiny_v3), gradient_checkpointing=True, max_tokens=60)), whole)
+
+
+def test_gradient_does_not_depend_on_the_number_of_processes(tiny_v3: Path, tmp_path: Path) -> None:
+    out = tmp_path / "gradients.pt"
+    script = Path(__file__).with_name("policy_gradients.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*launcher, str(script), str(tiny_v3), str(out), "max_tokens=40"], check=True)
+    assert_equal(torch.load(out), gradients(recipe_for(str(tiny_v3))))
+
+
+def make_policy(
+    model: Path, accelerator: Accelerator | None = None, **model_options: float
+) -> tuple[Policy, list[Sample]]:
+    recipe = recipe_for(str(model))
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model_options)})
+    groups = make_groups()
+    whole = plan(Shapes.of(groups), recipe.algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    samples = assemble(groups, whole, keep_zero_advantage=False)
+    return Policy(recipe, accelerator or Accelerator(cpu=True), pad_token_id=0), samples
+
+
+def on_policy_loss(logprobs: torch.Tensor, batch: MicroBatch) -> LossOutput:
+    return grpo_loss(logprobs, logprobs.detach(), batch.advantages, batch.weights, epsilon=0.2, epsilon_high=0.2)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.01])
+def test_balance_bias_is_frozen_unless_asked_and_then_moves_by_gamma(tiny_v3: Path, gamma: float) -> None:
+    policy, samples = make_policy(tiny_v3, balance_bias_update_speed=gamma)
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    before = dict(policy.weights())[name].clone()
+    metrics = policy.update(samples, on_policy_loss)
+    moved = (dict(policy.weights())[name] - before) / (gamma or 1.0)
+    load = metrics["moe/load"].value[0]
+    expected = [float(np.sign(1 / 8 - share)) if gamma else 0.0 for share in load]  # 8 experts
+    assert moved.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_padding_is_not_counted_as_expert_load(tiny_v3: Path) -> None:
+    policy, samples = make_policy(tiny_v3)
+    counts = policy.update(samples, on_policy_loss)["moe/load"].counts  # type: ignore[attr-defined]
+    assert counts.sum(axis=1).tolist() == [2 * sum(s.length for s in samples)] * 2  # top-2, two MoE layers
+
+
+def test_bfloat16_autocast_keeps_float32_weights_and_nearly_the_gradient(tiny_llama: Path) -> None:
+    exact, samples = make_policy(tiny_llama)
+    exact.update(samples, on_policy_loss)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    mixed, _ = make_policy(tiny_llama, Accelerator(cpu=True, mixed_precision="bf16"))
+    mixed.update(samples, on_policy_loss)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    a, b = (torch.cat([p.grad.flatten() for p in policy.model.parameters()]) for policy in (exact, mixed))
+    assert b.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.99
+    assert not torch.equal(a, b)
+
+
+def test_log_probs_of_samples_come_back_in_their_order(tiny_v3: Path) -> None:
+    policy, samples = make_policy(tiny_v3)
+    together = policy.logprobs(samples)
+    for sample, logprobs in zip(samples, together, strict=True):
+        np.testing.assert_allclose(policy.logprobs([sample])[0], logprobs, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,166 @@
+"""The sentences a user types, literally. Recipes here are wrong on purpose: they end before anything is loaded."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from grpo.recipe.codec import PROGRAM
+from grpo.recipe.launch import is_launched, use_all_cores
+
+ROOT = Path(__file__).parents[3]
+BIN = Path(sys.executable).parent
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
+WRONG = """# -*- coding: grpo-recipe -*-
+import os; os._exit(77)  # not YAML of a recipe, and no Python either: nothing of this file may run
+"""
+UNEVEN = """# -*- coding: grpo-recipe -*-
+model: {model_name_or_path: ./base}
+data: {task: countdown, max_prompt_length: 32}
+rollout: {problems_per_step: 3, max_completion_length: 64}
+rewards: [{function: countdown}]
+"""
+
+
+def run(command: str, cwd: Path, gib: int = 64) -> subprocess.CompletedProcess[str]:
+    """Run a command as typed, in the environment of these tests, with a limit on memory."""
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES and "ACCELERATE" not in k}
+    environment |= {"PATH": f"{BIN}{os.pathsep}{environment['PATH']}", "HF_HOME": str(cwd)}  # no accelerate config
+    return subprocess.run(
+        command.split(),
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (gib << 30, gib << 30)),
+    )
+
+
+def test_accelerate_launches_a_recipe_with_overrides(tmp_path: Path) -> None:
+    (tmp_path / "uneven.yaml").write_text(UNEVEN)
+    done = run("accelerate launch uneven.yaml trainer.max_step=5 rollout.num_generations=1", tmp_path)
+    assert "uneven.yaml: 2 to mend" in done.stderr
+    assert "trainer.max_step: there is no such key. Did you mean 'max_steps'?" in done.stderr
+    assert "rollout.num_generations=1" in done.stderr
+
+
+def test_two_processes_on_cpu_are_two(tmp_path: Path) -> None:
+    (tmp_path / "uneven.yaml").write_text(UNEVEN)
+    done = run("accelerate launch --num_processes 2 --cpu uneven.yaml", tmp_path)
+    assert done.stderr.count("problems_per_step=3 with 2 processes") == 1
+
+
+def test_an_evaluation_on_two_processes_is_that_on_one(tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text("".join(f'{{"prompt": "{i}+1=", "solution": "{i + 1}"}}\n' for i in range(5)))
+    (tmp_path / "eval.yaml").write_text(
+        f"# -*- coding: grpo-recipe -*-\nstage: eval\nmodel: {{model_name_or_path: {tiny_llama}}}\ntasks: [sums]\n"
+        "define_tasks: {sums: {dataset_name: sums.jsonl}}\ntemplate: '{prompt}'\nengine: {name: hf}\n"
+        "sampling: {num_samples: 3, max_completion_length: 4, temperature: 1.0, top_p: 1.0}\n"
+    )
+    for count in (1, 2):
+        done = run(f"accelerate launch --num_processes {count} --cpu eval.yaml output=of{count}", tmp_path)
+        assert done.stdout.count("| sums |") == 1, done.stderr
+    rows = [(tmp_path / f"of{count}" / "samples.jsonl").read_text().splitlines() for count in (1, 2)]
+    assert rows[0] == rows[1] and len(rows[0]) == 15
+    assert not (tmp_path / "of2" / "samples-1.jsonl").exists()
+
+
+def test_the_launcher_s_own_workers_find_the_codec(tmp_path: Path) -> None:
+    (tmp_path / "uneven.yaml").write_text(UNEVEN)
+    done = run("torchrun --standalone --nproc_per_node 2 uneven.yaml", tmp_path)
+    assert done.stderr.count("problems_per_step=3 with 2 processes") == 1
+
+
+@pytest.mark.parametrize("command", ["grpo train", "python -m grpo train"])
+def test_grpo_train_says_what_is_wrong_and_exits_with_2(tmp_path: Path, command: str) -> None:
+    (tmp_path / "uneven.yaml").write_text(UNEVEN)
+    done = run(f"{command} --num_processes 1 uneven.yaml trainer.max_steps=0", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("uneven.yaml:\n  - trainer.max_steps=0: must be greater than 0.")
+    assert "Traceback" not in done.stderr
+
+
+def test_accelerate_launches_the_module(tmp_path: Path) -> None:
+    done = run("accelerate launch -m grpo train none.yaml", tmp_path)
+    assert "none.yaml does not exist." in done.stderr
+
+
+@pytest.mark.parametrize("command", ["grpo", "grpo trian x.yaml", "grpo train", "grpo check --gpus 3 x.yaml"])
+def test_wrong_usage_shows_the_usage(tmp_path: Path, command: str) -> None:
+    done = run(command, tmp_path)
+    assert done.returncode == (0 if command == "grpo" else 2)
+    assert "grpo train [accelerate's options] recipe.yaml" in done.stdout + done.stderr
+
+
+def test_a_recipe_is_never_read_as_python_and_read_once(tmp_path: Path) -> None:
+    # Python reads a source until its decoder has no more: a decoder that never ends would eat the 4 GiB.
+    (tmp_path / "wrong.yaml").write_text(WRONG * 1000)
+    done = run("python wrong.yaml", tmp_path, gib=4)
+    assert done.returncode == 2
+    assert "wrong.yaml is not valid YAML" in done.stderr
+
+
+def test_children_of_multiprocessing_do_not_train_again(tmp_path: Path) -> None:
+    assert WRONG.encode().decode("grpo-recipe") == PROGRAM
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(WRONG)
+    # What a spawned child does with its parent's main file.
+    code = f"import runpy; print(runpy.run_path({str(recipe)!r}, run_name='__mp_main__')['__name__'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "__mp_main__"
+
+
+def test_a_wheel_installs_the_codec(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("grpo", "rewards", "rollout"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=source, check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        assert "grpo_recipe_codec.pth" in names and "grpo/recipe/codec.py" in names and "rollout/types.py" in names
+        (line,) = archive.read("grpo_recipe_codec.pth").decode().splitlines()
+    assert line.startswith("import codecs;")  # a .pth runs only lines that start with import
+
+
+def test_a_single_process_uses_all_cores_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for given, wanted in [("1", str(cores)), ("7", "7")]:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        use_all_cores()
+        assert os.environ["OMP_NUM_THREADS"] == wanted
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
+    use_all_cores()
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_launched_processes_know_that_they_are() -> None:
+    assert is_launched({"LOCAL_RANK": "0"})
+    assert is_launched({"ACCELERATE_MIXED_PRECISION": "no"})
+    assert not is_launched({"OMP_NUM_THREADS": "1"})
+
+
+def test_report_writes_the_page_of_a_run_again(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.25}\n')
+    done = run("grpo report .", tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == "index.html"
+    assert "0.25" in (tmp_path / "index.html").read_text()
+
+
+def test_report_of_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
+    done = run("grpo report .", tmp_path)
+    assert done.returncode == 2 and "holds no metrics.jsonl" in done.stderr

@@ -1,0 +1,260 @@
+"""What a run writes and prints: rows to the letter, resumed files, lines that fit, trackers that receive."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from rich.console import Console
+
+from grpo.recipe.config import DataConfig, GRPORecipe, ModelConfig, ReportConfig, RewardConfig, TrainerConfig
+from grpo.report.report import Report, deterministic
+from rewards.runner.score import ScoredGroup
+from rollout.types import Completion, Group, Problem
+
+EVALUATION = {"eval/pass@1": 0.25, "eval/pass@1_low": 0.2, "eval/pass@1_high": 0.3, "eval/mean_length": 12.34}
+
+
+def recipe(**report: object) -> GRPORecipe:
+    return GRPORecipe(
+        model=ModelConfig(model_name_or_path="base"),
+        data=DataConfig(task="countdown"),
+        rewards=[RewardConfig(function="accuracy")],
+        trainer=TrainerConfig(max_steps=40),
+        report=ReportConfig.model_validate(report),
+    )
+
+
+def report(
+    folder: Path, *, resume_step: int | None = None, console: Console | None = None, **options: object
+) -> Report:
+    return Report(
+        folder,
+        recipe(**options),
+        accelerator=Accelerator(cpu=True),
+        resume_step=resume_step,
+        console=console or Console(file=io.StringIO()),
+    )
+
+
+def group(problem_id: str) -> ScoredGroup:
+    completions = [
+        Completion(
+            token_ids=[5, 9, 2], logprobs=[-0.1] * 3, text="<think>1+1", finish_reason="length", policy_version=1
+        ),
+        Completion(token_ids=[7], logprobs=[-0.1], text="2", finish_reason="stop", policy_version=0),
+    ]
+    problem = Problem(id=problem_id, prompt="1+1=?", columns={"target": 2})
+    scored = Group(problem=problem, prompt_ids=[1], completions=completions)
+    return ScoredGroup(group=scored, rewards=[0.0, 1.5], breakdown={"accuracy": [0.0, 1.0], "judge": [None, 0.5]})
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_step_is_one_row_with_exact_floats_and_null_for_what_json_cannot_say(tmp_path: Path) -> None:
+    run = report(tmp_path)
+    run.log(1, {"reward": 0.1 + 0.2, "grad_norm": float("inf"), "moe/load": [[0.75, 0.25]], "num_tokens": 7})
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 1, "grad_norm": null, "moe/load": [[0.75, 0.25]], "num_tokens": 7, "reward": 0.30000000000000004}\n'
+    )
+    run.close()
+
+
+def test_phases_add_up_to_the_next_row_only(tmp_path: Path) -> None:
+    run = report(tmp_path)
+    for _ in range(2):
+        with run.phase("generate"):
+            pass
+    spent = run.seconds["generate"]
+    run.log(1, {"reward": 0.0})
+    run.log(2, {"reward": 0.0})
+    first, second = rows(tmp_path / "metrics.jsonl")
+    assert first["time/generate"] == spent > 0
+    assert "time/generate" not in second
+    run.close()
+
+
+def test_the_time_of_an_evaluation_is_in_its_own_row(tmp_path: Path) -> None:
+    run = report(tmp_path)
+    with run.phase("evaluate"):
+        pass
+    run.log_evaluation(0, EVALUATION)
+    run.log(1, {"reward": 0.0})
+    first, second = rows(tmp_path / "metrics.jsonl")
+    assert list(first) == ["step", *sorted(EVALUATION), "time/evaluate"]
+    assert list(second) == ["step", "reward"]
+    run.close()
+
+
+def test_deterministic_drops_wall_clock_and_nothing_else() -> None:
+    timing = {"time/update": 1.25, "step_time": 5.0, "tokens_per_second": 900.0}
+    assert deterministic({"step": 3, "reward": 0.5, **timing, "num_tokens": 64}) == {
+        "step": 3,
+        "reward": 0.5,
+        "num_tokens": 64,
+    }
+
+
+def test_a_sample_row_carries_text_rewards_and_advantage(tmp_path: Path) -> None:
+    run = report(tmp_path)
+    run.log_samples(3, [group("countdown/train/7")], [[-1.0, 1.0]])
+    assert rows(tmp_path / "samples.jsonl") == [
+        {
+            "step": 3,
+            "problem_id": "countdown/train/7",
+            "prompt": "1+1=?",
+            "columns": {"target": 2},
+            "completions": [
+                {
+                    "text": "<think>1+1",
+                    "num_tokens": 3,
+                    "finish_reason": "length",
+                    "reward": 0.0,
+                    "rewards": {"accuracy": 0.0, "judge": None},
+                    "advantage": -1.0,
+                },
+                {
+                    "text": "2",
+                    "num_tokens": 1,
+                    "finish_reason": "stop",
+                    "reward": 1.5,
+                    "rewards": {"accuracy": 1.0, "judge": 0.5},
+                    "advantage": 1.0,
+                },
+            ],
+        }
+    ]
+    run.close()
+
+
+def test_logged_groups_do_not_depend_on_the_order_in_which_groups_finished(tmp_path: Path) -> None:
+    groups, advantages = [group(f"p{i}") for i in range(8)], [[float(i), -float(i)] for i in range(8)]
+    written = []
+    for name, order in (("a", list(range(8))), ("b", [3, 7, 0, 5, 2, 6, 1, 4])):
+        run = report(tmp_path / name, num_logged_groups=3)
+        for step in (1, 2):
+            run.log_samples(step, [groups[i] for i in order], [advantages[i] for i in order])
+        run.close()
+        written.append((tmp_path / name / "samples.jsonl").read_text())
+    assert written[0] == written[1]
+    chosen = [(row["step"], row["problem_id"]) for row in rows(tmp_path / "a" / "samples.jsonl")]
+    assert [step for step, _ in chosen] == [1, 1, 1, 2, 2, 2]
+    assert {name for step, name in chosen if step == 1} != {name for step, name in chosen if step == 2}
+
+
+def test_resuming_cuts_what_the_killed_run_wrote_after_its_checkpoint(tmp_path: Path) -> None:
+    kept = '{"step": 0, "eval/pass@1": 0.1}\n{"step": 1, "reward": 0.30000000000000004}\n{"step": 2, "reward": 1e-07}\n'
+    (tmp_path / "metrics.jsonl").write_text(kept + '{"step": 3, "reward": 0.5}\n{"step": 4, "rew')
+    run = report(tmp_path / "samples")
+    for step in (2, 3):
+        run.log_samples(step, [group("p")], [[0.0, 0.0]])
+    run.close()
+    both = (tmp_path / "samples" / "samples.jsonl").read_text()
+    (tmp_path / "samples.jsonl").write_text(both)
+    run = report(tmp_path, resume_step=2)
+    assert (tmp_path / "metrics.jsonl").read_text() == kept
+    assert (tmp_path / "samples.jsonl").read_text() == both.splitlines(keepends=True)[0]
+    run.log(3, {"reward": 0.25})
+    assert rows(tmp_path / "metrics.jsonl")[-1] == {"step": 3, "reward": 0.25}
+    run.close()
+    assert not list(tmp_path.glob("*.cut"))
+
+
+def test_a_new_run_in_a_used_folder_sets_the_old_files_aside(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
+    run = report(tmp_path)
+    run.log(1, {"reward": 0.0})
+    run.close()
+    assert rows(tmp_path / "metrics.jsonl") == [{"step": 1, "reward": 0.0}]
+    assert (tmp_path / "metrics.jsonl.previous").read_text() == '{"step": 1, "reward": 0.5}\n'
+
+
+METRICS = {
+    "reward": 0.5,
+    "completions/mean_length": 1024.25,
+    "completions/clipped_ratio": 0.125,
+    "frac_reward_zero_std": 1.0,
+    "entropy": 0.75,
+    "kl": 0.001,
+    "grad_norm": 123.5,
+    "sampling/sampling_logp_difference/mean": 1.5e-6,
+    "step_time": 100.0,
+}
+
+
+def test_plain_output_is_aligned_uncoloured_and_at_most_120_columns(tmp_path: Path) -> None:
+    out = io.StringIO()
+    run = report(tmp_path, console=Console(file=out))
+    for step in range(1, 28):
+        run.seconds.update({"generate": 50.0, "update": 49.0})
+        run.log(step, METRICS)
+    run.terminal.stop() if run.terminal else None
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 29 and lines[0] == lines[26]  # the header comes again
+    titles = " ".join(lines[0].split())
+    assert titles == "step reward length clipped no signal entropy kl grad norm mismatch generate s/step left"
+    figures = " ".join(lines[1].split()[:-1])  # the last is the time left, on this machine's clock
+    assert figures == "1/40 0.500 1024.2 12.5% 100.0% 0.750 1.00e-03 123.500 1.5e-06 50.0 100.0"
+    assert {len(line) for line in lines} == {len(lines[0])} and len(lines[0]) <= 120
+    assert "\x1b" not in out.getvalue()
+    run.close()
+
+
+def test_a_terminal_gets_colour_and_lines_that_fit_it(tmp_path: Path) -> None:
+    out = io.StringIO()
+    run = report(tmp_path, console=Console(file=out, force_terminal=True, width=60, color_system="standard"))
+    run.log(1, METRICS)
+    run.close()
+    assert "\x1b[1;32m" in out.getvalue()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    header = next(line for line in text.splitlines() if "reward" in line)
+    assert len(header) <= 60 and "length" in header and "s/step" in header and "left" in header
+
+
+def test_logging_steps_thins_the_terminal_and_not_the_file(tmp_path: Path) -> None:
+    out = io.StringIO()
+    run = report(tmp_path, console=Console(file=out), logging_steps=2)
+    for step in (1, 2, 3, 4):
+        run.log(step, {"reward": 0.0})
+    assert [line.split()[0] for line in out.getvalue().splitlines()] == ["step", "2/40", "4/40"]
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    run.close()
+
+
+def test_the_summary_sets_base_against_trained_also_after_a_resume(tmp_path: Path) -> None:
+    run = report(tmp_path)
+    run.log_evaluation(0, EVALUATION)
+    run.close()
+    out = io.StringIO()
+    run = report(tmp_path, resume_step=1, console=Console(file=out))
+    run.log_evaluation(40, {**EVALUATION, "eval/pass@1": 0.875, "eval/pass@1_low": 0.85, "eval/pass@1_high": 0.9})
+    run.summary()
+    table = [line.split() for line in out.getvalue().splitlines()]
+    assert ["held", "out", "base", "trained"] in table
+    assert ["pass@1", "0.250", "[0.200,", "0.300]", "0.875", "[0.850,", "0.900]"] in table
+    assert ["mean_length", "12.3", "12.3"] in table
+    run.close()
+
+
+def test_tensorboard_receives_the_scalars(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = report(tmp_path, report_to=["tensorboard"])
+    run.log(1, {"reward": 0.25, "moe/load": [[0.5, 0.5]]})
+    run.log(2, {"reward": 0.5})
+    run.log_evaluation(2, EVALUATION)
+    run.close()
+    events = EventAccumulator(str(tmp_path / "grpo")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("reward")] == [(1, 0.25), (2, 0.5)]
+    assert [(event.step, event.value) for event in events.Scalars("eval/pass@1")] == [(2, 0.25)]
+    assert "moe/load" not in events.Tags()["scalars"]
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_with_its_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"report_to names \['dvclive'\].*pip install dvclive"):
+        report(tmp_path, report_to=["dvclive"])

@@ -1,0 +1,201 @@
+"""Whole runs: the literal command, resuming, several processes, functions from Python."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import grpo
+from grpo.report.records import deterministic
+
+ROOT = Path(__file__).parents[3]
+BIN = Path(sys.executable).parent
+
+
+def write_recipe(folder: Path, model: Path, **sections: dict[str, Any]) -> Path:
+    """Countdown on a random model: rewards are a coin per completion, so every step has a gradient."""
+    recipe: dict[str, Any] = {
+        "model": {"model_name_or_path": str(model)},
+        "data": {"task": "countdown", "template": "{prompt} :", "max_prompt_length": 40},
+        "rollout": {
+            "problems_per_step": 4,
+            "num_generations": 4,
+            "max_completion_length": 12,
+            "max_num_seqs": 32,
+            "kv_cache_gib": 0.1,
+        },
+        "rewards": [{"function": "random"}, {"function": "format", "weight": 0.1}],
+        "trainer": {"output_dir": str(folder / "run"), "max_steps": 2, "learning_rate": 1e-3},
+        "evaluation": {"num_problems": 6, "num_samples": 4},
+    }
+    for name, values in sections.items():
+        recipe[name] = {**recipe.get(name, {}), **values}
+    path = folder / "recipe.yaml"
+    path.write_text("# -*- coding: grpo-recipe -*-\n" + yaml.safe_dump(recipe))
+    return path
+
+
+def launch(*arguments: str | Path) -> list[str]:
+    return [str(BIN / "accelerate"), "launch", *map(str, arguments)]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def rows(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
+
+
+@pytest.mark.vllm
+def test_literal_command_trains_the_embedded_base(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(
+        launch(
+            "recipes/r1_zero.yaml",
+            "trainer.max_steps=3",
+            "rollout.problems_per_step=8",
+            "rollout.num_generations=8",
+            "evaluation.num_problems=16",
+            f"trainer.output_dir={out}",
+        )
+    )
+    assert "3/3" in done.stdout
+    steps = [row for row in rows(out) if "reward" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    for row in steps:
+        assert row["sampling/sampling_logp_difference/mean"] <= 1e-5
+        assert row["sampling/sampling_logp_difference/p999"] <= 1e-4
+        assert row["rewards/format/mean"] >= 0.9
+        assert row["moe/dead_experts"] == 0
+    assert [row["step"] for row in rows(out) if "eval/pass@1" in row] == [0, 3]
+    assert "<script" in (out / "index.html").read_text()
+    checkpoint = out / "checkpoint-3"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert model.config.model_type == "deepseek_v3"
+    assert AutoTokenizer.from_pretrained(checkpoint).eos_token
+    # vLLM opens the checkpoint, and a run goes on from it
+    run(
+        launch(
+            "recipes/r1_zero.yaml",
+            f"model.model_name_or_path={checkpoint}",
+            "trainer.max_steps=1",
+            "rollout.problems_per_step=2",
+            "evaluation={}",
+            f"trainer.output_dir={tmp_path / 'second'}",
+        )
+    )
+    assert rows(tmp_path / "second")[0]["sampling/sampling_logp_difference/mean"] <= 1e-5
+
+
+@pytest.mark.vllm
+def test_run_killed_and_resumed_writes_what_an_uninterrupted_one_writes(tiny_v3: Path, tmp_path: Path) -> None:
+    """Old log-probs, KL and a reference that moves included; weights, optimizer, data position and seeds with them."""
+    settings: dict[str, Any] = {
+        "algorithm": {"steps_per_generation": 2, "beta": 0.1, "ref_model_sync_steps": 4, "loss_type": "grpo"},
+        "evaluation": {"num_problems": 4, "num_samples": 2, "eval_steps": 4},
+    }
+    trainer = {"max_steps": 12, "learning_rate": 1e-3, "save_steps": 4, "lr_scheduler_type": "linear"}
+
+    def recipe(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        return write_recipe(folder, tiny_v3, trainer={**trainer, "output_dir": str(folder / "run")}, **settings)
+
+    run(launch(recipe("whole")))
+    killed = recipe("killed")
+    metrics = tmp_path / "killed" / "run" / "metrics.jsonl"
+    process = subprocess.Popen(launch(killed), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    while not (metrics.exists() and '{"step": 10,' in metrics.read_text()):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run(launch(killed, "trainer.resume_from_checkpoint=true"))
+
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        whole, resumed = (
+            [deterministic(row) for row in rows(tmp_path / folder / "run", name)] for folder in ("whole", "killed")
+        )
+        assert [row["step"] for row in resumed][-1] == 12
+        assert resumed == whole
+
+
+@pytest.mark.vllm
+def test_two_processes_do_what_one_does(tiny_v3: Path, tmp_path: Path) -> None:
+    def first_steps(name: str, *options: str) -> list[dict[str, Any]]:
+        folder = tmp_path / name
+        folder.mkdir()
+        run(launch(*options, write_recipe(folder, tiny_v3)))
+        return [row for row in rows(folder / "run") if "reward" in row]
+
+    one, two = first_steps("one"), first_steps("two", "--cpu", "--num_processes", "2")
+    assert len(one) == len(two) == 2
+    for name in ("reward", "completions/mean_length", "num_tokens", "rewards/random/mean"):
+        assert two[0][name] == pytest.approx(one[0][name])
+    for name in ("loss", "grad_norm", "entropy"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-4, abs=1e-7)
+        assert two[1][name] == pytest.approx(one[1][name], rel=1e-2, abs=1e-4)
+
+
+def test_reward_functions_from_python_on_the_reference_engine(tiny_v3: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def short(prompts: list, completions: list[str], target: list[int], **kwargs: Any) -> list[float]:
+        seen.extend(target)
+        return [-len(text) / 10 for text in completions]
+
+    recipe = write_recipe(tmp_path, tiny_v3, rollout={**rollout_of(tiny_v3, tmp_path), "engine": "hf"})
+    checkpoint = grpo.train(str(recipe), reward_functions=[short])
+    metrics = [row for row in rows(tmp_path / "run") if "reward" in row]
+    assert checkpoint.name == "checkpoint-2"
+    assert all(row["rewards/short/mean"] < 0 for row in metrics)
+    assert seen and all(isinstance(target, int) for target in seen)
+
+
+def rollout_of(model: Path, folder: Path) -> dict[str, Any]:
+    return yaml.safe_load(write_recipe(folder, model).read_text())["rollout"]
+
+
+def test_mismatch_beyond_the_bound_stops_the_run_and_names_a_cause(tiny_v3: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        tiny_v3,
+        rollout={**rollout_of(tiny_v3, tmp_path), "engine": "hf"},
+        algorithm={"max_logp_difference": 1e-12},
+    )
+    with pytest.raises(RuntimeError, match=r"max_logp_difference=1e-12.*Likely cause: no update came before"):
+        grpo.train(str(recipe))
+    assert (tmp_path / "run" / "index.html").exists()
+
+
+def test_tasks_of_grpo_eval_are_asked_in_the_template_of_training(tiny_v3: Path, tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"question": "1+1?", "gold": "2"}\n{"question": "1+2?", "gold": "3"}\n')
+    (tmp_path / "sums.yaml").write_text(
+        "dataset_name: ./sums.jsonl\ncolumns: {prompt: question, solution: gold}\ninstruction: Box it.\n"
+    )
+    tasks = [str(tmp_path / "sums.yaml"), "countdown"]
+    recipe = write_recipe(
+        tmp_path,
+        tiny_v3,
+        rollout={**rollout_of(tiny_v3, tmp_path), "engine": "hf"},
+        trainer={"max_steps": 1},
+        evaluation={"tasks": tasks, "num_problems": 3},
+    )
+    grpo.train(str(recipe))
+    before, after = [row for row in rows(tmp_path / "run") if any(key.startswith("eval/") for key in row)]
+    for row in (before, after):
+        assert (row["eval/sums/num_problems"], row["eval/countdown/num_problems"]) == (2, 3)
+        assert row["eval/sums/pass@4"] >= row["eval/sums/pass@1"] == 0.0
+        assert "eval/pass@1" not in row
+    assert "sums/pass@1" in (tmp_path / "run" / "index.html").read_text()

@@ -1,0 +1,313 @@
+"""The scorer: sums, workers that run while groups arrive, and failures."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rewards.runner.score import RewardError, Rewards, RewardSpec
+from rollout.types import Completion, Group, Problem
+
+
+def group(texts, *, prompt="q", id="p/0", **columns):
+    completions = [
+        Completion(token_ids=[7] * len(t), logprobs=[0.0] * len(t), text=t, finish_reason="stop", policy_version=0)
+        for t in texts
+    ]
+    return Group(problem=Problem(id=id, prompt=prompt, columns=columns), prompt_ids=[1], completions=completions)
+
+
+def score_all(specs, groups, num_workers=0, base_dir=None):
+    rewards = Rewards([RewardSpec(**spec) for spec in specs], num_workers=num_workers, base_dir=base_dir)
+    try:
+        return list(rewards.score(groups))
+    finally:
+        rewards.close()
+
+
+def write_reward(folder: Path, body: str) -> str:
+    """A file of the user's with the function `mine`; returns its spec."""
+    (folder / "mine.py").write_text(f"import os, sys, time\n\n{body}\n")
+    return "mine.py:mine"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_rewards_are_weighted_sums_and_the_breakdown_is_kept(num_workers):
+    texts = ["<think>.</think><answer>8*3+2</answer>", "<answer>8*3+2</answer>", "8*3+2"]
+    specs = [{"function": "countdown"}, {"function": "format", "weight": 0.5}]
+    (scored,) = score_all(specs, [group(texts, numbers=[3, 8, 2], target=26)], num_workers)
+    assert scored.rewards == [1.5, 1.0, 0.0]
+    assert scored.breakdown == {"countdown": [1.0, 1.0, 0.0], "format": [1.0, 0.0, 0.0]}
+
+
+def test_none_is_left_out_of_the_sum_and_all_none_is_nan():
+    def first(prompts, completions, **kwargs):
+        return [1, None, None]
+
+    def second(prompts, completions, **kwargs):
+        return [np.float32(0.5), True, None]
+
+    (scored,) = score_all([{"function": first, "weight": 2.0}, {"function": second}], [group(["a", "b", "c"])])
+    assert scored.rewards[:2] == [2.5, 1.0] and math.isnan(scored.rewards[2])
+    assert scored.breakdown == {"first": [1.0, None, None], "second": [0.5, 1.0, None]}
+
+
+def test_functions_get_what_trl_gives_them():
+    seen = {}
+
+    def look(trainer_state, log_metric, log_extra, **kwargs):
+        seen.update(kwargs)
+        assert (trainer_state.global_step, trainer_state.max_steps) == (0, 0)
+        return [0.0, 0.0]
+
+    score_all([{"function": look, "options": {"rate": 3}}], [group(["a", "bb"], prompt="q", target=26, rate=1)])
+    assert seen == {
+        "prompts": ["q", "q"],
+        "completions": ["a", "bb"],
+        "completion_ids": [[7], [7, 7]],
+        "target": [26, 26],
+        "rate": 3,  # an option counts before a column of its name
+    }
+    score_all([{"function": look}], [group(["a", "bb"], prompt=[{"role": "user", "content": "q"}])])
+    assert seen["prompts"] == [[{"role": "user", "content": "q"}]] * 2
+    assert seen["completions"] == [[{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "bb"}]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_async_functions_share_one_event_loop(tmp_path, num_workers):
+    spec = write_reward(
+        tmp_path,
+        "import asyncio\nlock = asyncio.Lock()\nloops = set()\n"
+        "async def mine(prompts, completions, **kwargs):\n"
+        "    async with lock:\n        await asyncio.sleep(0)\n"
+        "    loops.add(asyncio.get_running_loop())\n    return [len(loops)] * len(completions)",
+    )
+    scored = score_all([{"function": spec}], [group(["a"]), group(["b"])], num_workers, tmp_path)
+    assert [s.rewards for s in scored] == [[1.0], [1.0]]
+
+
+def test_groups_are_scored_while_the_next_are_generated_and_keep_their_order(tmp_path):
+    spec = write_reward(
+        tmp_path,
+        "def mine(prompts, completions, mark, wait_for, **kwargs):\n"
+        "    while wait_for[0] and not os.path.exists(wait_for[0]):\n        time.sleep(0.01)\n"
+        "    open(mark[0], 'w').close()\n    return [1.0] * len(completions)",
+    )
+    marks = [tmp_path / f"scored{i}" for i in range(4)]
+    generated = tmp_path / "generated"
+
+    def engine():
+        yield group(["a"], id="p/0", mark=str(marks[0]), wait_for=str(generated))
+        yield group(["a"], id="p/1", mark=str(marks[1]), wait_for="")
+        yield group(["a"], id="p/2", mark=str(marks[2]), wait_for="")
+        deadline = time.monotonic() + 60
+        while not (marks[1].exists() and marks[2].exists()):
+            assert time.monotonic() < deadline, "nothing is scored while generation runs"
+            time.sleep(0.01)
+        assert not marks[0].exists()
+        generated.touch()
+        yield group(["a"], id="p/3", mark=str(marks[3]), wait_for="")
+
+    scored = score_all([{"function": spec}], engine(), 2, tmp_path)
+    assert [s.group.problem.id for s in scored] == ["p/0", "p/1", "p/2", "p/3"]
+
+
+def test_workers_import_no_torch_and_start_with_the_first_group(tmp_path):
+    import torch  # noqa: F401  # this process has it
+
+    spec = write_reward(
+        tmp_path,
+        "def mine(prompts, completions, **kwargs):\n"
+        "    heavy = [m for m in ('torch', 'vllm', 'transformers', 'grpo') if m in sys.modules]\n"
+        "    assert not heavy, heavy\n    return [os.getpid()] * len(completions)",
+    )
+    rewards = Rewards([RewardSpec(function=spec)], num_workers=2, base_dir=tmp_path)
+    assert children() == set()
+    pids = {int(s.rewards[0]) for s in rewards.score(group(["a"]) for _ in range(4))}
+    assert pids <= children() and os.getpid() not in pids
+    assert {int(s.rewards[0]) for s in rewards.score([group(["a"])])} <= pids, "the pool is not kept"
+    rewards.close()
+    assert children() == set()
+
+
+def children() -> set[int]:
+    """Child processes of this one that run a reward worker."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if b"rewards.runner.pool" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(int(pid))
+    return found
+
+
+def test_workers_do_not_run_the_main_script_again(tmp_path):
+    """Under `accelerate launch recipe.yaml` the main script is the recipe."""
+    script = tmp_path / "unguarded.yaml"
+    script.write_text(
+        "print('main runs')\n"
+        "from rewards.runner.score import Rewards, RewardSpec\n"
+        "from rollout.types import Completion, Group, Problem\n"
+        "c = Completion(token_ids=[1], logprobs=[0.0], text='a', finish_reason='stop', policy_version=0)\n"
+        "g = Group(problem=Problem(id='p', prompt='q', columns={'answer': 'a'}), prompt_ids=[1], completions=[c, c])\n"
+        "rewards = Rewards([RewardSpec(function='exact_match')], num_workers=2)\n"
+        "print([s.rewards for s in rewards.score([g, g])])\n"
+    )  # ends without close(): the workers must end with it
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    run = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
+    )
+    assert run.stdout == "main runs\n[[0.0, 0.0], [0.0, 0.0]]\n", run.stderr
+    assert run.stderr == ""
+
+
+def test_a_worker_killed_in_the_middle_costs_only_time(tmp_path):
+    spec = write_reward(
+        tmp_path,
+        "def mine(prompts, completions, pid_file, **kwargs):\n"
+        "    if not os.path.exists(pid_file[0]):\n"
+        "        with open(pid_file[0] + '.part', 'w') as f: f.write(str(os.getpid()))\n"
+        "        os.rename(pid_file[0] + '.part', pid_file[0])\n"
+        "        time.sleep(600)\n"
+        "    return [len(c) for c in completions]",
+    )
+    pid_file = tmp_path / "pid"
+
+    def engine():
+        yield group(["a", "bb"], pid_file=str(pid_file))
+        while not pid_file.exists():
+            time.sleep(0.01)
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        yield group(["ccc", "d"], pid_file=str(pid_file))
+
+    started = time.perf_counter()
+    scored = score_all([{"function": spec}], engine(), 1, tmp_path)
+    assert [s.rewards for s in scored] == [[1.0, 2.0], [3.0, 1.0]]
+    assert time.perf_counter() - started < 300
+
+
+def test_groups_that_are_scored_fast_travel_together_and_slow_ones_alone(tmp_path):
+    spec = write_reward(
+        tmp_path,
+        "def mine(prompts, completions, seconds, **kwargs):\n"
+        "    time.sleep(seconds[0])\n"
+        "    frame = sys._getframe()\n"
+        "    while 'groups' not in frame.f_locals: frame = frame.f_back\n"
+        "    return [len(frame.f_locals['groups'])] * len(completions)",
+    )
+
+    def sizes(seconds):
+        groups = [group(["a"], id=f"p/{index}", seconds=seconds) for index in range(40)]
+        return [int(s.rewards[0]) for s in score_all([{"function": spec}], groups, 2, tmp_path)]
+
+    assert max(sizes(0.0)) > 1
+    assert set(sizes(0.02)) == {1}
+
+
+def test_slow_groups_behind_fast_ones_are_shared_among_the_workers(tmp_path):
+    body = "def mine(prompts, completions, seconds, **kwargs):\n    time.sleep(seconds[0])\n    return [os.getpid()]"
+    rewards = Rewards([RewardSpec(function=write_reward(tmp_path, body))], num_workers=2, base_dir=tmp_path)
+    list(rewards.score([group(["a"], seconds=0.0) for _ in range(60)]))  # now they are known to be fast
+    seconds = [0.0] * 60 + [0.05] * 40
+    scored = list(rewards.score([group(["a"], id=f"p/{i}", seconds=s) for i, s in enumerate(seconds)]))
+    assert [s.group.problem.id for s in scored] == [f"p/{i}" for i in range(100)]
+    assert len({s.rewards[0] for s in scored[60:]}) == 2
+    rewards.close()
+
+
+def test_who_waits_for_a_group_when_the_workers_are_closed_is_told(tmp_path):
+    spec = write_reward(tmp_path, "def mine(prompts, completions, **kwargs):\n    time.sleep(600)")
+    rewards = Rewards([RewardSpec(function=spec)], num_workers=1, base_dir=tmp_path)
+    errors = []
+
+    def wait():
+        try:
+            list(rewards.score([group(["a"]), group(["b"])]))
+        except RewardError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    while not children():
+        time.sleep(0.01)
+    rewards.close()
+    thread.join(60)
+    assert errors == ["the reward workers were closed before this group was scored."]
+
+
+def test_a_group_that_kills_its_worker_does_not_take_others_along(tmp_path):
+    """They were in the same message; the one that is to blame is named."""
+    spec = write_reward(
+        tmp_path,
+        "def mine(prompts, completions, **kwargs):\n"
+        "    if completions[0] == 'bad': os.kill(os.getpid(), 9)\n    return [1.0]",
+    )
+    rewards = Rewards([RewardSpec(function=spec)], num_workers=1, base_dir=tmp_path)
+    list(rewards.score([group(["a"])]))  # now it is known to be fast
+    scored = rewards.score([group(["bad" if index == 30 else "a"], id=f"p/{index}") for index in range(40)])
+    with pytest.raises(RewardError, match=r"ended twice \(exit codes \[-9, -9\].*problem 'p/30'"):
+        for index, one in enumerate(scored):
+            assert one.group.problem.id == f"p/{index}" and one.rewards == [1.0]
+    assert index == 29
+    rewards.close()
+
+
+def test_a_group_that_kills_its_worker_twice_stops_the_run(tmp_path):
+    spec = write_reward(tmp_path, "def mine(prompts, completions, **kwargs):\n    os.kill(os.getpid(), 9)")
+    with pytest.raises(RewardError, match=r"computes mine ended twice \(exit codes \[-9, -9\].*problem 'p/7'"):
+        score_all([{"function": spec}], [group(["a"], id="p/7")], 1, tmp_path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_reward_that_raises_stops_with_its_name_the_sample_and_the_traceback(tmp_path, num_workers):
+    spec = write_reward(
+        tmp_path,
+        "def mine(prompts, completions, **kwargs):\n    return [1 / (len(c) - 3) for c in completions]",
+    )
+    with pytest.raises(RewardError) as error:
+        score_all([{"function": spec}], [group(["a", "bad", "c"], id="gsm8k/7")], num_workers, tmp_path)
+    assert str(error.value) == (
+        "reward 'mine' raised ZeroDivisionError: division by zero\n"
+        "It was given completion 2 of 3 to problem 'gsm8k/7', which begins 'bad'."
+    )
+    cause = error.value.__cause__
+    assert isinstance(cause, ZeroDivisionError) or "1 / (len(c) - 3)" in str(cause)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1.0], "reward 'mine' returned 1 values for 2 completions"),
+        (None, "reward 'mine' returned None for 2 completions"),
+        (1.0, "reward 'mine' returned 1.0 for 2 completions"),
+        (
+            [1.0, math.nan],
+            "reward 'mine' returned nan (float) for completion 2 of 2 to problem 'p/0', which begins 'b'",
+        ),
+        ([math.inf, 0.0], "reward 'mine' returned inf (float) for completion 1 of 2"),
+        ([0.0, "1"], "reward 'mine' returned '1' (str) for completion 2 of 2"),
+        ([[0.0], 1], "reward 'mine' returned [0.0] (list) for completion 1 of 2"),
+    ],
+)
+def test_what_is_not_one_finite_number_per_completion_stops_the_run(returned, message):
+    with pytest.raises(RewardError) as error:
+        score_all([{"function": lambda **kwargs: returned, "name": "mine"}], [group(["a", "b"])])
+    assert message in str(error.value)
+
+
+def test_an_error_leaves_the_rest_unscored_and_close_does_not_wait(tmp_path):
+    spec = write_reward(
+        tmp_path,
+        "def mine(prompts, completions, **kwargs):\n"
+        "    if completions[0] == 'bad': raise RuntimeError('bad')\n    time.sleep(600)",
+    )
+    started = time.perf_counter()
+    with pytest.raises(RewardError, match="raised RuntimeError: bad"):
+        score_all([{"function": spec}], [group(["bad"])] + [group(["a"])] * 5, 2, tmp_path)
+    assert time.perf_counter() - started < 300

@@ -1,0 +1,156 @@
+"""The server engine over real HTTP, against a server of OpenAI's completions API with the reference engine behind it.
+
+benchmarks/eval_server.py does the same with `vllm serve`.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rollout.engines.server
+from rollout.engines.base import request_seed
+from rollout.engines.hf import HFEngine
+from rollout.engines.server import ServerEngine
+from rollout.types import Problem, Prompt, Sampling
+
+PROMPTS = [Prompt(problem=Problem(id=f"p/{i}", prompt=text), token_ids=list(text.encode())) for i, text in
+           enumerate(["one", "two and more", "three"])]  # fmt: skip
+
+
+def seed_of(problem: Problem, seed: int) -> int:
+    sampling = Sampling(num_generations=1, max_completion_length=1, seed=seed)
+    return request_seed(sampling, Prompt(problem=problem, token_ids=[]))
+
+
+class Served:
+    """What the server was asked, how it names itself, and which errors it gives first."""
+
+    def __init__(self, model: Path) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.models = [{"id": "tiny", "owned_by": "vllm"}]
+        self.errors: list[int] = []
+        self.returns_ids = True
+        self._engine = HFEngine(str(model), dtype="float32", device="cpu", max_num_seqs=4, max_model_len=64)
+        self._lock = threading.Lock()
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        problem = next(p.problem for p in PROMPTS if p.token_ids == body["prompt"])
+        seed = next(seed for seed in range(100) if seed_of(problem, seed) == body["seed"])
+        sampling = Sampling(
+            num_generations=body["n"],
+            max_completion_length=body["max_tokens"],
+            temperature=body["temperature"],
+            top_p=body["top_p"],
+            seed=seed,
+        )
+        with self._lock:
+            [group] = self._engine.generate([Prompt(problem=problem, token_ids=body["prompt"])], sampling)
+        return {
+            "choices": [
+                {"text": c.text, "finish_reason": c.finish_reason}
+                | ({"token_ids": list(c.token_ids)} if self.returns_ids else {})
+                for c in group.completions
+            ]
+        }
+
+
+@pytest.fixture
+def served(tiny_llama: Path) -> Iterator[tuple[Served, str]]:
+    state = Served(tiny_llama)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._reply(200, {"data": state.models})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.requests.append(body)
+            if state.errors:
+                self._reply(state.errors.pop(0), {"error": {"message": "top_p must be below 2"}})
+            else:
+                self._reply(200, state.complete(body))
+
+        def _reply(self, status: int, body: dict[str, Any]) -> None:
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield state, f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def connect(model: Path, url: str) -> ServerEngine:
+    return ServerEngine(str(model), base_url=url, max_num_seqs=2, max_model_len=24)
+
+
+def groups_of(engine: Any, sampling: Sampling) -> dict[str, list[tuple]]:
+    found = {group.problem.id: group for group in engine.generate(PROMPTS, sampling)}
+    return {
+        key: [(c.text, list(c.token_ids), c.finish_reason) for c in found[key].completions] for key in sorted(found)
+    }
+
+
+@pytest.mark.parametrize("returns_ids", [True, False])
+def test_server_gives_what_its_engine_gives(tiny_llama: Path, served: tuple[Served, str], returns_ids: bool) -> None:
+    state, url = served
+    state.returns_ids = returns_ids
+    reference = HFEngine(str(tiny_llama), dtype="float32", device="cpu", max_num_seqs=4, max_model_len=24)
+    engine = connect(tiny_llama, url)
+    for sampling in (
+        Sampling(num_generations=2, max_completion_length=30, temperature=0.7, seed=5),
+        Sampling(num_generations=2, max_completion_length=4, temperature=0.0),
+    ):
+        there, here = groups_of(engine, sampling), groups_of(reference, sampling)
+        if returns_ids:
+            assert there == here
+        assert [[text for text, *_ in group] for group in there.values()] == [
+            [text for text, *_ in group] for group in here.values()
+        ]
+    assert {request["n"] for request in state.requests} == {1, 2}  # greedy: once, and repeated
+    assert {request["max_tokens"] for request in state.requests} == {4, 24 - 3, 24 - 12, 24 - 5}
+    assert {request["model"] for request in state.requests} == {"tiny"}
+    engine.close()
+
+
+def test_a_busy_server_is_asked_again_and_a_refusal_is_said(
+    tiny_llama: Path, served: tuple[Served, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, url = served
+    waited: list[float] = []
+    monkeypatch.setattr(rollout.engines.server.time, "sleep", waited.append)
+    engine = connect(tiny_llama, url)
+    sampling = Sampling(num_generations=1, max_completion_length=2)
+    state.errors = [503, 429]
+    assert len(groups_of(engine, sampling)) == 3
+    assert len(state.requests) == 5 and len(waited) == 2
+    state.errors = [400]
+    with pytest.raises(ValueError, match=r"refused a request \(400\): .*top_p must be below 2"):
+        groups_of(engine, sampling)
+    state.errors = [500] * 100
+    with pytest.raises(ValueError, match="does not answer: 500"):
+        groups_of(engine, sampling)
+
+
+def test_what_is_not_there_is_said(tiny_llama: Path, served: tuple[Served, str]) -> None:
+    state, url = served
+    state.models = [{"id": "a"}, {"id": "b"}]
+    with pytest.raises(ValueError, match=r"serves a, b, not '.*tiny_llama'. Name one of them"):
+        connect(tiny_llama, url)
+    with pytest.raises(ValueError, match="does not answer: ConnectError"):
+        connect(tiny_llama, "http://127.0.0.1:9/v1")
+    state.models = [{"id": "a"}]
+    with pytest.raises(ValueError, match="cannot take new weights"):
+        connect(tiny_llama, url).load_weights([], 1)
