@@ -1,0 +1,61 @@
+"""Functions by reference: `package.module:name` or `path/to/file.py:name`."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rollout.support.names import nearest
+
+
+def load_object(reference: str, *, kind: str, base_dir: Path | None = None) -> Any:
+    """The object that `reference` names. A file is executed once per process, whoever asks for it.
+
+    Args:
+        reference: `package.module:name`, or `path/to/file.py:name`.
+        kind: what it is to the user, such as "reward"; for error messages.
+        base_dir: where relative paths start; None: the working directory.
+
+    Raises:
+        ValueError: there is no such module, file or name.
+    """
+    where, _, name = reference.rpartition(":")
+    if where.endswith(".py"):
+        module = _load_file((base_dir or Path.cwd()) / Path(where).expanduser(), kind)
+    else:
+        module = _load_module(where, kind)
+    if not hasattr(module, name):
+        known = [known for known, value in vars(module).items() if callable(value)]
+        raise ValueError(f"{kind} {reference!r}: {where} does not define {name!r}.{nearest(name, known)}")
+    return getattr(module, name)
+
+
+def _load_module(name: str, kind: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module exists; one that it imports does not
+        raise ValueError(
+            f"{kind}: module {name!r} cannot be imported: {error}. Install it, or give path/to/file.py:function."
+        ) from error
+
+
+def _load_file(path: Path, kind: str) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise ValueError(f"{kind}: file {path} does not exist. Correct the path; relative paths start at the recipe.")
+    name = f"_loaded_{path.stem}_{abs(hash(path)):x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # before it runs, as the import system does: dataclasses look themselves up there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
