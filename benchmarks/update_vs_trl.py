@@ -124,9 +124,12 @@ def run_trl(folder: Path, steps: int) -> tuple[list[float], dict[str, torch.Tens
 def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     from accelerate import Accelerator
 
-    from grpo.algorithm.loss import grpo_loss
-    from grpo.learner.batch import Shapes, assemble, plan
+    from grpo.algorithm.loss import clipped_surrogate
+    from grpo.algorithm.plan import Plan, Shapes
+    from grpo.learner.batch import assemble
+    from grpo.learner.model import load_model
     from grpo.learner.policy import Policy
+    from grpo.learner.scoring import Batching
     from grpo.recipe.config import GRPORecipe
     from rewards.runner.score import ScoredGroup
     from rollout.types import Completion, Group, Problem
@@ -142,12 +145,25 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
             "trainer": {"max_grad_norm": 1e9, "max_tokens_per_micro_batch": max_tokens},
         }
     )
-    policy = Policy(recipe, Accelerator(), pad_token_id=2)
+    policy = Policy(
+        load_model(recipe.model),
+        recipe.trainer,
+        Accelerator(),
+        max_steps=recipe.trainer.max_steps,
+        temperature=recipe.rollout.temperature,
+        batching=Batching(max_tokens, pad_token_id=2, packed=False),
+    )
 
     def group(index: int) -> ScoredGroup:
         rows = range(SIZE * index, SIZE * (index + 1))
         answers = [
-            Completion(token_ids=completions[r], logprobs=[], text="", finish_reason="stop", policy_version=0)
+            Completion(
+                token_ids=completions[r],
+                logprobs=[0.0] * len(completions[r]),
+                text="",
+                finish_reason="stop",
+                policy_version=0,
+            )
             for r in rows
         ]
         problem = Problem(id=str(index), prompt="")
@@ -159,11 +175,11 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
     seconds, first = [], {}
     for _ in range(steps):
         started = time.perf_counter()
-        whole = plan(Shapes.of(groups), recipe.algorithm, max_completion_length=LONGEST, seed=0)
+        whole = Plan.of(Shapes.of(groups), recipe.algorithm, max_completion_length=LONGEST, seed=0)
         policy.update(
             assemble(groups, whole, keep_zero_advantage=False),
-            lambda logprobs, batch: grpo_loss(
-                logprobs, logprobs.detach(), batch.advantages, batch.weights, epsilon=0.2, epsilon_high=0.2
+            lambda logprobs, batch: clipped_surrogate(
+                logprobs, logprobs.detach(), batch.advantages, batch.token_weights, epsilon=0.2, epsilon_high=0.2
             ),
         )
         seconds.append(time.perf_counter() - started)

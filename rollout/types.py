@@ -49,6 +49,7 @@ class Completion:
         text="<think>…</answer>",      # without special tokens such as EOS
         finish_reason="stop",          # "length": cut at the token budget
         policy_version=3,              # how many weight updates the engine had received
+        mask=None,                     # None: the policy sampled every token; else False for a tool's output
     )
     """
 
@@ -57,6 +58,12 @@ class Completion:
     text: str
     finish_reason: FinishReason
     policy_version: int
+    mask: Sequence[bool] | None = None
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that the policy sampled itself."""
+        return len(self.token_ids) if self.mask is None else sum(self.mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,22 +1,26 @@
 """Policy-gradient objectives: pure functions of flat per-token tensors.
 
-Every `loss_type` is the same clipped surrogate under different token weights, so the loss is one weighted sum.
-Weights are known before the first forward and sum over the whole batch of an optimizer step: the loss does not depend
-on how the batch is split into micro-batches or over processes.
+An objective is a surrogate (what a token contributes) under token weights (how much it counts). To add one, define an
+`Objective` here and name it in `LOSSES` of grpo/recipe/registry.py.
 
-Left out: sequence-level ratios (GSPO), CISPO, entropy bonus, corrections for a mismatching sampler.
+Left out: sequence-level ratios (GSPO), CISPO, entropy bonus, corrections for a sampler that disagrees with the trainer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from grpo.algorithm.token_weights import (
+    Lengths,
+    constant_length,
+    mini_batch_token_mean,
+    rollout_token_mean,
+    sequence_mean,
+)
 from grpo.report.metrics import Mean, Metrics
-
-LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,50 +31,11 @@ class LossOutput:
     metrics: Metrics
 
 
-def sequence_weights(
-    lengths: np.ndarray,
-    active: np.ndarray,
-    mini_batch: np.ndarray,
-    *,
-    loss_type: LossType,
-    max_completion_length: int,
-    steps_per_generation: int,
-) -> np.ndarray:
-    """Weight of every token of each sequence, from the lengths of the whole rollout.
-
-    With N sequences in the sequence's own mini-batch, |o| its length, T the active tokens of its mini-batch:
-
-    - grpo     1 / (N |o|)                mean over sequences of token means (2402.03300, Eq. 3)
-    - dr_grpo  1 / (N max_completion_length)       no length bias (2503.20783)
-    - bnpo     1 / T                      mean over the mini-batch's tokens
-    - dapo     steps_per_generation / T of the whole rollout (2503.14476, Eq. 8; normalised as TRL does)
-
-    Args:
-        lengths: [S] completion tokens of every sequence of the rollout, over all processes.
-        active: [S] bool; False where the sequence is masked (truncated). It still counts in N, as in TRL.
-        mini_batch: [S] which optimizer step the sequence belongs to.
-
-    Returns:
-        [S] float64; 0 for masked and for empty sequences.
-    """
-    tokens = lengths * active
-    num_sequences = np.bincount(mini_batch)[mini_batch]
-    if loss_type == "grpo":
-        weights = 1.0 / (num_sequences * np.maximum(lengths, 1))
-    elif loss_type == "dr_grpo":
-        weights = 1.0 / (num_sequences * max_completion_length)
-    elif loss_type == "bnpo":
-        weights = 1.0 / np.maximum(np.bincount(mini_batch, weights=tokens), 1)[mini_batch]
-    else:
-        weights = np.full(len(lengths), steps_per_generation / max(tokens.sum(), 1))
-    return np.where(tokens > 0, weights, 0.0)
-
-
-def grpo_loss(
+def clipped_surrogate(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
-    weights: Tensor,
+    token_weights: Tensor,
     *,
     epsilon: float,
     epsilon_high: float,
@@ -84,9 +49,9 @@ def grpo_loss(
 
     Args:
         logprobs: [T] of the policy, with gradient. All tensors are flat over completion tokens.
-        old_logprobs: [T] of the policy that sampled; `logprobs.detach()` when it is the same policy.
-        advantages: [T]. weights: [T], see `sequence_weights`.
-        ref_logprobs: [T] of the reference; needed when beta > 0.
+        old_logprobs: [T] of the policy before the rollout's first update; `logprobs.detach()` when there was none.
+        advantages: [T]. token_weights: [T], see `grpo.algorithm.token_weights`.
+        ref_logprobs: [T] of the reference model; needed when beta > 0.
     """
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = torch.clamp(ratio, 1 - epsilon, 1 + epsilon_high)
@@ -106,4 +71,22 @@ def grpo_loss(
         kl = torch.exp(difference) - difference - 1
         per_token = per_token + beta * kl
         metrics["kl"] = Mean(kl.detach().sum().item(), tokens)
-    return LossOutput((per_token * weights).sum(), metrics)
+    return LossOutput((per_token * token_weights).sum(), metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What `algorithm.loss_type` names."""
+
+    weigh: Callable[[Lengths], np.ndarray]
+    surrogate: Callable[..., LossOutput] = clipped_surrogate
+
+    def token_weights(self, lengths: Lengths) -> np.ndarray:
+        """Weight of every token of each sequence: [S] float64, 0 for masked and for empty sequences."""
+        return np.where(lengths.active_tokens > 0, self.weigh(lengths), 0.0)
+
+
+grpo = Objective(sequence_mean)
+dr_grpo = Objective(constant_length)
+bnpo = Objective(mini_batch_token_mean)
+dapo = Objective(rollout_token_mean)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from grpo.recipe.registry import LOSSES
+from rollout.support.names import nearest
 from rollout.types import Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -26,6 +29,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
+
+
+def _known_loss(name: str) -> str:
+    if name not in LOSSES:
+        raise ValueError(f"{name!r} is none of {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
+    return name
 
 
 class Section(BaseModel):
@@ -112,7 +121,7 @@ class RewardConfig(Section):
 class AlgorithmConfig(Section):
     """GRPO (2402.03300, 2501.12948) and its variants."""
 
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
+    loss_type: Annotated[str, AfterValidator(_known_loss)] = "grpo"  # a name in LOSSES of grpo/recipe/registry.py
     scale_rewards: Literal["group", "batch", "none"] = "group"
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"  # or GDPO
     epsilon: PositiveFloat = 0.2
@@ -124,19 +133,30 @@ class AlgorithmConfig(Section):
     max_logp_difference: PositiveFloat = 0.5  # run stops when mean |log p_trainer - log p_engine| exceeds it
 
 
-class TrainerConfig(Section):
-    """Optimization, budget and checkpoints. A step is one optimizer step."""
+class AdamWConfig(Section):
+    """AdamW, the same for every stage."""
 
-    output_dir: str = "runs/grpo"
-    max_steps: PositiveInt = 100
-    learning_rate: PositiveFloat = 1e-6
-    lr_scheduler_type: Schedule = "constant_with_warmup"
+    learning_rate: PositiveFloat = 1e-6  # the peak
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999
     adam_epsilon: PositiveFloat = 1e-8
     max_grad_norm: PositiveFloat = 1.0
+
+
+class OptimizerConfig(AdamWConfig):
+    """AdamW with one of transformers' schedules."""
+
+    lr_scheduler_type: Schedule = "constant_with_warmup"
+
+
+class TrainerConfig(OptimizerConfig):
+    """Optimization, budget and checkpoints. A step is one optimizer step."""
+
+    output_dir: str = "runs/grpo"
+    max_steps: PositiveInt = 100
+    num_reward_workers: PositiveInt = 2  # processes that run reward functions
     max_tokens_per_micro_batch: PositiveInt = 8192  # per process; prompt and completion
     gradient_checkpointing: bool = False
     seed: NonNegativeInt = 42
@@ -199,7 +219,7 @@ class GRPORecipe(Section):
         """Context of the engine in tokens."""
         return self.rollout.max_model_len or self.data.max_prompt_length + self.rollout.max_completion_length
 
-    def sampling(self, rollout_index: int) -> Sampling:
+    def rollout_sampling(self, rollout_index: int) -> Sampling:
         """Parameters of the `rollout_index`-th rollout."""
         return Sampling(
             num_generations=self.rollout.num_generations,

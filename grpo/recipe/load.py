@@ -41,7 +41,7 @@ PACKAGES = (
 # stage -> recipe class, by name: a stage's module is imported only when a recipe asks for it.
 RECIPES = {
     "grpo": "grpo.recipe.config:GRPORecipe",
-    "pretrain": "grpo.stages.pretrain:PretrainRecipe",
+    "pretrain": "grpo.recipe.pretrain:PretrainRecipe",
     "eval": "grpo.evaluation.config:EvalRecipe",
 }
 SectionT = TypeVar("SectionT", bound=Section)

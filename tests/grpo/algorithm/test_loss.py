@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.algorithm.loss import grpo_loss, sequence_weights
+from grpo.algorithm import loss as objectives
+from grpo.algorithm.loss import clipped_surrogate
+from grpo.algorithm.token_weights import Lengths
 from tests.grpo.algorithm import oracle
 
 LENGTHS = [3, 1, 5, 2, 4, 0]
@@ -40,16 +42,16 @@ def per_token(sequences: list[dict], values: list[float]) -> torch.Tensor:
 def test_loss_and_gradient_match_the_oracle(loss_type: str, beta: float) -> None:
     sequences = make_sequences(np.random.default_rng(1))
     options = {"epsilon": 0.2, "epsilon_high": 0.28, "beta": beta}
-    weights = sequence_weights(
-        np.array(LENGTHS),
-        ~np.array(MASKED),
-        np.zeros(len(LENGTHS), dtype=np.int64),
-        loss_type=loss_type,  # type: ignore[arg-type]
+    lengths = Lengths(
+        tokens=np.array(LENGTHS),
+        active=~np.array(MASKED),
+        mini_batch=np.zeros(len(LENGTHS), dtype=np.int64),
         max_completion_length=8,
         steps_per_generation=1,
     )
+    weights = getattr(objectives, loss_type).token_weights(lengths)
     logprobs = flat(sequences, "logprobs").requires_grad_()
-    output = grpo_loss(
+    output = clipped_surrogate(
         logprobs,
         flat(sequences, "old"),
         per_token(sequences, [s["advantage"] for s in sequences]),
@@ -77,18 +79,16 @@ def test_loss_and_gradient_match_the_oracle(loss_type: str, beta: float) -> None
 
 
 def test_mini_batches_have_their_own_denominators_but_dapo_shares_the_rollouts() -> None:
-    lengths, mini_batch = np.array([2, 6, 4, 4]), np.array([0, 0, 1, 1])
-    active = np.ones(4, dtype=bool)
+    lengths = Lengths(
+        tokens=np.array([2, 6, 4, 4]),
+        active=np.ones(4, dtype=bool),
+        mini_batch=np.array([0, 0, 1, 1]),
+        max_completion_length=10,
+        steps_per_generation=2,
+    )
 
     def weights(loss_type: str) -> list[float]:
-        return sequence_weights(
-            lengths,
-            active,
-            mini_batch,
-            loss_type=loss_type,  # type: ignore[arg-type]
-            max_completion_length=10,
-            steps_per_generation=2,
-        ).tolist()
+        return getattr(objectives, loss_type).token_weights(lengths).tolist()
 
     assert weights("grpo") == pytest.approx([1 / 4, 1 / 12, 1 / 8, 1 / 8])
     assert weights("dr_grpo") == pytest.approx([1 / 20] * 4)
@@ -98,7 +98,7 @@ def test_mini_batches_have_their_own_denominators_but_dapo_shares_the_rollouts()
 
 def test_clip_ratios_count_only_what_the_clip_stops() -> None:
     ratio = torch.tensor([0.5, 0.5, 1.5, 1.5, 1.0])
-    output = grpo_loss(
+    output = clipped_surrogate(
         ratio.log(),
         torch.zeros(5),
         torch.tensor([-1.0, 1.0, -1.0, 1.0, 1.0]),
@@ -115,7 +115,7 @@ def test_clip_ratios_count_only_what_the_clip_stops() -> None:
 
 def test_kl_is_k3_and_zero_for_the_reference_itself() -> None:
     logprobs = torch.tensor([-1.0, -2.0])
-    same = grpo_loss(
+    same = clipped_surrogate(
         logprobs,
         logprobs,
         torch.zeros(2),
@@ -126,7 +126,7 @@ def test_kl_is_k3_and_zero_for_the_reference_itself() -> None:
         ref_logprobs=logprobs,
     )
     assert same.loss.item() == 0.0
-    moved = grpo_loss(
+    moved = clipped_surrogate(
         logprobs,
         logprobs,
         torch.zeros(2),

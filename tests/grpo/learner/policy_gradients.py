@@ -13,9 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from grpo.algorithm.loss import grpo_loss
-from grpo.learner.batch import Sample, Shapes, annotate, assemble, plan
+from grpo.algorithm.loss import clipped_surrogate
+from grpo.algorithm.plan import Plan, Shapes
+from grpo.learner.batch import Sample, assemble, attach
+from grpo.learner.model import load_model
 from grpo.learner.policy import Policy
+from grpo.learner.scoring import Batching
 from grpo.recipe.config import GRPORecipe
 from rewards.runner.score import ScoredGroup
 from rollout.types import Completion, Group, Problem
@@ -27,15 +30,10 @@ def make_groups(num_groups: int = 6, size: int = 4) -> list[ScoredGroup]:
     rng = np.random.default_rng(0)
     groups = []
     for g in range(num_groups):
+        answers = [rng.integers(0, 250, int(rng.integers(1, MAX_COMPLETION_LENGTH))).tolist() for _ in range(size)]
         completions = [
-            Completion(
-                token_ids=rng.integers(0, 250, int(rng.integers(1, MAX_COMPLETION_LENGTH))).tolist(),
-                logprobs=[],
-                text="",
-                finish_reason="stop",
-                policy_version=0,
-            )
-            for _ in range(size)
+            Completion(token_ids=ids, logprobs=[-5.0] * len(ids), text="", finish_reason="stop", policy_version=0)
+            for ids in answers
         ]
         rewards = rng.integers(0, 2, size).astype(float).tolist() if g else [1.0] * size  # the first has no gradient
         prompt_ids = rng.integers(0, 250, int(rng.integers(2, 6))).tolist()
@@ -50,8 +48,8 @@ def with_noise(samples: list[Sample], beta: float) -> list[Sample]:
     def arrays(low: float, high: float) -> list[np.ndarray]:
         return [np.random.default_rng(sum(s.completion_ids)).uniform(low, high, len(s.completion_ids)) for s in samples]
 
-    samples = annotate(samples, "old_logprobs", arrays(-9.0, -4.0))
-    return annotate(samples, "ref_logprobs", arrays(-8.0, -5.0)) if beta else samples
+    samples = attach(samples, old_logprobs=arrays(-9.0, -4.0))
+    return attach(samples, ref_logprobs=arrays(-8.0, -5.0)) if beta else samples
 
 
 def recipe_for(model: str, **options: object) -> GRPORecipe:
@@ -73,22 +71,37 @@ def recipe_for(model: str, **options: object) -> GRPORecipe:
     return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update=budget)})
 
 
+def policy_for(recipe: GRPORecipe, accelerator: Accelerator) -> Policy:
+    model = load_model(recipe.model)
+    if recipe.trainer.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(
+        model,
+        recipe.trainer,
+        accelerator,
+        max_steps=recipe.trainer.max_steps,
+        temperature=recipe.rollout.temperature,
+        batching=Batching(recipe.trainer.max_tokens_per_micro_batch, pad_token_id=0, packed=False),
+        balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+    )
+
+
 def gradients(recipe: GRPORecipe, *, on_policy: bool = False) -> tuple[dict[str, torch.Tensor], float]:
     """Gradient of every parameter after one update, and the reported loss of all processes."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
-    policy = Policy(recipe, accelerator, pad_token_id=0)
+    policy = policy_for(recipe, accelerator)
     algorithm = recipe.algorithm
     rank, world = accelerator.process_index, accelerator.num_processes
     groups = make_groups()
-    whole = plan(Shapes.of(groups), algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    whole = Plan.of(Shapes.of(groups), algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
     samples = assemble(groups[rank::world], whole.of_process(rank, world), keep_zero_advantage=algorithm.beta > 0)
 
     def loss(logprobs, batch):
-        return grpo_loss(
+        return clipped_surrogate(
             logprobs,
             logprobs.detach() if on_policy else batch.old_logprobs,
             batch.advantages,
-            batch.weights,
+            batch.token_weights,
             epsilon=algorithm.epsilon,
             epsilon_high=algorithm.epsilon,
             beta=algorithm.beta,

@@ -1,21 +1,22 @@
 """From scored groups to micro-batches."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from grpo.learner.batch import Plan, Sample, Shapes, assemble, collate, pack, plan
+from grpo.algorithm.plan import Plan, Shapes
+from grpo.learner.batch import PER_TOKEN, Sample, assemble, collate, pack
 from grpo.recipe.config import AlgorithmConfig
 from rewards.runner.score import ScoredGroup
 from rollout.types import Completion, Group, Problem
 
 
 def sample(prompt: list[int], completion: list[int], **fields: Any) -> Sample:
-    defaults: dict[str, Any] = {"advantage": 1.0, "weight": 0.1, "mini_batch": 0}
-    logprobs = [-0.5] * len(completion)
-    return Sample(prompt_ids=prompt, completion_ids=completion, sampling_logprobs=logprobs, **{**defaults, **fields})
+    defaults: dict[str, Any] = {"sampling_logprobs": -0.5, "advantages": 1.0, "token_weights": 0.1, "mini_batch": 0}
+    return Sample(prompt_ids=prompt, completion_ids=completion, **{**defaults, **fields})
 
 
 def scored(lengths: list[int], rewards: list[float], truncated: tuple[int, ...] = ()) -> ScoredGroup:
@@ -53,7 +54,7 @@ def test_collate_of_nothing_is_one_padding_row_without_tokens() -> None:
     batch = collate([], pad_token_id=3)
     assert batch.input_ids.tolist() == [[3]]
     assert not batch.valid.any()
-    assert batch.targets.tolist() == [] and batch.weights.tolist() == []
+    assert batch.targets.tolist() == [] and batch.token_weights.tolist() == []
 
 
 def test_pack_respects_the_budget_with_padding_and_keeps_every_sample_once() -> None:
@@ -68,18 +69,18 @@ def test_pack_respects_the_budget_with_padding_and_keeps_every_sample_once() -> 
 
 def test_samples_without_gradient_are_dropped_but_count_in_the_denominators() -> None:
     groups = [scored([2, 4], [1.0, 0.0]), scored([3, 3], [1.0, 1.0])]
-    whole = plan(Shapes.of(groups), AlgorithmConfig(loss_type="dapo"), max_completion_length=8, seed=0)
+    whole = Plan.of(Shapes.of(groups), AlgorithmConfig(loss_type="dapo"), max_completion_length=8, seed=0)
     samples = assemble(groups, whole, keep_zero_advantage=False)
     assert [len(s.completion_ids) for s in samples] == [2, 4]
-    assert [s.weight for s in samples] == pytest.approx([1 / 12] * 2)
+    assert [s.token_weights for s in samples] == pytest.approx([1 / 12] * 2)
     assert len(assemble(groups, whole, keep_zero_advantage=True)) == 4
 
 
 def test_masked_truncations_and_empty_completions_have_no_gradient() -> None:
     groups = [scored([2, 4, 0], [1.0, 0.0, 0.0], truncated=(1,))]
     masked = AlgorithmConfig(loss_type="grpo", mask_truncated_completions=True)
-    whole = plan(Shapes.of(groups), masked, max_completion_length=8, seed=0)
-    assert whole.weights.tolist() == [[pytest.approx(1 / 6), 0.0, 0.0]]
+    whole = Plan.of(Shapes.of(groups), masked, max_completion_length=8, seed=0)
+    assert whole.token_weights.tolist() == [[pytest.approx(1 / 6), 0.0, 0.0]]
     assert [len(s.completion_ids) for s in assemble(groups, whole, keep_zero_advantage=True)] == [2]
 
 
@@ -87,9 +88,9 @@ def test_plan_does_not_depend_on_the_number_of_processes() -> None:
     rng = np.random.default_rng(0)
     groups = [scored(rng.integers(1, 9, 4).tolist(), rng.integers(0, 2, 4).astype(float).tolist()) for _ in range(8)]
     algorithm = AlgorithmConfig(steps_per_generation=4, scale_rewards="batch")
-    whole = plan(Shapes.of(groups), algorithm, max_completion_length=8, seed=3)
+    whole = Plan.of(Shapes.of(groups), algorithm, max_completion_length=8, seed=3)
     parts = [Shapes.of(groups[rank::2]) for rank in range(2)]
-    again = plan(Shapes.interleave(parts), algorithm, max_completion_length=8, seed=3)
+    again = Plan.of(Shapes.interleave(parts), algorithm, max_completion_length=8, seed=3)
     for name in Plan.__slots__:
         np.testing.assert_array_equal(getattr(whole, name), getattr(again, name))
     assert np.bincount(whole.mini_batch.ravel()).tolist() == [8, 8, 8, 8]
@@ -106,3 +107,31 @@ def test_collate_keeps_old_and_reference_log_probs_in_token_order() -> None:
     torch.testing.assert_close(batch.old_logprobs, torch.tensor([-1.0, -2.0, -5.0]))
     torch.testing.assert_close(batch.ref_logprobs, torch.tensor([-3.0, -4.0, -6.0]))
     assert collate([sample([1], [5])], pad_token_id=0).old_logprobs is None
+
+
+def test_tokens_that_the_policy_did_not_sample_are_context_and_nothing_else() -> None:
+    tool = sample([1, 7], [5, 8, 8, 2], mask=[True, False, False, True], sampling_logprobs=[-0.1, 0.0, 0.0, -0.2])
+    batch = collate([tool, sample([1], [9])], pad_token_id=0)
+    assert batch.input_ids.tolist() == [[1, 7, 5, 8, 8, 2], [1, 9, 0, 0, 0, 0]]
+    assert batch.mask.tolist() == [[False, False, True, False, False, True], [False, True, *[False] * 4]]
+    assert batch.targets.tolist() == [5, 2, 9] and batch.logit_positions.tolist() == [1, 4, 6]
+    assert batch.sampling_logprobs.tolist() == pytest.approx([-0.1, -0.2, -0.5])
+    assert batch.token_weights.tolist() == pytest.approx([0.1] * 3)
+
+
+def test_masked_tokens_do_not_count_as_length() -> None:
+    group = scored([4, 4], [1.0, 0.0])
+    first, second = group.group.completions
+    asked = replace(first, mask=[True, False, False, True])
+    groups = [replace(group, group=replace(group.group, completions=[asked, second]))]
+    assert Shapes.of(groups).lengths.tolist() == [[2, 4]]
+    whole = Plan.of(Shapes.of(groups), AlgorithmConfig(loss_type="dapo"), max_completion_length=8, seed=0)
+    assert [s.token_weights for s in assemble(groups, whole, keep_zero_advantage=False)] == pytest.approx([1 / 6] * 2)
+
+
+def test_a_value_for_all_tokens_and_one_for_each_reach_the_micro_batch_alike() -> None:
+    fields = {"advantages": [0.5, -0.5], "policy_version": [3, 4]}
+    batch = collate([sample([1], [5, 2], **fields), sample([1], [9], policy_version=7)], pad_token_id=0)
+    assert batch.advantages.tolist() == [0.5, -0.5, 1.0]
+    assert batch.policy_version.tolist() == [3, 4, 7]
+    assert set(PER_TOKEN) <= set(Sample.__slots__)

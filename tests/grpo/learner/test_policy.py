@@ -12,10 +12,18 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
 from grpo.algorithm.advantage import group_relative_advantages
-from grpo.algorithm.loss import LossOutput, grpo_loss
-from grpo.learner.batch import MicroBatch, Sample, Shapes, assemble, plan
+from grpo.algorithm.loss import LossOutput, clipped_surrogate
+from grpo.algorithm.plan import Plan, Shapes
+from grpo.learner.batch import MicroBatch, Sample, assemble
 from grpo.learner.policy import Policy
-from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, gradients, make_groups, recipe_for, with_noise
+from tests.grpo.learner.policy_gradients import (
+    MAX_COMPLETION_LENGTH,
+    gradients,
+    make_groups,
+    policy_for,
+    recipe_for,
+    with_noise,
+)
 
 
 def plain(model_path: Path, loss_type: str, beta: float) -> tuple[dict[str, torch.Tensor], float]:
@@ -34,9 +42,9 @@ def plain(model_path: Path, loss_type: str, beta: float) -> tuple[dict[str, torc
             sample = Sample(
                 prompt_ids=[],
                 completion_ids=completion.token_ids,
-                sampling_logprobs=[],
-                advantage=advantage,
-                weight=1,
+                sampling_logprobs=0.0,
+                advantages=advantage,
+                token_weights=1.0,
                 mini_batch=0,
             )
             [sample] = with_noise([sample], beta)
@@ -98,13 +106,14 @@ def make_policy(
     recipe = recipe_for(str(model))
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model_options)})
     groups = make_groups()
-    whole = plan(Shapes.of(groups), recipe.algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    whole = Plan.of(Shapes.of(groups), recipe.algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
     samples = assemble(groups, whole, keep_zero_advantage=False)
-    return Policy(recipe, accelerator or Accelerator(cpu=True), pad_token_id=0), samples
+    return policy_for(recipe, accelerator or Accelerator(cpu=True)), samples
 
 
 def on_policy_loss(logprobs: torch.Tensor, batch: MicroBatch) -> LossOutput:
-    return grpo_loss(logprobs, logprobs.detach(), batch.advantages, batch.weights, epsilon=0.2, epsilon_high=0.2)
+    clip = {"epsilon": 0.2, "epsilon_high": 0.2}
+    return clipped_surrogate(logprobs, logprobs.detach(), batch.advantages, batch.token_weights, **clip)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.01])

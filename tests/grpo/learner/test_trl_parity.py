@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from grpo.algorithm.advantage import decoupled_advantages
-from grpo.learner.batch import Sample, Shapes, assemble, plan
+from grpo.algorithm.plan import Plan, Shapes
+from grpo.learner.batch import Sample, assemble
 from grpo.recipe.config import AlgorithmConfig
 from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, gradients, make_groups, recipe_for, with_noise
 
@@ -147,7 +148,7 @@ def test_accumulation_in_trl_equals_our_micro_batches(tiny_llama: Path, tmp_path
 def test_loss_and_gradients_off_policy(tiny_llama: Path, tmp_path: Path, loss_type: str, beta: float) -> None:
     """Clipping and KL: TRL's loss on the same old and reference log-probs."""
     trainer, _ = trl_trainer(tiny_llama, tmp_path, loss_type=loss_type, beta=beta)
-    whole = plan(Shapes.of(GROUPS), AlgorithmConfig(), max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    whole = Plan.of(Shapes.of(GROUPS), AlgorithmConfig(), max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
     samples = with_noise(every_sample(whole.advantages.ravel()), beta)
     inputs = trl_inputs(samples)
     trainer.model.train()
@@ -164,9 +165,9 @@ def every_sample(advantages: Any) -> list[Sample]:
         Sample(
             prompt_ids=prompt,
             completion_ids=c.token_ids,
-            sampling_logprobs=[],
-            advantage=float(a),
-            weight=1.0,
+            sampling_logprobs=0.0,
+            advantages=float(a),
+            token_weights=1.0,
             mini_batch=0,
         )
         for prompt, c, a in zip(PROMPTS, COMPLETIONS, advantages, strict=True)
@@ -184,7 +185,7 @@ def trl_inputs(samples: list[Sample]) -> dict[str, torch.Tensor]:
         "prompt_mask": pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left"),
         "completion_ids": right(completions),
         "completion_mask": right([[1] * len(c) for c in completions]),
-        "advantages": torch.tensor([s.advantage for s in samples], dtype=torch.float32),
+        "advantages": torch.tensor([s.advantages for s in samples], dtype=torch.float32),
         "old_per_token_logps": right([s.old_logprobs for s in samples]).float(),
         "num_items_in_batch": torch.tensor(sum(map(len, completions))),
     }
@@ -195,5 +196,5 @@ def trl_inputs(samples: list[Sample]) -> dict[str, torch.Tensor]:
 
 def test_our_batch_has_trls_denominators() -> None:
     """A guard for the tests above: the first group has no gradient and is dropped, so ours trains on fewer samples."""
-    whole = plan(Shapes.of(GROUPS), AlgorithmConfig(), max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    whole = Plan.of(Shapes.of(GROUPS), AlgorithmConfig(), max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
     assert len(assemble(GROUPS, whole, keep_zero_advantage=False)) < len(COMPLETIONS)

@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 MEASURE = """
 import ctypes, sys, psutil, torch
 from transformers import AutoModelForCausalLM, AutoConfig
-from grpo.learner.policy import CompletionLogProbs
+from grpo.learner.model import CompletionLogProbs
 folder, rows, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
 if hasattr(model.config, "n_routed_experts"):

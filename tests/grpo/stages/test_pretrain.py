@@ -14,19 +14,12 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo.stages.pretrain import (
-    PretrainData,
-    PretrainModel,
-    PretrainRecipe,
-    PretrainTrainer,
-    _batches,
-    _rows,
-    load_function,
-    lr_factor,
-    run_pretrain,
-)
+from grpo.recipe.pretrain import PretrainData, PretrainModel, PretrainRecipe, PretrainTrainer
+from grpo.stages.documents import batches, rows
+from grpo.stages.pretrain import lr_factor, run_pretrain
 from rewards.style.format import format
 from rollout.data.tasks import countdown_key, split_of
+from rollout.support.loading import load_object
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 TINY = {
@@ -51,9 +44,13 @@ TINY = {
 }
 
 
+def load(reference: str):
+    return load_object(reference, kind="data.source", base_dir=RECIPES)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_function("v3_base.py:tokenizer", RECIPES)()
+    return load("v3_base.py:tokenizer")()
 
 
 def recipe(output: Path, source: str = "v3_base.py:corpus", **trainer) -> PretrainRecipe:
@@ -85,10 +82,10 @@ def test_learning_rate_warms_up_stays_and_decays_to_zero():
 
 
 def test_prompts_are_not_learnt_and_padding_is_on_the_right():
-    rows = iter([([1, 5, 6, 7, 2], 3), ([1, 8, 2], 1)] * 100)
-    batches = list(islice(_batches(rows, budget=16, pad=0, seed=0), 40))
-    assert all(b["input_ids"].numel() <= 16 for b in batches)
-    mixed = next(b for b in batches if {tuple(row[3:]) for row in b["input_ids"].tolist()} == {(0, 0), (7, 2)})
+    documents = iter([([1, 5, 6, 7, 2], 3), ([1, 8, 2], 1)] * 100)
+    found = list(islice(batches(documents, budget=16, pad=0, seed=0), 40))
+    assert all(b["input_ids"].numel() <= 16 for b in found)
+    mixed = next(b for b in found if {tuple(row[3:]) for row in b["input_ids"].tolist()} == {(0, 0), (7, 2)})
     assert mixed["input_ids"][0].tolist() == [1, 8, 2, 0, 0]  # sorted by length
     assert mixed["labels"][0].tolist() == [-100, 8, 2, -100, -100]
     assert mixed["attention_mask"][0].tolist() == [1, 1, 1, 0, 0]
@@ -98,8 +95,8 @@ def test_prompts_are_not_learnt_and_padding_is_on_the_right():
 
 def test_processes_share_the_documents(tokenizer):
     data = PretrainData(source="v3_base.py:corpus")
-    all_rows = list(islice(_rows(data, tokenizer, 0, RECIPES, 0, 1), 10))
-    shards = [list(islice(_rows(data, tokenizer, 0, RECIPES, rank, 2), 5)) for rank in (0, 1)]
+    all_rows = list(islice(rows(data, tokenizer, 0, RECIPES, 0, 1), 10))
+    shards = [list(islice(rows(data, tokenizer, 0, RECIPES, rank, 2), 5)) for rank in (0, 1)]
     assert [row for pair in zip(*shards, strict=True) for row in pair] == all_rows
 
 
@@ -144,7 +141,7 @@ def test_two_processes_train_together(tmp_path):
     settings = recipe(tmp_path / "out", max_steps=4, logging_steps=1).model_dump_json()
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(RECIPES.parent)!r})\n"
-        "from grpo.stages.pretrain import PretrainRecipe, run_pretrain\n"
+        "from grpo.recipe.pretrain import PretrainRecipe; from grpo.stages.pretrain import run_pretrain\n"
         f"run_pretrain(PretrainRecipe.model_validate_json({settings!r}))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
@@ -167,10 +164,10 @@ def test_settings_are_strict():
         PretrainModel(config={"hidden_size": 8})
     with pytest.raises(ValidationError, match="learning_rat"):
         PretrainTrainer(learning_rat=1)
-    with pytest.raises(ValueError, match="defines no 'corpse'"):
-        load_function("v3_base.py:corpse", RECIPES)
-    with pytest.raises(ValueError, match="no file"):
-        load_function("nowhere.py:corpus", RECIPES)
+    with pytest.raises(ValueError, match=r"v3_base.py does not define 'corpse'. Did you mean 'corpus'?"):
+        load("v3_base.py:corpse")
+    with pytest.raises(ValueError, match=r"nowhere.py does not exist"):
+        load("nowhere.py:corpus")
 
 
 def test_tokenizer_encodes_anything_and_numbers_as_one_token(tokenizer):
@@ -182,7 +179,7 @@ def test_tokenizer_encodes_anything_and_numbers_as_one_token(tokenizer):
         assert tokenizer.tokenize(tag) == [tag]
         assert tokenizer.decode(tokenizer.encode(tag), skip_special_tokens=True) == tag
     assert tokenizer.encode("use")[0] == tokenizer.bos_token_id
-    again = load_function("v3_base.py:tokenizer", RECIPES)()
+    again = load("v3_base.py:tokenizer")()
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert len(tokenizer) <= 512
 
@@ -209,7 +206,7 @@ def check_line(line: str, numbers: list[int], target: int) -> None:
 
 
 def test_every_countdown_document_is_right_and_from_its_own_split():
-    corpus = load_function("v3_base.py:corpus", RECIPES)
+    corpus = load("v3_base.py:corpus")
     long = total = 0
     for document in islice(corpus(0), 2000):
         match = re.fullmatch(r"(use|list) ([\d,]+) make (\d+) :", document["prompt"])
@@ -233,14 +230,17 @@ def test_every_countdown_document_is_right_and_from_its_own_split():
 
 
 def test_chain_traces_carry_the_rest_along():
-    assert load_function("v3_base.py:chain_trace", RECIPES)("8-3+2-3=?") == ["5+2-3", "7-3", "4"]
+    assert load("v3_base.py:chain_trace")("8-3+2-3=?") == ["5+2-3", "7-3", "4"]
 
 
 def test_shipped_base_is_the_one_its_card_describes():
     base = RECIPES / "v3_base"
     digest = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
     assert digest in (base / "README.md").read_text()
-    tokenizer, built = AutoTokenizer.from_pretrained(base), load_function("v3_base.py:tokenizer", RECIPES)()
+    tokenizer, built = (
+        AutoTokenizer.from_pretrained(base),
+        load("v3_base.py:tokenizer")(),
+    )
     assert tokenizer.backend_tokenizer.to_str() == built.backend_tokenizer.to_str()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import grpo
-from grpo.learner.batch import Shapes, plan
+from grpo.algorithm.plan import Plan, Shapes
 from grpo.recipe.config import AlgorithmConfig
 from grpo.report.metrics import rollout_metrics, values
 from grpo.report.records import deterministic
@@ -86,7 +86,7 @@ def test_gates_and_weights_reach_the_plan():
     shapes = Shapes.of(groups)
     assert shapes.values.tolist() == [[[1.0, 1.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]], [[0.0, 0.0]] * 4]
     algorithm = AlgorithmConfig(multi_objective_aggregation="normalize_then_sum")
-    whole = plan(shapes, algorithm, max_completion_length=8, seed=0, reward_weights=[10.0, 1.0])
+    whole = Plan.of(shapes, algorithm, max_completion_length=8, seed=0, reward_weights=[10.0, 1.0])
     right, form = 0.75 / (0.5 + 1e-4), 0.5 / ((1 / 3) ** 0.5 + 1e-4)
     sums = np.array(
         [10 * right + form, -10 * right / 3 - form, -10 * right / 3 + form, -10 * right / 3 - form, *[0] * 4]

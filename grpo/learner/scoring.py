@@ -1,0 +1,48 @@
+"""Forward passes over samples in micro-batches, with and without gradient. Shared by policy and reference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from grpo.learner.batch import MicroBatch, Sample, collate, pack
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How samples become micro-batches."""
+
+    max_tokens: int  # of a micro-batch, padding included
+    pad_token_id: int
+    packed: bool  # all samples in one row, for attention with variable lengths
+
+    def split(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """Indices of the samples of each micro-batch."""
+        return pack(samples, max_tokens=self.max_tokens, packed=self.packed)
+
+    def collate(self, samples: Sequence[Sample], device: torch.device) -> MicroBatch:
+        return collate(samples, pad_token_id=self.pad_token_id, packed=self.packed).to(device)
+
+
+def forward(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """logprobs [T] and entropy [T] of a micro-batch."""
+    return scorer(batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets)
+
+
+@torch.no_grad()
+def completion_logprobs(
+    scorer: nn.Module, samples: Sequence[Sample], batching: Batching, accelerator: Accelerator
+) -> list[np.ndarray]:
+    """Log-probs [n] of each sample's completion, 0 for tokens that the policy did not sample."""
+    results = [np.zeros(len(sample.completion_ids), dtype=np.float32) for sample in samples]
+    with accelerator.autocast():
+        for indices in batching.split(samples):
+            batch = batching.collate([samples[i] for i in indices], accelerator.device)
+            flat = forward(scorer, batch)[0].float().cpu().numpy()
+            ends = np.cumsum([samples[i].sampled.sum() for i in indices])
+            for i, piece in zip(indices, np.split(flat, ends[:-1]), strict=True):
+                results[i][samples[i].sampled] = piece
+    return results
