@@ -91,6 +91,12 @@ class Plan:
             advantages = decoupled_advantages(shapes.values, np.array(reward_weights))
         else:
             advantages = group_relative_advantages(shapes.rewards, algorithm.scale_rewards)
+        if not np.isfinite(advantages).all():
+            largest = np.nanmax(np.abs(shapes.rewards))
+            raise ValueError(
+                f"the advantages of {(~np.isfinite(advantages)).sum()} completions are not finite: the rewards reach "
+                f"{largest:.3g}, and their squares overflow. Scale the reward down."
+            )
         shape = shapes.rewards.shape
         token_weights = objective(algorithm).token_weights(lengths)
         return cls(advantages, token_weights.reshape(shape), mini_batch.reshape(shape))

@@ -27,6 +27,7 @@ class Sample:
     """One completion, ready to train on. Below `mini_batch` every field holds values of the completion's n tokens.
 
     Sample(
+        problem_id="countdown/train/17",
         prompt_ids=[1, 7],
         completion_ids=[5, 2],
         mini_batch=0,                    # the optimizer step of the rollout it belongs to
@@ -40,6 +41,7 @@ class Sample:
     )
     """
 
+    problem_id: str
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
     mini_batch: int
@@ -111,6 +113,7 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
             if token_weight > 0 and (advantage != 0 or keep_zero_advantage):
                 samples.append(
                     Sample(
+                        problem_id=scored.group.problem.id,
                         prompt_ids=scored.group.prompt_ids,
                         completion_ids=completion.token_ids,
                         mini_batch=int(step),

@@ -13,56 +13,68 @@ from torch import Tensor
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype)).float()
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
+        bias = None if bias is None else bias.to(hidden.dtype)
         normaliser = hidden.new_empty(len(targets), dtype=torch.float32)
         logprobs, entropy = torch.empty_like(normaliser), torch.empty_like(normaliser)
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            logits = _logits(hidden[part], weight, temperature)
+            logits = _logits(hidden[part], weight, bias, temperature)
             normaliser[part] = logits.logsumexp(-1)
             logits.sub_(normaliser[part, None])
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0]
             entropy[part] = -torch.linalg.vecdot(logits.exp(), logits)
-        ctx.save_for_backward(hidden, weight, targets, normaliser)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        hidden, weight, targets, normaliser = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None]:
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         upstream = gradients[0] / ctx.temperature
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             # d log p(target) / d logits = onehot(target) - softmax
-            scaled = _logits(hidden[part], weight, ctx.temperature).sub_(normaliser[part, None]).exp_()
+            scaled = _logits(hidden[part], weight, bias, ctx.temperature).sub_(normaliser[part, None]).exp_()
             scaled.mul_(-upstream[part, None])
             scaled.scatter_add_(1, targets[part, None], upstream[part, None])
+            if grad_bias is not None:
+                grad_bias += scaled.sum(0)
             scaled = scaled.to(hidden.dtype)
             grad_hidden[part] = scaled @ weight.to(hidden.dtype)
             grad_weight.addmm_(scaled.T.float(), hidden[part].float())
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probs of `targets` under softmax(hidden @ weight.T / temperature), and the entropy of that distribution.
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of `targets` under softmax((hidden @ weight.T + bias) / temperature), and that distribution's entropy.
 
     Args:
-        hidden: [T, H]. weight: [V, H], the head's. targets: [T] token ids.
+        hidden: [T, H]. weight: [V, H] and bias: [V], the head's. targets: [T] token ids.
 
     Returns:
-        logprobs [T], float32, differentiable in hidden and weight; entropy [T], float32, in nats, no gradient.
+        logprobs [T], float32, differentiable in hidden, weight and bias; entropy [T], float32, in nats, no gradient.
     """
     chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**27) // weight.shape[0])
-    return _TokenLogProbs.apply(hidden, weight, targets, temperature, chunk)  # type: ignore[return-value]
+    return _TokenLogProbs.apply(hidden, weight, bias, targets, temperature, chunk)  # type: ignore[return-value]

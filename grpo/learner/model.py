@@ -13,26 +13,35 @@ from grpo.recipe.config import ModelConfig
 
 
 def load_model(config: ModelConfig, path: str | Path | None = None) -> PreTrainedModel:
-    """A causal language model with float log-probs that `token_logprobs` can compute.
+    """A causal language model to train: float32 weights, whatever precision it computes in.
+
+    With `dtype: bfloat16` the forward runs in bfloat16 (autocast) and the optimizer updates float32 weights: in
+    bfloat16 itself, updates of RL's learning rates round to nothing.
 
     path: a folder whose weights replace those of `config`, such as a checkpoint.
     """
     model = AutoModelForCausalLM.from_pretrained(
         path or config.model_name_or_path,
         revision=None if path else config.revision,
-        dtype=getattr(torch, config.dtype),
+        dtype=torch.float32,
         attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code,
     )
     if moe_layers(model):
         model.set_experts_implementation(config.experts_implementation)
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(model.config, name, None) not in (None, 1.0):
-            raise ValueError(
-                f"{config.model_name_or_path} sets {name}={getattr(model.config, name)}: the policy computes log-probs "
-                "from a plain linear head. Choose a model without it."
-            )
+    if config.disable_dropout:
+        disable_dropout(model)
     return model
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch every dropout off: ratios compare log-probs of two forwards, which must not differ by a random mask."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # rates that modules pass to functional dropout
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 class CompletionLogProbs(nn.Module):
@@ -52,4 +61,4 @@ class CompletionLogProbs(nn.Module):
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state.flatten(0, 1)
         head: Any = self.model.get_output_embeddings()
-        return token_logprobs(hidden[logit_positions], head.weight, targets, self.temperature)
+        return token_logprobs(hidden[logit_positions], head.weight, targets, self.temperature, head.bias)

@@ -8,6 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import math
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -26,6 +28,10 @@ from grpo.recipe.config import OptimizerConfig
 from grpo.report.metrics import ExpertLoad, Mean, Metric, Sum, merge
 
 LossFunction = Callable[[Tensor, MicroBatch], LossOutput]
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite. Raised before the optimizer step, so that the weights stay as they were."""
 
 
 class Policy:
@@ -88,14 +94,30 @@ class Policy:
             with nullcontext() if index == count - 1 else self.accelerator.no_sync(self.scorer):
                 batch = self.batching.collate(part, self.accelerator.device)
                 metrics.append(self._accumulate(batch, loss_function))
+            if not math.isfinite(loss := metrics[-1]["loss"].value):  # type: ignore[arg-type]
+                raise NonFiniteError(
+                    f"micro-batch {index + 1} of {count}: the loss is {loss}. {_suspect(batch)}"
+                    f"Its samples: {', '.join(s.problem_id for s in part[:5])}{', …' if len(part) > 5 else ''}."
+                )
         merged = merge(metrics)
         if self.balance_bias_update_speed:
             update_balance_bias(self.model, self._global_load(merged["moe/load"]), self.balance_bias_update_speed)
         norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        merged |= {"grad_norm": Mean(float(norm)), "learning_rate": Mean(float(self.scheduler.get_last_lr()[0]))}
+        if not math.isfinite(norm):
+            names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            raise NonFiniteError(
+                f"the gradient is not finite in {len(names)} parameters ({', '.join(names[:3])}) while the loss of all "
+                f"{count} micro-batches is. Its norm is {float(norm)}; the learning rate {self.learning_rate:g}."
+            )
+        merged |= {"grad_norm": Mean(float(norm)), "learning_rate": Mean(self.learning_rate)}
         self.optimizer.step()
         self.scheduler.step()
         return merged
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next optimizer step."""
+        return float(self.scheduler.get_last_lr()[0])
 
     def _accumulate(self, batch: MicroBatch, loss_function: LossFunction) -> dict[str, Metric]:
         """Forward and backward of one micro-batch."""
@@ -127,3 +149,10 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Write the model as a Hugging Face folder. Main process only."""
         self.model.save_pretrained(folder)
+
+
+def _suspect(batch: MicroBatch) -> str:
+    """Which of the loss's inputs is already not finite, as a sentence, or nothing."""
+    inputs = {"advantages": batch.advantages, "old log-probs": batch.old_logprobs, "reference": batch.ref_logprobs}
+    bad = [name for name, tensor in inputs.items() if tensor is not None and not tensor.isfinite().all()]
+    return f"Not finite before the forward: {', '.join(bad)}. " if bad else "The forward itself gave it: see the weights. "

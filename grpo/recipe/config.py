@@ -48,9 +48,10 @@ class ModelConfig(Section):
 
     model_name_or_path: str
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the trained weights
+    dtype: Literal["float32", "bfloat16"] = "float32"  # trainer and engine compute in it; trained weights are float32
     attn_implementation: str | None = None  # None: transformers' choice
     experts_implementation: str = "grouped_mm"  # MoE only; batched_mm is 40 times slower on CPU
+    disable_dropout: bool = True
     balance_bias_update_speed: NonNegativeFloat = (
         0.0  # gamma of 2408.15664; 0 freezes the bias, as published RL runs do
     )
@@ -130,7 +131,8 @@ class AlgorithmConfig(Section):
     ref_model_sync_steps: NonNegativeInt = 0  # refresh the reference every N steps; 0: never
     steps_per_generation: PositiveInt = 1  # optimizer steps (mini-batches) per rollout; R1-Zero: 16
     mask_truncated_completions: bool = False
-    max_logp_difference: PositiveFloat = 0.5  # run stops when mean |log p_trainer - log p_engine| exceeds it
+    # The run stops when mean |log p_trainer - log p_engine| exceeds it. None: 1e-3 in float32, 0.05 in bfloat16.
+    max_logp_difference: PositiveFloat | None = None
 
 
 class AdamWConfig(Section):

@@ -16,7 +16,7 @@ from rollout.types import Completion, Group, Problem
 
 def sample(prompt: list[int], completion: list[int], **fields: Any) -> Sample:
     defaults: dict[str, Any] = {"sampling_logprobs": -0.5, "advantages": 1.0, "token_weights": 0.1, "mini_batch": 0}
-    return Sample(prompt_ids=prompt, completion_ids=completion, **{**defaults, **fields})
+    return Sample(problem_id="p", prompt_ids=prompt, completion_ids=completion, **{**defaults, **fields})
 
 
 def scored(lengths: list[int], rewards: list[float], truncated: tuple[int, ...] = ()) -> ScoredGroup:

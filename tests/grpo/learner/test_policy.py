@@ -40,6 +40,7 @@ def plain(model_path: Path, loss_type: str, beta: float) -> tuple[dict[str, torc
             logits = model(torch.tensor([ids])).logits[0, -n - 1 : -1]
             logprobs = logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
             sample = Sample(
+                problem_id="p",
                 prompt_ids=[],
                 completion_ids=completion.token_ids,
                 sampling_logprobs=0.0,

@@ -163,6 +163,7 @@ def test_loss_and_gradients_off_policy(tiny_llama: Path, tmp_path: Path, loss_ty
 def every_sample(advantages: Any) -> list[Sample]:
     return [
         Sample(
+            problem_id="p",
             prompt_ids=prompt,
             completion_ids=c.token_ids,
             sampling_logprobs=0.0,

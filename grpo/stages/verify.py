@@ -1,0 +1,58 @@
+"""Before the first step: the engine, given the trainer's weights, computes the trainer's log-probs."""
+
+import numpy as np
+
+from grpo.learner.batch import Sample
+from grpo.learner.policy import Policy
+from rollout.data.problems import ProblemStream
+from rollout.engines.base import Engine, Publisher
+from rollout.types import Sampling
+
+NUM_PROMPTS = 4
+MAX_TOKENS = 16
+
+
+def verify_engine(
+    policy: Policy, engine: Engine, publisher: Publisher, problems: ProblemStream, *, step: int, temperature: float,
+    bound: float,
+) -> None:
+    """Publish the policy's weights and compare log-probs on a few completions, before and after.
+
+    Raises:
+        ValueError: the mean |log p_trainer - log p_engine| exceeds `bound`.
+    """
+    sampling = Sampling(num_generations=2, max_completion_length=MAX_TOKENS, temperature=temperature)
+    before = _difference(policy, engine, problems, sampling) if step == 0 else None  # else the engine has the base
+    publisher.publish(policy.weights(), step)
+    after = _difference(policy, engine, problems, sampling)
+    if after <= bound:
+        return
+    where = (
+        "after it received the trainer's weights, and agreed before: they arrive wrong"
+        if before is not None and before <= bound
+        else "already with the weights it loaded itself: it computes the model differently"
+    )
+    raise ValueError(
+        f"{policy.model.config.name_or_path} ({policy.model.config.model_type}): the engine's log-probs differ from the "
+        f"trainer's by {after:.2g} on average, above {bound:g}, {where}. Set rollout.engine=hf."
+    )
+
+
+def _difference(policy: Policy, engine: Engine, problems: ProblemStream, sampling: Sampling) -> float:
+    """Mean |log p_trainer - log p_engine| over the tokens of a few completions."""
+    prompts = problems.first(NUM_PROMPTS)
+    samples = [
+        Sample(
+            problem_id=group.problem.id,
+            prompt_ids=group.prompt_ids,
+            completion_ids=completion.token_ids,
+            mini_batch=0,
+            sampling_logprobs=completion.logprobs,
+            advantages=0.0,
+            token_weights=0.0,
+        )
+        for group in engine.generate(prompts, sampling)
+        for completion in group.completions
+    ]
+    ours = np.concatenate(policy.logprobs(samples))
+    return float(np.abs(ours - np.concatenate([sample.per_token("sampling_logprobs") for sample in samples])).mean())
