@@ -111,7 +111,7 @@ class Trainer:
         recipe = self.recipe
         prompts = self.problems.take(recipe.problems_per_rollout)
         self.rewards.state = TrainerState(global_step=self.step, max_steps=recipe.trainer.max_steps)
-        sampling = recipe.sampling(self.step // recipe.algorithm.steps_per_generation)
+        sampling = recipe.rollout_sampling(self.step // recipe.algorithm.steps_per_generation)
         with ExitStack() as phase:
             phase.enter_context(self.report.phase("generate"))
 
