@@ -73,8 +73,8 @@ def _remedy(parts: dict[str, int], memory: int) -> str:
     rest = sum(parts.values()) - state
     if state <= memory:
         return (
-            "Set trainer.gradient_checkpointing=true, lower trainer.max_tokens_per_micro_batch (at least one full sample "
-            "must fit), or shrink the KV cache."
+            "Set trainer.gradient_checkpointing=true, lower trainer.max_tokens_per_micro_batch (one full sample must "
+            "fit), or shrink the KV cache."
         )
     shards = -(-state // (memory - rest if rest < memory else memory))
     text = (

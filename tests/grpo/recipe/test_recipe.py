@@ -136,7 +136,7 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
             ["index 9 is out of range for a list of 3 items. Use 0 to 2."],
         ),
         (["rewards.first.weight=2"], ["'first' is not a list index. Use 0."]),
-        (["report.report_to.0=wandb"], ["the list is empty. Set the whole list."]),
+        (["report.report_to=[]", "report.report_to.0=wandb"], ["the list is empty. Set the whole list."]),
         (["data.task.name=x"], ["'countdown' is a single value, without keys. Remove .name."]),
         (["data.template={prompt"], ["the value is not valid YAML. Quote it."]),
         (["trainer.gradient_checkpointing=yes"], ["gradient_checkpointing='yes': must be true or false"]),
@@ -224,6 +224,16 @@ def test_a_cycle_of_extends_is_an_error(tmp_path: Path) -> None:
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("model: !!python/object/apply:os.getcwd []\n")
     assert "not valid YAML" in error_message(tmp_path / "recipe.yaml")
+
+
+def test_each_rollout_has_its_own_seed_and_every_evaluation_the_same(recipe_file) -> None:
+    recipe = load(recipe_file(), "trainer.seed=2", "evaluation.num_samples=3", "evaluation.top_p=0.9")
+    first, second = recipe.rollout_sampling(0), recipe.rollout_sampling(1)
+    assert (first.seed, second.seed) == (2_000_006, 2_000_007)
+    assert (first.num_generations, first.max_completion_length, first.temperature, first.top_p) == (16, 64, 1.0, 1.0)
+    evaluation = recipe.evaluation_sampling()
+    assert (evaluation.seed, evaluation.num_generations, evaluation.max_completion_length) == (2, 3, 64)
+    assert evaluation.top_p == 0.9
 
 
 def test_every_process_must_get_the_same_number_of_problems(recipe_file) -> None:
