@@ -58,7 +58,7 @@ def test_yaml_1_2_decides_what_is_a_number_a_boolean_or_a_string(text: str, valu
     assert read_yaml(text) == value
 
 
-def test_merge_keys_copy_a_mapping_that_the_file_can_change(tmp_path: Path) -> None:
+def test_merge_keys_leave_the_merged_mapping_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "model: {model_name_or_path: ./base}\n"
