@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from grpo.recipe.config import Fraction, Section
-from grpo.recipe.explain import nearest
+from grpo.recipe.config import EngineSection, Fraction
+from grpo.recipe.section import Section
+from rollout.support.names import nearest
 from rollout.types import Sampling
 
 Bounds = Annotated[list[float | str], Field(min_length=2, max_length=2)]
@@ -89,16 +90,12 @@ class SamplingConfig(Section):
     seed: NonNegativeInt = 42
 
 
-class EngineConfig(Section):
+class EngineConfig(EngineSection):
     """What generates."""
 
     name: Literal["vllm", "hf", "server", "reference"] = "vllm"  # reference: the task's own right answers
     base_url: str = "http://localhost:8000/v1"  # of an OpenAI-compatible server
-    max_num_seqs: PositiveInt = 256  # sequences decoded at once
-    max_model_len: PositiveInt | None = None  # None: what prompts and max_completion_length need and the model allows
-    gpu_memory_utilization: Fraction = 0.9  # vLLM on a GPU
-    kv_cache_gib: PositiveFloat = 1.0  # vLLM on CPU
-    vllm_options: dict[str, Any] = {}  # further arguments of vllm.LLM
+    gpu_memory_utilization: Fraction = 0.9  # vLLM on GPU
 
 
 class EvalRecipe(Section):

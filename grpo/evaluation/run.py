@@ -41,7 +41,7 @@ from grpo.evaluation.results.samples import (
 from grpo.evaluation.results.table import markdown
 from grpo.evaluation.results.write import RESULTS_FILE, Results, write_results
 from grpo.evaluation.tasks import Task, find_task, load_task
-from grpo.recipe.load import write_resolved
+from grpo.recipe.record import write_resolved
 from grpo.report.progress import Progress
 from grpo.report.records import read_rows
 from rollout.engines.base import Engine, request_seed

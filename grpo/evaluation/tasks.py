@@ -14,9 +14,9 @@ from string import ascii_uppercase
 from typing import Any
 
 from grpo.evaluation.config import TaskConfig, builtin_tasks
-from grpo.recipe.explain import nearest
 from grpo.recipe.load import load_section
 from rollout.data.problems import DatasetSource, Source, distinct, fixed_order, load_source
+from rollout.support.names import nearest
 from rollout.types import Problem
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet")

@@ -1,4 +1,4 @@
-"""`grpo check`: what a recipe needs and whether this machine has it, before anything is loaded."""
+"""`grpo check`: what a recipe needs and whether it fits this machine, without loading weights or data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,53 +8,54 @@ from rich.console import Console
 from rich.table import Table
 
 from grpo.recipe.config import GRPORecipe
-from grpo.recipe.load import check_world, load_recipe
+from grpo.recipe.load import load_recipe
+from grpo.recipe.record import check_world
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from grpo.recipe.estimate import Shape
+    from grpo.recipe.estimate import ModelShape
 
 
 def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, num_processes: int = 1) -> bool:
-    """Print parameters, memory by part, tokens and FLOPs of a recipe; returns whether it fits this machine.
+    """Print a recipe's parameters, memory by part, tokens and FLOPs; returns whether it fits this machine.
 
     Raises:
-        grpo.recipe.RecipeError: the recipe is wrong, or its model's configuration cannot be read.
+        grpo.recipe.load.RecipeError: the recipe is invalid, or its model's configuration cannot be read.
     """
     console = Console(highlight=False, soft_wrap=True)
     recipe = load_recipe(path, overrides)
     check_world(recipe, num_processes)
     console.print(f"{path} is valid.")
     if not isinstance(recipe, GRPORecipe):
-        return True  # the size of a model from nothing depends on its tokenizer, which a check does not run
+        return True  # the model size depends on the tokenizer, which a check does not build
     from grpo.recipe import estimate
 
     config = estimate.load_config(recipe.model)
     rows, length = estimate.micro_batch(recipe)
     shape = estimate.measure_shape(config, rows=rows, length=length, width=estimate.BYTES[recipe.model.dtype])
     console.print(f"\nModel: {estimate.describe(config)}")
-    console.print(f"Parameters: {_count(shape.total)} in all, {_count(shape.active)} active per token\n")
+    console.print(f"Parameters: {_count(shape.total)} total, {_count(shape.active)} active per token\n")
     fits = _print_memory(console, recipe, shape, num_processes)
     _print_step(console, recipe, shape)
     return fits
 
 
-def _print_memory(console: Console, recipe: GRPORecipe, shape: "Shape", num_processes: int) -> bool:
+def _print_memory(console: Console, recipe: GRPORecipe, shape: "ModelShape", num_processes: int) -> bool:
     from grpo.recipe import estimate
 
     device, memory, name = _machine(num_processes)
     parts = estimate.memory_parts(recipe, shape, device=device, num_processes=num_processes)
-    total, rows_length = sum(parts.values()), estimate.micro_batch(recipe)
+    total, (rows, length) = sum(parts.values()), estimate.micro_batch(recipe)
     table = Table(title="Memory per process (estimate)", title_justify="left", box=None, pad_edge=False)
     table.add_column("part")
     table.add_column("GiB", justify="right")
     for part, size in parts.items():
         table.add_row(part, _gib(size))
-    table.add_row("all", _gib(total))
-    table.add_row(f"there is ({name})", _gib(memory))
+    table.add_row("total", _gib(total))
+    table.add_row(f"available ({name})", _gib(memory))
     console.print(table)
-    console.print(f"Activations are those of {rows_length[0]} x {rows_length[1]} tokens.")
+    console.print(f"Activations are for a micro-batch of {rows} x {length} tokens.")
     _print_cache(console, recipe, shape.config, device)
     if total <= memory:
         console.print("It fits.\n")
@@ -72,18 +73,16 @@ def _remedy(parts: dict[str, int], memory: int) -> str:
     rest = sum(parts.values()) - state
     if state <= memory:
         return (
-            "Set trainer.gradient_checkpointing=true, a smaller trainer.max_tokens_per_micro_batch (one full sample at "
-            "least), or less for the KV cache."
+            "Set trainer.gradient_checkpointing=true, lower trainer.max_tokens_per_micro_batch (one full sample must "
+            "fit), or shrink the KV cache."
         )
     shards = -(-state // (memory - rest if rest < memory else memory))
     text = (
-        f"One process cannot hold it: weights, gradients, optimizer and engine are {_gib(state)} GiB and would have to "
-        f"be sharded over at least {shards} such processes. Training here is data-parallel: every process has it all."
+        f"One process cannot hold it: weights, gradients, optimizer and engine take {_gib(state)} GiB and would need "
+        f"to be sharded over at least {shards} such processes. Training is data-parallel: each process holds it all."
     )
     if rest >= memory:
-        text += (
-            f" The {_gib(rest)} GiB of activations and caches would not fit beside them: shorten the completions too."
-        )
+        text += f" The {_gib(rest)} GiB of activations and caches would still not fit: shorten the completions too."
     return text
 
 
@@ -104,7 +103,7 @@ def _print_cache(console: Console, recipe: GRPORecipe, config: "PretrainedConfig
         console.print(f"rollout.kv_cache_gib={recipe.rollout.kv_cache_gib:g} holds {held:,.1f} full sequences.")
 
 
-def _print_step(console: Console, recipe: GRPORecipe, shape: "Shape") -> None:
+def _print_step(console: Console, recipe: GRPORecipe, shape: "ModelShape") -> None:
     from grpo.recipe.estimate import flops_per_step, sample_lengths
 
     prompt, completion = sample_lengths(recipe)
@@ -113,13 +112,13 @@ def _print_step(console: Console, recipe: GRPORecipe, shape: "Shape") -> None:
     console.print(
         f"One step: {recipe.rollout.problems_per_step} problems x {recipe.rollout.num_generations} completions = "
         f"{samples:,} samples, at most {samples * completion:,} tokens sampled and {samples * (prompt + completion):,} "
-        f"trained on.\nAt that length: rollout {rollout:.2e} FLOP, update {update:.2e} FLOP. Shorter samples need less "
-        "in proportion, and samples without a gradient are dropped before the update."
+        f"trained on.\nAt full length: rollout {rollout:.2e} FLOP, update {update:.2e} FLOP. Shorter samples need "
+        "proportionally less, and samples with zero gradient are dropped before the update."
     )
 
 
 def _machine(num_processes: int) -> tuple[str, int, str]:
-    """Device type, bytes that one process has, and their name."""
+    """Device type, bytes available to one process, and the name of that memory."""
     import psutil
     import torch
 

@@ -1,11 +1,10 @@
-"""What a recipe's model needs, from its configuration alone: parameters, memory per process, tokens, FLOPs.
+"""Parameters, memory per process, tokens and FLOPs of a recipe's model, from its configuration alone.
 
     config.json -> meta model -> parameters
-                -> fake forward, no memory: the tensors that autograd would keep -> activations
+                -> fake forward, which allocates nothing: the tensors autograd would save -> activations
 
-Estimates, not bounds. Activations agree with a measured peak within about a quarter (`test_check.py` measures one).
-Not counted: the interpreter and its libraries (1 to 2 GiB with vLLM), the allocator's fragmentation, mixed precision's
-casts of weights.
+Estimates, not bounds. Activations agree with a measured peak within about 25% (`test_check.py` measures one). Not
+counted: the interpreter and its libraries (1 to 2 GiB with vLLM), memory fragmentation, mixed precision's weight casts.
 """
 
 from dataclasses import dataclass
@@ -16,23 +15,23 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from grpo.learner.head import CHUNK_ELEMENTS
-from grpo.recipe.config import GRPORecipe, ModelConfig
+from grpo.recipe.config import HEAD_CHUNK_ELEMENTS, GRPORecipe, ModelConfig
 from grpo.recipe.load import RecipeError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_MLA_KERNEL_WIDTH = 576  # on CPU, vLLM caches latents for kv_lora_rank + qk_rope_head_dim of this size alone
+_MLA_KERNEL_WIDTH = 576  # kv_lora_rank + qk_rope_head_dim; vLLM on CPU caches latents only at this size
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """A model's size.
 
-    Shape(
+    ModelShape(
+        config=…,
         total=671_026_404_352,   # parameters
-        active=37_551_990_784,   # of them, those that one token passes through
-        kept_bytes=…,            # what autograd keeps for one micro-batch, without attention scores
-        score_bytes=…,           # attention scores, kept where attention is not fused
+        active=37_551_990_784,   # parameters a single token uses
+        kept_bytes=…,            # saved by autograd for one micro-batch, except attention scores
+        score_bytes=…,           # attention scores, saved only where attention is not fused
     )
     """
 
@@ -44,21 +43,21 @@ class Shape:
 
 
 def load_config(model: ModelConfig) -> PretrainedConfig:
-    """The model's configuration; weights are not read. RecipeError when there is none."""
+    """The model's configuration, without its weights. RecipeError if it cannot be read."""
     try:
         return AutoConfig.from_pretrained(
             model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"model.model_name_or_path={model.model_name_or_path!r}: no configuration could be read from there "
-            f"({str(error).splitlines()[0]}). It must be a folder with config.json (`./` starts at the recipe's "
-            "folder) or a model's name on the Hub."
+            f"model.model_name_or_path={model.model_name_or_path!r}: no configuration found "
+            f"({str(error).splitlines()[0]}). It must be a folder with config.json (`./` is the recipe's folder) or "
+            "a Hub name."
         ) from None
 
 
-def measure_shape(config: PretrainedConfig, *, rows: int, length: int, width: int) -> Shape:
-    """Count parameters, and what autograd keeps of a forward over `rows` x `length` tokens, `width` bytes each."""
+def measure_shape(config: PretrainedConfig, *, rows: int, length: int, width: int) -> ModelShape:
+    """Count parameters, and the bytes autograd saves in a forward over `rows` x `length` tokens, `width` per value."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     total = sum(p.numel() for p in model.parameters())
@@ -68,12 +67,12 @@ def measure_shape(config: PretrainedConfig, *, rows: int, length: int, width: in
         if ".experts." in name and p.ndim == 3  # all experts of a layer are one tensor
     )
     kept, scores = _kept_by_autograd(config, rows, length, width)
-    return Shape(config, total, round(total - idle), kept, scores)
+    return ModelShape(config, total, round(total - idle), kept, scores)
 
 
 def _kept_by_autograd(config: PretrainedConfig, rows: int, length: int, width: int) -> tuple[int, int]:
-    """Bytes of the tensors saved for backward by a forward that computes shapes only: (scores aside, scores)."""
-    # The fake grouped matrix product knows bfloat16 alone: run it so, and widen what was kept in it.
+    """Bytes a forward saves for backward, from a forward that computes shapes only: (all but scores, scores)."""
+    # The fake grouped matrix product supports bfloat16 only: run in bfloat16, then scale the sizes.
     with FakeTensorMode():
         model = _fake_model(config)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -106,32 +105,32 @@ def _storage_bytes(tensor: Tensor, width: int) -> int:
 
 
 def micro_batch(recipe: GRPORecipe) -> tuple[int, int]:
-    """Rows and length of a micro-batch of full samples."""
+    """Rows and length of a micro-batch of full-length samples."""
     length = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
     return max(1, recipe.trainer.max_tokens_per_micro_batch // length), length
 
 
 def kv_bytes_per_token(config: PretrainedConfig, width: int, *, compressed: bool) -> int:
-    """Bytes of KV cache per token: with MLA, of latents (`compressed`) or of the heads they expand to."""
+    """KV-cache bytes per token; with MLA, for the latents (`compressed`) or for the heads they expand to."""
     if getattr(config, "kv_lora_rank", None):
         if compressed:
             return (config.kv_lora_rank + config.qk_rope_head_dim) * config.num_hidden_layers * width
         key = config.qk_nope_head_dim + config.qk_rope_head_dim
-        return 2 * key * config.num_attention_heads * config.num_hidden_layers * width  # values are padded to keys
+        return 2 * key * config.num_attention_heads * config.num_hidden_layers * width  # values are padded
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return 2 * heads * head * config.num_hidden_layers * width
 
 
 def caches_latents(recipe: GRPORecipe, config: PretrainedConfig, device: str) -> bool:
-    """Whether the engine keeps MLA's compressed cache."""
+    """Whether the engine caches MLA's latents instead of full keys and values."""
     if not getattr(config, "kv_lora_rank", None) or recipe.rollout.engine != "vllm":
         return False
     return device != "cpu" or config.kv_lora_rank + config.qk_rope_head_dim == _MLA_KERNEL_WIDTH
 
 
-def memory_parts(recipe: GRPORecipe, shape: Shape, *, device: str, num_processes: int) -> dict[str, int]:
-    """Bytes by part, in one process that holds the whole model."""
+def memory_parts(recipe: GRPORecipe, shape: ModelShape, *, device: str, num_processes: int) -> dict[str, int]:
+    """Bytes by part in one process, which holds the whole model."""
     width = BYTES[recipe.model.dtype]
     rows, length = micro_batch(recipe)
     config = shape.config
@@ -140,7 +139,7 @@ def memory_parts(recipe: GRPORecipe, shape: Shape, *, device: str, num_processes
         parts["gradient buckets"] = shape.total * width
     if recipe.algorithm.beta > 0:
         parts["reference"] = shape.total * width
-    # Backwards, one layer at a time holds about as much again for gradients and intermediate values.
+    # In backward, one layer at a time needs about as much again for gradients and intermediate values.
     layers = config.num_hidden_layers
     scores = shape.score_bytes if device == "cpu" else 0
     if recipe.trainer.gradient_checkpointing:
@@ -152,14 +151,14 @@ def memory_parts(recipe: GRPORecipe, shape: Shape, *, device: str, num_processes
         scores = scores * (layers + 1) // layers
     if scores:
         parts["attention scores"] = scores
-    # Logits of a chunk twice, the gradient of the head's weight in float32, hidden states and their gradient.
-    chunk = min(CHUNK_ELEMENTS.get(device, 2**27), rows * length * config.vocab_size)
+    # A chunk's logits twice, the head weight's gradient in float32, hidden states and their gradient.
+    chunk = min(HEAD_CHUNK_ELEMENTS.get(device, 2**27), rows * length * config.vocab_size)
     hidden = 2 * rows * length * config.hidden_size * width
     parts["LM head, in chunks"] = 2 * 4 * chunk + 4 * config.vocab_size * config.hidden_size + hidden
     return parts | _engine_parts(recipe, shape, device, width)
 
 
-def _engine_parts(recipe: GRPORecipe, shape: Shape, device: str, width: int) -> dict[str, int]:
+def _engine_parts(recipe: GRPORecipe, shape: ModelShape, device: str, width: int) -> dict[str, int]:
     if recipe.rollout.engine == "vllm" and device == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory
         return {"engine: weights and KV cache": int(recipe.rollout.gpu_memory_utilization * memory)}
@@ -171,11 +170,12 @@ def _engine_parts(recipe: GRPORecipe, shape: Shape, device: str, width: int) -> 
     return {"engine: weights": shape.total * width, "engine: KV cache": cache}
 
 
-def flops_per_step(recipe: GRPORecipe, shape: Shape) -> tuple[float, float]:
+def flops_per_step(recipe: GRPORecipe, shape: ModelShape) -> tuple[float, float]:
     """(rollout, update) FLOPs of one optimizer step over all processes, every sample at full length.
 
-    2 per active parameter and token forwards, twice that backwards, once more when checkpointed; and attention over
-    half the context on average. The reference and, with several steps per rollout, the old policy are forwards too.
+    A forward takes 2 FLOPs per active parameter and token, plus attention over half the context on average. Backward
+    takes twice that; checkpointing, the reference model and, with several steps per rollout, the old policy take one
+    more forward each.
     """
     config = shape.config
     rows, length = recipe.rollout.problems_per_step * recipe.rollout.num_generations, sum(sample_lengths(recipe))
@@ -195,18 +195,17 @@ def sample_lengths(recipe: GRPORecipe) -> tuple[int, int]:
 
 
 def shardable(parts: dict[str, int]) -> int:
-    """Bytes of the parts that sharding over processes would divide; activations and caches stay whole."""
+    """Bytes that sharding over processes would divide: everything but activations and caches."""
     whole = ("activations", "attention", "LM head", "engine: KV", "engine: weights and KV")
     return sum(size for name, size in parts.items() if not name.startswith(whole))
 
 
 def describe(config: Any) -> str:
-    """One line: `deepseek_v3, 61 layers, hidden 7168, 256 experts of which 8 and 1 shared`."""
+    """One line: `deepseek_v3, 61 layers, hidden 7168, 256 experts (8 active) and 1 shared`."""
     line = f"{config.model_type}, {config.num_hidden_layers} layers, hidden {config.hidden_size}"
     experts = getattr(config, "n_routed_experts", None) or getattr(config, "num_experts", None)
     if experts:
         shared = getattr(config, "n_shared_experts", 0)
-        line += f", {experts} experts of which {config.num_experts_per_tok}" + (
-            f" and {shared} shared" if shared else ""
-        )
+        line += f", {experts} experts ({config.num_experts_per_tok} active)"
+        line += f" and {shared} shared" if shared else ""
     return line

@@ -342,5 +342,5 @@ def test_options_of_the_command_line_become_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("stage: eval\nmodel: {model_name_or_path: a}\ntasks: [svamp]\nlimit: 7\n")
     made = load_eval_recipe(str(tmp_path / "mine.yaml"), [], {"model.model_name_or_path": "b"})
     assert (made.model.model_name_or_path, made.tasks, made.limit) == ("b", ["svamp"], 7)
-    with pytest.raises(RecipeError, match=r"sampling.temperatur: there is no such key. Did you mean 'temperature'\?"):
+    with pytest.raises(RecipeError, match=r"sampling.temperatur: unknown key. Did you mean 'temperature'\?"):
         load_eval_recipe(None, ["sampling.temperatur=1"], options)

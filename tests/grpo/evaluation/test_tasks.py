@@ -137,7 +137,7 @@ def test_entry_of_ones_own_is_checked_like_a_recipe(tmp_path: Path) -> None:
     name, config = find_task(str(tmp_path / "mine.yaml"), {})
     assert (name, config.dataset_name) == ("mine", str(tmp_path / "mine.jsonl"))
     (tmp_path / "mine.yaml").write_text("dataset_name: ./mine.jsonl\nrewards: accuracy\n")
-    with pytest.raises(RecipeError, match=r"rewards: there is no such key. Did you mean 'reward'\?"):
+    with pytest.raises(RecipeError, match=r"rewards: unknown key. Did you mean 'reward'\?"):
         find_task(str(tmp_path / "mine.yaml"), {})
     (tmp_path / "mine.yaml").write_text("task: countdown\nwhere: {target: [1, 9]}\n")
     with pytest.raises(RecipeError, match=r"these choose rows of a dataset, and a generated task has none"):

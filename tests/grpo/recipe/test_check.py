@@ -1,4 +1,4 @@
-"""`grpo check`: parameters of published models, memory against a measurement, and the words for what does not fit."""
+"""`grpo check`: published models' parameters, memory against a measurement, advice when a model does not fit."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from grpo.recipe.load import RecipeError, load_recipe
 from tests.conftest import tiny_llama_config, tiny_v3_config
 
 RECIPES = Path(__file__).parents[3] / "recipes"
-# One forward and backward in a fresh process: how far its memory rises above what it held before.
+# One forward and backward in a fresh process: the peak memory above what it held before.
 MEASURE = """
 import ctypes, sys, psutil, torch
 from transformers import AutoModelForCausalLM, AutoConfig
@@ -35,9 +35,9 @@ def step(rows, length):
     ids = torch.randint(0, 256, (rows, length))
     scorer(ids, torch.arange(length).expand(rows, length), torch.arange(ids.numel()), ids.flatten())[0].sum().backward()
 step(1, 16)
-ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept would be used again, and not be seen
+ctypes.CDLL(None).malloc_trim(0)  # reused free memory would not show in the peak
 before = psutil.Process().memory_info().rss
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
+open("/proc/self/clear_refs", "w").write("5")  # resets the peak
 step(rows, length)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) * 1024 - before)
@@ -57,18 +57,18 @@ def recipe(tmp_path: Path, *overrides: str) -> GRPORecipe:
     return loaded
 
 
-def test_r1_zero_is_671b_of_which_37b_are_active(capsys: pytest.CaptureFixture[str]) -> None:
+def test_r1_zero_has_671b_parameters_and_37b_active(capsys: pytest.CaptureFixture[str]) -> None:
     fits = check_recipe(RECIPES / "r1_zero_671b.yaml", num_processes=2)
     printed = capsys.readouterr().out
     assert not fits
-    assert "671.03B in all, 37.55B active" in printed
-    assert "61 layers, hidden 7168, 256 experts of which 8 and 1 shared" in printed
+    assert "671.03B total, 37.55B active" in printed
+    assert "61 layers, hidden 7168, 256 experts (8 active) and 1 shared" in printed
     assert "70,272 bytes per token" in printed  # 61 layers x (512 + 64) latents x 2 bytes
     assert "One process cannot hold it" in printed and "sharded over at least" in printed
     assert "32 problems x 16 completions = 512 samples, at most 16,777,216 tokens sampled" in printed
 
 
-def test_r1_zero_has_every_published_number() -> None:
+def test_the_r1_zero_recipe_has_the_published_hyperparameters() -> None:
     published = load_recipe(RECIPES / "r1_zero_671b.yaml")
     assert isinstance(published, GRPORecipe)
     assert published.trainer.learning_rate == 3e-6
@@ -83,7 +83,7 @@ def test_r1_zero_has_every_published_number() -> None:
 
 
 @pytest.mark.parametrize("config", [tiny_v3_config(), tiny_llama_config()], ids=["v3", "llama"])
-def test_parameters_are_those_of_the_real_model(config) -> None:
+def test_parameter_counts_equal_the_real_model_s(config) -> None:
     real = AutoModelForCausalLM.from_config(config)
     shape = measure_shape(config, rows=1, length=16, width=4)
     assert shape.total == sum(p.numel() for p in real.parameters())
@@ -122,7 +122,7 @@ def test_memory_parts_follow_the_recipe(tmp_path: Path) -> None:
     assert more["reference"] == more["gradient buckets"] == 4 * shape.total
 
 
-def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others(tmp_path: Path) -> None:
+def test_checkpointing_keeps_one_layer_s_activations_and_the_others_inputs(tmp_path: Path) -> None:
     deep = LlamaConfig(
         vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=16, num_attention_heads=4
     )
@@ -136,19 +136,19 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others(tmp_path: Pa
     assert parts["attention scores"] == shape.score_bytes // 8
 
 
-def test_the_kv_cache_knows_mla_and_grouped_queries(tmp_path: Path) -> None:
+def test_kv_cache_bytes_for_mla_and_grouped_queries(tmp_path: Path) -> None:
     v3 = load_config(load_recipe(RECIPES / "r1_zero_671b.yaml").model)  # type: ignore[attr-defined]
     assert kv_bytes_per_token(v3, 2, compressed=True) == 61 * 576 * 2
     assert kv_bytes_per_token(v3, 2, compressed=False) == 61 * 128 * 2 * 192 * 2
     assert kv_bytes_per_token(tiny_llama_config(), 4, compressed=False) == 2 * 2 * 2 * 32 * 4
-    # On CPU, vLLM serves latents of V3's own size alone.
+    # On CPU, vLLM caches latents only at V3's size.
     assert caches_latents(recipe(tmp_path), v3, "cpu")
     assert not caches_latents(recipe(tmp_path), tiny_v3_config(), "cpu")
     assert caches_latents(recipe(tmp_path), tiny_v3_config(), "cuda")
     assert not caches_latents(recipe(tmp_path, "rollout.engine=hf"), v3, "cuda")
 
 
-def test_flops_are_two_per_parameter_forwards_and_six_in_all(tmp_path: Path) -> None:
+def test_flops_are_two_per_parameter_forward_and_six_in_total(tmp_path: Path) -> None:
     config = tiny_llama_config()
     shape = measure_shape(config, rows=1, length=16, width=4)
     rollout, update = flops_per_step(recipe(tmp_path), shape)
@@ -159,7 +159,7 @@ def test_flops_are_two_per_parameter_forwards_and_six_in_all(tmp_path: Path) -> 
     assert flops_per_step(recipe(tmp_path, "algorithm.beta=0.1"), shape)[1] == 4 * rollout
 
 
-def test_a_small_model_fits_and_is_said_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_model_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_v3_config().save_pretrained(tmp_path / "model")
     recipe(tmp_path)
     assert check_recipe(tmp_path / "recipe.yaml", ["trainer.max_tokens_per_micro_batch=1024"])
@@ -169,7 +169,7 @@ def test_a_small_model_fits_and_is_said_to(tmp_path: Path, capsys: pytest.Captur
     assert "as MLA latents: 480 bytes" in printed  # 3 layers x (32 + 8) x 4 bytes
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
     recipe(tmp_path)
     with pytest.raises(RecipeError, match=r"model\.model_name_or_path='.*model'.*must be a folder with config\.json"):
         check_recipe(tmp_path / "recipe.yaml")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo.recipe.load import load_recipe, write_resolved
+from grpo.recipe.load import load_recipe
+from grpo.recipe.record import write_resolved
 from rewards import code
 from rewards.programs.code import judge
 from rewards.programs.sandbox import isolation, pool, remote
