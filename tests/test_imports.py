@@ -79,7 +79,7 @@ MODULES = {module_name(path): path for path in files(*PACKAGES)}
 
 
 def imported(path: Path, *, top_level: bool = False) -> Iterator[str]:
-    """Modules that a file imports, also inside functions and under TYPE_CHECKING; with `top_level`, only others.
+    """Modules a file imports, wherever the import stands; with `top_level`, not in functions or under TYPE_CHECKING.
 
     `from package import name` gives `package.name` where that is one of our modules, else `package`.
     """
@@ -117,21 +117,24 @@ GRAPH = {name: sorted(set(imported(path)) & set(MODULES)) for name, path in MODU
 
 
 def room(module: str) -> tuple[str, str]:
+    """("rollout", "data") for `rollout.data.tasks`."""
     package, _, rest = module.partition(".")
     return package, rest.partition(".")[0] or "__init__"
 
 
-def level(module: str) -> int:
-    package, name = room(module)
-    levels = [i for i, names in enumerate(ROOMS[package]) if name in names]
-    assert levels, f"{package}/{name} is not a room of {package}: move it into one, or add it to ROOMS"
-    return levels[0]
+LEVELS = {(package, name): i for package, rows in ROOMS.items() for i, names in enumerate(rows) for name in names}
 
 
 def may_import(importer: str, module: str) -> bool:
-    if room(importer)[0] != room(module)[0]:
-        return module.startswith(ACROSS[room(importer)[0]])
-    return room(importer) == room(module) or level(importer) > level(module)
+    here, there = room(importer), room(module)
+    if here[0] != there[0]:
+        return module.startswith(ACROSS[here[0]])
+    return here == there or LEVELS[here] > LEVELS[there]
+
+
+def test_every_module_is_in_a_room() -> None:
+    homeless = [name for name in MODULES if room(name) not in LEVELS]
+    assert not homeless, "\n".join(homeless)
 
 
 def test_imports_point_one_way() -> None:
