@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("grpo", "rewards", "rollout")
 
-# A room may import itself and the rooms on earlier lines; rooms on the same line do not import each other.
+# A room may import itself and the rooms before it; rooms in the same set do not import each other.
 # A package's own __init__ comes last: it may import every room, and no room imports it.
 ROOMS = {
     "grpo": [
@@ -25,17 +25,8 @@ ROOMS = {
         {"__main__"},
         {"__init__"},
     ],
-    "rewards": [
-        {"text"},
-        {"runner"},
-        {"answers", "programs", "style", "models", "random_reward"},
-        {"__init__"},
-    ],
-    "rollout": [
-        {"types", "support"},
-        {"data", "engines"},
-        {"__init__"},
-    ],
+    "rewards": [{"text"}, {"runner"}, {"answers", "programs", "style", "models", "random_reward"}, {"__init__"}],
+    "rollout": [{"types", "support"}, {"data", "engines"}, {"__init__"}],
 }
 # What a package may import from the other two, as prefixes of module names.
 ACROSS = {"grpo": ("rewards.", "rollout."), "rewards": ("rollout.types", "rollout.support."), "rollout": ()}
