@@ -174,8 +174,8 @@ CHECK = "from grpo.recipe.load import load_recipe; load_recipe('recipes/r1_zero_
 @pytest.mark.parametrize(
     ("program", "absent"),
     [
-        pytest.param("pass", ["grpo", "torch", "yaml"], id="starting Python"),
-        pytest.param("import grpo", ["torch", "yaml", "pydantic", "grpo.recipe"], id="importing grpo"),
+        pytest.param("pass", ["grpo", "torch", "yaml", "ruamel"], id="starting Python"),
+        pytest.param("import grpo", ["torch", "yaml", "ruamel", "pydantic", "grpo.recipe"], id="importing grpo"),
         pytest.param(CHECK, ["torch", "transformers"], id="checking a recipe"),
     ],
 )
