@@ -97,10 +97,8 @@ def main() -> None:
         print(
             f"  mean length {sum(n for *_, n in seen) / len(seen):.1f}, tries {sum(n for _, n in rows) / len(rows):.2f}"
         )
-        print(
-            f"  accuracy with one try {rate(rows, lambda n: n <= 1)}, with more {rate(rows, lambda n: n > 1)}",
-            flush=True,
-        )
+        one, more = rate(rows, lambda n: n <= 1), rate(rows, lambda n: n > 1)
+        print(f"  accuracy with one try {one}, with more {more}", flush=True)
 
     seen = list(sample(model, tokenizer, chains, 4))
     texts = [text for _, text, _ in seen]

@@ -121,7 +121,7 @@ def report(data: Path) -> str:
                     "reference",
                     "our answer",
                     "their answer",
-                    "their label",
+                    "label",
                     "ours",
                     "who is right",
                     "why",
