@@ -274,7 +274,7 @@ class _Evaluator:
                 return result
         function = FLOATING.get(name)
         if function is None:
-            raise Unreadable(f"the operation {name}")
+            raise Unreadable(f"unsupported operation {name}")
         return function(_mp(), *(_float(value) for value in values))
 
     def _checked(self, value: Value) -> Value:

@@ -42,7 +42,7 @@ def read(tokens: Tokens) -> Node:
         return _text(tokens)
     if (place := words.remark(tokens)) is not None:
         if qualifier := words.qualifier(*(token.text for token in tokens[place:])):
-            raise Unreadable(f"the word {qualifier!r}")
+            raise Unreadable(f"qualified by {qualifier!r}")
         tokens = tokens[:place]
     groups = [group for group, _ in _split(tokens, {";", "\\\\"}) if group]
     if len(groups) > 1:
@@ -78,7 +78,7 @@ def _item(tokens: Tokens) -> Node:
     if not tokens:
         raise Unreadable("words only")
     if qualifier := words.qualifier(before, after):
-        raise Unreadable(f"the word {qualifier!r}")
+        raise Unreadable(f"qualified by {qualifier!r}")
     node = _relation(tokens)
     if not after:
         return node
@@ -262,7 +262,7 @@ def _matrix(tokens: Tokens) -> Node:
     close = matching(tokens, 1)
     name = "".join(token.text for token in tokens[2:close])
     if name not in _MATRICES:
-        raise Unreadable(f"the environment {name!r}")
+        raise Unreadable(f"unsupported environment {name!r}")
     start = close + 1
     if name == "array" and tokens[start : start + 1] and tokens[start].kind == "{":
         start = matching(tokens, start) + 1

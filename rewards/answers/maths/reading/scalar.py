@@ -130,7 +130,7 @@ class _Reader:
                 node = Op("div", (node, self._signed()))
             elif self._starts_factor():
                 if name == "num" and isinstance(node, Num):
-                    raise Unreadable("two numbers side by side")
+                    raise Unreadable("two adjacent numbers")
                 node = Op("mul", (node, self._power()))
             else:
                 return node
@@ -262,7 +262,7 @@ class _Reader:
     def _command(self, token: Token) -> Scalar:
         name = token.text
         if name in _RESTATED:
-            raise Unreadable(f"\\{name} instead of its value")
+            raise Unreadable(f"unevaluated \\{name}")
         if name == "frac":
             return Op("div", (self._argument(), self._argument()))
         if name in ("binom", "dbinom", "tbinom"):
@@ -274,13 +274,13 @@ class _Reader:
         if name in ("max", "min"):
             listed = self._listed()
             if not any(symbols(value) for value in listed):
-                raise Unreadable(f"\\{name} instead of its value")
+                raise Unreadable(f"unevaluated \\{name}")
             return Op(name, listed)
         if name in FUNCTIONS:
             return self._function(name)
         read = symbol_name([token, *self.tokens])
         if read is None:
-            raise Unreadable(f"the command \\{name}")
+            raise Unreadable(f"unsupported command \\{name}")
         letter, self.tokens = read
         return Sym(letter)
 
@@ -370,7 +370,7 @@ def _number(text: str) -> Num:
     places = len(mantissa.partition(".")[2]) if "." in mantissa else None
     if exponent:
         if abs(int(exponent)) > 400:
-            raise Unreadable("an exponent beyond 400")
+            raise Unreadable("an exponent larger than 400")
         value *= Fraction(10) ** int(exponent)
     return Num(value, places)
 

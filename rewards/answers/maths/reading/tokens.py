@@ -68,7 +68,7 @@ def _tokens(text: str, grouped: bool) -> Iterator[Token]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise Unreadable(f"the character {text[position]!r}")
+            raise Unreadable(f"unsupported character {text[position]!r}")
         kind, value = match.lastgroup or "", match.group()
         position = match.end()
         if kind == "space":
