@@ -125,7 +125,7 @@ class MathGrader(_JudgeGrader):
 
     def __init__(self, options: dict[str, Any]) -> None:
         def judge(texts: list[str], problem: Problem) -> list[Verdict | None]:
-            return accuracy.judge(texts, [_solution(problem)] * len(texts), **options)
+            return accuracy.verify(texts, [_solution(problem)] * len(texts), **options)
 
         super().__init__(judge, workers=2)
 
@@ -133,7 +133,7 @@ class MathGrader(_JudgeGrader):
         return gold_answer(_solution(problem))
 
     def unreadable(self, problem: Problem) -> str | None:
-        return accuracy.check_gold(_solution(problem))
+        return accuracy.check_reference(_solution(problem))
 
 
 class CodeGrader(_JudgeGrader):
@@ -149,7 +149,7 @@ class CodeGrader(_JudgeGrader):
             tests = _tests(problem)
             if isinstance(tests, str):
                 return [None] * len(texts)
-            verdicts = code.judge(texts, [tests] * len(texts), stop_early=True, **options)
+            verdicts = code.run_tests(texts, [tests] * len(texts), stop_early=True, **options)
             programs = [code.last_block(text, options.get("language", "python")) for text in texts]
             return [_of_program(verdict, program) for verdict, program in zip(verdicts, programs, strict=True)]
 

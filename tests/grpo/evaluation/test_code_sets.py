@@ -296,7 +296,7 @@ def test_private_tests_are_read_and_never_run(tmp_path: Path, monkeypatch: pytes
     grader = build_grader(task.config.reward, task.config.options)
     why = [grader.unreadable(problem) for problem in task.problems]
     assert why[0] is None
-    assert "a pickle that does more than hold a text" in str(why[1]) and "Nothing of it was run" in str(why[2])
+    assert "a pickle that does more than hold a text" in str(why[1]) and "None of it was run" in str(why[2])
     assert all(why[1:]), why
     monkeypatch.setattr("rewards.programs.datasets.MAX_TEST_BYTES", 1 << 20)
     bomb = livecodebench_row(None, [("1 2\n", "3\n")], [("0" * (2 << 20), "3\n")])
@@ -376,7 +376,7 @@ def test_code_contests_are_judged_by_all_their_tests_within_their_limits(tmp_pat
     assert verdicts(task, block(program), problem=1) == [None]
     assert verdicts(task, block(program), problem=2) == ["right"]
     grader = build_grader(task.config.reward, task.config.options)
-    assert "is to read the file 'sum.in'" in str(grader.unreadable(task.problems[1]))
+    assert "must read the file 'sum.in'" in str(grader.unreadable(task.problems[1]))
     grader.close()
     count = {"input": ["1\n"], "output": ["1000000\n"]}
     whole = {**CODE_CONTESTS, "public_tests": count, "private_tests": count, "generated_tests": count}

@@ -1,4 +1,4 @@
-"""LaTeX for exactly known values, in the styles that people and models write. Nothing here computes with sympy."""
+"""LaTeX for exactly known values, in the styles people and models use, without sympy."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ _OPAQUE = re.compile(
     r"\\(?:text|mbox|textbf|mathrm|textnormal|begin\{array\}|begin|end|operatorname)\s*\{[^{}]*\}"
     r"|[0-9]{1,3}(?:(?:\{,\}(?:\\!)?|\\,|,\\!|,)[0-9]{3})+(?:\.[0-9]+)?"  # a number with separators
 )
-_LOOSE = set("+-=<>")  # signs around which LaTeX lets any space stand
+_LOOSE = set("+-=<>")  # signs that allow any spacing around them
 _OPENING, _CLOSING = "([", ")]"
 
 
@@ -22,7 +22,7 @@ def integer(rng: Random, n: int) -> str:
 
 
 def fraction(rng: Random, value: Fraction) -> str:
-    """A fraction of integers: \\frac of every kind, a slash, the sign in front or above, sometimes not reduced."""
+    """A fraction of integers: any \\frac command or a slash, sign in front or in the numerator, sometimes unreduced."""
     scale = rng.choice([1, 1, 1, 1, 1, 2, 3, 10])
     top, bottom = abs(value.numerator) * scale, value.denominator * scale
     minus = "-" if value < 0 else ""
@@ -64,7 +64,7 @@ def rounded(value: Fraction, digits: int) -> str:
 
 
 def mixed(rng: Random, value: Fraction) -> str:
-    """3/2 as 1\\frac{1}{2}; the value must not be an integer, and be larger than 1 in size."""
+    """3/2 as 1\\frac{1}{2}; |value| > 1 and not an integer."""
     whole, rest = divmod(abs(value.numerator), value.denominator)
     command = rng.choice(["frac", "dfrac", "tfrac"])
     gap = rng.choice(["", "", " ", r"\,"])
@@ -72,7 +72,7 @@ def mixed(rng: Random, value: Fraction) -> str:
 
 
 def scientific(rng: Random, value: Fraction) -> str:
-    """1500 as 1.5 \\times 10^{3}; the value terminates and is not 0."""
+    """1500 as 1.5 \\times 10^{3}; the value is a nonzero terminating decimal."""
     exponent, mantissa = 0, abs(value)
     while mantissa >= 10:
         mantissa, exponent = mantissa / 10, exponent + 1
@@ -83,7 +83,7 @@ def scientific(rng: Random, value: Fraction) -> str:
 
 
 def number(rng: Random, value: Fraction) -> str:
-    """Any exact way of writing a rational number."""
+    """A rational number in any exact notation."""
     if value.denominator == 1:
         return integer(rng, value.numerator)
     if terminates(value) and rng.random() < 0.25:
@@ -94,7 +94,7 @@ def number(rng: Random, value: Fraction) -> str:
 
 
 def coefficient(rng: Random, value: Fraction) -> str:
-    """A number that may stand before a symbol: '', '-', '3', '\\frac{1}{2}'. Never a slash or a mixed number."""
+    """A number in front of a symbol: '', '-', '3', '\\frac{1}{2}'; never a slash or a mixed number."""
     if abs(value) == 1:
         return "-" if value < 0 else ""
     if value.denominator == 1:
@@ -103,7 +103,7 @@ def coefficient(rng: Random, value: Fraction) -> str:
 
 
 def total(terms: Sequence[str], spaced: bool = True) -> str:
-    """Terms with their signs joined to a sum: ["2x", "-3"] is 2x - 3."""
+    """Signed terms joined into a sum: ["2x", "-3"] is 2x - 3."""
     text = terms[0]
     for term in terms[1:]:
         sign, body = ("-", term[1:]) if term.startswith("-") else ("+", term)
@@ -112,7 +112,7 @@ def total(terms: Sequence[str], spaced: bool = True) -> str:
 
 
 def restyle(rng: Random, latex: str) -> str:
-    """The same formula set otherwise: spaces, \\left and \\right, kinds of \\frac. Text stays as it is."""
+    """The same formula with other spacing, \\left and \\right, and \\frac commands. Text stays unchanged."""
     parts, end = [], 0
     for opaque in _OPAQUE.finditer(latex):
         parts += [_restyle_tokens(rng, latex[end : opaque.start()]), opaque.group()]
@@ -138,7 +138,7 @@ def _restyle_tokens(rng: Random, latex: str) -> str:
 
 
 def _gap(rng: Random, spaces: Sequence[str], token: str, follows: str) -> str:
-    """A space that changes nothing, or none where one might: in arguments of commands and between digits and commas."""
+    """A space without effect; none in command arguments and between digits and commas, where it could have one."""
     gap = rng.choice(spaces)
     if token.startswith("\\") and token[1:].isalpha():
         return " " if gap or (follows[:1].isalpha()) else ""
@@ -152,7 +152,7 @@ def _gap(rng: Random, spaces: Sequence[str], token: str, follows: str) -> str:
 
 
 def _pairs(tokens: Sequence[str]) -> set[int]:
-    """Indices of ( [ and of their ) ], where all of them match; an interval's [ may be closed by )."""
+    """Indices of matching brackets, if all match; an interval's [ may be closed by )."""
     stack: list[int] = []
     found: set[int] = set()
     braces = 0
@@ -166,7 +166,7 @@ def _pairs(tokens: Sequence[str]) -> set[int]:
 
 
 def wrap(rng: Random, latex: str) -> str:
-    """What stands around an answer without being part of it."""
+    """The answer with delimiters or spacing that are not part of it."""
     return rng.choice(
         [
             "{}",

@@ -1,7 +1,7 @@
-"""Sets with labels: agreement before and after rulings on the labels, against math-verify alone in the same run.
+"""Labelled sets: agreement with the labels before and after manual rulings, next to math-verify's in the same run.
 
-A ruling (rulings.jsonl) says what a label should be, and why, or that its row is outside of what a reward decides. It
-is made from the mathematics, not from verdicts. How each set's rows become completions is said in its reader.
+A ruling (rulings.jsonl) corrects a label, with the reason, or puts an example outside a reward's scope. Rulings follow
+from the mathematics, not from verdicts. Each set's reader documents how its rows become completions.
 """
 
 import json
@@ -20,54 +20,53 @@ _PROSE = re.compile(r"[A-Za-z]{2,}[ ,.]+[A-Za-z]{2,}|[Aa]nswer|<\|")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Example:
     set: str
     row: str  # as in rulings.jsonl
-    gold: str
+    reference: str
     completion: str
     label: bool
     answer_in: str = "auto"
 
 
 def _free_or_boxed(text: str) -> tuple[str, str]:
-    r"""A completion and where its answer is: prose and texts with a box as they are, bare answers in a box."""
+    r"""A completion and its answer_in: prose and texts with a box stay as they are, bare answers are boxed."""
     if r"\boxed" in text or _PROSE.search(_TEXT.sub("", text)):
         return text, "free_text"
     return rf"\boxed{{{text}}}", "auto"
 
 
-def _adversarial(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    """Completions as they are; `md_bold` is right only where prose is allowed, so it is asked there."""
+def _adversarial(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[Example]:
+    """Unmodified completions; `md_bold` is only right as free text."""
     for r in rows:
-        yield Row(
+        yield Example(
             name, r["id"], r["gold"], r["completion"], r["expected"], "free_text" if r["id"] == "md_bold" else "auto"
         )
 
 
-def _hardverify(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    """Two rows each: the answer labelled right and the one labelled wrong, boxed."""
+def _hardverify(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[Example]:
+    """Two examples per row, boxed: the answer labelled right and the one labelled wrong."""
     for r in rows:
         for field, label in (("correct", True), ("wrong", False)):
-            yield Row(name, f"{r['id']} {field}", r["gold"], rf"\boxed{{{r[f'pred_{field}']}}}", label)
+            yield Example(name, f"{r['id']} {field}", r["gold"], rf"\boxed{{{r[f'pred_{field}']}}}", label)
 
 
-def _library_tests(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    """Free text where the prediction is prose. The tests of letters (extraction_abc) have gold and prediction the other
-    way round in the file."""
+def _library_tests(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[Example]:
+    """Free text if the prediction is prose. The letter tests (extraction_abc) have the two answers swapped."""
     for i, r in enumerate(rows):
-        gold, answer = (r["pred"], r["gold"]) if r.get("test") == "test_extraction_abc" else (r["gold"], r["pred"])
+        reference, answer = (r["pred"], r["gold"]) if r.get("test") == "test_extraction_abc" else (r["gold"], r["pred"])
         completion, answer_in = _free_or_boxed(answer)
-        yield Row(name, str(i), gold, completion, r["expected"], answer_in)
+        yield Example(name, str(i), reference, completion, r["expected"], answer_in)
 
 
-def _olympiad(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[Row]:
+def _olympiad(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[Example]:
     for i, r in enumerate(rows):
         for j, answer in enumerate(r["Ans"]):
             completion, answer_in = _free_or_boxed(answer["answer"])
-            yield Row(name, f"{i}.{j}", r["GT"], completion, answer["equal"], answer_in)
+            yield Example(name, f"{i}.{j}", r["GT"], completion, answer["equal"], answer_in)
 
 
-READERS: dict[str, Callable[[str, Sequence[dict[str, Any]]], Iterator[Row]]] = {
+READERS: dict[str, Callable[[str, Sequence[dict[str, Any]]], Iterator[Example]]] = {
     "adversarial_math": _adversarial,
     "hardverify_math": _hardverify,
     "math_verify_tests": _library_tests,
@@ -77,8 +76,8 @@ READERS: dict[str, Callable[[str, Sequence[dict[str, Any]]], Iterator[Row]]] = {
 }
 
 
-def read(folder: Path) -> list[Row]:
-    """All rows of all sets in a folder such as ../shared/data/verifier."""
+def read(folder: Path) -> list[Example]:
+    """All sets' examples from a folder such as ../shared/data/verifier."""
     rows = []
     for name, reader in READERS.items():
         lines = (folder / f"{name}.jsonl").read_text().splitlines()
@@ -92,20 +91,20 @@ def read_rulings() -> dict[tuple[str, str], tuple[str, str]]:
     return {(r["set"], r["row"]): (r["ruling"], r["why"]) for r in map(json.loads, lines)}
 
 
-def judge_all(rows: Sequence[Row]) -> list[Verdict | None]:
-    """Verdicts in the order of the rows, each asked where its answer is."""
+def verify_all(rows: Sequence[Example]) -> list[Verdict | None]:
+    """The examples' verdicts, in order, each with its own answer_in."""
     verdicts: dict[int, Verdict | None] = {}
     for answer_in in ("auto", "free_text"):
         chosen = [i for i, row in enumerate(rows) if row.answer_in == answer_in]
         given = ours(
-            [rows[i].completion for i in chosen], [rows[i].gold for i in chosen], f"ours, {answer_in}", answer_in
+            [rows[i].completion for i in chosen], [rows[i].reference for i in chosen], f"ours, {answer_in}", answer_in
         )
         verdicts |= dict(zip(chosen, given, strict=True))
     return [verdicts[i] for i in range(len(rows))]
 
 
-def truth(row: Row, rulings: dict[tuple[str, str], tuple[str, str]]) -> bool | None:
-    """The label after rulings; None: outside."""
+def truth(row: Example, rulings: dict[tuple[str, str], tuple[str, str]]) -> bool | None:
+    """The label after rulings; None if out of scope."""
     ruling = rulings.get((row.set, row.row), ("right" if row.label else "wrong", ""))[0]
     return None if ruling == "outside" else ruling == "right"
 
@@ -129,9 +128,9 @@ def _summary(name: str, given: Sequence[bool], labels: Sequence[bool], truths: S
 
 def report(data: Path) -> str:
     rows, rulings = read(data / "verifier"), read_rulings()
-    verdicts = judge_all(rows)
+    verdicts = verify_all(rows)
     right = [is_right(v) for v in verdicts]
-    theirs = baseline([r.completion for r in rows], [r.gold for r in rows], "math-verify alone")
+    theirs = baseline([r.completion for r in rows], [r.reference for r in rows], "math-verify alone")
     truths = [truth(row, rulings) for row in rows]
 
     summaries = []
@@ -151,7 +150,7 @@ def report(data: Path) -> str:
                 [
                     row.set,
                     row.row,
-                    code(row.gold),
+                    code(row.reference),
                     answer,
                     row.label,
                     outcome(verdict),
@@ -173,10 +172,10 @@ def report(data: Path) -> str:
         [
             "# Labelled sets",
             table(columns, summaries),
-            f"{len(rows)} rows; {len(rulings)} rulings, {outside} of them put a row outside. Ours said of "
-            f"{unverifiable} rows that no rule can verify the answer, and could not read "
-            f"{sum(v is None for v in verdicts)} golds.",
+            f"{len(rows)} rows; {len(rulings)} rulings, {outside} of them put a row out of scope. Ours called "
+            f"{unverifiable} answers unverifiable and could not read "
+            f"{sum(v is None for v in verdicts)} reference answers.",
             "## Every disagreement",
-            table(["set", "row", "gold", "completion", "label", "ours", "who is right", "ruling"], differing),
+            table(["set", "row", "reference", "completion", "label", "ours", "who is right", "ruling"], differing),
         ]
     )

@@ -1,4 +1,4 @@
-"""Public completions regraded: our score beside the published one, and every row where the two differ."""
+"""Public completions regraded: our score next to the published one, and every row on which they differ."""
 
 import json
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from benchmarks.verifier.report import code, table
 class Graded:
     row: str
     completion: str
-    gold: str
-    label: bool  # of the published grader
+    reference: str
+    label: bool  # by the published grader
     extracted: str  # by the published grader
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """name: of the jsonl file. published: percent. answer_in: where these models were asked to answer."""
+    """name: the jsonl file. published: score in percent. answer_in: where the prompts asked for the answer."""
 
     name: str
     published: float
@@ -47,7 +47,7 @@ def read(folder: Path, name: str) -> Iterator[Graded]:
 
 
 def read_reviews() -> dict[tuple[str, str], tuple[str, str]]:
-    """(file, row) -> (who is right: "ours" or "theirs", why), for rows where a verdict differed once."""
+    """(file, row) -> (who is right: "ours" or "theirs", why), for every row that has ever differed."""
     lines = Path(__file__).with_name("generations_reviewed.jsonl").read_text().splitlines()
     return {(r["file"], r["row"]): (r["right"], r["why"]) for r in map(json.loads, lines)}
 
@@ -57,7 +57,7 @@ def report(data: Path) -> str:
     scores, differing = [], []
     for file in FILES:
         rows = list(read(data / "generations", file.name))
-        verdicts = ours([r.completion for r in rows], [r.gold for r in rows], file.name[:32], file.answer_in)
+        verdicts = ours([r.completion for r in rows], [r.reference for r in rows], file.name[:32], file.answer_in)
         right = [is_right(v) for v in verdicts]
         labels = sum(r.label for r in rows)
         corrected = sum(r.label != (reviews.get((file.name, r.row), ("theirs",))[0] == "ours") for r in rows)
@@ -71,7 +71,7 @@ def report(data: Path) -> str:
                     [
                         file.name,
                         row.row,
-                        code(row.gold.rpartition("####")[2].strip()),
+                        code(row.reference.rpartition("####")[2].strip()),
                         found,
                         code(row.extracted, 60),
                         row.label,
@@ -108,14 +108,24 @@ def report(data: Path) -> str:
                     "labels after review",
                     "ours",
                     "ours - published",
-                    "verdicts that differ",
+                    "disagreements",
                     "unverifiable",
                 ],
                 scores,
             ),
-            "## Every verdict that differs",
+            "## Every disagreement",
             table(
-                ["file", "row", "gold", "our answer", "their answer", "their label", "ours", "who is right", "why"],
+                [
+                    "file",
+                    "row",
+                    "reference",
+                    "our answer",
+                    "their answer",
+                    "label",
+                    "ours",
+                    "who is right",
+                    "why",
+                ],
                 differing,
             ),
         ]

@@ -1,11 +1,11 @@
-"""Numbers beyond the rationals that are known exactly: surds, multiples of pi, complex ones, powers, logarithms."""
+"""Exactly known irrational, complex and huge numbers: surds, multiples of pi, powers, logarithms."""
 
 import math
 from fractions import Fraction
 from random import Random
 
-from benchmarks.verifier.pairs import Case, small
-from benchmarks.verifier.writing import (
+from benchmarks.verifier.pairs.pair import Case, small
+from benchmarks.verifier.pairs.writing import (
     coefficient,
     decimal,
     integer,
@@ -18,7 +18,7 @@ _SQUAREFREE = [2, 3, 5, 6, 7, 10, 11, 13, 14, 15, 17, 19, 21, 22, 23, 26]
 
 
 def a_surd(rng: Random) -> Case:
-    """q + r sqrt(m), m squarefree: equal only with equal q, r and m."""
+    """q + r sqrt(m) with squarefree m: equal only if q, r and m are."""
     m, r, q = rng.choice(_SQUAREFREE), small(rng), rng.choice([Fraction(0), Fraction(0), small(rng)])
 
     def write(q: Fraction, r: Fraction, m: int, style: int) -> str:
@@ -67,7 +67,7 @@ def a_surd(rng: Random) -> Case:
     unequal = [(why, write(*values, style=rng.randrange(8))) for why, *values in changed]
     unequal.append(("no root", number(rng, q + r * m)))
     approximate = float(q) + float(r) * math.sqrt(m)
-    unequal.append(("rounded, though the gold is exact", f"{approximate:.4f}"))
+    unequal.append(("rounded, though the reference is exact", f"{approximate:.4f}"))
     equal.append(("with its rounded value", rf"{write(q, r, m, 0)} \approx {approximate:.3f}"))
     unequal.append(("with another rounded value", rf"{write(q, r, m, 0)} \approx {approximate + 0.1:.3f}"))
     return Case(write(q, r, m, rng.randrange(3)), equal, unequal)
@@ -123,7 +123,7 @@ def a_multiple_of_pi(rng: Random) -> Case:
         ("pi squared", write(r, q, r"\pi^2")),
         ("a rational part", write(r, q + (1 if q != -1 else 2))),
         ("halved", write(r / 2, q)),
-        ("rounded, though the gold is exact", f"{float(r) * math.pi + float(q):.3f}"),
+        ("rounded, though the reference is exact", f"{float(r) * math.pi + float(q):.3f}"),
     ]
     return Case(write(r, q), equal, unequal)
 

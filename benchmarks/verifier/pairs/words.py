@@ -1,11 +1,11 @@
-"""Answers with units or in words, choices, bases, ratios, and answers that dodge."""
+"""Answers with units or in words, choices, number bases, ratios, and evasive answers."""
 
 import math
 from fractions import Fraction
 from random import Random
 
-from benchmarks.verifier.pairs import Case
-from benchmarks.verifier.writing import (
+from benchmarks.verifier.pairs.pair import Case
+from benchmarks.verifier.pairs.writing import (
     coefficient,
     fraction,
     integer,
@@ -14,7 +14,7 @@ from benchmarks.verifier.writing import (
 
 
 def a_quantity(rng: Random) -> Case:
-    """A number with its unit; the bare number counts as the same, another number or another unit does not."""
+    """A number with its unit; the bare number is accepted, another number or unit is not."""
     unit, other = rng.choice(
         [
             ("cm", "m"),
@@ -205,10 +205,10 @@ def a_ratio(rng: Random) -> Case:
 
 
 def a_sentence(rng: Random) -> Case:
-    """Words with numbers in them: every word and every number counts."""
+    """Words with numbers: every word and every number counts."""
     n, m = rng.sample(range(2, 60), 2)
     name, other = rng.sample(["Petya", "Vasya", "Alice", "Bob"], 2)
-    gold, near = rng.choice(
+    reference, near = rng.choice(
         [
             (
                 f"{name} will receive {n} tokens.",
@@ -237,20 +237,20 @@ def a_sentence(rng: Random) -> Case:
         ]
     )
     equal = [
-        ("bare", gold),
-        ("text", rf"\text{{{gold}}}"),
-        ("no full stop", gold.rstrip(".")),
-        ("spaces", rf"\text{{ {gold} }}"),
+        ("bare", reference),
+        ("text", rf"\text{{{reference}}}"),
+        ("no full stop", reference.rstrip(".")),
+        ("spaces", rf"\text{{ {reference} }}"),
     ]
     unequal = [("a word or number", shown) for text in near for shown in (text, rf"\text{{{text}}}")]
     unequal += [
-        ("its first word", gold.split()[0]),
+        ("its first word", reference.split()[0]),
         ("an article", "The"),
         ("a number", str(n + m)),
-        ("a hedge", f"{gold} or not"),
+        ("a hedge", f"{reference} or not"),
     ]
     return Case(
-        rng.choice([gold, rf"\text{{{gold}}}"]),
+        rng.choice([reference, rf"\text{{{reference}}}"]),
         equal,
         [(w, t) for w, t in unequal if t not in (name, f"{n}") and not t.endswith(f":{m:02}")],
         plain=True,
@@ -258,7 +258,7 @@ def a_sentence(rng: Random) -> Case:
 
 
 def a_dodge(rng: Random) -> Case:
-    """Answers that hold the right number without giving it: hedges, false chains, restated problems."""
+    """Answers that contain the right number without committing to it: hedges, false chains, restated problems."""
     n = rng.randint(3, 60)
     other = n + rng.choice([-2, -1, 1, 2])
     equal = [

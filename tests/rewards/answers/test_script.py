@@ -1,4 +1,4 @@
-"""Rewards in a plain script: no recipe, no main guard, strings and message lists, nothing left running."""
+"""Rewards in a plain script: no recipe, no main guard, strings and message lists, no process left running."""
 
 import json
 import os
@@ -61,7 +61,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("form", ["strings", "messages"])
-def test_rewards_work_in_a_script_and_end_with_it(tmp_path, form):
+def test_rewards_work_in_a_script_and_leave_no_process(tmp_path, form):
     (tmp_path / "script.py").write_text(SCRIPT.replace("\\\\\\\\", "\\"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MARK": str(tmp_path)}
     command = [sys.executable, "script.py", form]

@@ -1,14 +1,14 @@
-"""Powers, identities, absolute values, floors, inequalities: what holds for all values of a letter, or nearly does."""
+"""Powers, identities, absolute values, floors, inequalities: true for all values of a letter, or almost all."""
 
 from fractions import Fraction
 from random import Random
 
-from benchmarks.verifier.pairs import Case, small
-from benchmarks.verifier.writing import coefficient, number
+from benchmarks.verifier.pairs.pair import Case, small
+from benchmarks.verifier.pairs.writing import coefficient, number
 
 
 def a_power(rng: Random) -> Case:
-    """Laws of exponents, for positive letters and numbers; no law that fails for negative ones is used."""
+    """Laws of exponents, without those that fail for negative numbers."""
     base, n = rng.choice(["2", "3", "5", "10", "e"]), rng.choice(["n", "k", "x", "m"])
     a, b = rng.randint(1, 6), rng.randint(2, 5)
     if rng.random() < 0.5:
@@ -47,7 +47,7 @@ def a_power(rng: Random) -> Case:
 
 
 def an_identity(rng: Random) -> Case:
-    """Identities of the schoolbook, in an argument drawn at random."""
+    """Textbook trigonometric identities with a random argument."""
     k = rng.choice(["", "", "2", "3", "5"])
     x = k + rng.choice(["x", r"\theta", "t", r"\alpha"])
     double = f"{2 * int(k or 1)}{x.removeprefix(k)}"
@@ -72,7 +72,7 @@ def an_identity(rng: Random) -> Case:
 
 
 def a_step_or_size(rng: Random) -> Case:
-    """Absolute values, floors and ceilings: what agrees with them on half of the numbers is not equal."""
+    """Absolute values, floors and ceilings; agreeing on half of the numbers is not enough."""
     letter, a = rng.choice("xtu"), rng.randint(1, 9)
     if rng.random() < 0.5:
         equal = [
@@ -106,7 +106,7 @@ def a_step_or_size(rng: Random) -> Case:
 
 
 def an_inequality(rng: Random) -> Case:
-    """A half-line or a stretch of the line, in signs or as an interval."""
+    """A half-line or a bounded interval, as inequality or as interval."""
     a = small(rng)
     b = a + rng.choice([1, 2, Fraction(5, 2), 7])
     closed_a, closed_b = rng.random() < 0.5, rng.random() < 0.5
@@ -162,8 +162,8 @@ def an_inequality(rng: Random) -> Case:
         ]
         unequal = [(why, rng.choice(half(*values))[1]) for why, values in near]
         unequal.append(("equation", f"x = {number(rng, a)}"))
-    way, gold = equal[rng.randrange(3)]
-    return Case(gold, equal, unequal, symmetric=way != "times -1")  # unsolved, it does not answer an interval
+    way, reference = equal[rng.randrange(3)]
+    return Case(reference, equal, unequal, symmetric=way != "times -1")  # unsolved, it is not accepted for an interval
 
 
 KINDS = {

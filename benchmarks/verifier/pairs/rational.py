@@ -1,11 +1,11 @@
-"""Rational numbers, exactly known, in every way of writing them."""
+"""Exactly known rational numbers in every notation."""
 
 import math
 from fractions import Fraction
 from random import Random
 
-from benchmarks.verifier.pairs import Case, different
-from benchmarks.verifier.writing import (
+from benchmarks.verifier.pairs.pair import Case, different
+from benchmarks.verifier.pairs.writing import (
     decimal,
     fraction,
     integer,
@@ -20,7 +20,7 @@ _NAMES = ["x", "y", "n", "k", "a", "S", "P", r"\theta", "m", "t"]
 
 
 def _transposed(rng: Random, n: int) -> int | None:
-    """Two different neighbouring digits swapped; None where there are none, or the first would become 0."""
+    """The number with two different adjacent digits swapped; None if impossible without a leading 0."""
     digits = list(str(abs(n)))
     places = [i for i in range(len(digits) - 1) if digits[i] != digits[i + 1] and (i or digits[1] != "0")]
     if not places:
@@ -106,7 +106,7 @@ def a_fraction(rng: Random) -> Case:
     )
     unequal = [(why, number(rng, v)) for why, v in wrong if v]
     if not terminates(value):
-        unequal.append(("rounded, though the gold is exact", rounded(value, rng.randint(3, 6))))
+        unequal.append(("rounded, though the reference is exact", rounded(value, rng.randint(3, 6))))
         if abs(value) > Fraction(1, 10):
             equal.append(("with its rounded value", rf"{fraction(rng, value)} \approx {rounded(value, 3)}"))
             false = rounded(value + rng.choice([-2, -1, 1, 2]), 3)
@@ -118,21 +118,25 @@ def a_fraction(rng: Random) -> Case:
 
 
 def a_decimal(rng: Random) -> Case:
-    """The gold has three or more significant digits, all of them meant."""
+    """The reference answer has three or more significant digits and is exact."""
     digits = rng.randint(1, 4)
     while True:
         n = rng.choice([-1, 1, 1, 1]) * rng.randint(100, 10 ** rng.randint(3, 6))
         value = Fraction(n, 10**digits)
         if n % 10:
             break
-    gold = decimal(value)
-    equal = [("decimal", gold), ("trailing zeros", gold + "0" * rng.randint(1, 2)), ("fraction", fraction(rng, value))]
+    reference = decimal(value)
+    equal = [
+        ("decimal", reference),
+        ("trailing zeros", reference + "0" * rng.randint(1, 2)),
+        ("fraction", fraction(rng, value)),
+    ]
     equal.append(("scientific", scientific(rng, value)))
     if abs(value) < 1:
-        equal.append(("no leading zero", gold.replace("0.", ".", 1)))
+        equal.append(("no leading zero", reference.replace("0.", ".", 1)))
     if abs(value) > 1000:
         equal.append(
-            ("separators", f"{int(abs(value)):,}.{gold.partition('.')[2]}".replace(",", rng.choice([",", "{,}"])))
+            ("separators", f"{int(abs(value)):,}.{reference.partition('.')[2]}".replace(",", rng.choice([",", "{,}"])))
         )
         if value < 0:
             equal[-1] = ("separators", "-" + equal[-1][1])
@@ -152,25 +156,25 @@ def a_decimal(rng: Random) -> Case:
         ],
         value,
     )
-    return Case(gold, equal, [(why, decimal(v)) for why, v in wrong])
+    return Case(reference, equal, [(why, decimal(v)) for why, v in wrong])
 
 
 def a_rounded_gold(rng: Random) -> Case:
-    """The gold is a rounded decimal of three significant digits or more; the answer is exact."""
+    """The reference answer is a rounded decimal with at least three significant digits; the answer is exact."""
     while True:
         value = Fraction(rng.randint(1, 9999), rng.choice([3, 7, 9, 11, 13, 17, 19, 23, 27, 59, 64, 97]))
         digits = rng.randint(2, 4)
         if not terminates(value * 10**digits) and value > Fraction(1, 10):
             break
-    gold = rounded(value, digits)
-    kept, last = Fraction(gold), Fraction(1, 10**digits)
+    reference = rounded(value, digits)
+    kept, last = Fraction(reference), Fraction(1, 10**digits)
     far = kept + last * Fraction(rng.choice([-1, 1]) * rng.randint(80, 300), 100)
     equal = [("exact value", rf"\frac{{{value.numerator}}}{{{value.denominator}}}")]
     if value > 1:
         equal.append(("exact value, mixed", mixed(rng, value)))
     unequal = [("exact value that rounds otherwise", fraction(rng, far)), ("sign", fraction(rng, -value))]
     unequal.append(("rounded otherwise", decimal(kept + rng.choice([-last, last]))))
-    return Case(gold, equal, unequal, symmetric=False)
+    return Case(reference, equal, unequal, symmetric=False)
 
 
 def a_repeating_decimal(rng: Random) -> Case:
@@ -212,7 +216,7 @@ def a_percentage(rng: Random) -> Case:
 
 
 def a_count(rng: Random) -> Case:
-    """Factorials and binomials against their digits."""
+    """Factorials and binomials, and their digits."""
     n = rng.randint(5, 22)
     k = rng.randint(2, n - 2)
     if rng.random() < 0.5:
@@ -237,7 +241,7 @@ KINDS = {
     "integer": an_integer,
     "fraction": a_fraction,
     "decimal": a_decimal,
-    "rounded gold": a_rounded_gold,
+    "rounded reference": a_rounded_gold,
     "repeating decimal": a_repeating_decimal,
     "percentage": a_percentage,
     "factorial, binomial": a_count,

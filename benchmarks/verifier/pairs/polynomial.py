@@ -1,16 +1,16 @@
-"""Polynomials as tables of coefficients, and what is made of them: products, quotients, functions, equations."""
+"""Polynomials as tables of coefficients, and products, quotients, functions and equations built from them."""
 
 import math
 from fractions import Fraction
 from random import Random
 
-from benchmarks.verifier.pairs import Case, small
-from benchmarks.verifier.writing import (
+from benchmarks.verifier.pairs.pair import Case, small
+from benchmarks.verifier.pairs.writing import (
     coefficient,
     total,
 )
 
-Polynomial = dict[tuple[int, int], Fraction]  # exponents of the two letters -> coefficient, none of them 0
+Polynomial = dict[tuple[int, int], Fraction]  # exponents of the two letters -> nonzero coefficient
 
 
 def _poly(*terms: tuple[int, int, Fraction | int]) -> Polynomial:
@@ -29,7 +29,7 @@ def _plus(p: Polynomial, q: Polynomial) -> Polynomial:
 
 
 def _write(rng: Random, p: Polynomial, letters: str = "xy", shuffled: bool = False) -> str:
-    """The terms, highest power first or in any order."""
+    """The terms, highest power first or shuffled."""
     powers = sorted(p, reverse=True)
     if shuffled:
         rng.shuffle(powers)
@@ -58,10 +58,10 @@ def _random_poly(rng: Random, letters: int, degree: int, whole: bool = False) ->
 
 
 def _near(rng: Random, p: Polynomial) -> list[tuple[str, Polynomial]]:
-    """Polynomials that differ from p in one place."""
+    """Polynomials that differ from p in one place, labelled."""
     (i, j), c = rng.choice(sorted(p.items()))
     rest = {powers: value for powers, value in p.items() if powers != (i, j)}
-    stories = [
+    variants = [
         ("a coefficient", _plus(p, {(i, j): Fraction(rng.choice([-1, 1]))})),
         ("a sign", _plus(rest, {(i, j): -c})),
         ("a term missing", rest),
@@ -69,10 +69,10 @@ def _near(rng: Random, p: Polynomial) -> list[tuple[str, Polynomial]]:
         ("negative", _times(p, {(0, 0): Fraction(-1)})),
     ]
     if i > 1:
-        stories.append(("an exponent dropped", _plus(rest, {(1, j): c})))
+        variants.append(("an exponent dropped", _plus(rest, {(1, j): c})))
     if i:
-        stories.append(("an exponent", _plus(rest, {(i + 1, j): c})))
-    return [(why, other) for why, other in stories if other != p and other]
+        variants.append(("an exponent", _plus(rest, {(i + 1, j): c})))
+    return [(why, other) for why, other in variants if other != p and other]
 
 
 def a_polynomial(rng: Random) -> Case:
@@ -96,7 +96,7 @@ def a_polynomial(rng: Random) -> Case:
 
 
 def a_product(rng: Random) -> Case:
-    """Factors against their product, multiplied out here."""
+    """Factors and their expanded product."""
     letter = rng.choice("xnta")
     factors = [
         _poly((1, 0, rng.choice([1, 1, 2, 3])), (0, 0, rng.choice([-1, 1]) * rng.randint(1, 9)))
@@ -128,7 +128,7 @@ def a_product(rng: Random) -> Case:
 
 
 def a_rational_function(rng: Random) -> Case:
-    """A/(x-a) + B/(x-b) against one fraction."""
+    """A/(x-a) + B/(x-b) and the single fraction."""
     letter = rng.choice("xnt")
     a, b = rng.sample([n for n in range(-7, 8) if n], 2)
     top_a, top_b = (rng.choice([-1, 1]) * rng.randint(1, 7) for _ in "AB")
@@ -161,7 +161,7 @@ def a_rational_function(rng: Random) -> Case:
 
 
 def a_function(rng: Random) -> Case:
-    """f(x) = … and y = … against the right-hand side alone."""
+    """f(x) = … and y = …, and the right-hand side alone."""
     p = _random_poly(rng, 1, 3, whole=True)
     names = ["f(x) = ", "y = ", "f(x)=", "g(x) = ", "p(x) = "]
     name = rng.choice(names)
@@ -180,7 +180,7 @@ def a_function(rng: Random) -> Case:
 
 
 def an_equation(rng: Random) -> Case:
-    """A curve in x and y: any multiple, either side."""
+    """A curve in x and y: any multiple, terms on either side."""
     if rng.random() < 0.6:
         p = _poly(
             (1, 0, rng.choice([-1, 1]) * rng.randint(1, 9)),

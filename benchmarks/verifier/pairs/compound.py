@@ -1,15 +1,15 @@
-"""Answers of several parts: sets, tuples, unions, matrices."""
+"""Answers with several parts: sets, tuples, unions, matrices."""
 
 from collections.abc import Callable
 from fractions import Fraction
 from random import Random
 
-from benchmarks.verifier.pairs import Case, small, unique
-from benchmarks.verifier.writing import coefficient, fraction, total
+from benchmarks.verifier.pairs.pair import Case, small, unique
+from benchmarks.verifier.pairs.writing import coefficient, fraction, total
 
 
 def _part(rng: Random, value: Fraction) -> str:
-    """A number as one part of several: no separators of thousands, no mixed numbers."""
+    """A number as one part of an answer: no thousands separators, no mixed numbers."""
     return str(value.numerator) if value.denominator == 1 else fraction(rng, value)
 
 
@@ -22,24 +22,24 @@ def _without(values: list[Fraction], index: int) -> list[Fraction]:
 
 
 def _changed(rng: Random, values: list[Fraction]) -> list[tuple[str, list[Fraction]]]:
-    """One value more, one less, one different: all distinct from `values` as sets and as sequences."""
+    """One value added, removed or changed; all differ from `values` both as sets and as sequences."""
     place = rng.randrange(len(values))
     new = next(v for v in (Fraction(n) for n in range(1, 99)) if v not in values and -v not in values)
-    stories = [
+    variants = [
         ("one missing", _without(values, place)),
         ("one too many", [*values, new]),
         ("one different", [*values[:place], new, *values[place + 1 :]]),
     ]
     if -values[place] not in values:
-        stories.append(("a sign", [*values[:place], -values[place], *values[place + 1 :]]))
+        variants.append(("a sign", [*values[:place], -values[place], *values[place + 1 :]]))
     off = values[place] + 1
     if off not in values:
-        stories.append(("one off by one", [*values[:place], off, *values[place + 1 :]]))
-    return stories
+        variants.append(("one off by one", [*values[:place], off, *values[place + 1 :]]))
+    return variants
 
 
 def a_set(rng: Random) -> Case:
-    """Order does not count; the gold is a list or a set in braces."""
+    """Order does not matter; the reference answer is a list or a set in braces."""
     values = unique(rng, _draw(rng), rng.randint(2, 5))
 
     def write(values: list[Fraction], style: int) -> str:
@@ -126,7 +126,7 @@ def a_tuple(rng: Random) -> Case:
 
 
 def some_points(rng: Random) -> Case:
-    """Several tuples: their order does not count, that within them does."""
+    """Several tuples: order matters within each, not between them."""
     size = rng.choice([2, 2, 3])
     points: list[tuple[Fraction, ...]] = []
     while len(points) < rng.randint(2, 4):
@@ -155,7 +155,7 @@ def some_points(rng: Random) -> Case:
 
 
 def a_union(rng: Random) -> Case:
-    """Two intervals that do not touch."""
+    """Two disjoint intervals."""
     cuts = sorted(unique(rng, lambda r: Fraction(r.randint(-30, 30), r.choice([1, 1, 2, 3])), 4))
     infinite = rng.random() < 0.6
     closed = [rng.random() < 0.5 for _ in range(4)]
