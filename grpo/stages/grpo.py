@@ -33,8 +33,9 @@ from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.moe import load_metrics
 from grpo.learner.policy import Policy
 from grpo.recipe.config import GRPORecipe
-from grpo.report.metrics import ExpertLoad, Metric, merge, rollout_metrics, values
+from grpo.report.metrics import ExpertLoad, Metric, merge, values
 from grpo.report.report import Report
+from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import build_engine, build_held_out, build_problems, build_rewards
 from rewards.runner.preflight import check_problems
 from rewards.runner.score import ScoredGroup, TrainerState

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grpo.report.rollout_metrics import rollout_metrics
 
 import grpo
 from grpo.learner.batch import Shapes, plan
 from grpo.recipe.config import AlgorithmConfig
-from grpo.report.metrics import rollout_metrics, values
+from grpo.report.metrics import values
 from grpo.report.records import deterministic
 from rewards.runner.score import RewardError, Rewards, RewardSpec
 from tests.grpo.stages.test_trainer import rollout_of, rows, write_recipe
