@@ -43,9 +43,7 @@ def eval_command(arguments: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     for option, (place, kind) in _OPTIONS.items():
         parser.add_argument(option, dest=place, type=kind, help=place, metavar=kind.__name__.upper())
-    parser.add_argument(
-        "--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="compare two finished evaluations instead"
-    )
+    parser.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="only compare two finished evaluations")
     values = vars(parser.parse_args(list(arguments)))
     if values["compare"]:
         from grpo.evaluation.results.compare import compare_runs
@@ -91,9 +89,7 @@ def regrade_command(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--reward", help="evaluation only: grade with this reward instead of the task's")
     parser.add_argument("--task", help="file only: the task whose grader to use")
-    parser.add_argument(
-        "--columns", type=_pairs, default={}, help="file only: our column names and the file's, ours=theirs,…"
-    )
+    parser.add_argument("--columns", type=_pairs, default={}, help="file only: column names, ours=theirs,…")
     parser.add_argument("--key", help="file only: column to join the task's dataset on")
     parser.add_argument("--data-dir", type=Path, help="file only: folder with local dataset copies, for --key")
     parser.add_argument("--wrap", default="{completion}", help="file only: text to put around each {completion}")
@@ -104,7 +100,7 @@ def regrade_command(arguments: Sequence[str]) -> None:
     else:
         if not (given.task and given.output and given.samples.is_file()):
             parser.error(
-                f"{given.samples} is not a folder. A file must exist, and needs --task, --columns and --output."
+                f"{given.samples} is not a folder; a file must exist and needs --task, --columns and --output."
             )
         done = grade_file(
             given.samples,

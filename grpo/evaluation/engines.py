@@ -120,7 +120,7 @@ def context_length(recipe: EvalRecipe, longest_prompt: int) -> int:
     length = recipe.engine.max_model_len or min(needed, getattr(config, "max_position_embeddings", needed))
     if longest_prompt >= length:
         raise ValueError(
-            f"the longest prompt has {longest_prompt} tokens and the context {length}, leaving no room for a completion. "
+            f"the longest prompt has {longest_prompt} tokens and the context {length}: no room for a completion. "
             "Raise engine.max_model_len if the model allows it, drop the task, or avoid protocol few-shot."
         )
     return length

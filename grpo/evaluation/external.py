@@ -105,14 +105,10 @@ def _read_line(
             )
         problem = Problem(id=ours.id, prompt=ours.prompt, columns={**ours.columns, **found})
     completions = completions if isinstance(completions, list) else [completions]
-    completions = [
-        "" if text is None else text for text in completions
-    ]  # some servers return null for an empty completion
+    completions = ["" if text is None else text for text in completions]  # null: an empty completion
     scores = scores if isinstance(scores, list) else [scores] * len(completions)
     if len(scores) != len(completions):
-        raise ValueError(
-            f"{len(completions)} completions but {len(scores)} scores. Give one score for each, or one for all."
-        )
+        raise ValueError(f"{len(completions)} completions but {len(scores)} scores. Give each its score, or all one.")
     return problem, list(zip(completions, scores, strict=True))
 
 

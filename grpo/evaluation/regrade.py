@@ -124,8 +124,8 @@ def grade_again(rows: Sequence[Row], problems: Mapping[str, Problem], grader: Gr
     missing = [s[0]["problem_id"] for s in samples if s[0]["problem_id"] not in problems]
     if missing:
         raise ValueError(
-            f"problems.jsonl lacks {len(missing)} of the sampled problems, such as {missing[:5]}. Restore the file that "
-            "was written with samples.jsonl."
+            f"problems.jsonl lacks {len(missing)} of the sampled problems, such as {missing[:5]}. "
+            "Restore the file that was written with samples.jsonl."
         )
     groups = [
         Group(

@@ -116,8 +116,8 @@ def _check_lengths(task: Task, prompts: Sequence[Prompt], limit: int) -> None:
     if longest > limit:
         count = sum(len(prompt.token_ids) > limit for prompt in prompts)
         raise ValueError(
-            f"evaluation.tasks: {count} prompts of {task.name!r} are longer than max_prompt_length={limit}, and dropping "
-            f"them would change the task. Set data.max_prompt_length={longest}."
+            f"evaluation.tasks: {count} prompts of {task.name!r} are longer than max_prompt_length={limit}, and "
+            f"dropping them would change the task. Set data.max_prompt_length={longest}."
         )
 
 

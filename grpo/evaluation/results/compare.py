@@ -23,9 +23,7 @@ def compare_runs(a: Path, b: Path) -> str:
     shared = [name for name in found[0].tasks if name in found[1].tasks]
     if not shared:
         tasks = [", ".join(results.tasks) for results in found]
-        raise ValueError(
-            f"{a} has tasks {tasks[0]}, {b} has {tasks[1]}: no shared task. Evaluate both on the same tasks."
-        )
+        raise ValueError(f"{a} has tasks {tasks[0]}, {b} has {tasks[1]}: none shared. Evaluate both on the same tasks.")
     rows = [reported_samples(folder, shared) for folder in (a, b)]
     lines, notes = [], []
     for name in shared:
@@ -47,9 +45,7 @@ def compare_runs(a: Path, b: Path) -> str:
             ]
         )
         if len(common) < max(len(left), len(right)):
-            notes.append(
-                f"{name}: A has {len(left)} graded problems and B {len(right)}; only shared ones are compared."
-            )
+            notes.append(f"{name}: A has {len(left)} graded problems, B {len(right)}; only shared ones are compared.")
         shas = [results.tasks[name]["dataset"]["sha"] for results in found]
         if shas[0] != shas[1] and len(common) == len(left) == len(right):
             notes.append(f"{name}: questions or columns differ between A and B, so the comparison may be invalid.")

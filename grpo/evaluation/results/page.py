@@ -16,6 +16,7 @@ from grpo.evaluation.results.table import group_table, percent, task_table, with
 from grpo.report.page import asset, embed, fill, middle_out
 from grpo.report.records import Row
 
+PACKAGE = "grpo.evaluation.results"
 PAGE_FILE = "index.html"
 MAX_CHARS = 1_500_000  # completions and prompts together
 TEXT_LIMIT = 6000  # characters per completion
@@ -56,11 +57,11 @@ def write_page(results: Results, rows: Sequence[Row]) -> Path:
         "cards": "\n".join(_cards(tasks)),
         "tables": "\n".join(_tables(tasks)),
         "origin": "\n".join(_origin(tasks)),
-        "css": asset("page.css") + asset("page.css", __package__),
-        "js": asset("page_charts.js") + asset("page.js", __package__),
+        "css": asset("page.css") + asset("page.css", PACKAGE),
+        "js": asset("page_charts.js") + asset("page.js", PACKAGE),
         "data": embed(data),
     }
-    page = fill(asset("page.html", __package__), parts)
+    page = fill(asset("page.html", PACKAGE), parts)
     path = results.folder / PAGE_FILE
     draft = path.with_name(PAGE_FILE + ".draft")
     draft.write_text(page, encoding="utf-8", errors="replace")
