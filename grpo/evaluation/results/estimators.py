@@ -1,6 +1,6 @@
 """pass@k, cons@k, and confidence intervals that account for samples being clustered by problem.
 
-Pure functions of numbers; each has an oracle in tests/grpo/evaluation/test_estimators.py.
+Pure functions of numbers; each has an oracle in tests/grpo/evaluation/results/test_estimators.py.
 """
 
 import math
