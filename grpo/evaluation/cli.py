@@ -42,7 +42,7 @@ def eval_command(arguments: Sequence[str]) -> None:
     parser.add_argument("recipe", nargs="?", help="a recipe with `stage: eval`")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     for option, (place, kind) in _OPTIONS.items():
-        parser.add_argument(option, dest=place, type=kind, help=place, metavar=kind.__name__.upper())
+        parser.add_argument(option, dest=place, type=kind, help=f"sets {place}", metavar=kind.__name__.upper())
     parser.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="only compare two finished evaluations")
     values = vars(parser.parse_args(list(arguments)))
     if values["compare"]:
