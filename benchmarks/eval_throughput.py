@@ -20,9 +20,10 @@ from accelerate import Accelerator
 from vllm import SamplingParams
 
 from grpo.evaluation.grading import build_grader
-from grpo.evaluation.prompts import task_prompts
-from grpo.evaluation.run import Work, _answer
-from grpo.evaluation.tasks import load_task
+from grpo.evaluation.run import generate_and_grade
+from grpo.evaluation.tasks.load import load_task
+from grpo.evaluation.tasks.prompts import task_prompts
+from grpo.evaluation.work import Work
 from rollout.engines.base import request_seed
 from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
@@ -76,7 +77,7 @@ def main() -> None:
 
     def whole() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            _answer(work, engine, Accelerator(), Path(folder))
+            generate_and_grade(work, engine, Accelerator(), Path(folder))
             return int(work.timing["generated_tokens"])
 
     for _ in range(2):  # warm-up: compiles, and starts the workers

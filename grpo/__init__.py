@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grpo.evaluation.results.write import Results
+    from grpo.evaluation.results.store import Results
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "train"]

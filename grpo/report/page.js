@@ -1,4 +1,4 @@
-// What the page shows: which curves in which section, and the browser of samples. Follows page_charts.js in one script.
+// The page's content: which curves go into which section, and the sample browser. Appended to page_charts.js.
 
 // ---- which curves ----------------------------------------------------------------------------------------------
 
@@ -28,21 +28,21 @@ function sections() {
   const phases = keysOf(run.train, /^time\//).sort((a, b) => (order.indexOf(a.slice(5)) + 99) % 99 - (order.indexOf(b.slice(5)) + 99) % 99);
   const differences = "sampling/sampling_logp_difference/";
   const learning = [
-    { title: "Held-out accuracy", note: "band: interval of pass@1", size: "half", range: [0, 1], format: percent, series: [
+    { title: "Held-out accuracy", note: "band: confidence interval of pass@1", size: "half", range: [0, 1], format: percent, series: [
       ...passes.map((key, i) => i === 0
         ? band(curve(key, key.slice(5), { color: "--c0", width: 2.5 }), `${key}_low`, `${key}_high`)
         : curve(key, key.slice(5), { color: "--c2", opacity: 0.4 + 0.6 * i / (passes.length - 1) })),
       ...keysOf(run.eval, /^eval\/cons@/).map((key) => curve(key, key.slice(5), { color: "--c1", dash: "5 4" })),
     ] },
-    { title: "Held-out accuracy by task", note: "pass@1; band: interval", size: "half", range: [0, 1], format: percent,
+    { title: "Held-out accuracy by task", note: "pass@1; band: confidence interval", size: "half", range: [0, 1], format: percent,
       series: keysOf(run.eval, /^eval\/[^/]+\/pass@1$/).map((key) => band(curve(key, key.slice(5, -7)), `${key}_low`, `${key}_high`)) },
     { title: "Reward", note: "mean over the step's completions", size: "half", series: [curve("reward", "reward", { width: 2.5 })] },
     components.length > 1 && { title: "Reward parts", series: components.map((key) => curve(key, key.slice(8, -5))) },
     { title: "Reward spread", note: "standard deviation", series: [
       curve("reward_std", "within groups"), ...spreads.map((key) => curve(key, key.slice(8, -4)))] },
-    { title: "Shares", note: "of completions; of groups", format: percent, series: [
-      curve("frac_reward_zero_std", "groups without signal"), curve("completions/clipped_ratio", "cut at the limit"),
-      curve("completions/empty_ratio", "empty"), curve("eval/truncated_ratio", "held-out cut")] },
+    { title: "Shares", note: "of completions or groups", format: percent, series: [
+      curve("frac_reward_zero_std", "groups without signal"), curve("completions/clipped_ratio", "truncated"),
+      curve("completions/empty_ratio", "empty"), curve("eval/truncated_ratio", "truncated, held-out")] },
   ];
   const behaviour = [
     { title: "Completion length", note: "tokens; band: shortest to longest", size: "half", series: [
@@ -51,10 +51,10 @@ function sections() {
     { title: "Entropy", note: "nats per token", size: "half", series: [curve("entropy", "entropy")] },
   ];
   const health = [
-    { title: "Trainer against engine", note: "|Δ log p| per token", log: true, series: [
+    { title: "Trainer vs. engine", note: "|Δ log p| per token", log: true, series: [
       curve(`${differences}max`, "max", { color: "--c1" }), curve(`${differences}p999`, "99.9%", { color: "--c3" }),
       curve(`${differences}mean`, "mean", { color: "--c0" })] },
-    { title: "KL to the reference", note: "nats per token", series: [curve("kl", "kl")] },
+    { title: "KL to the reference model", note: "nats per token", series: [curve("kl", "kl")] },
     { title: "Clipped ratios", note: "share of tokens", format: percent, series: [
       curve("clip_ratio/low_mean", "low"), curve("clip_ratio/high_mean", "high"), curve("clip_ratio/region_mean", "either")] },
     { title: "Loss", series: [curve("loss", "loss")] },
@@ -63,7 +63,7 @@ function sections() {
   ];
   const experts = [
     { title: "Largest overload", note: "busiest expert's load over balance, minus 1", size: "half", series: [curve("moe/load_max_violation", "violation")] },
-    { title: "Dead experts", note: "experts without a token", size: "half", series: [curve("moe/dead_experts", "dead")] },
+    { title: "Dead experts", note: "experts without tokens", size: "half", series: [curve("moe/dead_experts", "dead")] },
   ];
   const time = [
     { title: "Seconds per step", note: "stacked phases", size: "full", stacked: true,
@@ -72,15 +72,15 @@ function sections() {
   ["step_time", "time/evaluate", "sampling/policy_version"].forEach((key) => drawn.add(key));
   const rest = [run.train, run.eval].flatMap((source) => Object.keys(source.series).filter((key) => !drawn.has(key)))
     .map((key) => ({ title: key, series: [curve(key, "value")] }));
-  return [["Learning", learning], ["Behaviour", behaviour], ["Health", health], ["Experts", experts], ["Time", time], ["Other figures", rest]]
+  return [["Learning", learning], ["Behaviour", behaviour], ["Health", health], ["Experts", experts], ["Time", time], ["Other metrics", rest]]
     .map(([title, charts]) => [title, charts.filter(Boolean).map((chart) => ({ ...chart, series: chart.series.filter(Boolean) })).filter((chart) => chart.series.length)]);
 }
 
 // ---- samples ---------------------------------------------------------------------------------------------------
 
-function marked(text) { // think and answer parts, each in its own look; anything else as it is
+function marked(text) { // styles think and answer parts, leaves the rest as is
   const closes = text.indexOf("</think>"), opens = text.indexOf("<think>");
-  let part = closes >= 0 && (opens < 0 || closes < opens) ? "think" : ""; // the template may have opened it
+  let part = closes >= 0 && (opens < 0 || closes < opens) ? "think" : ""; // the prompt may have opened it
   return text.split(/(<\/?(?:think|answer)>)/).filter(Boolean).map((piece) => {
     const tag = /^<(\/?)(think|answer)>$/.exec(piece);
     if (!tag) return node("span", { className: part }, piece);
@@ -95,10 +95,10 @@ function completionCard(completion) {
   const advantage = completion.advantage === null ? "–" : (completion.advantage > 0 ? "+" : "") + completion.advantage.toFixed(2);
   const header = node("header", {}, fact("advantage", advantage.replace("-", "−"), "advantage"), fact("reward", show(completion.reward)));
   const parts = Object.entries(completion.rewards);
-  const gated = completion.gated ?? []; // behind a shut gate, counted as 0
+  const gated = completion.gated ?? []; // gate closed: counted as 0
   if (parts.length > 1) header.append(...parts.map(([name, value]) => fact(gated.includes(name) ? `${name} (gated)` : name, show(value))));
   header.append(node("span", {}, `${completion.num_tokens} tokens`));
-  if (completion.finish_reason === "length") header.append(node("span", { className: "flag" }, "cut at the limit"));
+  if (completion.finish_reason === "length") header.append(node("span", { className: "flag" }, "truncated"));
   const body = node("pre", {}, ...(completion.text ? marked(completion.text) : [node("span", { className: "empty" }, "(empty)")]));
   const card = node("article", { className: `completion ${sign}` }, header, body);
   if (completion.text.length > 700 || completion.text.split("\n").length > 9) {
@@ -158,9 +158,9 @@ for (const [title, charts] of sections()) {
   if (title === "Experts" && run.load) figures.unshift(loadFigure());
   if (!figures.length) continue;
   const grid = node("div", { className: "grid" }, ...figures), section = node("section", { id: title.toLowerCase().split(" ")[0] }, node("h2", {}, title));
-  if (title === "Other figures") {
+  if (title === "Other metrics") {
     const details = node("details", {}, node("summary", {}, `${figures.length} more, by name`), grid);
-    details.addEventListener("toggle", () => redraw()); // closed, they had no width
+    details.addEventListener("toggle", () => redraw()); // charts have no width while closed
     section.append(details);
   } else section.append(grid);
   $("charts").append(section);

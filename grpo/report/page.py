@@ -1,11 +1,11 @@
-"""The run's page: one self-contained HTML file, built from what lies in the run folder.
+"""A run's page: one self-contained HTML file, built from the run's folder.
 
     write_page(Path("runs/r1_zero"))  # -> runs/r1_zero/index.html
 
-It opens from disk, loads nothing (a content security policy forbids it), and stays below about 2 MB however long the
-run: curves are thinned to MAX_POINTS, the expert load to MAX_LOAD_CELLS, samples to MAX_SAMPLE_CHARS. The complete
-figures stay in metrics.jsonl and samples.jsonl. Model output is data: it enters as escaped JSON and is shown by
-textContent, never as markup.
+It opens from disk, loads no external resources (a content security policy forbids it) and stays below about 2 MB for
+any run length: curves are thinned to MAX_POINTS, the expert load to MAX_LOAD_CELLS, samples to MAX_SAMPLE_CHARS.
+metrics.jsonl and samples.jsonl keep the full data. Model output is untrusted: it enters as escaped JSON and is shown
+through textContent, never as markup.
 """
 
 import html
@@ -24,16 +24,16 @@ from grpo.report.records import METRICS_FILE, SAMPLES_FILE, Comparison, Estimate
 PAGE_FILE = "index.html"
 RECIPE_FILE = "recipe.yaml"
 MAX_POINTS = 400  # per curve
-MAX_LOAD_COLUMNS = 160  # of the heat map
+MAX_LOAD_COLUMNS = 160  # in the heat map
 MAX_LOAD_CELLS = 100_000  # columns x layers x experts
-MAX_SAMPLE_CHARS = 1_000_000  # of samples.jsonl
-MIN_SAMPLE_STEPS = 8  # texts are shortened until so many steps fit
+MAX_SAMPLE_CHARS = 1_000_000  # from samples.jsonl
+MIN_SAMPLE_STEPS = 8  # texts are shortened until this many steps fit
 
 
 def write_page(run_dir: Path) -> Path:
-    """Build `index.html` from metrics.jsonl, samples.jsonl and recipe.yaml in `run_dir`; whichever exists."""
+    """Build `index.html` from `run_dir`'s metrics.jsonl, and samples.jsonl and recipe.yaml if they exist."""
     if not (run_dir / METRICS_FILE).exists():
-        raise ValueError(f"{run_dir} holds no {METRICS_FILE}: it is not the folder of a run. Give trainer.output_dir.")
+        raise ValueError(f"{run_dir} has no {METRICS_FILE}, so it is not a run's folder. Give trainer.output_dir.")
     recipe_path = run_dir / RECIPE_FILE
     recipe_text = recipe_path.read_text(encoding="utf-8") if recipe_path.exists() else ""
     page = render(
@@ -45,7 +45,7 @@ def write_page(run_dir: Path) -> Path:
     path = run_dir / PAGE_FILE
     draft = path.with_name(PAGE_FILE + ".draft")
     draft.write_text(page, encoding="utf-8")
-    draft.replace(path)  # a browser never sees half a page
+    draft.replace(path)  # a browser never sees a partial page
     return path
 
 
@@ -73,16 +73,16 @@ def render(*, name: str, recipe_text: str, rows: Sequence[Row], samples: Sequenc
 
 
 def fill(main: str, parts: Mapping[str, str]) -> str:
-    """The page of page.html around `main`, HTML, with the parts in the place of {{name}}."""
+    """Insert `main` into page.html, then replace each {{name}} by its part, all HTML."""
     shell = asset("page.html").replace("{{main}}\n", main)
-    # One pass: text that looks like a placeholder inside a part stays text.
+    # In one pass, so text inside a part that looks like a placeholder is kept.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], shell)
 
 
 def thin_curves(rows: Sequence[Row]) -> dict[str, Any]:
     """{"steps": [1, 2, …], "series": {"reward": [0.1, null, …], …}}, at most MAX_POINTS long.
 
-    Neighbouring steps are merged: the mean of each figure, the extreme of those named max or min.
+    Neighbouring steps are merged: each metric by its mean, those named max or min by their extreme.
     """
     size = max(1, math.ceil(len(rows) / MAX_POINTS))
     buckets = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -105,7 +105,7 @@ def _merge(key: str, bucket: Sequence[Row]) -> float | None:
 
 
 def thin_load(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """`moe/load` (layers x experts, shares of the routed tokens) as percent of a balanced expert's share.
+    """`moe/load` (layers x experts, shares of routed tokens) as a percentage of a balanced expert's share.
 
     {"steps": [1, 2], "loads": [[[100, 96, 104, 100]], [[…]]]}: loads[column][layer][expert]; None without MoE.
     """
@@ -124,7 +124,7 @@ def thin_load(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def thin_samples(path: Path) -> list[Row]:
-    """Rows of samples.jsonl of as many evenly spread steps as fit MAX_SAMPLE_CHARS, first and last always there."""
+    """Sample rows from as many evenly spaced steps as fit MAX_SAMPLE_CHARS, always with the first and last."""
     completions: dict[int, int] = {}  # by step
     for row in read_rows(path):
         completions[row["step"]] = completions.get(row["step"], 0) + len(row["completions"])
@@ -132,7 +132,7 @@ def thin_samples(path: Path) -> list[Row]:
         return []
     steps = sorted(completions)
     wanted = min(MIN_SAMPLE_STEPS, len(steps))
-    # 250: what a completion's figures take beside its text.
+    # 250: characters a completion takes in addition to its text
     text_limit = max(200, MAX_SAMPLE_CHARS // (wanted * max(completions.values())) - 250)
     sizes = dict.fromkeys(steps, 0)
     for row in _shortened(path, text_limit):
@@ -154,15 +154,15 @@ def _shortened(path: Path, limit: int) -> Iterator[Row]:
 
 
 def middle_out(text: str, limit: int) -> str:
-    """A text of at most about `limit` characters: its beginning and its end, and how much is left out between."""
+    """Shorten a text to about `limit` characters: its beginning and end, with a note of how much is omitted."""
     if len(text) <= limit:
         return text
     head, tail = limit * 2 // 3, limit - limit * 2 // 3
-    return f"{text[:head]}\n[… {len(text) - limit} characters left out; samples.jsonl has them …]\n{text[-tail:]}"
+    return f"{text[:head]}\n[… {len(text) - limit} characters omitted; samples.jsonl has them …]\n{text[-tail:]}"
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """`count` indices of 0..length-1, evenly spread, first and last among them."""
+    """`count` evenly spaced indices of 0..length-1, including first and last."""
     if length <= count:
         return list(range(length))
     return sorted({round(index * (length - 1) / (count - 1)) for index in range(count)})
@@ -173,13 +173,13 @@ def _short(value: float) -> float | None:
 
 
 def embed(data: Mapping[str, Any]) -> str:
-    """JSON that cannot end its script element, whatever the strings inside."""
+    """JSON that cannot close its script element, whatever strings it contains."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def asset(name: str, package: str = "grpo.report") -> str:
-    """The text of a file in a package."""
+    """The text of a package's file."""
     return (files(package) / name).read_text(encoding="utf-8")
 
 
@@ -193,7 +193,7 @@ def _facts(recipe: Mapping[str, Any], rows: Sequence[Row]) -> str:
     model = str(get("model", "model_name_or_path"))
     max_steps = get("trainer", "max_steps")
     facts = [
-        f"model {Path(model).name if model.startswith('/') else model}",  # a Hub name whole, a folder by its name
+        f"model {Path(model).name if model.startswith('/') else model}",  # a Hub name in full, a folder's last part
         f"{get('data', 'task') or get('data', 'dataset_name')}",
         f"{get('rollout', 'problems_per_step')} problems × {get('rollout', 'num_generations')} completions per step",
         f"loss {get('algorithm', 'loss_type')}",
@@ -208,9 +208,9 @@ def _facts(recipe: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def _cards(comparisons: Sequence[Comparison], training: Sequence[Row]) -> Iterator[str]:
-    """The headline: pass@1, the largest pass@k, cons@k and length, base -> trained; reward, first -> last step.
+    """Headline cards: pass@1, the largest pass@k, cons@k and length, base -> trained; reward, first -> last step.
 
-    Of tasks, pass@1 alone.
+    For each task, only pass@1.
     """
     by_name = {comparison.name: comparison for comparison in comparisons}
     passes = [name for name in by_name if name.startswith("pass@")]
@@ -228,7 +228,7 @@ def _cards(comparisons: Sequence[Comparison], training: Sequence[Row]) -> Iterat
 
 
 def _card(label: str, name: str, base: Estimate, trained: Estimate | None) -> str:
-    def figure(estimate: Estimate) -> str:
+    def number(estimate: Estimate) -> str:
         return f"{estimate.value:.1f}" if name.endswith("length") else f"{estimate.value:.3f}"
 
     def interval(estimate: Estimate) -> str:
@@ -237,9 +237,9 @@ def _card(label: str, name: str, base: Estimate, trained: Estimate | None) -> st
         return f"<span>{estimate.low:.3f}–{estimate.high:.3f}</span>"
 
     last = trained or base
-    arrow = "" if trained is None else f'<span class="from">{figure(base)} →</span> '
+    arrow = "" if trained is None else f'<span class="from">{number(base)} →</span> '
     note = " → ".join(filter(None, [interval(base), interval(last) if trained else ""]))
     return (
         f'<div class="card"><div class="label">{html.escape(label)}</div>'
-        f'<div class="figure">{arrow}<strong>{figure(last)}</strong></div><div class="note">{note}</div></div>'
+        f'<div class="figure">{arrow}<strong>{number(last)}</strong></div><div class="note">{note}</div></div>'
     )

@@ -1,6 +1,6 @@
 "use strict";
-// How the page draws: line charts, bands, stacks and the heat map, from the JSON in #run; page.js says which.
-// Text reaches the document through textContent alone: model output is hostile.
+// Chart drawing: lines, bands, stacks and the heat map, from the JSON in #run; page.js decides which charts.
+// Text enters the document only through textContent: model output is untrusted.
 
 const run = JSON.parse(document.getElementById("run").textContent);
 const $ = (id) => document.getElementById(id);
@@ -32,13 +32,13 @@ const percent = (value) => (value === null || value === undefined ? "–" : `${N
 
 // ---- one chart -------------------------------------------------------------------------------------------------
 
-const redraws = []; // on a new width or colour scheme
+const redraws = []; // called on a new width or colour scheme
 const redraw = () => redraws.forEach((again) => again());
-const followers = []; // each gets the step under the pointer, or null
+const followers = []; // called with the step under the pointer, or null
 const allSteps = [...new Set([...run.train.steps, ...run.eval.steps])].sort((a, b) => a - b);
 const [firstStep, lastStep] = [allSteps[0] ?? 0, Math.max(allSteps.at(-1) ?? 1, (allSteps[0] ?? 0) + 1)];
 const xName = run.axis?.name ?? "step";
-const xLabel = (step) => show(run.axis ? run.axis.power ** step : step); // a page of its own axis: 2^x samples
+const xLabel = (step) => show(run.axis ? run.axis.power ** step : step); // a page may set its own axis: 2^x samples
 const hover = (step) => followers.forEach((follow) => follow(step));
 
 function ticks(low, high, count, whole = false) {
@@ -150,7 +150,7 @@ function drawChart(chart) {
   let plot;
   const follow = (step) => {
     const steps = chart.series[0].steps;
-    if (step !== null) step = steps[nearest(steps, step)]; // evaluations are rarer than steps
+    if (step !== null) step = steps[nearest(steps, step)]; // evaluations are less frequent than steps
     when.textContent = step === null ? "" : ` · ${xName} ${xLabel(step)}`;
     chart.series.forEach((one, i) => {
       const at = step === null ? lastIndex(one.values) : nearest(one.steps, step);
@@ -196,7 +196,7 @@ function drawLoad(canvas, layer) {
 function loadFigure() {
   const { steps, loads } = run.load, layers = loads[0].length, together = layers <= 4;
   const readout = node("span", { className: "key" }, "rows are experts, columns are steps");
-  const scale = node("span", { className: "scale" }, "¼×", node("i"), "4×", node("i", { className: "dead" }), "no token");
+  const scale = node("span", { className: "scale" }, "¼×", node("i"), "4×", node("i", { className: "dead" }), "no tokens");
   const caption = node("figcaption", {}, node("h3", {}, "Expert load ", node("small", {}, " share of tokens, relative to balance")), readout, scale);
   const figure = node("figure", { className: "full" }, caption);
   const select = node("select", { ariaLabel: "layer" }, ...loads[0].map((_, i) => node("option", { value: String(i) }, `MoE layer ${i + 1}`)));
@@ -221,7 +221,7 @@ function loadFigure() {
   return figure;
 }
 
-function finish() { // when all of the page is there
+function finish() { // call once the page is complete
   for (const section of document.querySelectorAll("section:not([hidden])"))
     $("contents").append(node("a", { href: `#${section.id}` }, section.querySelector("h2").textContent));
   let drawnWidth = 0;

@@ -28,7 +28,8 @@ from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.moe import load_metrics
 from grpo.learner.objective import loss_function
 from grpo.recipe.config import GRPORecipe
-from grpo.report.metrics import ExpertLoad, Metric, merge, rollout_metrics, values
+from grpo.report.metrics import ExpertLoad, Metric, merge, values
+from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.collect import collect
 from rewards.runner.score import ScoredGroup, TrainerState

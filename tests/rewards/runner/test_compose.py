@@ -11,8 +11,9 @@ import pytest
 import grpo
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.recipe.config import AlgorithmConfig
-from grpo.report.metrics import rollout_metrics, values
+from grpo.report.metrics import values
 from grpo.report.records import deterministic
+from grpo.report.rollout_metrics import rollout_metrics
 from rewards.runner.score import RewardError, Rewards, RewardSpec
 from tests.grpo.stages.test_trainer import rollout_of, rows, write_recipe
 from tests.rewards.runner.test_score import group, score_all

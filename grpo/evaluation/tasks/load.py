@@ -1,7 +1,7 @@
 """From a task's name to its problems.
 
-A task is data: an entry of tasks.yaml, of a recipe's define_tasks, or a file of one's own. What differs between tasks
-is said there and nowhere in code.
+A task is data: an entry in tasks.yaml or a recipe's define_tasks, or a user's own file. No code depends on a task's
+name.
 """
 
 import random
@@ -30,8 +30,8 @@ class Task:
 
     name: str
     config: TaskConfig
-    problems: list[Problem]  # prompt: the question as the task puts it, without template
-    references: dict[str, str]  # problem id -> a right answer, where the entry has one
+    problems: list[Problem]  # prompt: the task's question, before any template
+    references: dict[str, str]  # problem id -> reference completion, if the task defines one
 
 
 def load_task(
@@ -41,13 +41,16 @@ def load_task(
     data_dir: Path | None = None,
     limit: int | None = None,
 ) -> Task:
-    """The problems of the task called `name`, or of the entry in the file of that path.
+    """Load a task's problems.
 
-    data_dir: a folder with copies of the datasets, see `local_file`. limit: so many problems, always the same ones, in
-    the order of the dataset.
+    Args:
+        name: a task's name, or the path of a .yaml file that defines one.
+        define_tasks: tasks in addition to the built-in ones.
+        data_dir: folder with local dataset copies, see `local_file`.
+        limit: take this many problems: a fixed random subset, in dataset order.
 
     Raises:
-        ValueError: there is no such task, file or column.
+        ValueError: unknown task, or a missing file or column.
     """
     name, config = find_task(name, define_tasks or {})
     dataset_name, dataset_files, dataset_split = _location(name, config, data_dir)
@@ -63,7 +66,7 @@ def load_task(
         split="eval",
     )
     if data_dir is not None and isinstance(source, DatasetSource):
-        # A local copy may have fewer columns than the Hub's, and be of the wanted rows already.
+        # A local copy may lack the column, and may already hold only the selected rows.
         there = {column: bounds for column, bounds in config.where.items() if column in source.column_names}
         config = config.model_copy(update={"where": there})
     problems: list[Problem] = []
@@ -75,10 +78,10 @@ def load_task(
         question = _question(config, texts)
         if missing := _missing(question, texts):
             raise ValueError(
-                f"task {name!r}: its question names {{{missing[0]}}}, and there is no such column."
-                f"{nearest(missing[0], texts)} The columns are: {', '.join(texts)}."
+                f"task {name!r}: the question uses {{{missing[0]}}}, but the dataset has no such column."
+                f"{nearest(missing[0], texts)} Columns: {', '.join(texts)}."
             )
-        # Messages say all that is to be said.
+        # A prompt of messages is already complete.
         prompt = fill(question, texts) if isinstance(row.prompt, str) else row.prompt
         problems.append(Problem(id=f"{name}/{index}", prompt=prompt, columns=row.columns))
         if config.reference is not None and not _missing(config.reference, texts):
@@ -88,14 +91,14 @@ def load_task(
         if data_dir is None:
             has = ", ".join(columns)
             raise ValueError(
-                f"task {name!r}: groups={config.groups}, and there is no column {missing[0]!r}. It has: {has}."
+                f"task {name!r}: groups={config.groups}, but the dataset has no column {missing[0]!r}. Columns: {has}."
             )
         config = config.model_copy(update={"groups": [group for group in config.groups if group in columns]})
     return Task(name, config, problems, references)
 
 
 def find_task(name: str, define_tasks: Mapping[str, TaskConfig]) -> tuple[str, TaskConfig]:
-    """Name and entry of a task."""
+    """A task's name and configuration."""
     if name in define_tasks:
         return name, define_tasks[name]
     if name.endswith((".yaml", ".yml")):
@@ -103,33 +106,33 @@ def find_task(name: str, define_tasks: Mapping[str, TaskConfig]) -> tuple[str, T
     known = builtin_tasks()
     if name not in known:
         raise ValueError(
-            f"task {name!r} is unknown.{nearest(name, [*known, *define_tasks])} Tasks: "
-            f"{', '.join([*known, *define_tasks])}, or the path of a .yaml file with an entry of your own."
+            f"unknown task {name!r}.{nearest(name, [*known, *define_tasks])} Tasks: "
+            f"{', '.join([*known, *define_tasks])}, or the path of a .yaml file that defines one."
         )
     return name, TaskConfig.model_validate(known[name])
 
 
 def local_file(data_dir: Path, name: str, split: str) -> Path:
-    """The file of a task in a folder of local copies: NAME.jsonl, or in NAME/ the one with the split in its name.
+    """A task's file in a folder of local copies: NAME.jsonl, or the file in NAME/ whose name contains the split.
 
-    A single file in NAME/ counts whatever it is called. .json and .parquet are read, too. For a task of several files
-    (`dataset_files`) all of them in NAME/ go first.
+    If NAME/ holds a single file, its name does not matter. .json and .parquet work as well. A task with several files
+    (`dataset_files`) only gets here if NAME/ lacks one of them.
     """
     alone = [data_dir / f"{name}{suffix}" for suffix in _FILE_SUFFIXES]
     inside = sorted(path for path in (data_dir / name).glob("*") if path.suffix in _FILE_SUFFIXES)
     found = [path for path in alone if path.is_file()] or [path for path in inside if split in path.stem]
     found = found or (inside if len(inside) == 1 else [])
     if len(found) != 1:
-        there = ", ".join(path.name for path in found or inside) or "no such file"
+        there = ", ".join(path.name for path in found or inside) or "nothing"
         raise ValueError(
-            f"data_dir={str(data_dir)!r}: task {name!r} needs {name}.jsonl, or in {name}/ one file with {split!r} in "
-            f"its name; there is: {there}. Leave data_dir out to load it from the Hub."
+            f"data_dir={str(data_dir)!r}: task {name!r} needs {name}.jsonl, or exactly one file in {name}/ with "
+            f"{split!r} in its name; found: {there}. Remove data_dir to load the dataset from the Hub."
         )
     return found[0]
 
 
 def _location(name: str, config: TaskConfig, data_dir: Path | None) -> tuple[str | None, list[str], str]:
-    """Name, files and split of the dataset; of a file all rows count."""
+    """The dataset's name, files and split; a file is read whole, as split "train"."""
     files = config.dataset_files
     if config.dataset_name is None or config.dataset_name.endswith(_FILE_SUFFIXES):
         return config.dataset_name, [], "train"
@@ -141,7 +144,7 @@ def _location(name: str, config: TaskConfig, data_dir: Path | None) -> tuple[str
 
 
 def _chosen(source: Source, config: TaskConfig, limit: int | None) -> Iterator[tuple[int, Problem]]:
-    if not isinstance(source, DatasetSource):  # the problems that a training run is evaluated on
+    if not isinstance(source, DatasetSource):  # the same problems as in held-out evaluation during training
         count = min(config.num_problems, limit or config.num_problems)
         yield from enumerate(islice(distinct(source, range(20 * config.num_problems)), count))
         return
@@ -150,18 +153,20 @@ def _chosen(source: Source, config: TaskConfig, limit: int | None) -> Iterator[t
         within = set(source.within(column, low, high))
         rows = [row for row in rows if row in within]
     if not rows:
-        raise ValueError(f"where={config.where}: dataset {source.name!r} has no such row. Widen it, or leave it out.")
+        raise ValueError(f"where={config.where}: dataset {source.name!r} has no matching row. Widen or remove it.")
     if limit is not None:
         rows = sorted(rows[place] for place in fixed_order(len(rows))[:limit])
     yield from ((row, source[row]) for row in rows)
 
 
 def _with_choices(task: str, row: Problem, names: Sequence[str]) -> Problem:
-    """The row with these columns as `choices`, in an order that the question alone decides; the first is `answer`."""
+    """Add `choices`, the named columns in an order fixed by the question, and `answer`, the first of them."""
     for name in names:
         if name not in row.columns:
             has = ", ".join(row.columns)
-            raise ValueError(f"task {task!r}: choices={list(names)}, and there is no column {name!r}. It has: {has}.")
+            raise ValueError(
+                f"task {task!r}: choices={list(names)}, but the dataset has no column {name!r}. Columns: {has}."
+            )
     choices = [str(row.columns[name]).strip() for name in names]
     answer = choices[0]
     random.Random(str(row.prompt)).shuffle(choices)
@@ -169,7 +174,7 @@ def _with_choices(task: str, row: Problem, names: Sequence[str]) -> Problem:
 
 
 def _texts(row: Problem) -> dict[str, Any]:
-    """What {name} stands for: the row's columns; of options with their letters, as `multiple_choice` reads them."""
+    """Values for {name}: the row's columns, with choices lettered as `multiple_choice` reads them."""
     texts = {**row.columns, "prompt": row.prompt}
     if isinstance(choices := texts.get("choices"), list):
         texts["choices"] = [f"{letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
@@ -177,20 +182,20 @@ def _texts(row: Problem) -> dict[str, Any]:
 
 
 def _question(config: TaskConfig, columns: Mapping[str, Any]) -> str:
-    """Of several ways to put a problem the first whose columns are all filled, else the last."""
+    """The first question text whose columns are all non-empty, else the last."""
     if isinstance(config.question, str):
         return config.question
     *first, last = config.question
-    return next((way for way in first if all(columns.get(name) for name in _COLUMN.findall(way))), last)
+    return next((text for text in first if all(columns.get(name) for name in _COLUMN.findall(text))), last)
 
 
 def _missing(template: str, columns: Mapping[str, Any]) -> list[str]:
-    """What a template names that is no column."""
+    """Names in a template that are not columns."""
     return [name for name in _NAMED.findall(template) if name not in columns]
 
 
 def fill(template: str, columns: Mapping[str, Any]) -> str:
-    """The template with {name} replaced by columns; a list is put line by line. Other braces, as of LaTeX, stay."""
+    """Replace {name} by the column's value, a list one item per line. Other braces, such as LaTeX's, are kept."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in columns:

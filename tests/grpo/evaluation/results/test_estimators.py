@@ -12,7 +12,7 @@ from grpo.evaluation.results.summary import answer_classes
 from rewards.answers.accuracy import equal_answers
 
 
-def test_pass_at_k_is_the_share_of_all_choices_that_hold_a_correct_one():
+def test_pass_at_k_matches_enumeration_of_all_subsets():
     for n in range(1, 7):
         for c, k in itertools.product(range(n + 1), range(1, n + 1)):
             samples = [1] * c + [0] * (n - c)
@@ -20,22 +20,22 @@ def test_pass_at_k_is_the_share_of_all_choices_that_hold_a_correct_one():
             assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, chosen)) / len(chosen), abs=1e-12)
 
 
-def test_pass_at_k_of_many_samples_neither_overflows_nor_rounds_to_one():
+def test_pass_at_k_is_exact_for_many_samples():
     assert pass_at_k(1024, 1, 512) == 0.5
     assert pass_at_k(10_000, 1, 1) == pytest.approx(1e-4)
 
 
-def test_consensus_is_the_expectation_over_the_orders_in_which_ties_are_broken():
+def test_consensus_breaks_ties_in_expectation():
     for answers in itertools.product([0, 1, 2, None], repeat=5):
         votes = Counter(answer for answer in answers if answer is not None)
-        # max keeps the first of those that are tied
+        # max keeps the first of tied answers
         wins = [max(order, key=votes.__getitem__) == 0 for order in itertools.permutations(votes) if order]
         expected = statistics.fmean(wins) if wins else 0.0
         assert consensus(answers, [answer == 0 for answer in answers]) == pytest.approx(expected)
 
 
-def test_interval_covers_the_truth_in_93_to_97_of_100_evaluations():
-    """Problems with success rates of their own, four samples each; taken for independent they would cover 79 of 100."""
+def test_interval_has_93_to_97_percent_coverage():
+    """Problems differ in success rate, four samples each; treating samples as independent would cover 79%."""
     rng = random.Random(0)
     for a, b in ((0.1, 0.9), (0.5, 0.5), (1.2, 0.3)):
         covered = 0
@@ -46,8 +46,8 @@ def test_interval_covers_the_truth_in_93_to_97_of_100_evaluations():
         assert 0.93 <= covered / 1500 <= 0.97
 
 
-def test_interval_covers_the_truth_on_few_problems_too():
-    """As of AIME, or of one subject; without Student's t the interval would cover 89, 90 and 94 of 100."""
+def test_interval_covers_the_truth_with_few_problems():
+    """As in AIME or a single subject; without Student's t the coverage would be 89, 90 and 94%."""
     rng = random.Random(2)
     for problems, a, b in ((5, 0.5, 0.5), (10, 1.2, 0.3), (30, 1.2, 0.3)):
         covered = 0
@@ -58,7 +58,7 @@ def test_interval_covers_the_truth_on_few_problems_too():
         assert 0.925 <= covered / 1500 <= 0.975, (problems, covered / 1500)
 
 
-def test_interval_of_one_completion_each_is_wilsons():
+def test_interval_with_one_completion_per_problem_is_wilsons():
     assert clustered_interval([1.0] * 6 + [0.0] * 4) == pytest.approx((0.3127, 0.8318), abs=1e-4)
 
 
@@ -74,8 +74,8 @@ def test_interval_widens_with_clustering_and_stays_within_0_and_1():
     assert width([0.5]) > 0.8
 
 
-def test_paired_interval_covers_the_true_difference_in_93_to_97_of_100_comparisons():
-    """Two models on the same problems, four samples each; what makes a problem hard is common to both."""
+def test_paired_interval_has_93_to_97_percent_coverage():
+    """Two models on the same problems with shared difficulty, four samples each."""
     rng = random.Random(1)
     for problems, gain in ((30, 0.1), (80, 0.0), (80, 0.2)):
         covered = 0
@@ -90,7 +90,7 @@ def test_paired_interval_covers_the_true_difference_in_93_to_97_of_100_compariso
         assert 0.93 <= covered / 1500 <= 0.97, (problems, gain, covered / 1500)
 
 
-def test_pairing_narrows_the_interval_by_what_the_problems_have_in_common():
+def test_pairing_cancels_problem_difficulty():
     shares = [0.0, 0.25, 0.5, 0.75, 1.0] * 20
     better = [min(1.0, share + 0.25) for share in shares]
     low, high = paired_interval([b - a for a, b in zip(shares, better, strict=True)])
@@ -98,7 +98,7 @@ def test_pairing_narrows_the_interval_by_what_the_problems_have_in_common():
     assert high - low < 0.25 * (clustered_interval(better)[1] - clustered_interval(shares)[0])
 
 
-def test_paired_interval_uses_students_quantile_and_says_nothing_of_one_problem():
+def test_paired_interval_uses_students_t_and_is_vacuous_for_one_problem():
     for n, quantile in ((2, 12.706), (5, 2.776), (6, 2.571), (10, 2.262), (30, 2.045), (1000, 1.962)):
         differences = [0.1, -0.1] * (n // 2) + [0.0] * (n % 2)
         low, high = paired_interval(differences)
@@ -108,7 +108,7 @@ def test_paired_interval_uses_students_quantile_and_says_nothing_of_one_problem(
     assert paired_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
 
 
-def test_percentile_is_the_smallest_value_that_the_share_does_not_exceed():
+def test_percentile_is_the_smallest_value_covering_the_share():
     for values in ([7], [3, 1, 2], list(range(100)), [5] * 10 + [9]):
         for share in (0.5, 0.95, 1.0):
             found = percentile(values, share)
