@@ -48,7 +48,8 @@ class Completion:
         logprobs=[-0.1, -2.3, -0.01],  # the engine's log-prob of each sampled token, at the sampling temperature
         text="<think>…</answer>",      # without special tokens such as EOS
         finish_reason="stop",          # "length": cut at the token budget
-        policy_version=3,              # how many weight updates the engine had received
+        policy_version=3,              # optimizer steps behind the weights that sampled it
+        mask=[True, True, True],       # False: a tool's or environment's token, not trained on; None: all True
     )
     """
 
@@ -57,6 +58,7 @@ class Completion:
     text: str
     finish_reason: FinishReason
     policy_version: int
+    mask: Sequence[bool] | None = None  # None: the policy sampled every token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

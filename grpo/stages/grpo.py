@@ -3,7 +3,7 @@
     problems --Prompt--> engine.generate --Group--> rewards.score --ScoredGroup--+
                              ^                                                   v
                              |                                    plan: advantages, weights, mini-batches
-                     engine.load_weights                                         |
+                       engine.publish                                            |
                              ^                            assemble: drop what has no gradient
                              |                                                   v
                        policy.update  <---- mini-batch by mini-batch ----  list of Samples
@@ -61,8 +61,8 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.problems)
         if resume:
             self.accelerator.load_state(str(resume / checkpoints.STATE))
-        self.engine = build_engine(recipe, self.accelerator)
-        self.engine.load_weights(self.policy.weights(), self.step)
+        self.engine: Any = build_engine(recipe, self.accelerator)
+        self.engine.publish(self.policy.weights(), self.step)
         self.report = Report(
             recipe.output_dir, recipe, accelerator=self.accelerator, resume_step=self.step if resume else None
         )
@@ -103,7 +103,7 @@ class Trainer:
             if self._is_due(self.recipe.algorithm.ref_model_sync_steps) and self.policy.reference is not None:
                 self.policy.refresh_reference()
         with self.report.phase("sync"):
-            self.engine.load_weights(self.policy.weights(), self.step)
+            self.engine.publish(self.policy.weights(), self.step)
         self._log(metrics, time.perf_counter() - started)
 
     def rollout(self) -> list[ScoredGroup]:

@@ -7,18 +7,15 @@ Left out: weight updates, log-probs (they are empty), chat endpoints without the
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from transformers import AutoTokenizer
 
 from rollout.engines.base import completion_budgets, completion_texts, cut_at_stop, end_token_ids, request_seed
 from rollout.types import Completion, Group, Prompt, Sampling
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ATTEMPTS = 6  # of a request; a minute in all, for a server that restarts or is told to slow down
 _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -107,10 +104,6 @@ class ServerEngine:
             )
         completions *= sampling.num_generations // count
         return Group(problem=prompt.problem, prompt_ids=prompt.token_ids, completions=completions)
-
-    def load_weights(self, weights: Iterable[tuple[str, "Tensor"]], policy_version: int) -> None:  # noqa: ARG002
-        """Not possible: the server has weights of its own."""
-        raise ValueError("engine 'server' cannot take new weights: it serves a model of its own. Use vllm or hf.")
 
     def close(self) -> None:
         """Let go of the connections."""

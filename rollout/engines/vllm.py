@@ -59,10 +59,12 @@ class VLLMEngine:
         kv_cache_gib: float,
         gpu_memory_utilization: float,
         vllm_options: dict[str, Any] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
         seed: int = 0,
     ) -> None:
-        vllm_options = vllm_options or {}
-        source = {name: vllm_options[name] for name in ("revision", "trust_remote_code") if name in vllm_options}
+        vllm_options = {"revision": revision, "trust_remote_code": trust_remote_code} | (vllm_options or {})
+        source = {name: vllm_options[name] for name in ("revision", "trust_remote_code")}
         config = AutoConfig.from_pretrained(model_path, **source)
         _check_routing_keys(model_path, config)
         _set_environment(config)
@@ -168,7 +170,7 @@ class VLLMEngine:
             )
         return completions
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
+    def publish(self, weights: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
         """Replace all weights, given under checkpoint names (`grpo.learner.weights.checkpoint_weights`)."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.collective_rpc(_repack_for_cpu)

@@ -52,7 +52,7 @@ def shared_engine(request: pytest.FixtureRequest, tiny_v3: Path) -> Engine:
 
 @pytest.fixture
 def engine(shared_engine: Engine, tiny_v3: Path) -> Engine:
-    shared_engine.load_weights(checkpoint_weights(load(tiny_v3)), 0)
+    shared_engine.publish(checkpoint_weights(load(tiny_v3)), 0)
     return shared_engine
 
 
@@ -143,7 +143,7 @@ def ending_at_once(folder: Path, prompt: Prompt) -> PreTrainedModel:
 
 def test_an_empty_completion_is_its_end_token(engine: Engine, tiny_v3: Path):
     (prompt,) = make_prompts(1)
-    engine.load_weights(checkpoint_weights(ending_at_once(tiny_v3, prompt)), 1)
+    engine.publish(checkpoint_weights(ending_at_once(tiny_v3, prompt)), 1)
     (group,) = engine.generate([prompt], SAMPLING)
     assert [list(c.token_ids) for c in group.completions] == [[EOS]] * 3
     assert {(c.text, c.finish_reason) for c in group.completions} == {("", "stop")}
@@ -153,7 +153,7 @@ def test_completions_that_stop_end_with_eos(engine: Engine, tiny_v3: Path):
     model = load(tiny_v3)
     with torch.no_grad():
         model.lm_head.weight[EOS] *= 4
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     groups = list(engine.generate(make_prompts(8), dataclasses.replace(SAMPLING, max_completion_length=60)))
     stopped = [c for g in groups for c in g.completions if c.finish_reason == "stop"]
     assert len(stopped) > 5
@@ -166,7 +166,7 @@ def test_text_shows_the_tags_and_hides_eos_bos_and_pad(engine: Engine, tiny_v3: 
     with torch.no_grad():
         for token in (BOS, EOS, PAD, 259, 262):  # 259: <think>, 262: </answer>
             model.lm_head.weight[token] *= 4
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     completions = [c for g in engine.generate(make_prompts(8), SAMPLING) for c in g.completions]
     for token, tag in ((259, "<think>"), (262, "</answer>")):
         assert sum(list(c.token_ids).count(token) for c in completions) > 5
@@ -196,7 +196,7 @@ def test_temperature_zero_takes_the_most_likely_token_and_all_samples_are_equal(
 
 @pytest.mark.vllm
 def test_greedy_tokens_of_both_engines_are_equal(vllm_v3: VLLMEngine, tiny_v3: Path):
-    vllm_v3.load_weights(checkpoint_weights(load(tiny_v3)), 0)
+    vllm_v3.publish(checkpoint_weights(load(tiny_v3)), 0)
     greedy = Sampling(num_generations=1, max_completion_length=40, temperature=0.0)
     assert tokens(list(vllm_v3.generate(make_prompts(6), greedy))) == tokens(
         list(start_hf(tiny_v3).generate(make_prompts(6), greedy))
@@ -209,7 +209,7 @@ def test_a_near_tie_excuses_a_difference_and_a_wrong_weight_does_not(engine: Eng
     with torch.no_grad():
         gate.weight.copy_(gate.weight[:1].expand_as(gate.weight))  # all experts score alike
         gate.e_score_correction_bias.zero_()
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     tied = list(engine.generate(make_prompts(4), SAMPLING))
     assert smallest_margins(model, tied).max() < 1e-5
     assert len(unexplained(model, tied)) == 0
@@ -227,9 +227,9 @@ def test_dense_model_with_tied_head_agrees_before_and_after_an_update(
     if start is start_vllm:  # the trap: the head's packed copy of the embeddings stays the old one
         with monkeypatch.context() as patch:
             patch.setattr("rollout.engines.vllm._repack_for_cpu", lambda worker: None)
-            engine.load_weights(checkpoint_weights(model), 1)
+            engine.publish(checkpoint_weights(model), 1)
         assert len(unexplained(model, list(engine.generate(make_prompts(4), SAMPLING)))) > 20
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     assert_agrees(model, list(engine.generate(make_prompts(4), SAMPLING)))
     engine.close()
 

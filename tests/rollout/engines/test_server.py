@@ -151,6 +151,3 @@ def test_what_is_not_there_is_said(tiny_llama: Path, served: tuple[Served, str])
         connect(tiny_llama, url)
     with pytest.raises(ValueError, match="does not answer: ConnectError"):
         connect(tiny_llama, "http://127.0.0.1:9/v1")
-    state.models = [{"id": "a"}]
-    with pytest.raises(ValueError, match="cannot take new weights"):
-        connect(tiny_llama, url).load_weights([], 1)
