@@ -16,7 +16,9 @@ from typing import Any
 from grpo.evaluation.config import TaskConfig, builtin_tasks
 from grpo.recipe.explain import nearest
 from grpo.recipe.load import load_section
-from rollout.data.problems import DatasetSource, Source, distinct, fixed_order, load_source
+from rollout.data.dataset import DatasetSource
+from rollout.data.sources import Source, load_source
+from rollout.data.stream import distinct, fixed_order
 from rollout.types import Problem
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet")

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.recipe.config import DataConfig, GRPORecipe
 from rewards.runner.score import Rewards, RewardSpec
-from rollout.data.problems import ProblemStream, Source, held_out, load_source
 from rollout.data.prompts import Prompter
+from rollout.data.sources import Source, load_source
+from rollout.data.stream import ProblemStream, held_out
 from rollout.engines.base import Engine
 
 REWARD_WORKERS = 2  # processes; rule-based rewards are light

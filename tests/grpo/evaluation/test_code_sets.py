@@ -333,11 +333,11 @@ def test_window_of_contests_is_chosen_from_files_of_the_repository(tmp_path: Pat
     assert len(of(where={"contest_date": ["2024-08-01", "2025-03-01"]}, dataset_files=["test5.jsonl"]).problems) == 2
     with pytest.raises(ValueError, match=r"where={'contest_date': \['2026', '2027'\]}: .* has no such row"):
         of(where={"contest_date": ["2026", "2027"]})
-    with pytest.raises(ValueError, match=r"row 0 of .* holds '2023-05-01T00:00:00', which is not to be compared"):
+    with pytest.raises(ValueError, match=r"row 0 of .* holds '2023-05-01T00:00:00', which cannot be compared"):
         of(where={"contest_date": [2024, 2025]})
     with pytest.raises(ValueError, match="has no column 'date'"):
         of(where={"date": ["2024", "2025"]})
-    with pytest.raises(ValueError, match=r"files of one format are needed, of .json, .jsonl, .parquet"):
+    with pytest.raises(ValueError, match=r"all files must have the same format, one of .json, .jsonl, .parquet"):
         of(dataset_files=["test3.jsonl", "test4.csv"])
 
 
