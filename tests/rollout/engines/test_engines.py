@@ -14,7 +14,6 @@ import pytest
 import torch
 from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM, PreTrainedModel
 
-import rollout.engines.vllm
 from grpo.learner.weights import checkpoint_weights
 from rollout.engines.base import Engine
 from rollout.engines.hf import HFEngine
@@ -226,7 +225,7 @@ def test_dense_model_with_tied_head_agrees_before_and_after_an_update(
     perturb(model, "embed_tokens")
     if start is start_vllm:  # the trap: the head's packed copy of the embeddings stays the old one
         with monkeypatch.context() as patch:
-            patch.setattr("rollout.engines.vllm._repack_for_cpu", lambda worker: None)
+            patch.setattr("rollout.engines.vllm.repack_for_cpu", lambda worker: None)
             engine.publish(checkpoint_weights(model), 1)
         assert len(unexplained(model, list(engine.generate(make_prompts(4), SAMPLING)))) > 20
     engine.publish(checkpoint_weights(model), 1)
@@ -258,7 +257,7 @@ def test_heads_of_a_size_without_a_kernel_are_an_error(tmp_path: Path):
     config = tiny_v3_config()
     config.qk_nope_head_dim, config.qk_head_dim = 16, 24
     folder = save_tiny(DeepseekV3ForCausalLM(config), tmp_path)
-    with pytest.raises(ValueError, match=r"heads of 24 dimensions: vLLM on CPU serves \[32, 64, .*rollout\.engine=hf"):
+    with pytest.raises(ValueError, match=r"heads of 24 dimensions: vLLM on CPU supports \[32, 64, .*rollout\.engine=hf"):
         start_vllm(folder)
 
 
@@ -341,7 +340,7 @@ def test_trap_prompts_in_chunks_rewind_a_generator_that_cannot(tiny_v3: Path):
 def test_trap_latent_attention_has_kernels_for_576_alone(
     vllm_v3: VLLMEngine, tiny_v3: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(rollout.engines.vllm, "_has_mla_kernel", lambda config: True)
+    monkeypatch.setattr("rollout.engines.vllm_setup._has_mla_kernel", lambda config: True)
     engine = start_vllm(tiny_v3)
     with pytest.raises(ValueError, match="Head dimension 40 is not supported by MLA"):
         list(engine.generate(make_prompts(1), SAMPLING))

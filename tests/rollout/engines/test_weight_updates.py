@@ -100,7 +100,7 @@ def test_trap_experts_are_packed_at_load_and_not_at_reload(vllm_v3, tiny_v3: Pat
     model = load(tiny_v3)
     perturb(model, r"mlp\.experts")
     with monkeypatch.context() as patch:
-        patch.setattr("rollout.engines.vllm._repack_for_cpu", lambda worker: None)
+        patch.setattr("rollout.engines.vllm.repack_for_cpu", lambda worker: None)
         vllm_v3.publish(checkpoint_weights(model), 1)
     assert len(unexplained(model, list(vllm_v3.generate(make_prompts(4), SAMPLING)))) > 20
     vllm_v3.publish(checkpoint_weights(model), 1)
