@@ -17,8 +17,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from rollout.data.problems import held_out, load_source
 from rollout.data.prompts import Prompter
+from rollout.data.sources import load_source
+from rollout.data.stream import held_out
 from rollout.engines.server import ServerEngine
 from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling

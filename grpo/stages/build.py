@@ -19,8 +19,9 @@ from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
 from rewards.runner.preflight import check_problems
 from rewards.runner.score import Rewards, RewardSpec
-from rollout.data.problems import ProblemStream, Source, held_out, load_source
 from rollout.data.prompts import Prompter
+from rollout.data.sources import Source, load_source
+from rollout.data.stream import ProblemStream, held_out
 from rollout.engines.base import Engine, Publisher
 from rollout.engines.build import build_engine
 

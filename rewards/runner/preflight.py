@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import track
 
 from rewards.runner.score import Rewards
-from rollout.data.problems import Source
+from rollout.data.sources import Source
 from rollout.types import Problem, Prompt
 
 _SHOWN = 10  # ids of problems for each reason

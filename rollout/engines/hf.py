@@ -128,7 +128,7 @@ class HFEngine:
             for ids, row, text, stop in zip(token_ids, logprobs, texts, stopped, strict=True)
         ]
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+    def publish(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         """Replace all weights, given under checkpoint names (`grpo.learner.weights.checkpoint_weights`)."""
         # from_pretrained knows how checkpoint names map to this architecture's modules. Its result may share memory
         # with what it was given, so it is copied, not kept.

@@ -15,7 +15,9 @@ from typing import Any
 
 from grpo.evaluation.config import TaskConfig, builtin_tasks
 from grpo.recipe.load import load_section
-from rollout.data.problems import DatasetSource, Source, distinct, fixed_order, load_source
+from rollout.data.dataset import DatasetSource
+from rollout.data.sources import Source, load_source
+from rollout.data.stream import distinct, fixed_order
 from rollout.support.names import nearest
 from rollout.types import Problem
 

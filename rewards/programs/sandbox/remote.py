@@ -11,20 +11,20 @@ nonce. Not supported: assert tests, which need a dialogue; session-based service
 import json
 import math
 import secrets
-import time
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from rewards.programs.cases import Case, Language, Tests
 from rewards.programs.compare import same_output, same_value
 from rewards.programs.results import NOT_RUN, PASSED, Reason, TestResult, wrong_value
 from rewards.programs.sandbox.inside import plain
 from rewards.programs.sandbox.limits import SandboxError
+from rollout.support.http import RequestFailedError, request_json
 
 _RETRIES = 4
 _CALLER = """
@@ -75,10 +75,27 @@ class Service(ABC):
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._client = httpx.Client()
 
     @abstractmethod
     def execute(self, source: str, stdin: str, language: Language, time_limit: float, memory_mb: int) -> Outcome:
         """Run a program once. SandboxError when the service cannot."""
+
+    def _post(self, path: str, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Send JSON, get JSON. Busy and broken connections are tried again, after 0.5, 1 and 2 s; then SandboxError."""
+        try:
+            return request_json(
+                self._client,
+                "POST",
+                self.url + path,
+                body=body,
+                timeout=timeout,
+                attempts=_RETRIES,
+                first_wait=0.5,
+                retried_statuses={429, *range(500, 600)},
+            )
+        except RequestFailedError as error:
+            raise SandboxError(f"{error}. Is the service up, and not overloaded?") from error
 
 
 class RemoteBackend:
@@ -162,7 +179,7 @@ class Piston(Service):
             "run_timeout": math.ceil(time_limit * 1000),
             "run_memory_limit": memory_mb << 20,
         }
-        answer = _post(f"{self.url}/api/v2/execute", request, time_limit + 40)
+        answer = self._post("/api/v2/execute", request, time_limit + 40)
         compiled = answer.get("compile") or {}
         if compiled.get("code", 0) != 0:
             return Outcome("", f"compilation failed: {compiled.get('stderr', '')}", "crashed")
@@ -192,7 +209,7 @@ class SandboxFusion(Service):
             "run_timeout": time_limit,
             "memory_limit_MB": memory_mb,
         }
-        answer = _post(f"{self.url}/run_code", request, time_limit + 40)
+        answer = self._post("/run_code", request, time_limit + 40)
         if answer["status"] == "SandboxError":
             raise SandboxError(f"{self.url} failed: {answer.get('message')}")
         run = answer.get("run_result")
@@ -207,23 +224,3 @@ class SandboxFusion(Service):
 
 
 _SERVICES: Mapping[str, type[Service]] = {"piston": Piston, "sandboxfusion": SandboxFusion}
-
-
-def _post(url: str, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    """POST JSON, return JSON. Retries a busy service and broken connections after 0.5, 1 and 2 s; then SandboxError."""
-    request = urllib.request.Request(
-        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, method="POST"
-    )
-    for attempt in range(1, _RETRIES + 1):
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            problem = f"{error.code} {error.read()[:200].decode(errors='replace')}"
-            if error.code < 500 and error.code != 429:
-                raise SandboxError(f"{url} refused the request: {problem}") from error
-        except (OSError, ValueError) as error:
-            problem = str(error)
-        if attempt < _RETRIES:
-            time.sleep(2**attempt / 4)
-    raise SandboxError(f"{url} did not answer {_RETRIES} requests: {problem}. Check that it is up and not overloaded.")

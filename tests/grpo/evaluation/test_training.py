@@ -13,8 +13,9 @@ import pytest
 
 from grpo.evaluation.training import Evaluation, HeldOut, reward_held_out
 from rewards.runner.score import Rewards, RewardSpec
-from rollout.data.problems import held_out, load_source
 from rollout.data.prompts import Prompter
+from rollout.data.sources import load_source
+from rollout.data.stream import held_out
 from rollout.types import Completion, Group, Problem, Prompt, Sampling
 
 # Three problems and their completions: (text, tokens, finish reason).

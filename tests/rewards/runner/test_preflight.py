@@ -11,7 +11,7 @@ import grpo
 from rewards.runner.load import checked_by
 from rewards.runner.preflight import check_problems
 from rewards.runner.score import Rewards, RewardSpec
-from rollout.data.problems import load_source
+from rollout.data.sources import load_source
 from tests.grpo.stages.test_trainer import rollout_of, write_recipe
 
 

@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     if rank == 1:  # a process may generate while the other does something else
         assert_agrees(model, list(engine.generate(prompts, sampling)))
     perturb(model, "", seed=rank)
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     assert_agrees(model, list(engine.generate(prompts, sampling)))
     engine.close()  # and the trainer's process group is still there
     accelerator.wait_for_everyone()

@@ -132,11 +132,11 @@ def test_contest_window_selects_rows_from_the_repository_files(tmp_path: Path) -
     assert len(of(where={"contest_date": ["2024-08-01", "2025-03-01"]}, dataset_files=["test5.jsonl"]).problems) == 2
     with pytest.raises(ValueError, match=r"where={'contest_date': \['2026', '2027'\]}: .* has no matching row"):
         of(where={"contest_date": ["2026", "2027"]})
-    with pytest.raises(ValueError, match=r"row 0 of .* holds '2023-05-01T00:00:00', which is not to be compared"):
+    with pytest.raises(ValueError, match=r"row 0 of .* holds '2023-05-01T00:00:00', which cannot be compared"):
         of(where={"contest_date": [2024, 2025]})
     with pytest.raises(ValueError, match="has no column 'date'"):
         of(where={"date": ["2024", "2025"]})
-    with pytest.raises(ValueError, match=r"files of one format are needed, of .json, .jsonl, .parquet"):
+    with pytest.raises(ValueError, match=r"all files must have the same format, one of .json, .jsonl, .parquet"):
         of(dataset_files=["test3.jsonl", "test4.csv"])
 
 

@@ -14,8 +14,9 @@ from grpo.evaluation.tasks.load import Task, fill, find_task, load_task
 from grpo.evaluation.tasks.prompts import EXEMPLARS_FILE, task_prompts
 from grpo.recipe.load import RecipeError
 from rewards.runner.load import BUILTINS
-from rollout.data.problems import held_out, load_source
 from rollout.data.prompts import R1_ZERO, Prompter
+from rollout.data.sources import load_source
+from rollout.data.stream import held_out
 from rollout.types import Completion, Group, Problem
 from tests.conftest import byte_tokenizer
 
