@@ -55,8 +55,10 @@ class Trainer:
         self.rewards = build_rewards(recipe, reward_functions)
         self.held_out = build_held_out(recipe, self.tokenizer, self.rewards)
         if self.accelerator.is_main_process:
-            ours = [prompt for held_out in self.held_out if not held_out.name for prompt in held_out.prompts]
-            check_problems(self.problems.source, ours, self.rewards, Console(stderr=True))
+            ours = [prompt.problem for held_out in self.held_out if not held_out.name for prompt in held_out.prompts]
+            source = self.problems.source
+            problems = map(source.__getitem__, range(source.size or 1))
+            check_problems(problems, source.size, ours, self.rewards, Console(stderr=True))
         self.policy = Policy(recipe, self.accelerator, pad_token_id=self.tokenizer.pad_token_id or 0, checkpoint=resume)
         self.accelerator.register_for_checkpointing(self.problems)
         if resume:
@@ -133,7 +135,7 @@ class Trainer:
             algorithm,
             max_completion_length=self.recipe.rollout.max_completion_length,
             seed=self.recipe.trainer.seed + self.step,
-            reward_weights=self.rewards.weights,
+            reward_weights=self.rewards.reward_weights,
         )
         local = whole.of_process(processes.process_index, processes.num_processes)
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())

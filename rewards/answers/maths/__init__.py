@@ -2,5 +2,5 @@
 
 `normalize` rewrites spellings, `parse` reads nodes, `value` (with `arithmetic`) computes scalars, `compare` knows what
 equals what. Every step is bounded by `limits`; nothing is ever evaluated as code. Used inside the processes of
-`rewards.runner.killable`.
+`rewards.runner.workers`.
 """
