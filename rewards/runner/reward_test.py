@@ -143,9 +143,7 @@ def _example(
     if ids is None and encode is not None:
         ids = [encode(text) for text in texts]
     if ids is None and needs_ids:
-        raise ValueError(
-            f"{place} has no column 'completion_ids', which the function reads. Add it, or pass --tokenizer."
-        )
+        raise ValueError(f"{place} has no column 'completion_ids', which the function needs. Add it or --tokenizer.")
     group = Group(
         problem=Problem(
             id=str(line.get("id", place)),
@@ -256,11 +254,9 @@ def _timing(results: Sequence[Result], size_of_first: int) -> str:
     """Milliseconds per completion. The first group is reported apart, since its time includes loading."""
     first, rest = f"{results[0].seconds * size_of_first * 1e3:.1f} ms", results[size_of_first:]
     if len(rest) < 2:
-        return f"time: {first}, including loading"
+        return f"time: {first}, with loading"
     times = [result.seconds * 1e3 for result in rest]
     slowest = sorted(rest, key=lambda result: -result.seconds)[:_SLOWEST]
     shown = ", ".join(f"{result.id} {result.seconds * 1e3:.1f} ms" for result in slowest)
     p99 = quantiles(times, n=100, method="inclusive")[98]
-    return (
-        f"time: mean {fmean(times):.2f} ms, p99 {p99:.1f} ms; slowest: {shown}; first row, including loading: {first}"
-    )
+    return f"time: mean {fmean(times):.2f} ms, p99 {p99:.1f} ms; slowest: {shown}; first row, with loading: {first}"
