@@ -93,7 +93,7 @@ def last_box(text: str) -> str | None:
 
 
 def gold_answer(solution: str) -> str:
-    r"""The answer in a reference solution: its last `\boxed{}`, what follows "final answer is" or `####`, or all of it."""
+    r"""The answer in a reference solution: its last `\boxed{}`, the text after "final answer is" or `####`, or all."""
     if box := last_box(solution):
         return box
     if _FINAL.search(solution):

@@ -20,7 +20,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a pool's workers run: Task("rewards.answers.maths.equivalence:judge", cpu_seconds=2, memory_mb=2048)."""
+    """What a pool's workers run: Task("rewards.answers.maths.equivalence:verify", cpu_seconds=2, memory_mb=2048)."""
 
     target: str  # module:function of one item; with `setup`, of the setup, and it returns the function of one item
     setup: Any = None
