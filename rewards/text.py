@@ -144,18 +144,18 @@ def _from_prose(text: str) -> str | None:
     return (text.strip() or None) if is_bare and not _INTRODUCED.search(text) else _last_value(text)
 
 
-def _sentence(said: str) -> str | None:
+def _sentence(phrase: str) -> str | None:
     """The value in "$18$.", "18 apples." and "The volume of $V$ is 120."."""
-    end = _SENTENCE_END.search(said)
-    sentence = (said[: end.start()] if end else said).strip(' *"\\')
+    end = _SENTENCE_END.search(phrase)
+    sentence = (phrase[: end.start()] if end else phrase).strip(' *"\\')
     if _SEVERAL.fullmatch(sentence):
         return sentence.replace("$", " ")
-    if mathematics := _MATHEMATICS.match(said):
+    if mathematics := _MATHEMATICS.match(phrase):
         return _formula(mathematics)
-    said = sentence
-    if " is " not in said and len(_PLAIN_WORD.findall(said)) < 4:
-        return said or None
-    return _last_value(said.rpartition(" is ")[2]) or said
+    phrase = sentence
+    if " is " not in phrase and len(_PLAIN_WORD.findall(phrase)) < 4:
+        return phrase or None
+    return _last_value(phrase.rpartition(" is ")[2]) or phrase
 
 
 def _last_value(text: str) -> str | None:

@@ -88,7 +88,8 @@ def judge(
         two questions with the answers in either order, because judges have a position bias (2306.05685 section 3.3).
 
     An empty answer, unclosed thinking and a reply without exactly one verdict score 0.0; the share of such replies is
-    logged as `judge/unreadable`. Equal questions are sent once. Needs the package openai (pip install 'grpo-recipes[judge]').
+    logged as `judge/unreadable`. Equal questions are sent once. Needs the package openai:
+    pip install 'grpo-recipes[judge]'.
 
     reference: a column with a reference answer.
     base_url: the endpoint, such as http://host:8000/v1; None: OpenAI's.
