@@ -63,8 +63,10 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     rewards = _rewards(recipe, reward_functions)
     held_out = _held_out(recipe, tokenizer, rewards)
     if accelerator.is_main_process:
-        ours = [prompt for part in held_out if not part.name for prompt in part.prompts]
-        check_problems(problems.source, ours, rewards, Console(stderr=True))
+        source = problems.source
+        ours = [prompt.problem for part in held_out if not part.name for prompt in part.prompts]
+        training = map(source.__getitem__, range(source.size or 1))
+        check_problems(training, source.size, ours, rewards, Console(stderr=True))
 
     model = load_model(recipe.model, checkpoint)
     batching = Batching(

@@ -106,7 +106,7 @@ class Trainer:
             algorithm,
             max_completion_length=self.recipe.rollout.max_completion_length,
             seed=self.recipe.trainer.seed + self.step,
-            reward_weights=self.parts.rewards.weights,
+            reward_weights=self.parts.rewards.reward_weights,
         )
         local = whole.of_process(processes.process_index, processes.num_processes)
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())

@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.answers.verdict import Verdict
-from rewards.runner.killable import KillablePool, Killed
 from rewards.runner.load import checked_by
+from rewards.runner.workers import WorkerError, WorkerPool
 from rewards.text import MAX_ANSWER, AnswerIn, Text, completion_text, final_answer, gold_answer
 
 _CPU_SECONDS = 2  # per comparison; most take about a millisecond
@@ -120,7 +120,7 @@ def _comparisons(pairs: list[tuple[str, str | None]]) -> list[tuple[str, str]]:
             found[pair] = comparison
     if unknown:
         for pair, result in zip(unknown, _pool().map(list(unknown)), strict=True):
-            found[pair] = ("unverifiable", result.reason) if isinstance(result, Killed) else result
+            found[pair] = ("unverifiable", result.reason) if isinstance(result, WorkerError) else result
             if len(_known) >= _MAX_KNOWN:
                 _known.clear()
             _known[pair] = found[pair]
@@ -157,9 +157,13 @@ def _number(text: str) -> Fraction | None:
 
 
 @lru_cache(maxsize=1)
-def _pool() -> KillablePool:
+def _pool() -> WorkerPool:
     """The workers of this process."""
     workers = min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
-    return KillablePool(
-        "rewards.answers.maths.equivalence:verify", cpu_seconds=_CPU_SECONDS, memory_mb=_MEMORY_MB, max_workers=workers
+    return WorkerPool(
+        "rewards.answers.maths.equivalence:verify",
+        cpu_seconds=_CPU_SECONDS,
+        memory_mb=_MEMORY_MB,
+        timeout=15 * _CPU_SECONDS,
+        max_workers=workers,
     )

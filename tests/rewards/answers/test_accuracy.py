@@ -9,7 +9,7 @@ import pytest
 
 from rewards import accuracy
 from rewards.answers.accuracy import _pool, check_reference, equal_answers, verify
-from rewards.runner.killable import KillablePool
+from rewards.runner.workers import WorkerPool
 from rewards.text import final_answer, gold_answer
 
 
@@ -155,7 +155,7 @@ def test_hostile_answers_are_wrong_fast_and_kill_no_worker(answer):
 def test_plain_numbers_start_no_process():
     """Keeps toy tasks at microseconds."""
     code = (
-        "import rewards.runner.killable; rewards.runner.killable.start = None; from rewards import accuracy;"
+        "import rewards.runner.workers; rewards.runner.workers.Worker = None; from rewards import accuracy;"
         r"print(accuracy([''] * 3, [r'\boxed{18}', r'\boxed{1/2}', r'\boxed{19}'], ['18', '0.5', '18']))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -164,8 +164,8 @@ def test_plain_numbers_start_no_process():
 
 def test_identical_answers_in_a_group_are_compared_once(monkeypatch):
     compared = []
-    pool = KillablePool("rewards.answers.maths.equivalence:verify", cpu_seconds=2, memory_mb=2048, max_workers=1)
-    monkeypatch.setattr(pool, "_map", lambda items, run=pool._map: compared.extend(items) or run(items))
+    pool = WorkerPool("rewards.answers.maths.equivalence:verify", cpu_seconds=2, memory_mb=2048, max_workers=1)
+    monkeypatch.setattr(pool, "map", lambda items, run=pool.map: compared.extend(items) or run(items))
     monkeypatch.setattr(sys.modules["rewards.answers.accuracy"], "_pool", lambda: pool)
     assert accuracy([""] * 16, [r"\boxed{(x+7)^2}"] * 16, ["x^2+14x+49"] * 16) == [1.0] * 16
     assert compared == [("x^2+14x+49", "(x+7)^2")]

@@ -174,7 +174,7 @@ def test_a_reward_worker_killed_mid_step_costs_only_time():
 
 
 def workers():
-    return {pid for pid, command in commands() if b"rewards.runner.pool" in command and parent(pid) == os.getpid()}
+    return {pid for pid, command in commands() if b"rewards.runner.remote" in command and parent(pid) == os.getpid()}
 
 
 def submissions():
