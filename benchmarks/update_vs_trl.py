@@ -127,9 +127,9 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
     from grpo.algorithm.loss import clipped_surrogate
     from grpo.algorithm.plan import Plan, Shapes
     from grpo.learner.batch import assemble
-    from grpo.learner.model import load_model
     from grpo.learner.policy import Policy
     from grpo.learner.scoring import Batching
+    from grpo.model.load import load_model
     from grpo.recipe.config import GRPORecipe
     from rewards.runner.score import ScoredGroup
     from rollout.types import Completion, Group, Problem

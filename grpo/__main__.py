@@ -61,7 +61,7 @@ def check(arguments: Sequence[str]) -> None:
             _fail_usage(f"check: unknown options {' '.join(options)}.")
     if not processes.isdigit() or processes == "0":
         _fail(f"--num_processes {processes}: must be a positive integer.")
-    from grpo.recipe.check import check_recipe
+    from grpo.estimate.check import check_recipe
     from grpo.recipe.load import RecipeError
 
     try:
@@ -86,7 +86,7 @@ def regrade(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """`grpo report`: rebuild a run's page from its files."""
-    from grpo.report.page import write_page
+    from grpo.report.page.write import write_page
     from grpo.report.records import METRICS_FILE
 
     if len(arguments) != 1:

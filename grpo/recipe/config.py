@@ -28,8 +28,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
-# Logits the LM head computes at once, by device: on CPU a chunk should stay in cache, on GPU it should fill the device.
-HEAD_CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 
 
 class AdamWConfig(Section):

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from grpo.recipe.config import GRPORecipe
 from grpo.report.metrics import Value
-from grpo.report.page import write_page
+from grpo.report.page.write import write_page
 from grpo.report.records import METRICS_FILE, SAMPLES_FILE, Row, compare, cut_after, read_rows
 from grpo.report.terminal import Terminal
 

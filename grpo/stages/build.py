@@ -11,10 +11,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.learner import checkpoint as checkpoints
-from grpo.learner.model import load_model
 from grpo.learner.policy import Policy
 from grpo.learner.reference import FOLDER, Reference
 from grpo.learner.scoring import Batching
+from grpo.model.load import load_model
 from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
 from rewards.runner.preflight import check_problems

@@ -25,8 +25,8 @@ from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.mismatch import check_mismatch, mismatch
-from grpo.learner.moe import load_metrics
 from grpo.learner.objective import loss_function
+from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
 from grpo.report.metrics import ExpertLoad, Metric, merge, values
 from grpo.report.rollout_metrics import rollout_metrics

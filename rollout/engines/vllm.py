@@ -140,7 +140,7 @@ class VLLMEngine:
         return completions
 
     def publish(self, weights: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
-        """Sample with these weights from now on; `grpo.learner.weights.checkpoint_weights(model)` gives them."""
+        """Sample with these weights from now on; `grpo.model.weights.checkpoint_weights(model)` gives them."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.collective_rpc(repack_for_cpu)
         self._llm.reset_prefix_cache()

@@ -1,4 +1,4 @@
-"""An evaluation's page: one self-contained HTML file, built like a training run's (grpo/report/page.py).
+"""An evaluation's page: one self-contained HTML file, built like a training run's (grpo/report/page/write.py).
 
 It shows all metrics, and as many samples as fit MAX_CHARS, those that are not right first. Model output is untrusted:
 it enters as escaped JSON or escaped text.
@@ -13,7 +13,7 @@ from typing import Any
 from grpo.evaluation.results.store import Results
 from grpo.evaluation.results.summary import by_problem
 from grpo.evaluation.results.table import group_table, percent, task_table, with_interval
-from grpo.report.page import asset, embed, fill, middle_out
+from grpo.report.page.write import asset, embed, fill, middle_out
 from grpo.report.records import Row
 
 PACKAGE = "grpo.evaluation.results"

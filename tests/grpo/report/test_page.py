@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from grpo.report.page import thin_curves, thin_load, thin_samples, write_page
+from grpo.report.page.write import thin_curves, thin_load, thin_samples, write_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}} & \u2028 end"
 
@@ -116,7 +116,7 @@ def test_page_of_a_long_run_is_bounded_and_keeps_extremes(tmp_path: Path) -> Non
 
 
 def test_neighbouring_steps_are_averaged_and_gaps_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grpo.report.page.MAX_POINTS", 2)
+    monkeypatch.setattr("grpo.report.page.write.MAX_POINTS", 2)
     rows = [
         {"step": 1, "reward": 0.0},
         {"step": 2, "reward": 1.0, "kl": 3.0},

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM, PreTrainedModel
 
-from grpo.learner.weights import checkpoint_weights
+from grpo.model.weights import checkpoint_weights
 from rollout.engines.base import Engine
 from rollout.engines.hf import HFEngine
 from rollout.engines.vllm import VLLMEngine

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import DeepseekV3ForCausalLM
 
-from grpo.learner.weights import checkpoint_weights
+from grpo.model.weights import checkpoint_weights
 from rollout.engines.base import Engine
 from rollout.engines.hf import HFEngine
 from rollout.types import Sampling

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from grpo.learner.weights import checkpoint_weights
+from grpo.model.weights import checkpoint_weights
 from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
 from tests.rollout.engines.agreement import assert_agrees, load, make_prompts, perturb

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from grpo.learner.head import token_logprobs
-from grpo.learner.moe import moe_layers
+from grpo.model.head import token_logprobs
+from grpo.model.moe import moe_layers
 from grpo.recipe.config import ModelConfig
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from grpo.learner import head
-from grpo.learner.head import token_logprobs
+from grpo.model import head
+from grpo.model.head import token_logprobs
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 7 * 11, 10**6])

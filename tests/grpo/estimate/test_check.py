@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from grpo.recipe.check import check_recipe
-from grpo.recipe.config import GRPORecipe
-from grpo.recipe.estimate import (
+from grpo.estimate.check import check_recipe
+from grpo.estimate.memory import (
     caches_latents,
     flops_per_step,
     kv_bytes_per_token,
@@ -17,6 +16,7 @@ from grpo.recipe.estimate import (
     measure_shape,
     memory_parts,
 )
+from grpo.recipe.config import GRPORecipe
 from grpo.recipe.load import RecipeError, load_recipe
 from tests.conftest import tiny_llama_config, tiny_v3_config
 
@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 MEASURE = """
 import ctypes, sys, psutil, torch
 from transformers import AutoModelForCausalLM, AutoConfig
-from grpo.learner.model import CompletionLogProbs
+from grpo.model.load import CompletionLogProbs
 folder, rows, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
 if hasattr(model.config, "n_routed_experts"):

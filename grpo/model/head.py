@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo.recipe.config import HEAD_CHUNK_ELEMENTS as CHUNK_ELEMENTS
+# Logits alive at once. On CPU a chunk should stay in cache, on a GPU it should fill the machine.
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from grpo.recipe.config import HEAD_CHUNK_ELEMENTS, GRPORecipe, ModelConfig
+from grpo.model.head import CHUNK_ELEMENTS
+from grpo.recipe.config import GRPORecipe, ModelConfig
 from grpo.recipe.load import RecipeError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -152,7 +153,7 @@ def memory_parts(recipe: GRPORecipe, shape: ModelShape, *, device: str, num_proc
     if scores:
         parts["attention scores"] = scores
     # A chunk's logits twice, the head weight's gradient in float32, hidden states and their gradient.
-    chunk = min(HEAD_CHUNK_ELEMENTS.get(device, 2**27), rows * length * config.vocab_size)
+    chunk = min(CHUNK_ELEMENTS.get(device, 2**27), rows * length * config.vocab_size)
     hidden = 2 * rows * length * config.hidden_size * width
     parts["LM head, in chunks"] = 2 * 4 * chunk + 4 * config.vocab_size * config.hidden_size + hidden
     return parts | _engine_parts(recipe, shape, device, width)

@@ -14,7 +14,7 @@ from grpo.recipe.record import check_world
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from grpo.recipe.estimate import ModelShape
+    from grpo.estimate.memory import ModelShape
 
 
 def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, num_processes: int = 1) -> bool:
@@ -29,7 +29,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, num_process
     console.print(f"{path} is valid.")
     if not isinstance(recipe, GRPORecipe):
         return True  # the model size depends on the tokenizer, which a check does not build
-    from grpo.recipe import estimate
+    from grpo.estimate import memory as estimate
 
     config = estimate.load_config(recipe.model)
     rows, length = estimate.micro_batch(recipe)
@@ -42,7 +42,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, num_process
 
 
 def _print_memory(console: Console, recipe: GRPORecipe, shape: "ModelShape", num_processes: int) -> bool:
-    from grpo.recipe import estimate
+    from grpo.estimate import memory as estimate
 
     device, memory, name = _machine(num_processes)
     parts = estimate.memory_parts(recipe, shape, device=device, num_processes=num_processes)
@@ -67,7 +67,7 @@ def _print_memory(console: Console, recipe: GRPORecipe, shape: "ModelShape", num
 
 
 def _remedy(parts: dict[str, int], memory: int) -> str:
-    from grpo.recipe.estimate import shardable
+    from grpo.estimate.memory import shardable
 
     state = shardable(parts)
     rest = sum(parts.values()) - state
@@ -87,7 +87,7 @@ def _remedy(parts: dict[str, int], memory: int) -> str:
 
 
 def _print_cache(console: Console, recipe: GRPORecipe, config: "PretrainedConfig", device: str) -> None:
-    from grpo.recipe.estimate import BYTES, caches_latents, kv_bytes_per_token
+    from grpo.estimate.memory import BYTES, caches_latents, kv_bytes_per_token
 
     width = BYTES[recipe.model.dtype]
     compressed = caches_latents(recipe, config, device)
@@ -104,7 +104,7 @@ def _print_cache(console: Console, recipe: GRPORecipe, config: "PretrainedConfig
 
 
 def _print_step(console: Console, recipe: GRPORecipe, shape: "ModelShape") -> None:
-    from grpo.recipe.estimate import flops_per_step, sample_lengths
+    from grpo.estimate.memory import flops_per_step, sample_lengths
 
     prompt, completion = sample_lengths(recipe)
     samples = recipe.rollout.problems_per_step * recipe.rollout.num_generations

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from grpo.learner.moe import Routes, load_metrics, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
+from grpo.model.moe import Routes, load_metrics, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def embed(data: Mapping[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def asset(name: str, package: str = "grpo.report") -> str:
+def asset(name: str, package: str = "grpo.report.page") -> str:
     """The text of a package's file."""
     return (files(package) / name).read_text(encoding="utf-8")
 
