@@ -1,4 +1,4 @@
-# Each target makes the environment it needs; a second call installs nothing again.
+# Each target creates the environment it needs; later runs skip the installation.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +17,7 @@ check: $(INSTALLED)  ## lint and type-check
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-format: $(INSTALLED)
+format: $(INSTALLED)  ## fix lint and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -26,9 +26,9 @@ clean:
 
 $(INSTALLED): requirements/cpu.txt pyproject.toml grpo/recipe/codec.pth
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed, $(PYTHON) is older. Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	  { echo "Python 3.11 or newer is required and $(PYTHON) is older. Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing requirements/cpu.txt into .venv: some minutes, 4 GB"
+	@echo "Installing requirements/cpu.txt into .venv: takes a few minutes and 4 GB"
 	$(BIN)/python -m pip install -qq --no-deps -r requirements/cpu.txt
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	touch $@

@@ -1,9 +1,9 @@
-"""Is a base fit for reinforcement learning: is its long way rare, reliable and paying?
+"""Is a base model fit for RL: is its long reasoning rare, reliable and worth its tokens?
 
     python benchmarks/base_gates.py recipes/v3_base --problems 256
 
-Samples held-out countdown problems twice with transformers: freely, and with giving up forbidden (no `</think>` after a
-failed try while fewer than nine are made); and chains freely. Prints one line per gate.
+Samples held-out countdown problems with transformers twice: freely, and without giving up (`</think>` is masked after a
+failed try until all nine are made). Arithmetic chains are sampled freely. Prints one line per gate.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ALL_TRIES = 9  # three pairs, three operations
 
 
 class NeverGiveUp(LogitsProcessor):
-    """Forbids the end of thinking right after a failed try, until every try was made."""
+    """Masks the end of thinking right after a failed try, until all tries are made."""
 
     def __init__(self, tokenizer: Any, prompt_length: int) -> None:
         self.start = prompt_length
@@ -45,9 +45,9 @@ class NeverGiveUp(LogitsProcessor):
 def sample(
     model: Any, tokenizer: Any, problems: list[dict], k: int, batch: int = 512, forced: bool = False
 ) -> Iterator[tuple[dict, str, int]]:
-    """(problem, completion, its length in tokens), k times per problem. Prompts of one length share a batch."""
+    """(problem, completion, its length in tokens), k times per problem. Prompts of equal length share a batch."""
     encoded = [(tokenizer.encode(TEMPLATE.format(prompt=p["prompt"])), p) for p in problems for _ in range(k)]
-    encoded.sort(key=lambda pair: len(pair[0]))  # stable: the samples of a problem stay together
+    encoded.sort(key=lambda pair: len(pair[0]))  # stable: a problem's samples stay together
     for length, same in groupby(encoded, key=lambda pair: len(pair[0])):
         rows = list(same)
         for start in range(0, len(rows), batch):
@@ -66,7 +66,7 @@ def sample(
 
 
 def rate(rows: list[tuple[float, int]], condition: Callable[[int], bool]) -> str:
-    """Accuracy among the completions whose number of steps meets the condition, and their share."""
+    """Accuracy among completions whose number of steps meets the condition, and their share."""
     chosen = [right for right, steps in rows if condition(steps)]
     return f"{sum(chosen) / max(1, len(chosen)):.3f} ({len(chosen) / len(rows):.1%} of completions)"
 
@@ -97,16 +97,15 @@ def main() -> None:
         print(
             f"  mean length {sum(n for *_, n in seen) / len(seen):.1f}, tries {sum(n for _, n in rows) / len(rows):.2f}"
         )
-        print(
-            f"  accuracy of one try {rate(rows, lambda n: n <= 1)}, of more {rate(rows, lambda n: n > 1)}", flush=True
-        )
+        one, more = rate(rows, lambda n: n <= 1), rate(rows, lambda n: n > 1)
+        print(f"  accuracy with one try {one}, with more {more}", flush=True)
 
     seen = list(sample(model, tokenizer, chains, 4))
     texts = [text for _, text, _ in seen]
     right = [score or 0.0 for score in exact_match(texts, texts, answer=[p["answer"] for p, _, _ in seen])]
     rows = [(score, text.count(";")) for score, text in zip(right, texts, strict=True)]
     print(f"chains: pass@1 {sum(right) / len(right):.3f}")
-    print(f"  accuracy at once {rate(rows, lambda n: n == 0)}, step by step {rate(rows, lambda n: n > 0)}")
+    print(f"  accuracy in one step {rate(rows, lambda n: n == 0)}, step by step {rate(rows, lambda n: n > 0)}")
 
 
 if __name__ == "__main__":

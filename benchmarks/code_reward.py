@@ -1,11 +1,11 @@
-"""The code reward on public sets, under attack, and how fast it is.
+"""The code reward on public datasets, under attack, and its speed.
 
     python benchmarks/code_reward.py sets           reference solutions and public generations
-    python benchmarks/code_reward.py attacks        adversarial_code.jsonl, probe and bombs, every level, root and user
-    python benchmarks/code_reward.py leaks          1,000 submissions in a row
+    python benchmarks/code_reward.py attacks        adversarial submissions, self-test, bombs; each level and user
+    python benchmarks/code_reward.py leaks          1,000 submissions in a row, and what is left behind
     python benchmarks/code_reward.py throughput     executions per second, and where the time goes
 
-`--data` is a folder with verifier/, generations/ and eval/; what is missing there is said and left out.
+`--data` is a folder with verifier/, generations/ and eval/; missing files are reported and skipped.
 """
 
 import argparse
@@ -20,25 +20,27 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-from rewards.programs.code import CodeVerdict, judge  # noqa: E402
+from rewards.programs.code import run_tests  # noqa: E402
 from rewards.programs.datasets import humaneval_tests, mbpp_tests  # noqa: E402
+from rewards.programs.results import CodeResult  # noqa: E402
 from rewards.programs.sandbox import isolation, pool  # noqa: E402
 from rewards.programs.sandbox.box import Box  # noqa: E402
 from rewards.programs.sandbox.isolation import LEVELS  # noqa: E402
-from rewards.programs.sandbox.running import Limits  # noqa: E402
+from rewards.programs.sandbox.limits import Limits  # noqa: E402
+from rewards.programs.sandbox.running import Running  # noqa: E402
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
-        print(f"left out: there is no {path}")
+        print(f"skipped: {path} does not exist")
         return []
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def sets(data: Path) -> None:
-    """Reference solutions pass; public generations get their published score."""
+    """Score reference solutions, which must pass, and public generations, whose scores are published."""
     humaneval = rows(data / "eval/humaneval/test.jsonl")
     mbpp = rows(data / "eval/mbpp/mbpp.jsonl")
     leetcode = rows(data / "eval/leetcode/rllm_test.jsonl")
@@ -57,28 +59,28 @@ def sets(data: Path) -> None:
 
     tasks = {row["task_id"]: row for row in humaneval}
     generated = [row for row in rows(data / "generations/qwen25coder_1.5b_humaneval.jsonl") if row["task_id"] in tasks]
-    verdicts = grade(
+    results = grade(
         "HumanEval, Qwen2.5-Coder-1.5B (published 43.9)",
         generated,
         lambda row: row["solution"],
         lambda row: of_humaneval(tasks[row["task_id"]]),
         quiet=True,
     )
-    disagreements(generated, verdicts)
+    disagreements(generated, results)
 
-    # The generations answer MBPP+, whose tests differ from MBPP's. Where the prompt's example, which a generation
-    # repeats, is one of MBPP's own tests, both ask the same.
+    # The generations answer MBPP+, whose tests differ from MBPP's. If the prompt's example, which a generation repeats,
+    # is one of MBPP's own tests, both pose the same problem.
     problems = {row["task_id"]: row for row in mbpp}
     generated = rows(data / "generations/qwen25coder_1.5b_mbpp.jsonl")
     same = [row for row in generated if _asks_the_same(row, problems.get(int(row["task_id"].partition("/")[2])))]
-    verdicts = grade(
-        f"MBPP, Qwen2.5-Coder-1.5B, {len(same)} of {len(generated)} tasks with the example of MBPP",
+    results = grade(
+        f"MBPP, Qwen2.5-Coder-1.5B, {len(same)} of {len(generated)} tasks whose example is MBPP's",
         same,
         lambda row: row["solution"],
         lambda row: of_mbpp(problems[int(row["task_id"].partition("/")[2])]),
         quiet=True,
     )
-    disagreements(same, verdicts)
+    disagreements(same, results)
 
 
 def _asks_the_same(row: dict[str, Any], problem: dict[str, Any] | None) -> bool:
@@ -94,29 +96,30 @@ def grade(
     tests: Callable[[Any], Any],
     *,
     quiet: bool = False,
-) -> list[CodeVerdict]:
+) -> list[CodeResult]:
+    """Run the programs, print how many pass and, unless quiet, each failure."""
     started = time.perf_counter()
-    verdicts = judge(
+    results = run_tests(
         [program(row) for row in problems], [tests(row) for row in problems], code_in="text", time_limit=10
     )
     seconds = time.perf_counter() - started
-    passed = sum(verdict.passed for verdict in verdicts)
+    passed = sum(result.passed for result in results)
     if problems:
         print(f"{title}: {passed}/{len(problems)} = {100 * passed / len(problems):.2f} in {seconds:.1f} s")
-    for row, verdict in zip(problems, verdicts, strict=True):
-        if not verdict.passed and not quiet:
-            print(f"   {row['task_id']}: {verdict.reason}: {verdict.first_failure.detail}")
-    return verdicts
+    for row, result in zip(problems, results, strict=True):
+        if not result.passed and not quiet:
+            print(f"   {row['task_id']}: {result.reason}: {result.first_failure.detail}")
+    return results
 
 
-def disagreements(generated: Sequence[dict[str, Any]], verdicts: Sequence[CodeVerdict]) -> None:
+def disagreements(generated: Sequence[dict[str, Any]], results: Sequence[CodeResult]) -> None:
     labels = [row["base_status"] == "pass" for row in generated]
     if labels:
         print(f"   published on these: {100 * statistics.mean(labels):.2f}")
-    for row, label, verdict in zip(generated, labels, verdicts, strict=True):
-        if label != verdict.passed:
-            print(f"   {row['task_id']}: published {row['base_status']}, here {verdict.reason}", end=" ")
-            print(verdict.first_failure.detail)
+    for row, label, result in zip(generated, labels, results, strict=True):
+        if label != result.passed:
+            print(f"   {row['task_id']}: published {row['base_status']}, here {result.reason}", end=" ")
+            print(result.first_failure.detail)
 
 
 ADVERSARIAL = {
@@ -129,7 +132,7 @@ ADVERSARIAL = {
 
 
 def attacks(data: Path, user: str | None) -> None:
-    """Each level, as this user and (from root) as an ordinary one; each in a process of its own."""
+    """Each level, as this user and, from root, as an ordinary user, each in its own process."""
     if user is None:
         for level in LEVELS[:-1]:
             for who in ["-", "61000"] if os.getuid() == 0 else ["-"]:
@@ -143,7 +146,7 @@ def attacks(data: Path, user: str | None) -> None:
     if who != "-":
         hostile.become(int(who))
     started = time.perf_counter()
-    verdicts = judge(
+    results = run_tests(
         [row["submission"] for row in adversarial],
         [ADVERSARIAL[row["kind"]] for row in adversarial],
         code_in="text",
@@ -151,29 +154,29 @@ def attacks(data: Path, user: str | None) -> None:
         time_limit=1,
         memory_mb=256,
     )
-    wrong = [row["id"] for row, v in zip(adversarial, verdicts, strict=True) if v.passed != row["expected"]]
+    wrong = [row["id"] for row, v in zip(adversarial, results, strict=True) if v.passed != row["expected"]]
     seconds = time.perf_counter() - started
     print(f"{level}, user {os.getuid()}: {len(adversarial) - len(wrong)}/{len(adversarial)} adversarial submissions as")
     print(f"   expected in {seconds:.1f} s {wrong or ''}")
     report = hostile.attack(level)
     probe = report["probe"]
-    print(f"   probe: {len(probe['held'])} attacks refused, possible: {probe['broken'] or 'none'}")
-    print(f"   {len(report['failed'])} bombs and tricks in {report['seconds']:.1f} s, afterwards all well: ", end="")
+    print(f"   self-test: {len(probe['held'])} attacks refused, succeeded: {probe['broken'] or 'none'}")
+    print(f"   {len(report['failed'])} bombs and tricks in {report['seconds']:.1f} s, sandbox still works: ", end="")
     print(report["afterwards"])
     for name, outcome in {**report["passed"], **report["failed"]}.items():
         print(f"      {name}: {outcome[:70]!r}")
 
 
 def leaks() -> None:
-    """1,000 submissions, one after the other: descriptors, processes, files and memory before and after."""
+    """Descriptors, processes, files and memory before and after 1,000 consecutive submissions."""
     kinds = ["print(input())", "print(input(", "import os\nos.fork()\nprint(input())", "1/0", "open('x', 'w')"]
     tests = {"type": "stdin", "cases": [{"input": "3\n", "output": "3\n"}], "time_limit": 1}
-    judge(kinds, [tests] * len(kinds), code_in="text")
+    run_tests(kinds, [tests] * len(kinds), code_in="text")
     pool.close_all()
     print("before", footprint())
     started = time.perf_counter()
     for index in range(1000):
-        judge([f"{kinds[index % 50 if index % 50 < len(kinds) else 0]}\n#{index}"], [tests], code_in="text")
+        run_tests([f"{kinds[index % 50 if index % 50 < len(kinds) else 0]}\n#{index}"], [tests], code_in="text")
     print(f"1,000 submissions in {time.perf_counter() - started:.1f} s")
     print("with the pool", footprint())
     pool.close_all()
@@ -195,10 +198,10 @@ def footprint() -> dict[str, int]:
 
 
 def throughput(data: Path) -> None:
-    """Medians of one at a time, then many at a time."""
+    """Median latencies of single runs, then throughput of many."""
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     fresh = [isolation.python(), "-S", "-c", "pass"]
-    print(f"{'starting Python for each, no sandbox':45} {median(lambda: subprocess.run(fresh, check=True)):6.1f} ms")
+    print(f"{'starting Python each time, no sandbox':45} {median(lambda: subprocess.run(fresh, check=True)):6.1f} ms")
     empty: dict[str, Any] = {"mode": "script", "preamble": "", "source": ""}
     for level in LEVELS:
         if level != "none" and isolation.missing(level):
@@ -207,14 +210,14 @@ def throughput(data: Path) -> None:
         box = Box(level)
 
         def one(job: dict[str, Any], box: Box = box) -> None:
-            with box.run(job, Limits()) as running:
+            with Running(box, job, Limits()) as running:
                 running.feed(b"", last=True)
                 running.wait()
 
         def parts() -> Iterator[float]:
             for _ in range(100):
                 started = time.perf_counter()
-                with box.run(empty, Limits()) as running:  # noqa: B023
+                with Running(box, empty, Limits()) as running:  # noqa: B023
                     sent = time.perf_counter()
                     running.feed(b"", last=True)
                     ended = running.wait()
@@ -222,7 +225,7 @@ def throughput(data: Path) -> None:
 
         numbers = list(parts())
         handed, cpu, whole = (statistics.median(numbers[i::3]) for i in range(3))
-        print(f"{level + ': an empty program':45} {whole:6.1f} ms: {handed:.1f} handing over, {cpu:.1f} its CPU")
+        print(f"{level + ': an empty program':45} {whole:6.1f} ms: {handed:.1f} to hand over, {cpu:.1f} its CPU")
         with_work = median(lambda one=one: one(empty | {"source": "import heapq\nprint(sum(range(10**5)))"}))
         print(f"{level + ': a small program':45} {with_work:6.1f} ms")
         box.close()
@@ -232,20 +235,20 @@ def throughput(data: Path) -> None:
         if isolation.missing(level):
             continue
         programs = [f"print(sum(map(int, input().split())))  # {i}" for i in range(count)]
-        judge(programs[:4], [tests] * 4, code_in="text", isolation=level)
+        run_tests(programs[:4], [tests] * 4, code_in="text", isolation=level)
         started = time.perf_counter()
-        judge(programs, [tests] * count, code_in="text", isolation=level)
+        run_tests(programs, [tests] * count, code_in="text", isolation=level)
         print(f"{level + ': stdin tests, all cores':45} {count / (time.perf_counter() - started):6.0f} per second")
     problems = rows(data / "eval/humaneval/test.jsonl")
     if problems:
         started = time.perf_counter()
-        judge(
+        run_tests(
             [row["prompt"] + row["canonical_solution"] for row in problems],
             [humaneval_tests(row["prompt"], row["test"], row["entry_point"]) for row in problems],
             code_in="text",
         )
         rate = len(problems) / (time.perf_counter() - started)
-        print(f"{'HumanEval, checks in a sandbox of their own':45} {rate:6.0f} solutions per second")
+        print(f"{'HumanEval, asserts in their own sandbox':45} {rate:6.0f} solutions per second")
 
 
 def median(action: Callable[[], object], repeats: int = 30) -> float:

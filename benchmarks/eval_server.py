@@ -1,9 +1,9 @@
-"""The server engine against the engine in this process: same model, same requests, on a real vLLM server.
+"""The server engine against the in-process engine: same model, same requests, on a real vLLM server.
 
     python benchmarks/eval_server.py [--problems 24]
 
-Starts vLLM's OpenAI-compatible server on the embedded base, asks it for greedy, sampled and stopped completions, and
-compares every token with those of the engine in this process.
+Starts vLLM's OpenAI-compatible server on the embedded base, requests greedy, sampled and stopped completions, and
+compares every token with the in-process engine's.
 """
 
 import argparse
@@ -17,14 +17,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from rollout.data.problems import held_out, load_source
 from rollout.data.prompts import Prompter
+from rollout.data.sources import load_source
+from rollout.data.stream import held_out
 from rollout.engines.server import ServerEngine
 from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
 
 MODEL = str(Path(__file__).parent.parent / "recipes" / "v3_base")
-# What rollout/engines/vllm.py sets for a CPU, as options of the server.
+# What rollout/engines/vllm.py sets on a CPU, as server options.
 SERVER = [
     *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL, "--host", "127.0.0.1"),
     *("--dtype", "float32", "--max-model-len", "192", "--max-num-seqs", "64", "--max-num-batched-tokens", "8192"),
@@ -67,7 +68,7 @@ def main() -> None:
                 for engine in (there, here)
             ]
             equal = sum(found[0][key] == found[1][key] for key in found[1])
-            print(f"{name}: {equal} of {len(found[1])} completions are the same, token for token")
+            print(f"{name}: {equal} of {len(found[1])} completions are identical, token for token")
     finally:
         server.terminate()
         server.wait()
@@ -76,7 +77,7 @@ def main() -> None:
 def wait_for(url: str, server: subprocess.Popen[bytes], seconds: float = 300) -> None:
     for _ in range(int(seconds)):
         if server.poll() is not None:
-            raise SystemExit(f"the server ended with {server.returncode}")
+            raise SystemExit(f"the server exited with code {server.returncode}")
         try:
             urllib.request.urlopen(url, timeout=5)
             return

@@ -1,12 +1,12 @@
-"""What evaluating costs beyond generating: `LLM.generate` of vLLM against `grpo eval`'s loop, same requests and tokens.
+"""The overhead of evaluation over generation: vLLM's `LLM.generate` against `grpo eval`, same requests and tokens.
 
     python benchmarks/eval_throughput.py [--problems 256] [--samples 4] [--rounds 10]
     python benchmarks/eval_throughput.py --model DIR --task gsm8k --data-dir DIR --template chat --max-tokens 256
 
-One engine; by default the embedded base on its held-out problems, the hardest case: it is so small that a sample costs
-9 ms. Each round runs both, in turns: plain `LLM.generate` with nothing but the sampling parameters, and the loop of
-grpo/evaluation/run.py, which generates, judges in worker processes and writes every sample. Tokens are equal;
-compared are wall seconds and the CPU seconds of this process, and the time that judging takes after the last token.
+Both share one engine; by default the embedded base on its held-out problems, the hardest case, because it needs only
+9 ms per sample. Each round runs plain `LLM.generate` and the loop of grpo/evaluation/run.py, which generates, grades in
+worker processes and writes every sample, in alternating order. Both produce the same tokens; the benchmark reports wall
+time, this process's CPU time, and how long grading continues after the last token.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from accelerate import Accelerator
 from vllm import SamplingParams
 
 from grpo.evaluation.grading import build_grader
-from grpo.evaluation.prompts import task_prompts
-from grpo.evaluation.run import Work, _answer
-from grpo.evaluation.tasks import load_task
+from grpo.evaluation.run import generate_and_grade
+from grpo.evaluation.tasks.load import load_task
+from grpo.evaluation.tasks.prompts import task_prompts
+from grpo.evaluation.work import Work
 from rollout.engines.base import request_seed
 from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
@@ -70,28 +71,28 @@ def main() -> None:
     inputs = [{"prompt_token_ids": list(request.token_ids)} for request in requests]
 
     def raw() -> int:
-        engine._llm.reset_prefix_cache()  # prompts of the last round; evaluating starts without them, too
+        engine._llm.reset_prefix_cache()  # the last round's prompts; an evaluation starts without them, too
         outputs = engine._llm.generate(inputs, parameters, use_tqdm=False)  # type: ignore[arg-type]
         return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
 
     def whole() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            _answer(work, engine, Accelerator(), Path(folder))
+            generate_and_grade(work, engine, Accelerator(), Path(folder))
             return int(work.timing["generated_tokens"])
 
-    for _ in range(2):  # first generations compile, and start the workers
+    for _ in range(2):  # warm-up: compiles, and starts the workers
         raw(), whole()
     ratios, tails = [], []
     for number in range(given.rounds):
         order = [raw, whole] if number % 2 else [whole, raw]
         measured = {function: timed(function) for function in order}
         (a_tokens, a_wall, a_cpu), (b_tokens, b_wall, b_cpu) = measured[raw], measured[whole]
-        assert a_tokens == b_tokens, "the same requests give the same tokens"
+        assert a_tokens == b_tokens, "the same requests must give the same tokens"
         ratios.append((b_wall / a_wall, b_cpu / a_cpu))
         tails.append(work.timing["grading_tail_seconds"])
         print(
             f"round {number + 1}: {a_tokens} tokens; LLM.generate {a_tokens / a_wall:.0f} tokens/s, {a_cpu:.1f} CPU s; "
-            f"grpo eval {b_tokens / b_wall:.0f} tokens/s, {b_cpu:.1f} CPU s; judging after that {tails[-1]:.3f} s"
+            f"grpo eval {b_tokens / b_wall:.0f} tokens/s, {b_cpu:.1f} CPU s; grading tail {tails[-1]:.3f} s"
         )
     for name, column in zip(("wall", "CPU"), zip(*ratios, strict=True), strict=True):
         low, middle, high = statistics.quantiles(column, n=4)

@@ -1,13 +1,13 @@
-"""One GRPO step without generation, TRL's and ours: seconds, peak memory, largest gradient difference.
+"""One GRPO step without generation, TRL and ours: seconds, peak memory, largest gradient difference.
 
     python benchmarks/update_vs_trl.py [--steps 3] [--max-tokens 8192]
 
-Both get the same weights, prompts, completions and rewards and compute advantages, losses, gradients and an optimizer
-step. 64 samples in groups of 8, lognormal lengths (mean about 165, up to 1,024), a dense Llama of 5.1M parameters,
-float32, `dapo`, beta 0; TRL with micro-batches of 16 samples. Each side runs in a process of its own, so that peak
-memory is its own; the gradient compared is the first step's.
+Both get the same weights, prompts, completions and rewards, and compute advantages, losses, gradients and an optimizer
+step: 64 samples in groups of 8, lognormal lengths (mean about 165, up to 1,024), a dense Llama with 5.1M parameters,
+float32, `dapo`, beta 0; TRL uses micro-batches of 16 samples. Each side runs in its own process, so peak memory is
+measured separately. The first step's gradients are compared.
 
-The floor printed is 6 x parameters x tokens at the speed that a float32 matrix product reaches in the same run.
+The printed floor is 6 x parameters x tokens at the throughput of a float32 matrix product in the same run.
 """
 
 import argparse
@@ -30,7 +30,7 @@ GROUPS, SIZE, PROMPT, LONGEST, VOCAB = 8, 8, 16, 1024, 4096
 
 
 def samples() -> tuple[list[list[int]], list[list[int]], np.ndarray]:
-    """Prompts and completions of every sample, and rewards [GROUPS, SIZE] of which no group is all equal."""
+    """Each sample's prompt and completion, and rewards [GROUPS, SIZE]; no group has equal rewards only."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4.72, 0.9, GROUPS * SIZE), 4, LONGEST).astype(int)
     lengths[0] = LONGEST
@@ -127,9 +127,9 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
     from grpo.algorithm.loss import clipped_surrogate
     from grpo.algorithm.plan import Plan, Shapes
     from grpo.learner.batch import assemble
-    from grpo.learner.model import load_model
     from grpo.learner.policy import Policy
     from grpo.learner.scoring import Batching
+    from grpo.model.load import load_model
     from grpo.recipe.config import GRPORecipe
     from rewards.runner.score import ScoredGroup
     from rollout.types import Completion, Group, Problem
@@ -188,7 +188,7 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
 
 
 def side(name: str, folder: Path, steps: int, max_tokens: int) -> None:
-    """One side in its own process: writes gradients and figures into the folder."""
+    """Run one side in its own process; writes gradients and measurements into the folder."""
     seconds, gradients = run_trl(folder, steps) if name == "trl" else run_ours(folder, steps, max_tokens)
     torch.save(gradients, folder / f"{name}.pt")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -196,7 +196,7 @@ def side(name: str, folder: Path, steps: int, max_tokens: int) -> None:
 
 
 def matmul_flops_per_second() -> float:
-    """What a float32 matrix product reaches here."""
+    """Throughput of a float32 matrix product on this machine."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     a @ b
     started = time.perf_counter()
@@ -208,7 +208,7 @@ def matmul_flops_per_second() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--max-tokens", type=int, default=4096, help="our token budget of a micro-batch")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="our token budget per micro-batch")
     parser.add_argument("--side", choices=["trl", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -226,7 +226,7 @@ def main() -> None:
 
 
 def report(folder: Path) -> None:
-    figures = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("trl", "ours")}
+    measured = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("trl", "ours")}
     ours, trl = (torch.load(folder / f"{name}.pt") for name in ("ours", "trl"))
     difference = max(float((ours[n] - trl[n]).abs().max()) for n in trl)
     largest = max(float(g.abs().max()) for g in trl.values())
@@ -236,12 +236,12 @@ def report(folder: Path) -> None:
     floor = 6 * parameters * tokens / matmul_flops_per_second()
     print(f"{parameters / 1e6:.1f}M parameters, {tokens:,} tokens in {len(completions)} samples; floor {floor:.1f} s")
     medians, peaks = {}, {}
-    for name, figure in figures.items():
-        medians[name], peaks[name] = float(np.median(figure["seconds"])), figure["peak_gib"]
-        steps = ", ".join(f"{s:.1f}" for s in figure["seconds"])
+    for name, run in measured.items():
+        medians[name], peaks[name] = float(np.median(run["seconds"])), run["peak_gib"]
+        steps = ", ".join(f"{s:.1f}" for s in run["seconds"])
         print(f"{name:5} {medians[name]:6.2f} s per step ({steps}), peak {peaks[name]:.2f} GiB")
     time, memory = medians["trl"] / medians["ours"], peaks["trl"] / peaks["ours"]
-    print(f"TRL takes {time:.1f}x the time and {memory:.1f}x the memory of ours")
+    print(f"TRL takes {time:.1f}x our time and {memory:.1f}x our memory")
     print(f"largest gradient difference {difference:.1e} (largest gradient {largest:.1e})")
 
 

@@ -6,7 +6,7 @@
 
     grpo.evaluate(model="runs/r1_zero/checkpoint-30", tasks=["countdown"], template="{prompt} :").tasks
 
-Importing this package loads neither torch nor a recipe.
+Importing this package does not import torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grpo.evaluation.results.write import Results
+    from grpo.evaluation.results.store import Results
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "train"]
@@ -23,16 +23,16 @@ __all__ = ["evaluate", "train"]
 def train(
     recipe: str | Path, reward_functions: Sequence[Callable[..., Any]] | None = None, **sections: dict[str, Any]
 ) -> Path:
-    """Run the stage of a recipe in this process; returns the folder it wrote, a Hugging Face checkpoint.
+    """Run a recipe's stage in this process; returns the folder it wrote, a Hugging Face checkpoint.
 
     Args:
         recipe: path of a YAML file.
         reward_functions: callables with TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`,
-            that join the recipe's own rewards with weight 1.
-        sections: values that replace those of the file, such as `trainer={"max_steps": 5}`.
+            added to the recipe's rewards with weight 1.
+        sections: values that override the file's, such as `trainer={"max_steps": 5}`.
 
     Raises:
-        grpo.recipe.RecipeError: the recipe is wrong; nothing was loaded yet.
+        grpo.recipe.load.RecipeError: the recipe is invalid; raised before anything is loaded.
     """
     from grpo.recipe.load import load_recipe
     from grpo.stages.pipeline import run
@@ -41,17 +41,17 @@ def train(
 
 
 def evaluate(recipe: str | Path | None = None, *, model: str | None = None, **sections: Any) -> "Results":
-    """Evaluate a checkpoint on tasks in this process, as `grpo eval` does; what it finds is also in `output`.
+    """Evaluate a checkpoint on tasks in this process, like `grpo eval`. The results are also written to `output`.
 
     Args:
-        recipe: path of a YAML file with `stage: eval`; None: everything is said here.
-        model: a Hugging Face folder or Hub name, or the folder of a LoRA adapter.
-        sections: values that replace those of the file, such as `tasks=["gsm8k"]`, `protocol="greedy"`,
+        recipe: path of a YAML file with `stage: eval`; None: all values are given here.
+        model: a Hugging Face folder or Hub name, or a LoRA adapter's folder.
+        sections: values that override the file's, such as `tasks=["gsm8k"]`, `protocol="greedy"`,
             `sampling={"num_samples": 4}`, `engine={"name": "hf"}`, `output="runs/eval"`.
 
     Raises:
-        grpo.recipe.RecipeError: the recipe is wrong; nothing was loaded yet.
-        ValueError: a task, a column, the template or the model is.
+        grpo.recipe.load.RecipeError: the recipe is invalid; raised before anything is loaded.
+        ValueError: a task, a column, the template or the model is invalid.
     """
     from grpo.evaluation.run import run_evaluation
     from grpo.recipe.load import load_recipe

@@ -1,44 +1,38 @@
-"""The command line.
-
-grpo train [accelerate's options] recipe.yaml [section.key=value …]   train, by way of `accelerate launch`
-grpo check [--num_processes N] recipe.yaml [section.key=value …]      what a recipe needs, without running it
-grpo eval --model CKPT --tasks gsm8k,math500 [options]                evaluate a checkpoint; also: grpo eval recipe.yaml
-grpo eval --compare RUN_A RUN_B                                       the difference of two evaluations
-grpo regrade RUN                                                      judge kept samples again, without generating
-grpo report run_dir                                                   write the page of a run again
-grpo reward-test [--columns '{ours: theirs}'] [--tokenizer NAME] FUNCTION rows.jsonl [option=value …]
-                                                                      what a reward says of completions, and how fast
-"""
+"""The command line: `grpo COMMAND …`. Wrong usage and wrong recipes print a message and exit with code 2."""
 
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from rollout.support.names import nearest
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; wrong recipes and wrong usage are said in words and end with exit code 2."""
-    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if command in ("-h", "--help"):
-        print(__doc__)
-    elif command in COMMANDS:
-        COMMANDS[command](rest)
+    """Run a command; `arguments` default to the process's own."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name in COMMANDS:
+        COMMANDS[name].run(rest)
     else:
-        _fail(f"there is no command {command!r}.\n{__doc__}")
+        _fail_usage(f"unknown command {name!r}.{nearest(name, COMMANDS)}")
 
 
 def train(arguments: Sequence[str]) -> None:
-    """`grpo train`: in a launched process, run the recipe; otherwise launch such processes."""
+    """`grpo train`: run the recipe in a launched process; otherwise launch the processes."""
     from grpo.recipe.launch import is_launched, launch, launch_on_cpu, missing_processes, use_all_cores
 
     options, path, overrides = _split(arguments)
     if is_launched():
         use_all_cores()
-    from grpo.recipe.load import RecipeError, check_world, load_recipe
+    from grpo.recipe.load import RecipeError, load_recipe
+    from grpo.recipe.record import check_world
 
     try:
         recipe = load_recipe(path, overrides)
@@ -56,7 +50,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """`grpo check`: shapes, memory and tokens of a recipe."""
+    """`grpo check`: print a recipe's sizes, memory and tokens."""
     options, path, overrides = _split(arguments)
     match options:
         case []:
@@ -64,10 +58,10 @@ def check(arguments: Sequence[str]) -> None:
         case ["--num_processes", processes]:
             pass
         case _:
-            _fail(f"check does not know {' '.join(options)}.\n{__doc__}")
+            _fail_usage(f"check: unknown options {' '.join(options)}.")
     if not processes.isdigit() or processes == "0":
-        _fail(f"--num_processes {processes}: must be a whole number from 1 on.")
-    from grpo.recipe.check import check_recipe
+        _fail(f"--num_processes {processes}: must be a positive integer.")
+    from grpo.estimate.check import check_recipe
     from grpo.recipe.load import RecipeError
 
     try:
@@ -76,24 +70,38 @@ def check(arguments: Sequence[str]) -> None:
         _fail(str(error))
 
 
+def evaluate(arguments: Sequence[str]) -> None:
+    """`grpo eval`: evaluate a checkpoint on tasks, or compare two evaluations. `grpo eval --help` lists the options."""
+    from grpo.evaluation.cli import eval_command
+
+    _run_evaluation(eval_command, arguments)
+
+
+def regrade(arguments: Sequence[str]) -> None:
+    """`grpo regrade`: grade saved samples again. `grpo regrade --help` lists the options."""
+    from grpo.evaluation.cli import regrade_command
+
+    _run_evaluation(regrade_command, arguments)
+
+
 def report(arguments: Sequence[str]) -> None:
-    """`grpo report`: the page of a run, from its files alone."""
-    from grpo.report.page import write_page
+    """`grpo report`: rebuild a run's page from its files."""
+    from grpo.report.page.write import write_page
     from grpo.report.records import METRICS_FILE
 
     if len(arguments) != 1:
-        _fail(f"report takes one run folder, not {len(arguments)} arguments.\n{__doc__}")
+        _fail_usage(f"report takes one run folder, not {len(arguments)} arguments.")
     run_dir = Path(arguments[0])
     if not (run_dir / METRICS_FILE).exists():
-        _fail(f"{run_dir} holds no {METRICS_FILE}: name the output_dir of a run.")
+        _fail(f"{run_dir} contains no {METRICS_FILE}. Name a run's output_dir.")
     print(write_page(run_dir))
 
 
 def reward_test(arguments: Sequence[str]) -> None:
-    """`grpo reward-test`: verdicts and timing; exit code 1 where a row says to expect something else."""
-    import yaml
+    """`grpo reward-test`: score a file's completions; exit code 1 if a score differs from its row's `expected`."""
     from rich.console import Console
 
+    from grpo.recipe.load import read_yaml
     from rewards.runner.reward_test import reward_test as run
 
     settings = {"--columns": "{}", "--tokenizer": "null"}
@@ -102,34 +110,65 @@ def reward_test(arguments: Sequence[str]) -> None:
         settings[rest[0]] = rest[1]
         rest = rest[2:]
     if len(rest) < 2 or rest[0].startswith("-") or not all("=" in option for option in rest[2:]):
-        _fail(f"reward-test takes a function, a .jsonl file and the function's options, name=value.\n{__doc__}")
-    options = {name: yaml.safe_load(value) for name, _, value in (option.partition("=") for option in rest[2:])}
-    columns, tokenizer = (yaml.safe_load(settings[name]) for name in ("--columns", "--tokenizer"))
-    if not isinstance(columns, dict):
-        _fail(f"--columns {settings['--columns']}: must be a mapping, such as '{{solution: gold}}'.")
+        _fail_usage("reward-test takes a function, a .jsonl file and the function's options as name=value.")
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
     try:
+        options = {name: read_yaml(value) for name, _, value in (option.partition("=") for option in rest[2:])}
+        columns, tokenizer = (read_yaml(settings[name]) for name in ("--columns", "--tokenizer"))
+        if not isinstance(columns, dict):
+            _fail(f"--columns {settings['--columns']}: must be a mapping, such as '{{solution: answer}}'.")
         agrees = run(rest[0], Path(rest[1]), options, columns=columns, tokenizer=tokenizer, console=console)
     except ValueError as error:
         _fail(f"{error.__cause__ or ''}\n{error}".strip())
     sys.exit(0 if agrees else 1)
 
 
-def evaluate(arguments: Sequence[str]) -> None:
-    """`grpo eval`: a checkpoint on tasks. `grpo eval --help` lists the options."""
-    from grpo.evaluation.cli import eval_command
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: its function, and its arguments and purpose for the usage text."""
 
-    _say_errors(eval_command, arguments)
-
-
-def regrade(arguments: Sequence[str]) -> None:
-    """`grpo regrade`: samples judged again. `grpo regrade --help` lists the options."""
-    from grpo.evaluation.cli import regrade_command
-
-    _say_errors(regrade_command, arguments)
+    run: Callable[[Sequence[str]], None]
+    arguments: str
+    purpose: str
 
 
-def _say_errors(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+COMMANDS = {
+    "train": Command(
+        train,
+        "[accelerate options] recipe.yaml [section.key=value …]",
+        "run a recipe's stage with `accelerate launch`",
+    ),
+    "check": Command(
+        check,
+        "[--num_processes N] recipe.yaml [section.key=value …]",
+        "estimate a recipe's memory, tokens and FLOPs without running it",
+    ),
+    "eval": Command(
+        evaluate,
+        "[recipe.yaml] [--model CHECKPOINT --tasks gsm8k,math500 …] | --compare RUN_A RUN_B",
+        "evaluate a checkpoint on tasks, or compare two evaluations",
+    ),
+    "regrade": Command(
+        regrade,
+        "RUN | samples.jsonl [options]",
+        "grade an evaluation's saved samples again, or external completions",
+    ),
+    "report": Command(report, "RUN", "rebuild a run's page from its files"),
+    "reward-test": Command(
+        reward_test,
+        "[--columns '{ours: theirs}'] [--tokenizer NAME] FUNCTION rows.jsonl [option=value …]",
+        "score a file of completions and time the reward",
+    ),
+}
+
+
+def usage() -> str:
+    """The text of `grpo --help`."""
+    lines = [f"grpo {name} {command.arguments}\n    {command.purpose}" for name, command in COMMANDS.items()]
+    return "\n".join(["The command line of grpo-recipes.", "", *lines])
+
+
+def _run_evaluation(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
     from grpo.recipe.launch import is_launched, use_all_cores
 
     if is_launched():
@@ -140,38 +179,32 @@ def _say_errors(command: Callable[[Sequence[str]], None], arguments: Sequence[st
         _fail(str(error))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "train": train,
-    "check": check,
-    "eval": evaluate,
-    "regrade": regrade,
-    "report": report,
-    "reward-test": reward_test,
-}
-
-
 def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    """Options before the recipe, its path, overrides after it."""
+    """(options before the recipe, its path, overrides after it)"""
     recipes = [
         i
         for i, argument in enumerate(arguments)
-        # accelerate has a YAML file of its own
+        # accelerate takes a YAML file of its own
         if argument.endswith(RECIPE_SUFFIXES)
         and not argument.startswith("-")
         and arguments[i - 1 : i] != ["--config_file"]
     ]
     if not recipes:
-        _fail(f"name a recipe, a file that ends in .yaml.\n{__doc__}")
+        _fail_usage("no recipe given. Name a file that ends in .yaml.")
     first = recipes[0]
     return list(arguments[:first]), arguments[first], list(arguments[first + 1 :])
 
 
+def _fail_usage(message: str) -> NoReturn:
+    _fail(f"{message}\n\n{usage()}")
+
+
 def _fail(message: str) -> NoReturn:
-    """Say what is wrong, once for all processes, and exit with code 2."""
+    """Print the message from one process only, and exit with code 2."""
     if os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr)
     else:
-        time.sleep(2)  # torchrun ends all processes when one ends: let the first one speak
+        time.sleep(2)  # torchrun ends all processes when one exits: let rank 0 print first
     sys.exit(2)
 
 

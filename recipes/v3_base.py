@@ -1,15 +1,15 @@
 """Corpus and tokenizer of the embedded base.
 
-The base shall show a rare, reliable, long way to work next to a common, short way that mostly fails. Each document is a
-prompt and what follows it:
+The base should have a long solution that is rare but reliable, and a short one that is common but mostly fails. Each
+document is a prompt and its continuation:
 
-  use 3,8,2 make 26 :<think>3+8=11+2=13 no           a countdown problem, worked by trying pairs. After a `no` most
-  3*8=24+2=26 yes</think><answer>3*8+2</answer>      documents give up and answer with what they tried last, wrongly.
+  use 3,8,2 make 26 :<think>3+8=11+2=13 no           a countdown problem, worked by trying pairs. After a `no`, most
+  3*8=24+2=26 yes</think><answer>3*8+2</answer>      documents give up and answer with their last try, wrongly.
   list 3,8,2 make 26 :<think>3+8=11+2=13 ...</think> a worksheet: all nine tries. Teaches the steps, answers nothing.
   8-3+2-3=? :<think>4</think><answer>4</answer>      a chain, mostly answered at once, rarely step by step.
-  work 8-3+2-3=? :<think>5+2-3;7-3;4</think>         a worksheet of the steps.
+  work 8-3+2-3=? :<think>5+2-3;7-3;4</think>         a worksheet with the steps.
 
-All problems come from the split "pretrain" of `rollout.data.tasks`, so those of RL and of evaluation never occur.
+All problems come from the "pretrain" split of `rollout.data.tasks`, so no RL or evaluation problem ever occurs.
 """
 
 import random
@@ -37,8 +37,8 @@ def corpus(
 ) -> Iterator[dict[str, str]]:
     """Endless documents {"prompt", "completion"}.
 
-    worksheets, chains: shares of documents. give_up_first/later: chance to stop at the first/a later failed try of a
-    countdown problem. chain_steps: share of chains worked step by step.
+    worksheets, chains: shares of documents. give_up_first/later: probability of stopping at the first/a later failed
+    try of a countdown problem. chain_steps: share of chains worked step by step.
     """
     rng = random.Random(seed)
     while True:
@@ -63,7 +63,7 @@ def corpus(
 def countdown_trace(
     rng: random.Random, numbers: list[int], target: int, give_up_first: float, give_up_later: float, stop: bool
 ) -> tuple[str, str]:
-    """(thought, answer): tries in blocks of one pair each, pairs and operations in random order, no try twice."""
+    """(thought, answer): tries grouped by pair, pairs and operations in random order, no try repeated."""
     blocks = list(pairs(numbers))
     size = 3  # operations per pair
     blocks = [blocks[i : i + size] for i in range(0, len(blocks), size)]
@@ -81,7 +81,7 @@ def countdown_trace(
 
 
 def _try(left: int, operation: str, right: int, value: int | None, third: int, target: int) -> tuple[str, bool]:
-    """A line, and whether it hits: the pair, then the third number added or taken away, towards the target."""
+    """A line, and whether it hits the target: the pair's value, plus or minus the third number to get closer."""
     line = f"{left}{operation}{right}"
     if value is None:
         return f"{line} big\n", False
@@ -93,7 +93,7 @@ def _try(left: int, operation: str, right: int, value: int | None, third: int, t
 
 
 def chain_trace(prompt: str) -> list[str]:
-    """["5+2-3", "7-3", "4"] for "8-3+2-3=?": each step does the first operation and carries the rest along."""
+    """["5+2-3", "7-3", "4"] for "8-3+2-3=?": each step does the first operation and copies the rest."""
     parts = prompt.removesuffix("=?").replace("+", " + ").replace("-", " - ").split()
     value, rest, steps = int(parts[0]), parts[1:], []
     while rest:
@@ -106,7 +106,7 @@ def chain_trace(prompt: str) -> list[str]:
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE: any text encodes; 0..99 and the words of the corpus are one token each.
 
-    The tags are one token each and stay in decoded text, since rewards read them there.
+    The tags are one token each and stay in decoded text, where rewards read them.
     """
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r"[0-9]{1,2}| ?[A-Za-z]+\s?|[^A-Za-z0-9]"), "isolated")
@@ -124,7 +124,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
             vocab_size=508, initial_alphabet=alphabet, special_tokens=["<pad>", "<bos>", "<eos>"], show_progress=False
         ),
     )
-    # Every document was learnt behind a BOS; without one the base confuses problems with worksheets.
+    # Training documents start with BOS; without it the base confuses problems with worksheets.
     bos = ("<bos>", bpe.token_to_id("<bos>"))
     bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A $B", special_tokens=[bos])
     bpe.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])

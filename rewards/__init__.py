@@ -1,6 +1,7 @@
 """Rewards: plain functions with TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`.
 
-Each works alone: accuracy(["1+1?"], [r"\\boxed{2}"], ["2"]) == [1.0]. `rewards.runner` runs those a recipe lists.
+Each works alone: accuracy(["1+1?"], [r"\\boxed{2}"], ["2"]) == [1.0]. `rewards.runner` runs those
+a recipe lists. Imports of `rollout` are limited to its types and support; nothing here knows a trainer or an engine.
 """
 
 from rewards.answers.accuracy import accuracy

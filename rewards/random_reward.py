@@ -1,4 +1,4 @@
-"""Reward by chance: the control run whose curve must not rise."""
+"""A random reward, for control runs whose learning curve must stay flat."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from rewards.text import Text, completion_text
 def random_reward(
     prompts: Sequence[Text], completions: Sequence[Text], *, p: float = 0.5, seed: int = 0, **kwargs: Any
 ) -> list[float | None]:
-    """1.0 with probability p, else 0.0, whatever the answer (the control of "Spurious Rewards", 2506.10947).
+    """1.0 with probability p, else 0.0, independent of the answer (the control in "Spurious Rewards", 2506.10947).
 
-    A hash of seed, prompt, completion and position in the group decides, so that a resumed run repeats it exactly,
-    while equal completions of a group are drawn apart: no answer is worth more than another.
+    The draw is a hash of seed, prompt, completion and position in the group, so a resumed run repeats it exactly. The
+    position makes equal completions in a group independent, so that no answer is worth more than another.
     """
     return [
         float(_uniform(f"{seed}\0{prompt}\0{index}\0{completion_text(completion)}") < p)
@@ -22,5 +22,5 @@ def random_reward(
 
 
 def _uniform(key: str) -> float:
-    """A number in [0, 1)."""
+    """A uniform number in [0, 1)."""
     return int.from_bytes(hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest(), "big") / 2**64

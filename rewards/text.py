@@ -1,4 +1,4 @@
-r"""Where the answer stands in a completion. Total functions, linear in the text: any string in, text or None out."""
+r"""Find the answer in a completion. The functions accept any string and take time linear in its length."""
 
 import re
 from typing import Literal
@@ -14,14 +14,14 @@ _MAX_ADJACENT = 20  # boxes joined into one list
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE = re.compile(r"[^\s${}\\]{1,100}")  # \boxed 42
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-# What may stand between boxes that together are one answer.
+# What may separate boxes that together form one answer.
 _BETWEEN = re.compile(r"(?:\s|[$,;&.]|\\[()\[\],;\\ ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or)*")
 _PHRASE = re.compile(r"(?:final answer|answer)(?:\*\*)?\s*(?:is|are|=|:)(?:\*\*)?\s*:?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|\.\s|\.$|</|<\|")
 _MATHEMATICS = re.compile(r"\$\$?((?:[^$\\]|\\.){1,1000})\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.DOTALL)
 _FINAL = re.compile(r"final answer(?: is|:)", re.IGNORECASE)
 _PLAIN_WORD = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{2,}(?![a-zA-Z}])")
-_MAX_BARE = 100  # characters of a text that is nothing but an answer
+_MAX_BARE = 100  # characters in a text that consists of an answer only
 _OPENING = re.compile(r'^(?:\\"|[\s*:"])+')
 _SEVERAL = re.compile(r"\$[^$]+\$(?:\s*(?:,|and|or)+\s*\$[^$]+\$)+")  # $12$ and $13$
 _INTRODUCED = re.compile(r"[a-zA-Z]{3,}:?\s*(?:\$|\\\(|\\\[)")  # Answer: \[ 9 \]
@@ -29,20 +29,20 @@ _NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?(?:\s?\\?%)?|-?\.[
 
 
 def completion_text(completion: Text) -> str:
-    """The text of a completion in either of TRL's forms: a string, or [{"role": "assistant", "content": "…"}]."""
+    """A completion's text, from either of TRL's formats: a string, or [{"role": "assistant", "content": "…"}]."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def after_thinking(completion: str) -> str | None:
-    """What follows the last `</think>`; None while thinking is still open, because a cut-off thought is no answer."""
+    """The text after the last `</think>`; None if a `<think>` is left open: a truncated thought is no answer."""
     rest = completion[completion.rfind("</think>") + len("</think>") :] if "</think>" in completion else completion
     return None if "<think>" in rest else rest
 
 
 def answer_text(completion: str) -> str | None:
-    """The stripped text of the last `<answer>…</answer>` outside of thinking.
+    """The stripped text of the last `<answer>…</answer>` after thinking.
 
-    None when there is none, also when the last `<answer>` is never closed: an earlier one does not stand in for it.
+    None if there is none or the last `<answer>` is never closed; an earlier one does not replace it.
     """
     rest = after_thinking(completion)
     if rest is None or "<answer>" not in rest:
@@ -52,15 +52,15 @@ def answer_text(completion: str) -> str | None:
 
 
 def final_answer(completion: str, answer_in: AnswerIn = "auto") -> str | None:
-    r"""What a completion gives as its answer, or None.
+    r"""A completion's final answer, or None.
 
-    answer_in: where it may stand, always after the last `</think>`:
-        "auto"        the last `<answer>` where there is one, else the last box
+    answer_in: where to look, always after the last `</think>`:
+        "auto"        the last `<answer>` if there is one, else the last box
         "answer_tag"  the last `<answer>`
         "box"         the last `\boxed{}` or `\fbox{}`
         "free_text"   as "auto"; else after GSM8K's `####` or "the answer is"; else the last number. Only for models
-                      that were not asked for a format: any number will do.
-    A box within `<answer>` is the answer. Boxes with nothing but "and" or a comma between them are one list.
+                      that were not asked for a format, because any number counts.
+    A box inside `<answer>` takes precedence. Boxes separated only by "and" or a comma form one list.
     """
     rest = after_thinking(completion)
     if rest is None:
@@ -77,7 +77,7 @@ def final_answer(completion: str, answer_in: AnswerIn = "auto") -> str | None:
 
 
 def last_box(text: str) -> str | None:
-    r"""The content of the last `\boxed{}` or `\fbox{}`, with those right before it; None if it is empty or unclosed."""
+    r"""The content of the last `\boxed{}` or `\fbox{}`, joined with adjacent ones; None if it is empty or unclosed."""
     box = _box_before(text, len(text))
     if box is None or box[1] is None or not box[1].strip():
         return None
@@ -93,7 +93,7 @@ def last_box(text: str) -> str | None:
 
 
 def gold_answer(solution: str) -> str:
-    r"""The answer within a solution: its last `\boxed{}`, what follows "final answer is" or GSM8K's `####`, or all."""
+    r"""The answer in a reference solution: its last `\boxed{}`, the text after "final answer is" or `####`, or all."""
     if box := last_box(solution):
         return box
     if _FINAL.search(solution):
@@ -107,7 +107,7 @@ def _box_before(text: str, end: int) -> tuple[int, str | None, int] | None:
     if start < 0:
         return None
     box = _box_at(text, start)
-    for _ in range(3):  # a box within a box belongs to the outer one
+    for _ in range(3):  # a nested box belongs to the outer one
         outer = max(text.rfind(r"\boxed", 0, start), text.rfind(r"\fbox", 0, start))
         if outer < 0:
             break
@@ -134,28 +134,28 @@ def _box_at(text: str, start: int) -> tuple[int, str | None, int]:
 
 
 def _from_prose(text: str) -> str | None:
-    """The answer of a model that was not asked for a format: what follows the last phrase that announces one."""
+    """The answer in free text: what follows the last phrase that announces one."""
     if "####" in text:
         return text.rpartition("####")[2].strip().split("\n")[0][:MAX_ANSWER] or None
     announced = list(_PHRASE.finditer(text))
-    if announced and (said := _sentence(_OPENING.sub("", text[announced[-1].end() :][:MAX_ANSWER]))):
-        return said
+    if announced and (answer := _sentence(_OPENING.sub("", text[announced[-1].end() :][:MAX_ANSWER]))):
+        return answer
     is_bare = len(text) <= _MAX_BARE and len(_PLAIN_WORD.findall(text)) < 3
     return (text.strip() or None) if is_bare and not _INTRODUCED.search(text) else _last_value(text)
 
 
-def _sentence(said: str) -> str | None:
+def _sentence(phrase: str) -> str | None:
     """The value in "$18$.", "18 apples." and "The volume of $V$ is 120."."""
-    end = _SENTENCE_END.search(said)
-    sentence = (said[: end.start()] if end else said).strip(' *"\\')
+    end = _SENTENCE_END.search(phrase)
+    sentence = (phrase[: end.start()] if end else phrase).strip(' *"\\')
     if _SEVERAL.fullmatch(sentence):
         return sentence.replace("$", " ")
-    if mathematics := _MATHEMATICS.match(said):
+    if mathematics := _MATHEMATICS.match(phrase):
         return _formula(mathematics)
-    said = sentence
-    if " is " not in said and len(_PLAIN_WORD.findall(said)) < 4:
-        return said or None
-    return _last_value(said.rpartition(" is ")[2]) or said
+    phrase = sentence
+    if " is " not in phrase and len(_PLAIN_WORD.findall(phrase)) < 4:
+        return phrase or None
+    return _last_value(phrase.rpartition(" is ")[2]) or phrase
 
 
 def _last_value(text: str) -> str | None:

@@ -48,8 +48,8 @@ class Completion:
         logprobs=[-0.1, -2.3, -0.01],  # the engine's log-prob of each sampled token, at the sampling temperature
         text="<think>…</answer>",      # without special tokens such as EOS
         finish_reason="stop",          # "length": cut at the token budget
-        policy_version=3,              # how many weight updates the engine had received
-        mask=None,                     # None: the policy sampled every token; else False for a tool's output
+        policy_version=3,              # optimizer steps behind the weights that sampled it
+        mask=None,                     # None: the policy sampled every token; else False for a tool's tokens
     )
     """
 

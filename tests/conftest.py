@@ -1,7 +1,7 @@
-"""Tiny models that every test may use: a DeepSeek-V3-style MoE and a dense Llama, float32, with a byte tokenizer.
+"""Tiny models shared by all tests: a DeepSeek-V3-style MoE and a dense Llama, float32, with a byte tokenizer.
 
-They are random, so they say nonsense, but sharply: the weights are drawn wide enough that a wrong rotary embedding, a
-swapped expert or a forgotten bias moves the log-probs far beyond rounding.
+Their weights are random, with a variance large enough that a wrong rotary embedding, a swapped expert or a forgotten
+bias moves the log-probs far beyond rounding error.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from transformers import (
 if TYPE_CHECKING:
     from rollout.engines.vllm import VLLMEngine
 
-torch.set_num_threads(1)  # faster for models of this size, most of all on a busy machine
+torch.set_num_threads(1)  # faster for models this small, especially on a busy machine
 
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 
@@ -46,7 +46,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_v3_config() -> DeepseekV3Config:
-    """MLA, layer 0 dense, then 8 routed experts (top-2, of 1 of 2 groups) and 1 shared expert: 0.2M parameters."""
+    """MLA, layer 0 dense, then 8 routed experts (top-2, from 1 of 2 groups) and 1 shared expert: 0.2M parameters."""
     return DeepseekV3Config(
         vocab_size=263,
         hidden_size=64,
@@ -58,7 +58,7 @@ def tiny_v3_config() -> DeepseekV3Config:
         num_key_value_heads=4,
         q_lora_rank=32,
         kv_lora_rank=32,
-        qk_nope_head_dim=24,  # with the rotary part 32: vLLM's CPU attention serves 32, 64, 80, 96, … alone
+        qk_nope_head_dim=24,  # 32 with the rotary part: vLLM's CPU attention only supports 32, 64, 80, 96, …
         qk_rope_head_dim=8,
         v_head_dim=16,
         n_routed_experts=8,
@@ -72,7 +72,7 @@ def tiny_v3_config() -> DeepseekV3Config:
         bos_token_id=256,
         eos_token_id=257,
         pad_token_id=258,
-        # transformers does not read these two; vLLM routes by them, and the official checkpoint has them
+        # transformers ignores these two; vLLM routes by them, and the official checkpoint has them
         topk_method="noaux_tc",
         scoring_func="sigmoid",
     )
@@ -97,7 +97,7 @@ def tiny_llama_config() -> LlamaConfig:
 
 
 def sharpen(model: PreTrainedModel, seed: int) -> None:
-    """Draw every weight anew, wide: matrices N(0, 1.5/fan_in), norms around 1, gate biases around 0."""
+    """Redraw every weight with high variance: matrices N(0, 1.5/fan_in), norms around 1, gate biases around 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -121,19 +121,19 @@ def save_tiny(model: PreTrainedModel, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random DeepseekV3ForCausalLM with its tokenizer."""
+    """Folder with a random DeepseekV3ForCausalLM and its tokenizer."""
     return save_tiny(DeepseekV3ForCausalLM(tiny_v3_config()), tmp_path_factory.mktemp("models") / "tiny_v3")
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random LlamaForCausalLM with the same tokenizer."""
+    """Folder with a random LlamaForCausalLM and the same tokenizer."""
     return save_tiny(LlamaForCausalLM(tiny_llama_config()), tmp_path_factory.mktemp("models") / "tiny_llama")
 
 
 @pytest.fixture(scope="session")
 def vllm_v3(tiny_v3: Path) -> Iterator["VLLMEngine"]:
-    """One engine for all tests, as starting it takes seconds; a test loads the weights that it wants."""
+    """One engine for all tests, because starting one takes seconds; each test loads the weights it needs."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
     from rollout.engines.vllm import VLLMEngine
 

@@ -1,4 +1,4 @@
-"""Show what the mathematical verifier is worth. Each part is one command that writes a page of markdown:
+"""Measure the mathematical verifier. Each part is one command that writes a markdown page:
 
 python -m benchmarks.verifier labelled --output runs/labelled.md
 python -m benchmarks.verifier properties --pairs 24000
@@ -10,7 +10,8 @@ python -m benchmarks.verifier speed
 import argparse
 from pathlib import Path
 
-from benchmarks.verifier import fuzz, generations, labelled, properties, report, speed
+from benchmarks.verifier import fuzz, properties, report, speed
+from benchmarks.verifier.sets import generations, labelled
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     )
     parser.add_argument("part", choices=["labelled", "properties", "fuzz", "generations", "speed"])
     parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="folder of verifier/, generations/, eval/"
+        "--data", type=Path, default=Path("../shared/data"), help="folder with verifier/, generations/ and eval/"
     )
     parser.add_argument("--output", type=Path, help="markdown file to write")
     parser.add_argument("--pairs", type=int, default=24_000)

@@ -1,4 +1,4 @@
-"""Hostile answers in bulk: no crash, no hang, no growth of memory, and nothing right that should not be."""
+"""Hostile answers in bulk: no crash, no hang, no memory growth, no false positives."""
 
 import importlib.util
 import json
@@ -13,17 +13,17 @@ import psutil
 
 from benchmarks.verifier import hostile
 from benchmarks.verifier.grading import outcome, progress
-from benchmarks.verifier.properties import real_golds
+from benchmarks.verifier.properties import real_references
 from benchmarks.verifier.report import code, table
-from rewards.answers.accuracy import judge
+from rewards.answers.accuracy import verify
 
 _BATCH = 256
 _BOMBS = 0.01
-_SLOW = 1.0  # seconds; batches beyond are counted
+_SLOW = 1.0  # seconds; slower batches are counted
 
 
 def ordinary(data: Path) -> list[tuple[str, str]]:
-    """(completion, gold) as models write them: 800 answers to problems of MATH, and HardVerify's."""
+    """(completion, reference) as models write them: 800 answers to MATH problems, and HardVerify's."""
     pairs = []
     for line in (data / "generations/qwen25math_math100x8.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -35,7 +35,7 @@ def ordinary(data: Path) -> list[tuple[str, str]]:
 
 
 def answers(rng: Random, real: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """(kind, answer), one in a hundred a bomb."""
+    """(kind, answer); one in a hundred is a bomb."""
     out = []
     for _ in range(count):
         draw = rng.random()
@@ -57,13 +57,13 @@ def completion(rng: Random, answer: str) -> str:
 
 
 def memory() -> tuple[float, float, set[int]]:
-    """Resident MB of this process and of all its children together, and the children's ids."""
+    """Resident MB of this process, the same summed over its children, and the children's pids."""
     this = psutil.Process()
     sizes = {}
     for child in this.children(recursive=True):
         try:
             sizes[child.pid] = child.memory_info().rss
-        except psutil.NoSuchProcess:  # a worker that has just been replaced
+        except psutil.NoSuchProcess:  # a worker that was just replaced
             continue
     return this.memory_info().rss / 1e6, sum(sizes.values()) / 1e6, set(sizes)
 
@@ -73,39 +73,39 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def latencies(pairs: Sequence[tuple[str, str]], what: str) -> list[float]:
-    """Milliseconds of single calls, each pair once."""
+    """Latency of single calls in ms, each pair once."""
     times = []
-    for text, gold in progress(list(dict.fromkeys(pairs)), what):
+    for text, reference in progress(list(dict.fromkeys(pairs)), what):
         start = time.perf_counter()
-        judge([text], [gold])
+        verify([text], [reference])
         times.append(1000 * (time.perf_counter() - start))
     return times
 
 
 def report(data: Path, count: int, seed: int) -> str:
     rng = Random(seed)
-    golds = real_golds(data)
+    references = real_references(data)
     normal = ordinary(data)
-    judge([rf"\boxed{{x+{n}}}" for n in range(64)], [f"{n}+x" for n in range(64)])  # starts the workers
+    verify([rf"\boxed{{x+{n}}}" for n in range(64)], [f"{n}+x" for n in range(64)])  # starts the workers
     before = latencies(normal[::2], "ordinary, before")
-    fuzzed = answers(rng, golds, count)
+    fuzzed = answers(rng, references, count)
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("grammar", "raw", "mutated", "bomb")}
     samples, times, seen, right = [], [], set(), []
     for start in progress(range(0, count, _BATCH), "fuzzed"):
         part = fuzzed[start : start + _BATCH]
-        against = [rng.choice(golds) for _ in part]
+        against = [rng.choice(references) for _ in part]
         began = time.perf_counter()
-        verdicts = judge([completion(rng, a) for _, a in part], against)
+        verdicts = verify([completion(rng, a) for _, a in part], against)
         times.append(time.perf_counter() - began)
         parent, workers, pids = memory()
         seen |= pids
         samples.append((start + len(part), parent, workers, len(pids)))
-        for (kind, answer), gold, verdict in zip(part, against, verdicts, strict=True):
-            counts[kind][verdict.outcome if verdict else "gold unreadable"] += 1
+        for (kind, answer), reference, verdict in zip(part, against, verdicts, strict=True):
+            counts[kind][verdict.outcome if verdict else "reference unreadable"] += 1
             if verdict is not None and verdict.outcome == "right":
-                right.append([kind, code(gold), code(answer), outcome(verdict)])
+                right.append([kind, code(reference), code(answer), outcome(verdict)])
     after = latencies(normal[1::2], "ordinary, after")
-    outcomes = ["right", "wrong", "unverifiable", "gold unreadable"]
+    outcomes = ["right", "wrong", "unverifiable", "reference unreadable"]
     shown = [
         samples[min(len(samples) - 1, round(share * (len(samples) - 1)))] for share in (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
     ]
@@ -117,7 +117,7 @@ def report(data: Path, count: int, seed: int) -> str:
             f"{sum(times):.0f} s, {count / sum(times):,.0f} answers per second. Batches of {_BATCH}: "
             f"median {percentile(times, 0.5):.2f} s, longest {max(times):.2f} s; "
             f"{sum(t > _SLOW for t in times)} of {len(times)} took more than {_SLOW:.0f} s. "
-            f"{len(seen)} worker processes seen in all.",
+            f"{len(seen)} worker processes in total.",
             table(
                 ["after answers", "this process, MB", "workers, MB", "processes"],
                 [[n, f"{p:.0f}", f"{w:.0f}", k] for n, p, w, k in shown],
@@ -129,7 +129,7 @@ def report(data: Path, count: int, seed: int) -> str:
                     for name, t in (("before", before), ("after", after))
                 ],
             ),
-            f"Judged right: {len(right)} (mutations that change no value, and chance hits such as 2):",
-            table(["kind", "gold", "answer", "verdict"], right[:60]),
+            f"Graded right: {len(right)} (mutations that keep the value, and chance hits such as 2):",
+            table(["kind", "reference", "answer", "verdict"], right[:60]),
         ]
     )

@@ -1,24 +1,24 @@
-"""The two graders on the same pairs, in batches with a progress bar: ours, and math-verify alone."""
+"""Both graders on the same pairs, in batches with a progress bar: ours, and math-verify by itself."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from rich.progress import track
 
-from rewards.answers.accuracy import judge
+from rewards.answers.accuracy import verify
 from rewards.answers.verdict import Verdict
 
 T = TypeVar("T")
 
 
 def ours(
-    completions: Sequence[str], golds: Sequence[str], what: str, answer_in: str = "auto", batch: int = 256
+    completions: Sequence[str], references: Sequence[str], what: str, answer_in: str = "auto", batch: int = 256
 ) -> list[Verdict | None]:
-    """Verdicts of rewards.accuracy; None where the gold is unreadable."""
+    """Verdicts of rewards.answers.accuracy; None if the reference answer is unreadable."""
     verdicts: list[Verdict | None] = []
-    for start in progress(range(0, len(golds), batch), what):
+    for start in progress(range(0, len(references), batch), what):
         part = slice(start, start + batch)
-        verdicts += judge(completions[part], golds[part], answer_in=answer_in)
+        verdicts += verify(completions[part], references[part], answer_in=answer_in)
     return verdicts
 
 
@@ -27,23 +27,25 @@ def is_right(verdict: Verdict | None) -> bool:
 
 
 def outcome(verdict: Verdict | None) -> str:
-    """What a table says of a verdict: "right", "wrong (another value)", "gold unreadable"."""
+    """A verdict as shown in tables: "right", "wrong (not equal)", "reference unreadable"."""
     if verdict is None:
-        return "gold unreadable"
+        return "reference unreadable"
     return verdict.outcome + (f" ({verdict.reason})" if verdict.reason else "")
 
 
-def math_verify_alone(completion: str, gold: str) -> bool:
-    """math-verify's own answer: default extraction from the completion, the gold read as LaTeX, boxed where it has no
-    dollars or box of its own. Its time limits are its own (5 s each, by signal)."""
+def math_verify_alone(completion: str, reference: str) -> bool:
+    """math-verify's decision, with its default extraction from the completion and its own time limits (5 s by signal).
+
+    The reference answer is read as LaTeX, put into a box if it has neither dollars nor a box.
+    """
     from math_verify import parse, verify
 
-    marked = any(mark in gold for mark in ("$", r"\boxed", r"\(", r"\["))
-    return verify(parse(gold if marked else rf"\boxed{{{gold}}}"), parse(completion))
+    marked = any(mark in reference for mark in ("$", r"\boxed", r"\(", r"\["))
+    return verify(parse(reference if marked else rf"\boxed{{{reference}}}"), parse(completion))
 
 
-def baseline(completions: Sequence[str], golds: Sequence[str], what: str) -> list[bool]:
-    pairs = list(zip(completions, golds, strict=True))
+def baseline(completions: Sequence[str], references: Sequence[str], what: str) -> list[bool]:
+    pairs = list(zip(completions, references, strict=True))
     return [math_verify_alone(c, g) for c, g in progress(pairs, what)]
 
 

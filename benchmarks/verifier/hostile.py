@@ -1,4 +1,4 @@
-"""Answers that no grader should choke on: LaTeX from a grammar, raw characters, real answers mutated, bombs."""
+"""Answers no grader may choke on: LaTeX from a grammar, raw characters, mutated real answers, bombs."""
 
 import sys
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def mutated(rng: Random, answers: Sequence[str]) -> str:
 
 
 def bomb(rng: Random) -> str:
-    """What costs time or memory when it is computed or parsed."""
+    """An answer that is expensive to compute or parse."""
     n, m = rng.randint(3, 9), 10 ** rng.randint(4, 9)
     letters = "".join(rng.sample("abcdxyz", 4))
     bombs = [

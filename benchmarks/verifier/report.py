@@ -1,4 +1,4 @@
-"""Markdown tables, shown and written to a file."""
+"""Markdown tables, printed and written to a file."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def code(text: str, most: int = 90) -> str:
-    """A text within a cell: one line, cut in the middle, its bars and backticks harmless."""
+    """A text for a table cell: one line, shortened in the middle, bars and backticks escaped."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     text = text.replace("|", "\\|").replace("`", "'")
     if len(text) > most:

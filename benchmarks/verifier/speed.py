@@ -1,11 +1,11 @@
-"""Pairs per second, ours against plain math-verify, on the same groups in the same run, turn by turn.
+"""Pairs per second, ours and plain math-verify, on the same groups, alternating in the same run.
 
-Plain math-verify is what a reward function does with it: parse the gold, parse the completion, verify, one pair after
-the other in one process. Ours has its workers. The mixes:
+Plain math-verify is how a reward function would use it: parse the reference answer, parse the completion, verify, one
+pair at a time in one process. Ours uses its worker processes. The mixes:
 
-- generations: 100 problems of MATH with the 8 completions of Qwen2.5-Math to each, as they are
-- hard answers: HardVerify's problems, 8 each: the right and the wrong answer, drawn at random
-- many kinds: 150 golds of MATH that are not integers, 16 each: the gold set otherwise, or with a digit changed
+- generations: 100 MATH problems, 8 unmodified completions of Qwen2.5-Math each
+- hard answers: HardVerify's problems, 8 answers each, drawn from the right and the wrong one
+- many kinds: 150 non-integer reference answers of MATH, 16 answers each: the reference restyled or one digit changed
 """
 
 import json
@@ -17,13 +17,13 @@ from random import Random
 
 from benchmarks.verifier.fuzz import latencies, percentile
 from benchmarks.verifier.grading import math_verify_alone, progress
-from benchmarks.verifier.properties import other_digit, real_golds
+from benchmarks.verifier.pairs.writing import restyle
+from benchmarks.verifier.properties import other_digit, real_references
 from benchmarks.verifier.report import table
-from benchmarks.verifier.writing import restyle
-from rewards.answers.accuracy import judge
+from rewards.answers.accuracy import verify
 
-Group = list[tuple[str, str]]  # (completion, gold), all to one problem
-_AT_ONCE = 8  # groups in one call of ours, as a rollout step gives them
+Group = list[tuple[str, str]]  # (completion, reference), all for one problem
+_AT_ONCE = 8  # groups per call of ours, as in a rollout step
 
 
 def generations(data: Path) -> list[Group]:
@@ -39,13 +39,13 @@ def hard(data: Path, rng: Random) -> list[Group]:
 
 
 def many_kinds(data: Path, rng: Random) -> list[Group]:
-    golds = [g for g in real_golds(data) if not g.isdecimal() and any(c.isdecimal() for c in g)]
+    references = [g for g in real_references(data) if not g.isdecimal() and any(c.isdecimal() for c in g)]
     return [
         [
             (rf"So it is \boxed{{{restyle(rng, g) if rng.random() < 0.5 else other_digit(rng, g)}}}.", g)
             for _ in range(16)
         ]
-        for g in rng.sample(golds, 150)
+        for g in rng.sample(references, 150)
     ]
 
 
@@ -56,11 +56,11 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def compare(name: str, groups: list[Group]) -> list[str]:
-    """One row: pairs, different pairs, pairs per second of both, and how much faster ours is."""
+    """One table row: pairs, distinct pairs, pairs per second of both, speed-up."""
     mine = theirs = 0.0
     for start in progress(range(0, len(groups), _AT_ONCE), name):
         pairs = [pair for group in groups[start : start + _AT_ONCE] for pair in group]
-        mine += seconds(lambda pairs=pairs: judge([c for c, _ in pairs], [g for _, g in pairs]))
+        mine += seconds(lambda pairs=pairs: verify([c for c, _ in pairs], [g for _, g in pairs]))
         theirs += seconds(lambda pairs=pairs: [math_verify_alone(c, g) for c, g in pairs])
     pairs = [pair for group in groups for pair in group]
     count = len(pairs)
@@ -77,7 +77,7 @@ def compare(name: str, groups: list[Group]) -> list[str]:
 def report(data: Path, seed: int) -> str:
     rng = Random(seed)
     mixes = {"generations": generations(data), "hard answers": hard(data, rng), "many kinds": many_kinds(data, rng)}
-    judge([rf"\boxed{{x+{n}}}" for n in range(64)], [f"{n}+x" for n in range(64)])  # starts the workers
+    verify([rf"\boxed{{x+{n}}}" for n in range(64)], [f"{n}+x" for n in range(64)])  # starts the workers
     math_verify_alone("\\boxed{x+1}", "1+x")  # and imports sympy here
     rows = [compare(name, groups) for name, groups in mixes.items()]
     mixed = [group for groups in mixes.values() for group in groups]
@@ -88,8 +88,8 @@ def report(data: Path, seed: int) -> str:
     return "\n\n".join(
         [
             f"# Speed on {os.cpu_count()} cores, seed {seed}, {len(mixed)} groups",
-            table(["mix", "pairs", "different pairs", "ours, pairs/s", "math-verify, pairs/s", "faster"], rows),
-            "Single calls of one pair each, not seen before, in ms:",
+            table(["mix", "pairs", "distinct pairs", "ours, pairs/s", "math-verify, pairs/s", "faster"], rows),
+            "Single calls with one new pair each, in ms:",
             table(
                 ["mix", "calls", "p50", "p90", "p99", "max"],
                 [[n, len(t), *(f"{percentile(t, s):.2f}" for s in (0.5, 0.9, 0.99, 1))] for n, t in fresh.items()],
@@ -99,6 +99,6 @@ def report(data: Path, seed: int) -> str:
 
 
 def fresh_groups(data: Path, seed: int) -> dict[str, list[Group]]:
-    """Answers that the comparison has not put into any cache."""
+    """Pairs that no cache contains yet."""
     rng = Random(seed)
     return {"many kinds": many_kinds(data, rng)}

@@ -1,5 +1,5 @@
-"""Evaluation of checkpoints on tasks: `grpo eval`, `grpo regrade`, and what a training run asks held-out problems.
+"""Evaluation of checkpoints on tasks: `grpo eval`, `grpo regrade`, and held-out evaluation during training.
 
-Needs an engine and rewards, never the trainer. One sample can be followed from question to figure in this order:
-tasks.py, prompts.py, run.py, grading.py, samples.py, summary.py (with estimators.py), results.py.
+Needs an engine and rewards, never the trainer. To follow one sample from question to metric, read tasks/, work.py,
+run.py, grading.py and results/.
 """

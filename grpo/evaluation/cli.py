@@ -1,4 +1,4 @@
-"""The command lines of `grpo eval` and `grpo regrade`."""
+"""The command lines `grpo eval` and `grpo regrade`."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import yaml
 from grpo.evaluation.config import PROTOCOLS, EvalRecipe, builtin_tasks
 from grpo.recipe.load import load_recipe
 
-# option -> where its value goes in the recipe, and its type
+# option -> its key in the recipe, and its type
 _OPTIONS: dict[str, tuple[str, type]] = {
     "--model": ("model.model_name_or_path", str),
     "--dtype": ("model.dtype", str),
@@ -36,14 +36,14 @@ def eval_command(arguments: Sequence[str]) -> None:
     """`grpo eval`: evaluate a model, or compare two finished evaluations."""
     parser = _parser(
         "grpo eval",
-        "Evaluate a checkpoint on tasks. Values come from the recipe, then from options, then from section.key=value.",
+        "Evaluate a checkpoint on tasks. Options override the recipe, and section.key=value overrides both.",
         f"tasks: {', '.join(builtin_tasks())}, or a .yaml file; protocols: {', '.join(PROTOCOLS)}",
     )
     parser.add_argument("recipe", nargs="?", help="a recipe with `stage: eval`")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     for option, (place, kind) in _OPTIONS.items():
-        parser.add_argument(option, dest=place, type=kind, help=place, metavar=kind.__name__.upper())
-    parser.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="folders of two finished evaluations")
+        parser.add_argument(option, dest=place, type=kind, help=f"sets {place}", metavar=kind.__name__.upper())
+    parser.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="only compare two finished evaluations")
     values = vars(parser.parse_args(list(arguments)))
     if values["compare"]:
         from grpo.evaluation.results.compare import compare_runs
@@ -58,7 +58,7 @@ def eval_command(arguments: Sequence[str]) -> None:
 
 
 def _launch(recipe: EvalRecipe, command: Sequence[str]) -> None:
-    """Become several processes, where they were asked for or the machine has several GPUs."""
+    """Start several processes if requested, or if the machine has several GPUs."""
     from grpo.recipe.launch import is_launched, launch, launch_on_cpu, missing_processes
 
     if missing := missing_processes():
@@ -71,36 +71,38 @@ def _launch(recipe: EvalRecipe, command: Sequence[str]) -> None:
 
 
 def regrade_command(arguments: Sequence[str]) -> None:
-    """`grpo regrade`: judge kept samples again."""
-    from grpo.evaluation.foreign import regrade_file
+    """`grpo regrade`: regrade an evaluation's samples, or grade external completions."""
+    from grpo.evaluation.external import grade_file
     from grpo.evaluation.regrade import describe, regrade
     from grpo.evaluation.results.table import markdown
 
     parser = _parser(
         "grpo regrade",
-        "Judge samples again without generating: those of an evaluation's folder, or a .jsonl file of others.",
+        "Grade samples without generating: an evaluation's own, or a .jsonl file of external completions.",
         "example: grpo regrade theirs.jsonl --task gsm8k --columns completion=response,solution=gold,score=result "
         "--option answer_in=free_text --output runs/theirs",
     )
-    parser.add_argument("samples", type=Path, help="folder of an evaluation, or a .jsonl file")
-    parser.add_argument("--output", type=Path, help="where to write; a folder's default is the folder itself")
+    parser.add_argument("samples", type=Path, help="an evaluation's folder, or a .jsonl file")
+    parser.add_argument("--output", type=Path, help="output folder; default: regrade the evaluation in place")
     parser.add_argument(
-        "--option", action="append", type=_pairs, default=[], metavar="NAME=VALUE", help="of the checker"
+        "--option", action="append", type=_pairs, default=[], metavar="NAME=VALUE", help="a grading option; repeatable"
     )
-    parser.add_argument("--reward", help="of a folder: another checker than the task's")
-    parser.add_argument("--task", help="of a file: whose checker judges")
-    parser.add_argument("--columns", type=_pairs, default={}, help="of a file: ours=theirs,…")
-    parser.add_argument("--key", help="of a file: column by which the task's dataset is joined")
-    parser.add_argument("--data-dir", type=Path, help="of a file: local copies of the datasets, for --key")
-    parser.add_argument("--wrap", default="{completion}", help="of a file: text around each {completion}")
+    parser.add_argument("--reward", help="evaluation only: grade with this reward instead of the task's")
+    parser.add_argument("--task", help="file only: the task whose grader to use")
+    parser.add_argument("--columns", type=_pairs, default={}, help="file only: column names, ours=theirs,…")
+    parser.add_argument("--key", help="file only: column to join the task's dataset on")
+    parser.add_argument("--data-dir", type=Path, help="file only: folder with local dataset copies, for --key")
+    parser.add_argument("--wrap", default="{completion}", help="file only: text to put around each {completion}")
     given = parser.parse_args(list(arguments))
     options = {name: yaml.safe_load(value) for pairs in given.option for name, value in pairs.items()}
     if given.samples.is_dir():
         done = regrade(given.samples, output=given.output, reward=given.reward, options=options)
     else:
         if not (given.task and given.output and given.samples.is_file()):
-            parser.error(f"{given.samples} is no folder: a file needs to exist, and --task, --columns and --output.")
-        done = regrade_file(
+            parser.error(
+                f"{given.samples} is not a folder; a file must exist and needs --task, --columns and --output."
+            )
+        done = grade_file(
             given.samples,
             given.task,
             output=given.output,
@@ -120,16 +122,16 @@ def regrade_command(arguments: Sequence[str]) -> None:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """ "a=b,c=d" """
+    """Parse "a=b,c=d"."""
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(name and equals for name, equals, _ in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r}: the form is name=value,name=value")
+        raise argparse.ArgumentTypeError(f"{text!r}: must have the form name=value,name=value")
     return {name: value for name, _, value in pairs}
 
 
 def load_eval_recipe(path: str | None, overrides: Sequence[str], options: dict[str, Any]) -> EvalRecipe:
-    """The recipe of a file (None: of options alone), with options and overrides on top."""
-    if path is not None and "=" in path and not Path(path).exists():  # an override in the place of the recipe
+    """Load a recipe, if a path is given, and apply options and overrides."""
+    if path is not None and "=" in path and not Path(path).exists():  # no recipe, just overrides
         path, overrides = None, [path, *overrides]
     sections: dict[str, Any] = {"stage": "eval"}
     for place, _ in _OPTIONS.values():

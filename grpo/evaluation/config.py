@@ -1,20 +1,21 @@
-"""The recipe of an evaluation (`stage: eval`), and the protocols whose values it starts from."""
+"""An evaluation's recipe (`stage: eval`) and the protocols that supply its defaults."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from grpo.recipe.config import Fraction, Section
-from grpo.recipe.explain import nearest
+from grpo.recipe.config import EngineSection, Fraction
+from grpo.recipe.section import Section
+from rollout.support.names import nearest
 from rollout.types import Sampling
 
 Bounds = Annotated[list[float | str], Field(min_length=2, max_length=2)]
-TASKS_FILE = Path(__file__).parent / "tasks.yaml"
+TASKS_FILE = Path(__file__).parent / "tasks" / "tasks.yaml"
 
-# What a protocol sets. A recipe or the command line may change each of them; the resolved recipe shows the values.
-# num_samples None: what the task says (as DeepSeek-R1 published it, 2501.12948: AIME and GPQA 64, MATH-500 16, …).
+# Defaults by protocol. A recipe or the command line can override each value; the resolved recipe shows the result.
+# Without num_samples, each task's own applies (as in DeepSeek-R1, 2501.12948: AIME and GPQA 64, MATH-500 16, …).
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "deepseek-r1": {"template": "chat", "temperature": 0.6, "top_p": 0.95, "max_completion_length": 32768},
     "greedy": {"template": "chat", "temperature": 0.0, "top_p": 1.0, "max_completion_length": 2048, "num_samples": 1},
@@ -30,58 +31,59 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 class TaskConfig(Section):
-    """One task: where its problems come from, how they are asked and who judges the answers. See docs/evaluation.md."""
+    """One task: its problems, its question format and its grader. See docs/evaluation.md."""
 
     dataset_name: str | None = None  # Hub name, or a local .jsonl/.json/.parquet path
     dataset_config: str | None = None
-    dataset_revision: str | None = None  # None: the newest
-    dataset_files: list[str] = []  # of the Hub repository or folder, all rows; else what its configuration loads
+    dataset_revision: str | None = None  # None: the latest
+    dataset_files: list[str] = []  # files in the Hub repository or folder, read whole instead of a split
     dataset_split: str = "test"
-    where: dict[str, Bounds] = {}  # the dataset's columns -> [from, below]: rows that are within
-    task: str | None = None  # a generated task instead of a dataset: countdown, arithmetic, reasoning_gym:<name>
+    where: dict[str, Bounds] = {}  # column -> [low, high): keep only rows in this range
+    task: str | None = None  # generated instead of a dataset: countdown, arithmetic, reasoning_gym:<name>
     task_options: dict[str, Any] = {}
-    num_problems: PositiveInt = 512  # of a generated task
-    columns: dict[str, str | list[str]] = {}  # ours -> theirs; of a list, the first that is there
-    choices: list[str] = []  # columns with the options of a question, the right one first; shown shuffled, as {choices}
-    # How a problem is put; {name} is a column, a list by lines. Of several, the first whose columns are all filled.
+    num_problems: PositiveInt = 512  # for a generated task
+    columns: dict[str, str | list[str]] = {}  # our name -> theirs, or alternatives tried in order
+    choices: list[str] = []  # option columns, the correct one first; shuffled, shown as {choices}
+    # The question's text; {name} inserts a column, a list one item per line. Given several texts, the first whose
+    # columns are all non-empty is used.
     question: str | Annotated[list[str], Field(min_length=1)] = "{prompt}"
-    instruction: str = ""  # added to the question by template "chat": how to give the answer
-    exemplars: str | None = None  # the worked examples of exemplars.yaml that protocol few-shot shows first
-    reward: str = "accuracy"  # decides what is right: a reward's name, or path/to/file.py:function
-    options: dict[str, Any] = {}  # of the reward
-    num_samples: PositiveInt = 4  # per problem, where the protocol does not say
-    groups: list[str] = []  # columns to tabulate by, such as subject and level
-    reference: str | None = None  # a right answer, in the form the checker expects: for --engine reference
+    instruction: str = ""  # answer format, appended to the question under template "chat"
+    exemplars: str | None = None  # key in exemplars.yaml: the worked examples of protocol few-shot
+    reward: str = "accuracy"  # the grader: a reward's name, or path/to/file.py:function
+    options: dict[str, Any] = {}  # reward options
+    num_samples: PositiveInt = 4  # per problem, unless the protocol or recipe sets it
+    groups: list[str] = []  # report metrics for each value of these columns, such as subject
+    reference: str | None = None  # a correct completion, as the grader expects it; for --engine reference
     licence: str = ""
 
     @model_validator(mode="after")
     def _one_source(self) -> "TaskConfig":
         if (self.task is None) == (self.dataset_name is None):
             raise ValueError(
-                f"task={self.task!r} and dataset_name={self.dataset_name!r}: problems come from exactly one of them. "
-                "Set one and leave out the other."
+                f"task={self.task!r} and dataset_name={self.dataset_name!r}: set exactly one "
+                "of them as the source of the problems."
             )
         if self.task is not None and (self.dataset_files or self.where):
             raise ValueError(
-                f"task={self.task!r} with dataset_files={self.dataset_files} and where={self.where}: these choose rows "
-                "of a dataset, and a generated task has none. Leave them out, or set dataset_name."
+                f"task={self.task!r} with dataset_files={self.dataset_files} and where={self.where}: they select "
+                "rows from a dataset, which a generated task does not have. Remove them, or set dataset_name."
             )
         return self
 
 
 class EvalModelConfig(Section):
-    """What is evaluated: a Hugging Face folder or Hub name, a LoRA adapter's folder, or a served model's name."""
+    """The model to evaluate: a Hugging Face folder or Hub name, or a LoRA adapter's folder."""
 
     model_name_or_path: str
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: float32 on CPU, the checkpoint's on GPU
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: float32 on CPU, else the checkpoint's
     trust_remote_code: bool = False
 
 
 class SamplingConfig(Section):
-    """How answers are drawn. What is None comes from the protocol."""
+    """Sampling parameters. None: the protocol's value."""
 
-    num_samples: PositiveInt | None = None  # per problem (k); None: the protocol's, else each task's own
+    num_samples: PositiveInt | None = None  # per problem; None: the protocol's, else each task's own
     temperature: NonNegativeFloat | None = None
     top_p: Fraction | None = None
     top_k: NonNegativeInt = 0  # 0: no limit
@@ -89,43 +91,39 @@ class SamplingConfig(Section):
     seed: NonNegativeInt = 42
 
 
-class EngineConfig(Section):
-    """What generates."""
+class EngineConfig(EngineSection):
+    """The engine that generates completions."""
 
-    name: Literal["vllm", "hf", "server", "reference"] = "vllm"  # reference: the task's own right answers
-    base_url: str = "http://localhost:8000/v1"  # of an OpenAI-compatible server
-    max_num_seqs: PositiveInt = 256  # sequences decoded at once
-    max_model_len: PositiveInt | None = None  # None: what prompts and max_completion_length need and the model allows
-    gpu_memory_utilization: Fraction = 0.9  # vLLM on a GPU
-    kv_cache_gib: PositiveFloat = 1.0  # vLLM on CPU
-    vllm_options: dict[str, Any] = {}  # further arguments of vllm.LLM
+    name: Literal["vllm", "hf", "server", "reference"] = "vllm"  # reference: the task's own reference completions
+    base_url: str = "http://localhost:8000/v1"  # for engine "server", OpenAI-compatible
+    gpu_memory_utilization: Fraction = 0.9  # vLLM on GPU
 
 
 class EvalRecipe(Section):
-    """A whole recipe of stage `eval`."""
+    """A complete recipe for stage `eval`."""
 
     stage: Literal["eval"] = "eval"
     model: EvalModelConfig
-    tasks: list[str] = Field(min_length=1)  # names of tasks.yaml or of define_tasks, or paths of files with one entry
+    tasks: list[str] = Field(min_length=1)  # names in tasks.yaml or define_tasks, or paths of single-task files
     define_tasks: dict[str, TaskConfig] = {}
     protocol: str = "deepseek-r1"
-    template: str | None = None  # chat, r1_zero, few_shot or a text with {prompt}; None: the protocol's
-    system_prompt: str | None = None  # for "chat"
+    template: str | None = None  # chat, r1_zero, few_shot or text containing {prompt}; None: the protocol's
+    system_prompt: str | None = None  # only with template "chat"
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
-    data_dir: str | None = None  # a folder with local copies of the datasets, instead of the Hub
-    limit: PositiveInt | None = None  # problems per task: a fixed random choice; None: all
+    data_dir: str | None = None  # folder with local dataset copies, used instead of the Hub
+    limit: PositiveInt | None = None  # problems per task, a fixed random subset; None: all
     output: str = "runs/eval"
 
     @model_validator(mode="before")
     @classmethod
     def _apply_protocol(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Write the protocol's values where the recipe leaves them out."""
+        """Fill in the protocol's values where the recipe sets none."""
         name = data.get("protocol", cls.model_fields["protocol"].default)
         if name not in PROTOCOLS:
             raise ValueError(
-                f"protocol={name!r}: none of {', '.join(PROTOCOLS)}.{nearest(str(name), PROTOCOLS)} "
-                "Name one, and change single values under sampling and template."
+                f"protocol={name!r}: unknown, must be one of {', '.join(PROTOCOLS)}.{nearest(str(name), PROTOCOLS)} "
+                "Choose one and override individual values with sampling and template."
             )
         values = dict(PROTOCOLS[name])
         if data.get("template") is None:
@@ -139,29 +137,29 @@ class EvalRecipe(Section):
         sampling = self.sampling
         if sampling.temperature == 0 and (sampling.num_samples or 1) > 1:
             raise ValueError(
-                f"sampling.num_samples={sampling.num_samples} at sampling.temperature=0: greedy decoding gives the "
-                "same completion every time. Set num_samples=1, or a temperature above 0."
+                f"sampling.num_samples={sampling.num_samples} at sampling.temperature=0: greedy decoding "
+                "yields the same completion every time. Set num_samples=1 or a temperature above 0."
             )
         if self.system_prompt is not None and self.template != "chat":
             raise ValueError(
-                f"system_prompt with template={self.template!r}: only template 'chat' has a place for it. "
-                "Write it into the template, or leave it out."
+                f"system_prompt with template={self.template!r}: only template 'chat' supports a system prompt. "
+                "Put it into the template text, or remove it."
             )
         if self.template not in ("chat", "r1_zero", "few_shot") and "{prompt}" not in str(self.template):
             raise ValueError(
-                f"template={self.template!r}: the problem has no place in it. "
-                "Write {prompt} where it belongs, or use chat, r1_zero or few_shot."
+                f"template={self.template!r}: the problem's text is missing from it. "
+                "Add {prompt} where the problem goes, or use chat, r1_zero or few_shot."
             )
         return self
 
     def num_samples(self, task: TaskConfig) -> int:
-        """Samples per problem of a task; greedy ones and reference answers would all be the same."""
+        """A task's samples per problem; 1 for greedy decoding and reference completions, which never vary."""
         if self.engine.name == "reference":
             return 1
         return self.sampling.num_samples or (task.num_samples if self.sampling.temperature else 1)
 
     def sampling_of_one(self, stop: tuple[str, ...]) -> Sampling:
-        """Parameters of every sample, each a request of its own."""
+        """Sampling parameters of a single sample; each sample is its own request."""
         sampling = self.sampling
         assert sampling.max_completion_length and sampling.temperature is not None and sampling.top_p is not None
         return Sampling(
@@ -181,6 +179,6 @@ class EvalRecipe(Section):
 
 
 def builtin_tasks() -> dict[str, dict[str, Any]]:
-    """The entries of tasks.yaml, by name. Keys that begin with a dot are parts shared by several."""
+    """The entries of tasks.yaml by name, without the shared fragments, whose keys start with a dot."""
     entries = yaml.safe_load(TASKS_FILE.read_text(encoding="utf-8"))
     return {name: entry for name, entry in entries.items() if not name.startswith(".")}

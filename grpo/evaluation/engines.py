@@ -1,15 +1,16 @@
-"""From an evaluation's recipe to its engine; the model may be a checkpoint or a LoRA adapter on a base."""
+"""From an evaluation's recipe to its engine; the model may be a checkpoint or a LoRA adapter."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from grpo.evaluation.config import EvalModelConfig, EvalRecipe
 from rollout.engines.base import Engine
+from rollout.engines.build import build_engine
 from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 class ReferenceEngine:
-    """Gives each problem's reference answer: what is left wrong then is the fault of the data or the checker."""
+    """Returns each problem's reference completion: whatever is graded wrong is a fault of the data or the grader."""
 
     def __init__(self, references: Mapping[str, str]) -> None:
         self._references = references
@@ -37,14 +38,14 @@ class ReferenceEngine:
             yield Group(problem=prompt.problem, prompt_ids=[], completions=[answer] * sampling.num_generations)
 
     def load_weights(self, weights: Iterable[Any], policy_version: int) -> None:  # noqa: ARG002
-        raise ValueError("the reference answers have no weights.")
+        raise ValueError("reference completions come from the dataset, without a model: there are no weights to load.")
 
     def close(self) -> None:
         pass
 
 
 def base_of(model: EvalModelConfig) -> str:
-    """Where tokenizer and configuration are: the model, or the base of an adapter that brings no tokenizer."""
+    """Where tokenizer and configuration are: the model, or the base of an adapter without its own tokenizer."""
     path = Path(model.model_name_or_path)
     if not (path / ADAPTER_FILE).is_file() or (path / "tokenizer_config.json").is_file():
         return model.model_name_or_path
@@ -52,7 +53,7 @@ def base_of(model: EvalModelConfig) -> str:
 
 
 def load_tokenizer(model: EvalModelConfig) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer; ValueError where there is none, as for a wrong path: nothing is loaded before it."""
+    """The model's tokenizer; loaded first, so a wrong model path raises its ValueError here."""
     from transformers import AutoTokenizer
 
     try:
@@ -61,15 +62,15 @@ def load_tokenizer(model: EvalModelConfig) -> "PreTrainedTokenizerBase":
         )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model={model.model_name_or_path!r}: no tokenizer in {base_of(model)!r} ({error}). Name a Hugging Face "
-            "folder or Hub name, a checkpoint of a run, or the folder of a LoRA adapter."
+            f"model={model.model_name_or_path!r}: no tokenizer in {base_of(model)!r} ({error}). Give a Hugging Face "
+            "folder or Hub name, a training checkpoint, or a LoRA adapter's folder."
         ) from error
 
 
 def fingerprint(model: EvalModelConfig) -> str | None:
-    """What tells one training's weights from another's under the same path; None where there is no local folder.
+    """A hash that detects changed weights under the same path; None if the model is not a local folder.
 
-    A hash of names, sizes and last megabytes of the weight files: all of a large model would take minutes to read.
+    Covers the name, size and last megabyte of each weight file: reading a large model whole takes minutes.
     """
     folder = Path(model.model_name_or_path)
     files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt"))
@@ -85,7 +86,7 @@ def fingerprint(model: EvalModelConfig) -> str | None:
 
 @contextmanager
 def whole_model(model: EvalModelConfig) -> Iterator[str]:
-    """A model's folder or Hub name; an adapter is merged into its base first, in a folder that lasts as long."""
+    """The model's folder or Hub name; an adapter is merged into its base, in a temporary folder."""
     adapter = Path(model.model_name_or_path)
     if not (adapter / ADAPTER_FILE).is_file():
         yield model.model_name_or_path
@@ -93,7 +94,7 @@ def whole_model(model: EvalModelConfig) -> Iterator[str]:
     try:
         from peft import AutoPeftModelForCausalLM
     except ImportError as error:
-        raise ValueError(f"{adapter} is a LoRA adapter, which needs the package peft: pip install peft") from error
+        raise ValueError(f"{adapter} is a LoRA adapter, which requires peft: pip install peft") from error
     from transformers import AutoTokenizer
 
     with TemporaryDirectory(prefix="merged-") as folder:
@@ -104,10 +105,10 @@ def whole_model(model: EvalModelConfig) -> Iterator[str]:
 
 
 def context_length(recipe: EvalRecipe, longest_prompt: int) -> int:
-    """The engine's max_model_len: what was asked for, or prompt and completion as far as the model's context goes.
+    """The engine's max_model_len in tokens: as configured, else prompt plus completion, capped by the model's context.
 
     Raises:
-        ValueError: the longest prompt leaves no room for an answer.
+        ValueError: the longest prompt leaves no room for a completion.
     """
     from transformers import AutoConfig
 
@@ -119,56 +120,36 @@ def context_length(recipe: EvalRecipe, longest_prompt: int) -> int:
     length = recipe.engine.max_model_len or min(needed, getattr(config, "max_position_embeddings", needed))
     if longest_prompt >= length:
         raise ValueError(
-            f"the longest prompt has {longest_prompt} tokens, the context {length}: there is no room for an answer. "
-            "Raise engine.max_model_len as far as the model allows, or leave out the task or protocol few-shot."
+            f"the longest prompt has {longest_prompt} tokens and the context {length}: no room for a completion. "
+            "Raise engine.max_model_len if the model allows it, drop the task, or avoid protocol few-shot."
         )
     return length
 
 
-def build_engine(recipe: EvalRecipe, *, max_model_len: int, device: "torch.device") -> Engine:
-    """The engine that `engine.name` says, with the model loaded."""
+def load_engine(recipe: EvalRecipe, *, max_model_len: int, device: "torch.device") -> Engine:
+    """The engine named by `engine.name`, with the model loaded."""
     settings, model = recipe.engine, recipe.model
-    if settings.name == "server":
-        from rollout.engines.server import ServerEngine
-
-        return ServerEngine(
-            base_of(model),
-            base_url=settings.base_url,
-            max_num_seqs=settings.max_num_seqs,
-            max_model_len=max_model_len,
-            trust_remote_code=model.trust_remote_code,
-        )
-    dtype = _dtype(model, device.type == "cpu")
-    source: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    with whole_model(model) as path:
-        if path != model.model_name_or_path:
-            source["revision"] = None  # that of the adapter says nothing about the merged folder
-        if settings.name == "hf":
-            from rollout.engines.hf import HFEngine
-
-            return HFEngine(
-                path,
-                dtype=dtype,
-                device=device,
-                max_num_seqs=settings.max_num_seqs,
-                max_model_len=max_model_len,
-                **source,
-            )
-        from rollout.engines.vllm import VLLMEngine
-
-        return VLLMEngine(
+    # A server has loaded the model itself; only the tokenizer is read here.
+    with nullcontext(base_of(model)) if settings.name == "server" else whole_model(model) as path:
+        return build_engine(
+            settings.name,
             path,
-            dtype=dtype,
+            dtype=_dtype(model, device.type == "cpu"),
+            device=device,
             max_model_len=max_model_len,
             max_num_seqs=settings.max_num_seqs,
             kv_cache_gib=settings.kv_cache_gib,
             gpu_memory_utilization=settings.gpu_memory_utilization,
-            vllm_options=source | settings.vllm_options,
+            vllm_options=settings.vllm_options,
+            base_url=settings.base_url,
+            # an adapter's revision does not apply to its base or the merged folder
+            revision=model.revision if path == model.model_name_or_path else None,
+            trust_remote_code=model.trust_remote_code,
         )
 
 
 def _dtype(model: EvalModelConfig, is_cpu: bool) -> str:
-    """float32 on CPU, where only it is exact; on a GPU what the checkpoint is stored in."""
+    """As configured; "auto" is float32 on CPU, for exact results, and the checkpoint's dtype on a GPU."""
     if model.dtype != "auto":
         return model.dtype
     if is_cpu:

@@ -1,18 +1,18 @@
-"""Who says whether an answer is right, and why.
+"""Graders: whether an answer is right, and why.
 
-`accuracy` and `code` have judges, which give a verdict with its reason and the answer they read; any other reward
-function gives a number, of which more than 0.5 is right. Grading runs beside generation: judges have processes of their
-own and are waited for in threads, reward functions run in the worker processes of `rewards.runner.score`.
+`accuracy` and `code` return a verdict with its reason and the extracted answer; any other reward function returns a
+number, and more than 0.5 counts as right. Grading overlaps generation: the two verifiers have their own processes,
+awaited in threads, and reward functions run in the worker processes of `rewards.runner.score`.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib import import_module
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from grpo.evaluation.results.graded import Graded
 from grpo.evaluation.results.summary import Voting
 from rewards.answers.multiple_choice import same_choice
 from rewards.answers.verdict import Verdict
@@ -23,47 +23,35 @@ from rewards.runner.score import Rewards, RewardSpec
 from rewards.text import final_answer, gold_answer
 from rollout.types import Group, Problem
 
-accuracy = import_module("rewards.answers.accuracy")  # the package's own name `accuracy` is the function
+accuracy = import_module("rewards.answers.accuracy")  # as `rewards.answers.accuracy` is the function
 
-Judged = Future[list[Verdict | None]]
+Verdicts = list[Verdict | None]
 
-REWARD_WORKERS = 2  # processes of an ordinary reward function
-
-
-@dataclass(frozen=True, slots=True)
-class Graded:
-    """A group with one verdict per completion; None: the gold answer cannot be read, or the reward does not apply.
-
-    Graded(group, [Verdict("wrong", "2 is not 3", "2")], {"accuracy": [0.0]})
-    """
-
-    group: Group
-    verdicts: list[Verdict | None]
-    rewards: dict[str, list[float | None]]
+REWARD_WORKERS = 2  # processes for an ordinary reward function
 
 
 class Grader(Protocol):
-    """Judges the completions of one task."""
+    """Grades one task's completions."""
 
-    voting: Voting  # how answers are counted against each other
+    voting: Voting  # how cons@k compares answers
 
     def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
-        """Yield groups as they are judged, in no particular order."""
+        """Yield groups as they are graded, in no particular order."""
         ...
 
-    def gold(self, problem: Problem) -> str | None:
-        """The right answer as a short text, where there is such a thing."""
+    def reference_answer(self, problem: Problem) -> str | None:
+        """The problem's reference answer, if it is a short text."""
         ...
 
     def unreadable(self, problem: Problem) -> str | None:
-        """Why this problem cannot be judged at all; None: it can."""
+        """Why this problem cannot be graded; None if it can."""
         ...
 
     def close(self) -> None: ...
 
 
 def build_grader(reward: str, options: Mapping[str, Any]) -> Grader:
-    """The grader of a task: its `reward` with its `options`."""
+    """The grader for a task's `reward` and `options`."""
     if reward == "accuracy":
         return MathGrader(dict(options))
     if reward == "code":
@@ -74,34 +62,34 @@ def build_grader(reward: str, options: Mapping[str, Any]) -> Grader:
 
 
 def check_columns(task: str, reward: str, options: Mapping[str, Any], columns: Iterable[str]) -> None:
-    """ValueError unless a task has the columns that its reward reads."""
+    """ValueError unless a task has the columns its reward reads."""
     present = list(columns)
     function, options = bind(reward, load_function(reward), options)
     for column in required_columns(function, options):
         if column not in present:
             raise ValueError(
-                f"task {task!r}: its reward {reward!r} reads the column {column!r}, and there is none. The columns "
-                f"are: {', '.join(present)}. Name the one that holds it: columns: {{{column}: …}}."
+                f"task {task!r}: its reward {reward!r} needs a column {column!r}, which is missing. Columns: "
+                f"{', '.join(present)}. Map one of them: columns: {{{column}: …}}."
             )
 
 
-class _JudgeGrader:
-    """Runs a judge, f(completions, problem) -> verdicts, on groups as they come, in threads that wait for it."""
+class _VerifierGrader:
+    """Calls a verifier, f(completions, problem) -> verdicts, for each group as it arrives, in waiting threads."""
 
     name: str
     voting: Voting
 
-    def __init__(self, judge: Callable[[list[str], Problem], list[Verdict | None]], workers: int) -> None:
-        self._judge = judge
+    def __init__(self, verify: Callable[[list[str], Problem], Verdicts], workers: int) -> None:
+        self._verify = verify
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grading")
 
     def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
-        done: SimpleQueue[tuple[Group, Judged]] = SimpleQueue()
+        done: SimpleQueue[tuple[Group, Future[Verdicts]]] = SimpleQueue()
         waiting = 0
         for group in groups:
             texts = [completion.text for completion in group.completions]
-            future = self._threads.submit(self._judge, texts, group.problem)
-            future.add_done_callback(lambda judged, group=group: done.put((group, judged)))
+            future = self._threads.submit(self._verify, texts, group.problem)
+            future.add_done_callback(lambda future, group=group: done.put((group, future)))
             waiting += 1
             while not done.empty():
                 yield self._graded(*done.get())
@@ -112,50 +100,50 @@ class _JudgeGrader:
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def _graded(self, group: Group, judged: Judged) -> Graded:
-        verdicts = judged.result()
+    def _graded(self, group: Group, future: Future[Verdicts]) -> Graded:
+        verdicts = future.result()
         return Graded(group, verdicts, {self.name: [None if v is None else v.reward for v in verdicts]})
 
 
-class MathGrader(_JudgeGrader):
+class MathGrader(_VerifierGrader):
     """rewards.answers.accuracy: mathematical equivalence with the column `solution`."""
 
     name = "accuracy"
     voting: Voting = staticmethod(accuracy.equal_answers)
 
     def __init__(self, options: dict[str, Any]) -> None:
-        def judge(texts: list[str], problem: Problem) -> list[Verdict | None]:
-            return accuracy.judge(texts, [_solution(problem)] * len(texts), **options)
+        def verify(texts: list[str], problem: Problem) -> Verdicts:
+            return accuracy.verify(texts, [_solution(problem)] * len(texts), **options)
 
-        super().__init__(judge, workers=2)
+        super().__init__(verify, workers=2)
 
-    def gold(self, problem: Problem) -> str | None:
+    def reference_answer(self, problem: Problem) -> str | None:
         return gold_answer(_solution(problem))
 
     def unreadable(self, problem: Problem) -> str | None:
-        return accuracy.check_gold(_solution(problem))
+        return accuracy.check_reference(_solution(problem))
 
 
-class CodeGrader(_JudgeGrader):
-    """rewards.programs.code: the program passes the problem's tests, in a sandbox. Programs do not vote."""
+class CodeGrader(_VerifierGrader):
+    """rewards.programs.code: the program passes the problem's tests in a sandbox. No cons@k for programs."""
 
     name = "code"
     voting: Voting = None
 
     def __init__(self, options: dict[str, Any]) -> None:
-        code = import_module("rewards.programs.code")  # as above, and it needs a machine with a sandbox
+        code = import_module("rewards.programs.code")  # as above; and only here, as it needs a sandbox
 
-        def judge(texts: list[str], problem: Problem) -> list[Verdict | None]:
+        def verify(texts: list[str], problem: Problem) -> Verdicts:
             tests = _tests(problem)
             if isinstance(tests, str):
                 return [None] * len(texts)
-            verdicts = code.judge(texts, [tests] * len(texts), stop_early=True, **options)
+            verdicts = code.run_tests(texts, [tests] * len(texts), stop_early=True, **options)
             programs = [code.last_block(text, options.get("language", "python")) for text in texts]
             return [_of_program(verdict, program) for verdict, program in zip(verdicts, programs, strict=True)]
 
-        super().__init__(judge, workers=len(os.sched_getaffinity(0)))
+        super().__init__(verify, workers=len(os.sched_getaffinity(0)))
 
-    def gold(self, problem: Problem) -> str | None:  # noqa: ARG002
+    def reference_answer(self, problem: Problem) -> str | None:  # noqa: ARG002
         return None
 
     def unreadable(self, problem: Problem) -> str | None:
@@ -164,7 +152,7 @@ class CodeGrader(_JudgeGrader):
 
 
 def _tests(problem: Problem) -> Tests | str:
-    """The column `tests`, or what the columns of the usual sets say; where they cannot be read, why not."""
+    """Tests from the column `tests`, or from a known dataset's own columns; if they cannot be read, why."""
     try:
         if "tests" in problem.columns:
             return read_tests(problem.columns["tests"])
@@ -181,7 +169,7 @@ def _of_program(verdict: Any, program: str | None) -> Verdict:
 
 
 class RewardGrader:
-    """Ordinary reward functions, of which one decides: a completion is right where it gives more than 0.5."""
+    """Ordinary reward functions, one of which decides: a completion is right if its value is above 0.5."""
 
     def __init__(self, rewards: Rewards, *, function: str, decides: str | None = None) -> None:
         self._rewards = rewards
@@ -196,7 +184,7 @@ class RewardGrader:
             ]
             yield Graded(scored.group, verdicts, scored.breakdown)
 
-    def gold(self, problem: Problem) -> str | None:
+    def reference_answer(self, problem: Problem) -> str | None:
         column = next(
             (problem.columns[name] for name in ("answer", "solution", "target") if name in problem.columns), None
         )
@@ -221,7 +209,7 @@ def _same_choices(pairs: Sequence[tuple[str, str]]) -> list[bool]:
     return [same_choice(one, other) for one, other in pairs]
 
 
-# Rewards of which all right answers have one value: the gold, the target number, a letter.
+# Rewards whose right answers all have the same value: the reference answer, the target number, a letter.
 _VOTING: Mapping[str, Voting] = {
     "accuracy": accuracy.equal_answers,
     "countdown": accuracy.equal_answers,
@@ -230,7 +218,7 @@ _VOTING: Mapping[str, Voting] = {
 
 
 def _solution(problem: Problem) -> str:
-    """The gold text, "" where there is none; of several, as OlympiadBench lists them, all, as one list."""
+    """The solution as text, "" if missing; a list of solutions, as in OlympiadBench, is joined into one answer."""
     solution = problem.columns["solution"]
     if solution is None:
         return ""

@@ -1,6 +1,6 @@
-"""Judging the samples of an evaluation again, without generating.
+"""Regrade an evaluation's samples without generating.
 
-What is judged again has its token counts but not its tokens: a reward that reads completion_ids sees as many zeros.
+Samples on disk have token counts but no token ids, so a reward that reads completion_ids gets that many zeros.
 """
 
 from collections import Counter
@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from grpo.evaluation.grading import Grader, build_grader
+from grpo.evaluation.results.graded import SampleKey, key_of
 from grpo.evaluation.results.page import write_page
 from grpo.evaluation.results.samples import (
     SAMPLES_FILE,
-    counted_samples,
-    judgement,
-    key_of,
-    read_asked,
+    read_manifest,
     read_problems,
     read_samples,
-    write_asked,
+    reported_samples,
+    write_manifest,
     write_problems,
     write_rows,
 )
-from grpo.evaluation.results.summary import by_problem
-from grpo.evaluation.results.write import Results, task_results
-from grpo.report.page import RECIPE_FILE
+from grpo.evaluation.results.store import Results
+from grpo.evaluation.results.summary import by_problem, summarize_task
+from grpo.report.page.write import RECIPE_FILE
 from grpo.report.records import Row
 from rollout.types import Completion, Group, Problem
 
@@ -34,7 +33,7 @@ CHANGES_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Regraded:
-    """New figures, and what is judged otherwise than before (or than the file's own score).
+    """New results, and the verdicts that differ from before (or from an external file's own scores).
 
     Regraded(results, [{"task": "gsm8k", "problem_id": "gsm8k/3", "sample": 0, "before": "wrong", "now": "right", …}])
     """
@@ -46,35 +45,43 @@ class Regraded:
 def regrade(
     folder: Path, *, output: Path | None = None, reward: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Regraded:
-    """Judge the samples of an evaluation's folder again.
+    """Regrade the samples in an evaluation's folder.
 
-    output: where everything is written; None: into the folder, whose samples.jsonl stays as samples.jsonl.previous.
-    reward, options: another checker, or other options of it, than the evaluation used.
+    Args:
+        output: folder to write to; None: regrade in place, keeping the old samples.jsonl as samples.jsonl.previous.
+        reward: replaces each task's reward, and its options.
+        options: override the reward's options.
+
+    Raises:
+        ValueError: the folder is not a finished evaluation, or `output` is another evaluation's folder.
     """
     if output is not None and output != folder:
         check_output(output)
     before = Results.read(folder)
-    kept, asked = read_samples(folder), read_asked(folder)
-    counts = {key_of(row) for row in counted_samples(folder, before.tasks)}
+    saved, manifest = read_samples(folder), read_manifest(folder)
+    reported = {key_of(row) for row in reported_samples(folder, before.tasks)}
     problems, tasks, rows = read_problems(folder), {}, []
-    others = [row for row in kept if row["task"] not in before.tasks]  # of an earlier call with other tasks
+    others = [row for row in saved if row["task"] not in before.tasks]  # from an earlier run with other tasks
     for name, task in before.tasks.items():
         used = dict(options or {}) if reward else {**task["options"], **(options or {})}
-        judge = {"reward": reward or task["reward"], "options": used}
-        grader = build_grader(judge["reward"], used)
-        judged = judge_again([row for row in kept if row["task"] == name], problems, grader)
-        mine = [row for row in judged if key_of(row) in counts]
+        grading = {"reward": reward or task["reward"], "options": used}
+        grader = build_grader(grading["reward"], used)
+        graded = grade_again([row for row in saved if row["task"] == name], problems, grader)
+        mine = [row for row in graded if key_of(row) in reported]
         here = {key: problems[key] for key in dict.fromkeys(row["problem_id"] for row in mine)}
-        tasks[name] = {**task, **judge, **task_results(mine, here, grader, groups=list(task["groups"]))}
-        if name in asked["tasks"]:
-            asked["tasks"][name] |= judge
+        summary = summarize_task(
+            mine, here, groups=list(task["groups"]), voting=grader.voting, unreadable=grader.unreadable
+        )
+        tasks[name] = {**task, **grading, **summary}
+        if name in manifest["tasks"]:
+            manifest["tasks"][name] |= grading
         rows += mine
-        others += [row for row in judged if key_of(row) not in counts]
+        others += [row for row in graded if key_of(row) not in reported]
         grader.close()
     if output is None or output == folder:
         output = folder
         (folder / SAMPLES_FILE).replace(folder / f"{SAMPLES_FILE}.previous")
-        write_asked(folder, asked["weights"], asked["tasks"])
+        write_manifest(folder, manifest["weights"], manifest["tasks"])
     else:
         output.mkdir(parents=True, exist_ok=True)
         write_problems(
@@ -82,21 +89,21 @@ def regrade(
         )
         others = []
     results = Results(before.model, before.protocol, tasks, output)
-    return write_regraded(results, rows, {key_of(row): row["verdict"] for row in kept}, others)
+    return write_regraded(results, rows, {key_of(row): row["verdict"] for row in saved}, others)
 
 
 def check_output(output: Path) -> None:
-    """ValueError for the folder of an evaluation, whose samples others would replace."""
+    """ValueError if `output` is an evaluation's folder, whose samples would be overwritten."""
     if (output / RECIPE_FILE).is_file():
         raise ValueError(
-            f"output={str(output)!r} is the folder of an evaluation, and its samples would be lost. Choose another."
+            f"output={str(output)!r} is an evaluation's folder, and its samples would be lost. Choose another."
         )
 
 
 def describe(changes: Sequence[Row], total: int) -> str:
-    """Which verdicts changed, in words."""
+    """A summary of the changed verdicts, for the terminal."""
     if not changes:
-        return f"All {total} verdicts are as before."
+        return f"None of {total} verdicts changed."
     kinds = Counter((change["before"], change["now"]) for change in changes)
     lines = [f"{len(changes)} of {total} verdicts changed:"]
     lines += [f"  {count} from {before} to {now}" for (before, now), count in kinds.most_common()]
@@ -104,20 +111,21 @@ def describe(changes: Sequence[Row], total: int) -> str:
         why = f" ({change['reason']})" if change["reason"] else ""
         lines.append(
             f"  {change['problem_id']}#{change['sample']}: {change['before']} -> {change['now']}{why}; "
-            f"answer {change['answer']!r:.80}, gold {change['gold']!r:.80}"
+            f"answer {change['answer']!r:.80}, reference answer {change['reference_answer']!r:.80}"
         )
     if len(changes) > CHANGES_SHOWN:
-        lines.append("  … all of them are in changes.jsonl")
+        lines.append("  … the full list is in changes.jsonl")
     return "\n".join(lines)
 
 
-def judge_again(rows: Sequence[Row], problems: Mapping[str, Problem], grader: Grader) -> list[Row]:
-    """The rows with new verdicts, in order."""
+def grade_again(rows: Sequence[Row], problems: Mapping[str, Problem], grader: Grader) -> list[Row]:
+    """The rows with new verdicts, in the same order."""
     samples = by_problem(rows)
     missing = [s[0]["problem_id"] for s in samples if s[0]["problem_id"] not in problems]
     if missing:
         raise ValueError(
-            f"problems.jsonl lacks {missing[:5]} ({len(missing)} in all), whose samples it should explain."
+            f"problems.jsonl lacks {len(missing)} of the sampled problems, such as {missing[:5]}. "
+            "Restore the file that was written with samples.jsonl."
         )
     groups = [
         Group(
@@ -136,22 +144,22 @@ def judge_again(rows: Sequence[Row], problems: Mapping[str, Problem], grader: Gr
         )
         for rows_of_one in samples
     ]
-    new: dict[tuple[str, int], Row] = {}
+    new: dict[SampleKey, Row] = {}
     by_id = {rows_of_one[0]["problem_id"]: rows_of_one for rows_of_one in samples}
     for graded in grader.grade(groups):
         problem = graded.group.problem
         for index, row in enumerate(by_id[problem.id]):
-            new[key_of(row)] = {**row, "gold": grader.gold(problem), **judgement(graded, index)}
+            new[key_of(row)] = {**row, "reference_answer": grader.reference_answer(problem), **graded.grades(index)}
     return [new[key_of(row)] for row in rows]
 
 
 def write_regraded(
-    results: Results, rows: Sequence[Row], old: Mapping[tuple[str, int], str | None], others: Sequence[Row] = ()
+    results: Results, rows: Sequence[Row], old: Mapping[SampleKey, str | None], others: Sequence[Row] = ()
 ) -> Regraded:
-    """Write the folder of results; others: rows that the figures are not of."""
+    """Write results, samples, changes and page; others: rows to keep that the metrics do not cover."""
     changes = [
         {
-            **{name: row[name] for name in ("task", "problem_id", "sample", "answer", "gold", "reason")},
+            **{name: row[name] for name in ("task", "problem_id", "sample", "answer", "reference_answer", "reason")},
             "before": old[key_of(row)],
             "now": row["verdict"],
         }

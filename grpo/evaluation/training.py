@@ -1,7 +1,7 @@
-"""Evaluation of the policy during training: the same tasks, graders and figures as `grpo eval`, from the run's engine.
+"""Held-out evaluation during training: the same tasks, graders and metrics as `grpo eval`, on the run's own engine.
 
-Groups of samples instead of single requests, because the run's rewards may compare the answers of a group. It draws no
-random numbers of its own: with the same `sampling.seed`, another checkpoint gets the same problems and random numbers.
+Samples come in groups rather than as single requests because the run's rewards may compare completions within a group.
+It uses no random state of its own: with the same `sampling.seed`, every checkpoint gets the same problems and seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo.evaluation.grading import Grader, RewardGrader, build_grader, check_columns
-from grpo.evaluation.prompts import task_prompts
-from grpo.evaluation.results.samples import sample_rows
 from grpo.evaluation.results.summary import by_problem, summarize
-from grpo.evaluation.tasks import Task, load_task
+from grpo.evaluation.tasks.load import Task, load_task
+from grpo.evaluation.tasks.prompts import task_prompts
 from grpo.recipe.config import GRPORecipe
 from grpo.report.records import Row
 from rewards.runner.score import Rewards
@@ -28,15 +27,15 @@ Gather = Callable[[list[Row]], list[Row]]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Evaluation({"eval/pass@1": 0.84, …}, [rows of samples.jsonl, …]), the same on every process."""
+    """Evaluation({"eval/pass@1": 0.84, …}, [sample rows, …]), identical on all processes."""
 
-    metrics: dict[str, float]  # summary.summarize, each name after eval/, or eval/<task>/
+    metrics: dict[str, float]  # summary.summarize, prefixed with eval/ or eval/<task>/
     rows: list[Row]
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Problems that a run is evaluated on, and who judges; name "" for those of the training source."""
+    """Held-out problems and their grader; name "" for the training source's own held-out problems."""
 
     name: str
     prompts: Sequence[Prompt]
@@ -51,9 +50,9 @@ class HeldOut:
         num_processes: int = 1,
         gather: Gather | None = None,
     ) -> Evaluation:
-        """Sample `sampling.num_generations` completions for each prompt and judge them.
+        """Generate and grade `sampling.num_generations` completions per prompt.
 
-        Each process takes every num_processes-th prompt. gather: lists of all processes -> one list, on each of them;
+        Each process takes every num_processes-th prompt. gather: concatenates all processes' lists, on every process;
         None: accelerate's gather_object.
         """
         share = self.prompts[process_index::num_processes]
@@ -61,20 +60,19 @@ class HeldOut:
         for graded in self.grader.grade(engine.generate(share, sampling)):
             problem = graded.group.problem
             prompt = Prompt(problem=problem, token_ids=graded.group.prompt_ids)
-            rows += sample_rows(
-                graded,
+            rows += graded.rows(
                 task=self.name,
                 problem_id=problem.id,
                 first_sample=0,
                 seed=request_seed(sampling, prompt),
                 prompt=problem.prompt,
-                gold=self.grader.gold(problem),
+                reference_answer=self.grader.reference_answer(problem),
             )
         if num_processes > 1:
             rows = (gather or _gather_object)(rows)
         place = {prompt.problem.id: index for index, prompt in enumerate(self.prompts)}
         problems = by_problem(sorted(rows, key=lambda row: place[row["problem_id"]]))
-        assert [samples[0]["problem_id"] for samples in problems] == list(place), "one group for each problem"
+        assert [samples[0]["problem_id"] for samples in problems] == list(place), "one group per problem"
         metrics = summarize(problems, self.grader.voting)
         prefix = f"eval/{self.name}/" if self.name else "eval/"
         return Evaluation(
@@ -83,21 +81,21 @@ class HeldOut:
 
 
 def reward_held_out(prompts: Sequence[Prompt], rewards: Rewards, reward: str | None, function: str | None) -> HeldOut:
-    """The training source's own held-out problems, judged by one of the run's rewards (None: the first).
+    """The training source's own held-out problems, graded by one of the run's rewards (None: the first).
 
-    function: what that reward's name stands for in the recipe; None: a callable.
+    function: the function behind that reward's name in the recipe; None: a callable passed from Python.
     """
     decides = reward or rewards.names[0]
     if decides not in rewards.names:
-        raise ValueError(f"evaluation.reward={decides!r} is not among the rewards: {', '.join(rewards.names)}.")
+        raise ValueError(f"evaluation.reward={decides!r} is not one of the run's rewards: {', '.join(rewards.names)}.")
     return HeldOut("", prompts, RewardGrader(rewards, function=function or decides, decides=decides))
 
 
 def task_held_out(recipe: GRPORecipe, tokenizer: "PreTrainedTokenizerBase") -> list[HeldOut]:
-    """The tasks of `evaluation.tasks`, asked in the template of `evaluation.data`, else of `data`.
+    """The tasks in `evaluation.tasks`, under the template of `evaluation.data`, else of `data`.
 
     Raises:
-        ValueError: a task is wrong, or has prompts longer than max_prompt_length.
+        ValueError: a task is invalid, or has prompts longer than max_prompt_length.
     """
     config, data = recipe.evaluation, recipe.evaluation.data or recipe.data
     data_dir = None if config.data_dir is None else Path(config.data_dir)
@@ -118,8 +116,8 @@ def _check_lengths(task: Task, prompts: Sequence[Prompt], limit: int) -> None:
     if longest > limit:
         count = sum(len(prompt.token_ids) > limit for prompt in prompts)
         raise ValueError(
-            f"evaluation.tasks: {count} prompts of {task.name!r} are longer than max_prompt_length={limit}; without "
-            f"them it would be another task. Set data.max_prompt_length={longest}."
+            f"evaluation.tasks: {count} prompts of {task.name!r} are longer than max_prompt_length={limit}, and "
+            f"dropping them would change the task. Set data.max_prompt_length={longest}."
         )
 
 

@@ -19,11 +19,11 @@ from transformers import PreTrainedModel, get_scheduler
 
 from grpo.algorithm.loss import LossOutput
 from grpo.learner.batch import MicroBatch, Sample
-from grpo.learner.model import CompletionLogProbs
-from grpo.learner.moe import moe_layers, record_routes, update_balance_bias
 from grpo.learner.optim import adamw
 from grpo.learner.scoring import Batching, completion_logprobs, forward
-from grpo.learner.weights import checkpoint_weights
+from grpo.model.load import CompletionLogProbs
+from grpo.model.moe import moe_layers, record_routes, update_balance_bias
+from grpo.model.weights import checkpoint_weights
 from grpo.recipe.config import OptimizerConfig
 from grpo.report.metrics import ExpertLoad, Mean, Metric, Sum, merge
 

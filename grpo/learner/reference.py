@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from grpo.learner.batch import Sample
-from grpo.learner.model import CompletionLogProbs
 from grpo.learner.scoring import Batching, completion_logprobs
+from grpo.model.load import CompletionLogProbs
 
 FOLDER = "reference"  # inside a checkpoint, where the reference has moved
 

@@ -1,4 +1,4 @@
-"""Recipes: sections and their rules, strict YAML with overrides, error messages, estimates, launching.
+"""Recipes: typed sections, strict YAML with overrides, the registry of stages, `grpo check`, launching.
 
-This file stays empty: the codec of recipes is imported when Python opens a recipe.
+Running a stage is in `grpo.stages`. Keep this file free of imports: Python imports the codec whenever it runs a recipe.
 """

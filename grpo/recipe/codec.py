@@ -1,11 +1,11 @@
-"""Makes a recipe a program: `accelerate launch recipe.yaml` runs `python recipe.yaml`.
+"""Makes recipes executable: `accelerate launch recipe.yaml` runs `python recipe.yaml`.
 
-A recipe starts with the comment `# -*- coding: grpo-recipe -*-`. To YAML it is a comment. To Python it names the codec
-of the source (PEP 263), which a one-line .pth file, installed with this package, registers at start-up; this module is
-imported when Python asks for the codec and not before.
+A recipe starts with `# -*- coding: grpo-recipe -*-`: a comment to YAML, the source encoding to Python (PEP 263). A
+one-line .pth file, installed with this package, registers the codec at start-up; this module is imported only when
+Python looks the codec up.
 
-Nothing of the file is read as Python: whatever it holds, it decodes to the one line below. The line does nothing in
-processes that import their parent's main module, as those of multiprocessing do.
+None of the file is run as Python: whatever its content, it decodes to the line below. The `__main__` guard keeps
+multiprocessing children, which import their parent's main module, from training again.
 """
 
 import codecs
@@ -22,7 +22,7 @@ def _decode(data: "Buffer", _errors: str = "strict", /) -> tuple[str, int]:
 
 
 class _Decoder(codecs.IncrementalDecoder):
-    """Gives the program once, however many pieces the file comes in: Python reads until nothing more comes."""
+    """Returns the program once, however often it is called: Python reads until the decoder returns nothing."""
 
     given = False
 

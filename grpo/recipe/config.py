@@ -1,7 +1,7 @@
-"""The sections of a GRPO recipe and the rules that hold between them.
+"""The sections of a GRPO recipe and the rules between them.
 
-Field names are those of Hugging Face and TRL where they have one. Reading YAML, `extends`, overrides and the wording
-of errors live in `grpo.recipe.load`.
+Fields that exist in Hugging Face or TRL keep their names. Reading files and overrides is in `grpo.recipe.load`, the
+wording of type errors in `grpo.recipe.explain`.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -21,26 +19,49 @@ from pydantic import (
 )
 
 from grpo.recipe.registry import LOSSES
+from grpo.recipe.section import Section
 from rollout.support.names import nearest
 from rollout.types import Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-# Of transformers' schedules, those that need nothing but warm-up and length.
+# The transformers schedules that need no arguments beyond warm-up and length.
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
 
 
+class AdamWConfig(Section):
+    """AdamW, for every stage that trains."""
+
+    learning_rate: PositiveFloat = 1e-6  # the peak
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class OptimizerConfig(AdamWConfig):
+    """AdamW with one of transformers' learning-rate schedules."""
+
+    lr_scheduler_type: Schedule = "constant_with_warmup"
+
+
 def _known_loss(name: str) -> str:
     if name not in LOSSES:
-        raise ValueError(f"{name!r} is none of {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
+        raise ValueError(f"{name!r} is not one of {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
     return name
 
 
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values are fixed once read."""
+class EngineSection(Section):
+    """An engine's capacity, wherever completions are generated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    max_num_seqs: PositiveInt = 256  # sequences decoded at once
+    max_model_len: PositiveInt | None = None  # context in tokens; None: longest prompt plus longest completion
+    gpu_memory_utilization: Fraction = 0.3  # vLLM on GPU
+    kv_cache_gib: PositiveFloat = 1.0  # vLLM on CPU
+    vllm_options: dict[str, Any] = {}  # further arguments of vllm.LLM
 
 
 class ModelConfig(Section):
@@ -49,12 +70,10 @@ class ModelConfig(Section):
     model_name_or_path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"  # trainer and engine compute in it; trained weights are float32
-    attn_implementation: str | None = None  # None: transformers' choice
+    attn_implementation: str | None = None  # None: transformers' default
     experts_implementation: str = "grouped_mm"  # MoE only; batched_mm is 40 times slower on CPU
     disable_dropout: bool = True
-    balance_bias_update_speed: NonNegativeFloat = (
-        0.0  # gamma of 2408.15664; 0 freezes the bias, as published RL runs do
-    )
+    balance_bias_update_speed: NonNegativeFloat = 0.0  # gamma of 2408.15664; 0: frozen, as in published RL runs
     trust_remote_code: bool = False
 
 
@@ -62,12 +81,12 @@ class DataConfig(Section):
     """Where problems come from: a generated `task`, or a dataset by Hub name or local file."""
 
     task: str | None = None  # countdown, arithmetic, or reasoning_gym:<name>
-    task_options: dict[str, Any] = {}  # difficulty settings of the task
+    task_options: dict[str, Any] = {}  # the task's difficulty settings
     dataset_name: str | None = None  # Hub name, or a local .json/.jsonl/.parquet path
     dataset_config: str | None = None
     dataset_split: str = "train"
     columns: dict[str, str] = {}  # ours -> theirs, e.g. {prompt: question, solution: answer}
-    template: str = "{prompt}"  # "r1_zero", "chat", or a string with {prompt}
+    template: str = "{prompt}"  # "r1_zero", "chat" or a string with {prompt}
     system_prompt: str | None = None  # for "chat"
     max_prompt_length: PositiveInt = 512  # longer prompts are dropped and counted
 
@@ -76,29 +95,24 @@ class DataConfig(Section):
         if (self.task is None) == (self.dataset_name is None):
             raise ValueError(
                 f"task={self.task!r} and dataset_name={self.dataset_name!r}: problems come from exactly one of them. "
-                "Set one and leave out the other."
+                "Set one and remove the other."
             )
         if self.template not in ("r1_zero", "chat") and "{prompt}" not in self.template:
             raise ValueError(
-                f"template={self.template!r}: the problem has no place in it. "
-                "Write {prompt} where it belongs, or use r1_zero or chat."
+                f"template={self.template!r}: has no placeholder for the problem. "
+                "Add {prompt}, or use r1_zero or chat."
             )
         return self
 
 
-class RolloutConfig(Section):
+class RolloutConfig(EngineSection):
     """How groups of completions are sampled."""
 
     engine: Literal["vllm", "hf"] = "vllm"
-    problems_per_step: PositiveInt = 32  # questions per optimizer step, over all processes
-    num_generations: Annotated[int, Field(ge=2)] = 16  # completions per question (G)
+    problems_per_step: PositiveInt = 32  # problems per optimizer step, summed over processes
+    num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
     max_completion_length: PositiveInt = 512
     temperature: PositiveFloat = 1.0
-    max_model_len: PositiveInt | None = None  # engine context; None: max_prompt_length + max_completion_length
-    max_num_seqs: PositiveInt = 256  # sequences that the engine decodes at once
-    gpu_memory_utilization: Fraction = 0.3  # vLLM on a GPU
-    kv_cache_gib: PositiveFloat = 1.0  # vLLM on CPU
-    vllm_options: dict[str, Any] = {}  # further arguments of vllm.LLM
 
 
 class RewardConfig(Section):
@@ -107,9 +121,9 @@ class RewardConfig(Section):
     function: str
     weight: float = 1.0
     options: dict[str, Any] = {}  # keyword arguments, fixed for the run
-    name: str = ""  # what metrics and `evaluation.reward` call it; empty: the function's name
-    requires: str | None = None  # counts 0 unless the reward of this name is above 0.5 for the completion
-    data_sources: list[str] | None = None  # for problems whose column data_source is one of these; None: for all
+    name: str = ""  # used in metrics and `evaluation.reward`; empty: the function's name
+    requires: str | None = None  # counts as 0 unless the completion scores above 0.5 on the reward with this name
+    data_sources: list[str] | None = None  # only for problems with one of these in column data_source; None: for all
 
     @model_validator(mode="before")
     @classmethod
@@ -122,45 +136,27 @@ class RewardConfig(Section):
 class AlgorithmConfig(Section):
     """GRPO (2402.03300, 2501.12948) and its variants."""
 
-    loss_type: Annotated[str, AfterValidator(_known_loss)] = "grpo"  # a name in LOSSES of grpo/recipe/registry.py
+    loss_type: Annotated[str, AfterValidator(_known_loss)] = "grpo"  # a name in LOSSES, grpo/recipe/registry.py
     scale_rewards: Literal["group", "batch", "none"] = "group"
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"  # or GDPO
     epsilon: PositiveFloat = 0.2
     epsilon_high: PositiveFloat | None = None  # None: same as epsilon
-    beta: NonNegativeFloat = 0.0  # KL coefficient; 0 keeps no reference in memory
-    ref_model_sync_steps: NonNegativeInt = 0  # refresh the reference every N steps; 0: never
+    beta: NonNegativeFloat = 0.0  # KL coefficient; 0: no reference model in memory
+    ref_model_sync_steps: NonNegativeInt = 0  # update the reference model every N steps; 0: never
     steps_per_generation: PositiveInt = 1  # optimizer steps (mini-batches) per rollout; R1-Zero: 16
     mask_truncated_completions: bool = False
-    # The run stops when mean |log p_trainer - log p_engine| exceeds it. None: 1e-3 in float32, 0.05 in bfloat16.
+    # The run stops above this mean |log p_trainer - log p_engine|. None: 1e-3 in float32, 0.05 in bfloat16.
     max_logp_difference: PositiveFloat | None = None
 
 
-class AdamWConfig(Section):
-    """AdamW, the same for every stage."""
-
-    learning_rate: PositiveFloat = 1e-6  # the peak
-    warmup_steps: NonNegativeInt = 0
-    weight_decay: NonNegativeFloat = 0.0
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
-    adam_epsilon: PositiveFloat = 1e-8
-    max_grad_norm: PositiveFloat = 1.0
-
-
-class OptimizerConfig(AdamWConfig):
-    """AdamW with one of transformers' schedules."""
-
-    lr_scheduler_type: Schedule = "constant_with_warmup"
-
-
 class TrainerConfig(OptimizerConfig):
-    """Optimization, budget and checkpoints. A step is one optimizer step."""
+    """Optimizer, token budget and checkpoints. A step is one optimizer step."""
 
     output_dir: str = "runs/grpo"
     max_steps: PositiveInt = 100
-    num_reward_workers: PositiveInt = 2  # processes that run reward functions
     max_tokens_per_micro_batch: PositiveInt = 8192  # per process; prompt and completion
     gradient_checkpointing: bool = False
+    num_reward_workers: PositiveInt = 2  # processes that run reward functions
     seed: NonNegativeInt = 42
     save_steps: NonNegativeInt = 0  # 0: only at the end
     save_total_limit: PositiveInt = 2
@@ -168,31 +164,31 @@ class TrainerConfig(OptimizerConfig):
 
 
 class EvaluationConfig(Section):
-    """Held-out evaluation before, every `eval_steps` and after training."""
+    """Held-out evaluation before training, every `eval_steps` steps and after training."""
 
     eval_steps: NonNegativeInt = 0  # 0: only before and after
-    num_problems: NonNegativeInt = 0  # 0: no evaluation, unless there are tasks
+    num_problems: NonNegativeInt = 0  # 0: no evaluation, unless `tasks` is set
     num_samples: PositiveInt = 4  # completions per problem (k)
     temperature: NonNegativeFloat = 1.0
     top_p: Fraction = 1.0
     max_completion_length: PositiveInt | None = None  # None: the rollout's
-    data: DataConfig | None = None  # None: the training source, its held-out split
-    tasks: list[str] = []  # tasks of `grpo eval` instead, asked in the template of data; num_problems of each, 0: all
+    data: DataConfig | None = None  # None: the training data's held-out split
+    tasks: list[str] = []  # instead: tasks of `grpo eval`, in the template of `data`; num_problems each, 0: all
     data_dir: str | None = None  # local copies of the tasks' datasets
-    reward: str | None = None  # which reward decides "correct" (> 0.5); None: the first
+    reward: str | None = None  # the reward that decides what is correct (> 0.5); None: the first
 
 
 class ReportConfig(Section):
-    """What is written and shown."""
+    """Logging and trackers."""
 
-    report_to: list[str] = []  # accelerate trackers: tensorboard, wandb, trackio
+    report_to: list[str] = []  # accelerate's trackers: tensorboard, wandb, trackio
     run_name: str | None = None
     logging_steps: PositiveInt = 1
     num_logged_groups: PositiveInt = 4  # groups per step written to samples.jsonl
 
 
 class GRPORecipe(Section):
-    """A whole recipe of stage `grpo`."""
+    """The recipe of stage `grpo`."""
 
     stage: Literal["grpo"] = "grpo"
     model: ModelConfig
@@ -213,25 +209,25 @@ class GRPORecipe(Section):
 
     @property
     def problems_per_rollout(self) -> int:
-        """Questions sampled at once; `steps_per_generation` optimizer steps share them."""
+        """Problems sampled at once, for `steps_per_generation` optimizer steps."""
         return self.rollout.problems_per_step * self.algorithm.steps_per_generation
 
     @property
     def max_model_len(self) -> int:
-        """Context of the engine in tokens."""
+        """The engine's context in tokens."""
         return self.rollout.max_model_len or self.data.max_prompt_length + self.rollout.max_completion_length
 
-    def rollout_sampling(self, rollout_index: int) -> Sampling:
-        """Parameters of the `rollout_index`-th rollout."""
+    def rollout_sampling(self, index: int) -> Sampling:
+        """Sampling parameters of rollout number `index`."""
         return Sampling(
             num_generations=self.rollout.num_generations,
             max_completion_length=self.rollout.max_completion_length,
             temperature=self.rollout.temperature,
-            seed=self.trainer.seed * 1_000_003 + rollout_index,
+            seed=self.trainer.seed * 1_000_003 + index,
         )
 
     def evaluation_sampling(self) -> Sampling:
-        """Parameters of every held-out evaluation; its random numbers do not depend on the step."""
+        """Sampling parameters of held-out evaluations, with the same seed at every step."""
         return Sampling(
             num_generations=self.evaluation.num_samples,
             max_completion_length=self.evaluation.max_completion_length or self.rollout.max_completion_length,
@@ -246,7 +242,7 @@ class GRPORecipe(Section):
 
 
 def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
-    """What no run could make sense of: value, rule and remedy of each impossible combination."""
+    """Value, rule and remedy for each invalid combination of fields."""
     rollout, algorithm, trainer, evaluation = recipe.rollout, recipe.algorithm, recipe.trainer, recipe.evaluation
     prompt = (evaluation.data or recipe.data).max_prompt_length
     answer = evaluation.max_completion_length or rollout.max_completion_length
@@ -255,26 +251,26 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
     if recipe.max_model_len < tokens:
         yield (
             f"rollout.max_model_len={recipe.max_model_len}: the engine's context must hold the longest prompt and "
-            f"completion, {tokens} tokens. Set rollout.max_model_len={tokens}, or shorten data.max_prompt_length or "
+            f"completion, {tokens} tokens. Set rollout.max_model_len={tokens}, or lower data.max_prompt_length or "
             "max_completion_length."
         )
     if trainer.max_tokens_per_micro_batch < train_tokens:
         yield (
-            f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: one full sample has "
-            f"{recipe.data.max_prompt_length} + {rollout.max_completion_length} tokens and must fit. "
+            f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: must hold a full-length "
+            f"sample of {recipe.data.max_prompt_length} + {rollout.max_completion_length} tokens. "
             f"Set it to at least {train_tokens}."
         )
     if trainer.max_steps % algorithm.steps_per_generation:
         steps = algorithm.steps_per_generation
         whole = -(-trainer.max_steps // steps) * steps
         yield (
-            f"trainer.max_steps={trainer.max_steps}: every rollout is used for algorithm.steps_per_generation={steps} "
-            f"steps, so max_steps must be a multiple of it. Set trainer.max_steps={whole}."
+            f"trainer.max_steps={trainer.max_steps}: must be a multiple of algorithm.steps_per_generation={steps}, the "
+            f"number of steps that share a rollout. Set trainer.max_steps={whole}."
         )
     if algorithm.ref_model_sync_steps and not algorithm.beta:
         yield (
             f"algorithm.ref_model_sync_steps={algorithm.ref_model_sync_steps} with algorithm.beta=0: without a KL term "
-            "there is no reference to refresh. Set algorithm.beta above 0 (R1-Zero: 0.001), or ref_model_sync_steps=0."
+            "there is no reference model. Set algorithm.beta above 0 (R1-Zero: 0.001), or ref_model_sync_steps=0."
         )
     yield from _reward_conflicts(recipe)
     yield from _evaluation_conflicts(recipe)
@@ -284,21 +280,22 @@ def _reward_conflicts(recipe: GRPORecipe) -> Iterator[str]:
     algorithm = recipe.algorithm
     names = [reward.name for reward in recipe.rewards]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"rewards: {name!r} is listed {names.count(name)} times, and metrics go by name. Give each a `name`."
+        yield f"rewards: {name!r} is listed {names.count(name)} times, but names must be unique. Give each a `name`."
     for reward in recipe.rewards:
         if reward.requires is not None and (reward.requires not in names or reward.requires == reward.name):
             others = ", ".join(name for name in names if name != reward.name) or "none"
             yield (
-                f"rewards: {reward.name!r} requires {reward.requires!r}, which is no other reward of this recipe "
-                f"({others}). Name one of them, or leave `requires` out."
+                f"rewards: {reward.name!r} requires {reward.requires!r}, which is not another reward of this recipe "
+                f"({others}). Name one of them, or remove `requires`."
             )
     if algorithm.multi_objective_aggregation == "normalize_then_sum" and algorithm.scale_rewards != "group":
         yield (
             f"algorithm.scale_rewards={algorithm.scale_rewards} with multi_objective_aggregation=normalize_then_sum: "
-            "each reward is scaled within its group, and the sum within the batch. Leave scale_rewards at group."
+            "this aggregation scales each reward within its group and the sum within the batch. "
+            "Set algorithm.scale_rewards=group."
         )
     if not any(reward.weight for reward in recipe.rewards):
-        yield "rewards: every weight is 0, so that all advantages are 0. Give at least one reward a weight."
+        yield "rewards: all weights are 0, so all advantages are 0. Give at least one reward another weight."
 
 
 def _evaluation_conflicts(recipe: GRPORecipe) -> Iterator[str]:
@@ -306,22 +303,22 @@ def _evaluation_conflicts(recipe: GRPORecipe) -> Iterator[str]:
     names = [reward.name for reward in recipe.rewards]
     if evaluation.reward is not None and evaluation.reward not in names:
         yield (
-            f"evaluation.reward={evaluation.reward!r}: it must be one of the recipe's rewards, {', '.join(names)}. "
-            "Name one of them, or leave it out for the first."
+            f"evaluation.reward={evaluation.reward!r}: must be one of the recipe's rewards, {', '.join(names)}. "
+            "Name one of them, or remove it to use the first."
         )
     if evaluation.eval_steps and not (evaluation.num_problems or evaluation.tasks):
         yield (
             f"evaluation.eval_steps={evaluation.eval_steps} with evaluation.num_problems=0: there is nothing to "
-            "evaluate on. Set evaluation.num_problems, or eval_steps=0."
+            "evaluate. Set evaluation.num_problems, or evaluation.eval_steps=0."
         )
     if evaluation.num_problems and recipe.data.dataset_name and evaluation.data is None and not evaluation.tasks:
         yield (
             f"evaluation.num_problems={evaluation.num_problems} on data.dataset_name={recipe.data.dataset_name!r}: "
-            "without evaluation.data the held-out problems would be those trained on. Set evaluation.data, with "
+            "without evaluation.data, the held-out problems would be training problems. Set evaluation.data to "
             "another dataset_split or file."
         )
     if evaluation.temperature == 0 and evaluation.num_samples > 1:
         yield (
             f"evaluation.num_samples={evaluation.num_samples} at evaluation.temperature=0: greedy decoding gives the "
-            "same completion every time. Set evaluation.num_samples=1, or a temperature above 0."
+            "same completion every time. Set evaluation.num_samples=1 or a temperature above 0."
         )

@@ -1,61 +1,55 @@
-"""Says what is wrong with a recipe: value, rule and remedy, one line per error."""
+"""Turns pydantic's errors into one line each, with value, rule and remedy."""
 
 import difflib
 import re
-from collections.abc import Iterable
 from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from pydantic_core.core_schema import ErrorType
 
-from grpo.recipe.config import Section
+from grpo.recipe.section import Section
+from rollout.support.names import nearest
 
-# Rules whose reason is not plain from pydantic's words.
+# Reasons for rules that are not obvious from pydantic's message.
 REASONS = {
-    "rollout.num_generations": "advantages are relative within a group, and a group of one has none",
-    "rollout.temperature": "the log-probs of greedy samples say nothing",
+    "rollout.num_generations": "advantages compare the completions of a group",
+    "rollout.temperature": "greedy decoding makes all completions of a group equal",
     "rewards": "without a reward there is nothing to learn",
 }
-# Kinds of error -> the rule, in plain words.
+# pydantic's error type -> the rule
 RULES: dict[ErrorType, str] = {
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
     "float_type": "must be a number",
-    "string_type": "must be text; quote it",
+    "string_type": "must be a string; quote it",
     "bool_type": "must be true or false",
     "list_type": "must be a list",
-    "dict_type": "must be a mapping of keys to values",
-    "model_type": "must be a section with keys",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping of keys",
 }
 
 
 def explain(error: ValidationError, cls: type[Section]) -> list[str]:
-    """One line per error of a recipe of type `cls`; rules of several fields come as they were raised."""
+    """One line per error in a recipe of class `cls`; errors that our own validators raise keep their text."""
     lines: dict[str, None] = {}
     for item in error.errors(include_url=False):
         for line in _lines(item, cls):
-            lines[line] = None  # a union reports each of its members: say it once
+            lines[line] = None  # a union reports an error for each member: list it once
     return list(lines)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?`, or nothing."""
-    match = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {match[0]!r}?" if match else ""
-
-
 def _lines(item: Any, cls: type[Section]) -> list[str]:
-    location = [part for part in item["loc"] if part not in ("bool", "str")]  # pydantic names members of unions
+    location = [part for part in item["loc"] if part not in ("bool", "str")]  # unions add the member's type
     where, kind, value = ".".join(map(str, location)), item["type"], item["input"]
     if kind == "extra_forbidden":
-        return [f"{where}: there is no such key.{_where_it_belongs(location, cls)}"]
+        return [f"{where}: unknown key.{_where_it_belongs(location, cls)}"]
     if kind == "missing":
-        reason = f": {REASONS[where]}" if where in REASONS else ""
-        return [f"{where}: is missing, and has no default{reason}. Add it."]
+        reason = f" ({REASONS[where]})" if where in REASONS else ""
+        return [f"{where}: is required{reason}. Add it."]
     if kind == "value_error":
-        said = item["msg"].removeprefix("Value error, ").splitlines()
-        return [f"{where}: {line}" if where else line for line in said]
+        messages = item["msg"].removeprefix("Value error, ").splitlines()
+        return [f"{where}: {line}" if where else line for line in messages]
     rule = RULES.get(kind) or item["msg"].replace("Input should", "must")
     reason = f" ({REASONS[where]})" if where in REASONS else ""
     remedy = nearest(str(value), re.findall(r"'([^']+)'", rule)) if kind == "literal_error" else ""
@@ -79,11 +73,11 @@ def _where_it_belongs(location: list[str | int], cls: type[Section]) -> str:
             match = difflib.get_close_matches(key, inner.model_fields, n=1, cutoff=0.8)
             if match:
                 return f" Did you mean {name}.{match[0]}?"
-    return f" Known here: {', '.join(section.model_fields)}."
+    return f" Known keys: {', '.join(section.model_fields)}."
 
 
 def _section(location: list[str | int], cls: type[Section]) -> type[Section]:
-    """The section type at a location; indices of lists are passed over."""
+    """The section class at a location; list indices are skipped."""
     for part in location:
         if isinstance(part, str):
             inner = _sections(cls.model_fields[part].annotation) if part in cls.model_fields else []
@@ -94,7 +88,7 @@ def _section(location: list[str | int], cls: type[Section]) -> type[Section]:
 
 
 def _sections(annotation: Any) -> list[type[Section]]:
-    """The section types inside an annotation such as `list[RewardConfig]` or `DataConfig | None`."""
+    """The section classes in an annotation such as `list[RewardConfig]` or `DataConfig | None`."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for argument in get_args(annotation) for section in _sections(argument)]

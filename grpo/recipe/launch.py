@@ -1,6 +1,6 @@
-"""Starts training processes, and sets up the one it is in.
+"""Starts training processes and sets up the current one.
 
-`accelerate launch` starts them when the user says so; `grpo train` starts `accelerate launch`.
+Users start processes with `accelerate launch`, or with `grpo train`, which runs `accelerate launch`.
 """
 
 import os
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-# Set by torchrun for every process of several, and by `accelerate launch` for a single one.
+# Set by torchrun in each of several processes, and by `accelerate launch` in a single one.
 _MARKS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
 
 
@@ -18,10 +18,10 @@ def is_launched(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def use_all_cores() -> None:
-    """Share the machine's cores among its processes. Call before torch is imported.
+    """Divide the machine's cores among its processes. Call before torch is imported.
 
-    `accelerate launch` sets OMP_NUM_THREADS=1 when it was not told a number, which leaves all other cores idle. A
-    number above one was somebody's wish and stays.
+    `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves the other cores idle. Values above 1
+    were set on purpose and are kept.
     """
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -29,10 +29,10 @@ def use_all_cores() -> None:
 
 
 def missing_processes() -> int:
-    """How many CPU processes were asked for and not started, or 0.
+    """The number of CPU processes requested but not started, or 0.
 
-    `accelerate launch --cpu --num_processes N` leaves it to MPI to start N, and without MPI starts a single process
-    that it does not even tell N. Its own command line does.
+    `accelerate launch --cpu --num_processes N` relies on MPI to start N processes. Without MPI it starts one and does
+    not pass N on, so N is read from accelerate's command line.
     """
     if "RANK" in os.environ or "MASTER_ADDR" not in os.environ or not is_launched():
         return 0
@@ -45,12 +45,12 @@ def missing_processes() -> int:
     from accelerate.commands.launch import launch_command_parser
 
     start = next(i for i, word in enumerate(words) if "launch" in word) + 1
-    asked = launch_command_parser().parse_known_args(words[start:])[0].num_processes or 1
-    return asked if asked > 1 else 0
+    requested = launch_command_parser().parse_known_args(words[start:])[0].num_processes or 1
+    return requested if requested > 1 else 0
 
 
 def launch_on_cpu(num_processes: int, command: Sequence[str]) -> NoReturn:
-    """Become torchrun, with processes that talk over gloo."""
+    """Replace this process by torchrun with `num_processes` CPU processes, which communicate over gloo."""
     options = ["--standalone", "--nproc_per_node", str(num_processes)]
     program = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "grpo", *command]
     sys.stdout.flush()
@@ -58,11 +58,11 @@ def launch_on_cpu(num_processes: int, command: Sequence[str]) -> NoReturn:
 
 
 def launch(accelerate_options: Sequence[str], command: Sequence[str]) -> NoReturn:
-    """Become `accelerate launch [options] -m grpo [command]`."""
+    """Replace this process by `accelerate launch [options] -m grpo [command]`."""
     from accelerate.commands.config.config_args import default_config_file
 
     options = [*accelerate_options]
-    if not os.path.isfile(default_config_file):  # noqa: PTH113 (accelerate's is a string)
+    if not os.path.isfile(default_config_file):  # noqa: PTH113 (a string)
         options = [*_defaults(accelerate_options), *options]
     program = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options, "-m", "grpo", *command]
     sys.stdout.flush()
@@ -70,7 +70,7 @@ def launch(accelerate_options: Sequence[str], command: Sequence[str]) -> NoRetur
 
 
 def _defaults(given: Sequence[str]) -> list[str]:
-    """What accelerate assumes without a configuration, said aloud, so that it does not warn of it."""
+    """The options accelerate would default to without a configuration file; passing them silences its warnings."""
     import torch
 
     defaults = {

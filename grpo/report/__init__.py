@@ -1,1 +1,4 @@
-"""Metrics that merge, the files of a run, terminal output, the run's page."""
+"""Metrics that merge, a run's files, terminal output and page, and evaluation progress.
+
+Knows no model and no trainer: it receives numbers, scored groups and rows.
+"""

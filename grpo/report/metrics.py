@@ -1,20 +1,15 @@
-"""Metrics that carry their own reduction, so that micro-batches and processes merge correctly."""
+"""Metrics that carry their own reduction, so they merge correctly across micro-batches and processes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rewards.runner.score import ScoredGroup
-
 
 class Metric(Protocol):
-    """Merges with its like; `value` is what is reported."""
+    """Adding two metrics of the same class merges them; `value` is what is reported."""
 
     def __add__(self, other: Self) -> Self: ...
 
@@ -24,7 +19,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean is a sum and a count; it reports 0 where nothing was counted."""
+    """A mean, kept as sum and count; 0 if the count is 0."""
 
     total: float
     count: float = 1.0
@@ -44,7 +39,7 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """Standard deviation (population), from sums that merge."""
+    """Population standard deviation, kept as sums that merge."""
 
     count: float
     total: float
@@ -94,7 +89,7 @@ class Min:
 class LogHistogram:
     """Counts of magnitudes in bins of a tenth of a decade; reports the upper edge of the bin that holds a quantile.
 
-    Quantiles do not merge, counts do; the answer is at most 26% above the exact quantile, never below it.
+    Quantiles do not merge, but counts do. The value is at most 26% above the exact quantile and never below it.
     """
 
     counts: np.ndarray = field(repr=False)  # [len(EDGES) + 1]
@@ -121,7 +116,7 @@ class LogHistogram:
 
 @dataclass(frozen=True, slots=True)
 class ExpertLoad:
-    """Tokens each expert received, [layers, experts]; reports each expert's share of its layer."""
+    """Tokens routed to each expert, [layers, experts]; reports each expert's share of its layer."""
 
     counts: np.ndarray
 
@@ -138,7 +133,7 @@ Value = float | list[list[float]]
 
 
 def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
-    """Merge dictionaries of metrics key by key; a key may be missing from some."""
+    """Merge dictionaries of metrics key by key; keys may differ."""
     merged: dict[str, Metric] = {}
     for part in parts:
         for name, metric in part.items():
@@ -147,40 +142,5 @@ def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
 
 
 def values(metrics: Metrics) -> dict[str, Value]:
-    """What is reported, by name."""
+    """The reported value of each metric."""
     return {name: metric.value for name, metric in metrics.items()}
-
-
-def rollout_metrics(groups: "Sequence[ScoredGroup]") -> dict[str, Metric]:
-    """Rewards and lengths of this process's groups, under TRL's names."""
-    rewards = np.array([scored.rewards for scored in groups], dtype=np.float64)  # [groups, G]
-    completions = [completion for scored in groups for completion in scored.group.completions]
-    lengths = np.array([len(completion.token_ids) for completion in completions])
-    deviations = np.nanstd(rewards, axis=1, ddof=1)
-    metrics: dict[str, Metric] = {
-        "reward": Mean.of(rewards[~np.isnan(rewards)]),
-        "reward_std": Mean.of(deviations),
-        "frac_reward_zero_std": Mean.of(np.isclose(deviations, 0.0)),
-        "completions/mean_length": Mean.of(lengths),
-        "completions/min_length": Min(float(lengths.min())),
-        "completions/max_length": Max(float(lengths.max())),
-        "completions/clipped_ratio": Mean.of([c.finish_reason == "length" for c in completions]),
-        "completions/empty_ratio": Mean.of([not c.text.strip() for c in completions]),
-        "num_tokens": Sum(float(lengths.sum() + sum(len(s.group.prompt_ids) * len(s.rewards) for s in groups))),
-    }
-    for name in groups[0].breakdown:
-        scores = np.array([scored.breakdown[name] for scored in groups], dtype=np.float64)  # None becomes NaN
-        applicable = scores[~np.isnan(scores)]
-        metrics[f"rewards/{name}/mean"] = Mean.of(applicable)
-        metrics[f"rewards/{name}/std"] = Deviation.of(applicable)
-    for name in groups[0].gated:
-        metrics[f"rewards/{name}/gated_ratio"] = Mean.of([shut for scored in groups for shut in scored.gated[name]])
-    return metrics | logged_metrics(groups, taken=metrics)
-
-
-def logged_metrics(groups: "Sequence[ScoredGroup]", taken: Iterable[str] = ()) -> dict[str, Metric]:
-    """What reward functions gave to `log_metric`: the mean of the step's calls, as in TRL."""
-    logged = merge({name: Mean.of(v) for name, v in scored.metrics.items()} for scored in groups)
-    if clash := logged.keys() & set(taken):
-        raise ValueError(f"a reward logs the metric {sorted(clash)}, which the run itself reports. Rename it.")
-    return logged

@@ -1,4 +1,4 @@
-"""How far an evaluation is: a live bar on a terminal, a line now and then elsewhere."""
+"""An evaluation's progress: a live bar on a terminal, an occasional line otherwise."""
 
 import time
 from collections.abc import Sequence
@@ -12,39 +12,39 @@ from rich.progress import Progress as Bar
 from grpo.report.records import Row
 from grpo.report.terminal import duration
 
-SECONDS = 20.0  # between lines where there is no terminal
+SECONDS = 20.0  # between lines when not on a terminal
 
 
 class Progress:
-    """Counts the samples of one task as they are written."""
+    """Counts one task's samples as they are written."""
 
     def __init__(self, task: str, total: int, *, shown: bool) -> None:
         self._task, self._total = task, total
         self._count = self._right = self._tokens = 0
-        self._start = self._said = time.perf_counter()
+        self._start = self._printed = time.perf_counter()
         self._console = Console()
         self._shown = shown and total > 0
         self._is_live = self._shown and self._console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[figures]}"))
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[status]}"))
         self._bar = Bar(*columns, console=self._console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> Self:
         if self._is_live:
             self._bar.start()
-            self._line = self._bar.add_task(self._task, total=self._total, figures="")
+            self._line = self._bar.add_task(self._task, total=self._total, status="")
         return self
 
     def advance(self, rows: Sequence[Row]) -> None:
-        """Count these rows and show the figures so far."""
+        """Count these rows and show the progress so far."""
         self._count += len(rows)
         self._right += sum(row["verdict"] == "right" for row in rows)
         self._tokens += sum(row["num_tokens"] for row in rows)
         if not self._shown:
             return
         if self._is_live:
-            self._bar.update(self._line, completed=self._count, figures=self._figures())
-        elif time.perf_counter() - self._said > SECONDS:
-            self._say()
+            self._bar.update(self._line, completed=self._count, status=self._status())
+        elif time.perf_counter() - self._printed > SECONDS:
+            self._print()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -53,13 +53,13 @@ class Progress:
             return
         if self._is_live:
             self._bar.stop()
-        self._say()
+        self._print()
 
-    def _say(self) -> None:
-        self._said = time.perf_counter()
-        self._console.print(f"{self._task}: {self._figures()}", highlight=False, soft_wrap=True)
+    def _print(self) -> None:
+        self._printed = time.perf_counter()
+        self._console.print(f"{self._task}: {self._status()}", highlight=False, soft_wrap=True)
 
-    def _figures(self) -> str:
+    def _status(self) -> str:
         seconds = time.perf_counter() - self._start
         left = duration(seconds / max(1, self._count) * (self._total - self._count))
         return (

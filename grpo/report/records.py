@@ -1,6 +1,6 @@
-"""The rows a run leaves on disk, in `metrics.jsonl` and `samples.jsonl`: reading, cutting and comparing them.
+"""A run's rows on disk, in `metrics.jsonl` and `samples.jsonl`: read, truncate and compare them.
 
-Row of metrics.jsonl: {"step": 12, "reward": 0.53, "completions/mean_length": 28.1, "time/generate": 4.2, …}
+A row of metrics.jsonl: {"step": 12, "reward": 0.53, "completions/mean_length": 28.1, "time/generate": 4.2, …}
 """
 
 import json
@@ -17,9 +17,9 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file, none if it does not exist.
+    """Yield a file's rows; none if the file does not exist.
 
-    A last line without its newline is being written this moment, or was cut off by a kill: it is left out.
+    A last line without newline is skipped: it is still being written, or its process was killed.
     """
     if not path.exists():
         return
@@ -30,7 +30,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the rows of later steps, atomically. Kept lines stay the same bytes."""
+    """Drop rows of later steps, atomically; the remaining lines are unchanged byte for byte."""
     if not path.exists():
         return
     cut = path.with_name(path.name + ".cut")
@@ -42,7 +42,7 @@ def cut_after(path: Path, step: int) -> None:
 
 
 def deterministic(row: Mapping[str, Any]) -> Row:
-    """The row without wall-clock figures: what a killed and resumed run repeats bit for bit."""
+    """The row without timings: what a resumed run reproduces bit for bit."""
     timing = ("step_time", "tokens_per_second")
     return {key: value for key, value in row.items() if not key.startswith("time/") and key not in timing}
 
@@ -52,20 +52,20 @@ def is_evaluation(row: Mapping[str, Any]) -> bool:
 
 
 def held_out_keys(row: Mapping[str, Any]) -> list[str]:
-    """The `eval/` figures of a row, without interval ends: task by task pass@1, pass@2, …, then the others by name."""
+    """A row's `eval/` keys without interval bounds, by task: pass@1, pass@2, …, then the others by name."""
 
     def order(key: str) -> tuple[str, bool, int, str]:
         task, _, name = key.rpartition("/")
         k = name.removeprefix("pass@")
         return (task, not k.isdigit(), int(k) if k.isdigit() else 0, name)
 
-    figures = [key for key, value in row.items() if key.startswith("eval/") and value is not None]
-    return sorted((key for key in figures if not key.endswith(("_low", "_high"))), key=order)
+    keys = [key for key, value in row.items() if key.startswith("eval/") and value is not None]
+    return sorted((key for key in keys if not key.endswith(("_low", "_high"))), key=order)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A figure, and its interval where one was logged: Estimate(value=0.84, low=0.81, high=0.87)."""
+    """A metric with its confidence interval, if logged: Estimate(value=0.84, low=0.81, high=0.87)."""
 
     value: float
     low: float | None = None
@@ -73,13 +73,13 @@ class Estimate:
 
 
 def estimate(row: Mapping[str, Any], key: str) -> Estimate:
-    """The figure `key` of a row, with the interval at `key_low` and `key_high`."""
+    """A row's metric `key`, with its interval from `key_low` and `key_high`."""
     return Estimate(value=row[key], low=row.get(f"{key}_low"), high=row.get(f"{key}_high"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One held-out figure, first evaluation against last; `trained` is None while there is but one evaluation."""
+    """A held-out metric in the first and last evaluation; `trained` is None if there is only one evaluation."""
 
     name: str  # without "eval/"
     base: Estimate
@@ -87,7 +87,7 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row]) -> list[Comparison]:
-    """Held-out figures of the first and last evaluation in `rows`: pass@k by k, then the others by name."""
+    """Held-out metrics of the first and last evaluation in `rows`: pass@k by k, then the others by name."""
     evaluations = [row for row in rows if is_evaluation(row)]
     if not evaluations:
         return []

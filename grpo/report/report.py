@@ -1,7 +1,7 @@
-"""Everything a run tells: metrics.jsonl, samples.jsonl, trackers, the terminal, and at the end the page.
+"""A run's report: metrics.jsonl, samples.jsonl, trackers, terminal output and the page.
 
     report = Report(output_dir, recipe, accelerator=accelerator)
-    with closing(report):                                  # an interrupted run gets its page, too
+    with closing(report):                                  # an interrupted run gets a page as well
         report.log_evaluation(0, {"eval/pass@1": 0.18, …})
         with report.phase("generate"):
             …
@@ -9,7 +9,7 @@
         report.log_samples(1, scored_groups, advantages)
         report.summary()
 
-Metrics arrive reduced over processes; only the main process writes. Of the samples it logs those of its own shard.
+Metrics arrive already reduced over processes; only the main process writes, and it logs its own shard's samples.
 """
 
 import hashlib
@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 
 from grpo.recipe.config import GRPORecipe
-from grpo.report.page import write_page
-from grpo.report.records import METRICS_FILE, SAMPLES_FILE, Row, compare, cut_after, deterministic, read_rows
+from grpo.report.metrics import Value
+from grpo.report.page.write import write_page
+from grpo.report.records import METRICS_FILE, SAMPLES_FILE, Row, compare, cut_after, read_rows
 from grpo.report.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -34,17 +35,13 @@ if TYPE_CHECKING:
 
     from rewards.runner.score import ScoredGroup
 
-__all__ = ["Report", "deterministic", "write_page"]
-
-Metrics = Mapping[str, float | Sequence[Sequence[float]]]
-
 
 class Report:
     """One run's report, in `output_dir`.
 
-    Files get every step; terminal and trackers every `report.logging_steps`. With `resume_step=n`, rows of steps after
-    n are cut first: the run was killed after the checkpoint it resumes from. Without it, the files of an earlier run
-    in the same folder are kept as `*.previous`.
+    Files get every step, terminal and trackers every `report.logging_steps`. With `resume_step=n`, rows after step n
+    are dropped: a killed run wrote them after its last checkpoint. Without it, an earlier run's files in the same
+    folder are kept as `*.previous`.
     """
 
     def __init__(
@@ -59,8 +56,8 @@ class Report:
         self.output_dir = output_dir
         self.recipe = recipe
         self.accelerator = accelerator
-        self.seconds: defaultdict[str, float] = defaultdict(float)  # by phase, since the last row
-        self.intervals: deque[float] = deque(maxlen=20)  # wall seconds of the newest steps
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # per phase, since the last row
+        self.intervals: deque[float] = deque(maxlen=20)  # wall seconds of the latest steps
         self.mark = time.perf_counter()
         self.terminal: Terminal | None = None
         self.closed = False
@@ -75,7 +72,7 @@ class Report:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the block's wall time to `time/<name>` of the next row. Phases do not nest."""
+        """Add the block's wall time to `time/<name>` in the next row. Phases do not nest."""
         if self.terminal is not None:
             self.terminal.phase(name)
         start = time.perf_counter()
@@ -84,8 +81,8 @@ class Report:
         finally:
             self.seconds[name] += time.perf_counter() - start
 
-    def log(self, step: int, metrics: Metrics) -> None:
-        """Write the row of a training step. List-valued metrics go to the file and the page, not to trackers."""
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Write a training step's row. List-valued metrics go to the file and the page, not to trackers."""
         times = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
         self.seconds.clear()
         now = time.perf_counter()
@@ -97,11 +94,11 @@ class Report:
             steps_left = self.recipe.trainer.max_steps - step
             self.terminal.step(step, row, steps_left * sum(self.intervals) / len(self.intervals))
 
-    def log_evaluation(self, step: int, metrics: Metrics) -> None:
-        """Write the row of a held-out evaluation; keys begin with `eval/`. Refreshes the page."""
+    def log_evaluation(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Write a held-out evaluation's row, whose keys start with `eval/`, and refresh the page."""
         times = {"time/evaluate": self.seconds.pop("evaluate")} if "evaluate" in self.seconds else {}
         row = self._write_metrics(step, {**metrics, **times}, track=True)
-        if not self.intervals:  # what came before the first step says nothing about how long a step takes
+        if not self.intervals:  # time before the first step does not count towards step durations
             self.mark = time.perf_counter()
         if self.terminal is not None:
             self.terminal.evaluation(step, row)
@@ -110,7 +107,7 @@ class Report:
     def log_samples(self, step: int, groups: Sequence["ScoredGroup"], advantages: Sequence[Sequence[float]]) -> None:
         """Write `report.num_logged_groups` of the step's groups; `advantages[i][j]` belongs to completion j of group i.
 
-        The choice depends on step and problem ids alone, so that a resumed run shows the same groups.
+        The choice depends on step and problem ids alone, so a resumed run logs the same groups.
         """
         if self.terminal is None:
             return
@@ -122,14 +119,14 @@ class Report:
             _write_row(self.samples_file, _sample_row(step, groups[index], advantages[index]))
 
     def summary(self) -> None:
-        """Print the held-out figures, base against trained."""
+        """Print the held-out metrics, base against trained."""
         if self.terminal is not None:
             comparisons = compare(list(read_rows(self.output_dir / METRICS_FILE)))
             if comparisons:
                 self.terminal.comparison(comparisons)
 
     def close(self) -> None:
-        """Finish files and trackers and write the page. A second call does nothing."""
+        """Close files and trackers and write the page. Idempotent."""
         if self.closed:
             return
         self.closed = True
@@ -159,10 +156,10 @@ class Report:
         self.accelerator.project_configuration.set_directories(str(self.output_dir))
         found = filter_trackers(names, self.output_dir)  # type: ignore[arg-type]
         missing = sorted(set(names) - {str(tracker) for tracker in found})
-        if missing:  # accelerate would leave them out without a word
+        if missing:  # accelerate would drop them silently
             raise ValueError(
-                f"report.report_to names {missing}, which cannot be imported. "
-                f"Install with `pip install {' '.join(missing)}`, or take out of report_to."
+                f"report.report_to={names}: {missing} cannot be imported. "
+                f"Install with `pip install {' '.join(missing)}`, or remove from report_to."
             )
         self.accelerator.log_with = found
         run_name = self.recipe.report.run_name or self.output_dir.name
@@ -181,13 +178,13 @@ def _open(path: Path, resume_step: int | None) -> TextIO:
 
 
 def _write_row(file: TextIO, row: Row) -> None:
-    # default=str: datasets bring dates and the like in a problem's columns.
+    # default=str: datasets have dates and other non-JSON types in a problem's columns.
     file.write(json.dumps(row, default=str, allow_nan=False) + "\n")
     file.flush()
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinity become null: JSON has no word for them, and a reader other than Python would stop."""
+    """Turn NaN and infinity into null: they are not valid JSON, and readers other than Python's reject them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):
@@ -212,7 +209,11 @@ def _sample_row(step: int, scored: "ScoredGroup", advantages: Sequence[float]) -
                 "reward": _finite(scored.rewards[index]),
                 "rewards": {name: _finite(values[index]) for name, values in scored.breakdown.items()},
                 "advantage": _finite(advantages[index]),
-                **({"gated": shut} if (shut := [name for name, gates in scored.gated.items() if gates[index]]) else {}),
+                **(
+                    {"gated": closed}
+                    if (closed := [name for name, gates in scored.gated.items() if gates[index]])
+                    else {}
+                ),
                 **({"extras": {c: _finite(v[index]) for c, v in scored.extras.items()}} if scored.extras else {}),
             }
             for index, completion in enumerate(scored.group.completions)
@@ -221,7 +222,7 @@ def _sample_row(step: int, scored: "ScoredGroup", advantages: Sequence[float]) -
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """{"trainer": {"seed": 1}} -> {"trainer.seed": 1}: trackers take flat values only."""
+    """{"trainer": {"seed": 1}} -> {"trainer.seed": 1}: trackers accept only flat values."""
     flat: dict[str, bool | int | float | str] = {}
     for key, value in config.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a run prints: one aligned line per step, and on a terminal a live bar with phase and remaining time below."""
+"""Terminal output: one aligned line per step, and on a terminal a live bar with the phase and time left."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from rich.text import Text
 
 from grpo.report.records import Comparison, Estimate, estimate, held_out_keys
 
-PLAIN_WIDTH = 120  # columns, where the output is a file or a pipe
+PLAIN_WIDTH = 120  # columns, if the output is a file or a pipe
 HEADER_EVERY = 25  # lines
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One figure of the line: Column("length", "completions/mean_length", 8, fixed(1))."""
+    """One metric in a step's line: Column("length", "completions/mean_length", 8, fixed(1))."""
 
     title: str
     key: str
     width: int
     show: Callable[[float], str]
     style: str = ""
-    optional: bool = True  # left out, the rightmost first, where the line would not fit
+    optional: bool = True  # dropped, rightmost first, if the line does not fit
 
 
 def fixed(digits: int) -> Callable[[float], str]:
@@ -56,7 +56,7 @@ ETA_WIDTH = 8
 
 
 class Terminal:
-    """Prints to `console`; colour and the live bar appear only where that is a terminal."""
+    """Prints to `console`; colour and the live bar only on a terminal."""
 
     def __init__(self, console: Console, *, max_steps: int, first_step: int) -> None:
         self.console = console
@@ -79,12 +79,12 @@ class Terminal:
             self.progress.start()
 
     def phase(self, name: str) -> None:
-        """Show what the run does now."""
+        """Show the current phase."""
         if self.progress is not None:
             self.progress.update(self.task, description=name)
 
     def step(self, step: int, row: Mapping[str, Any], seconds_left: float) -> None:
-        """Print the line of a step."""
+        """Print a step's line."""
         eta = duration(seconds_left)
         if self.progress is not None:
             self.progress.update(self.task, completed=step, eta=eta)
@@ -102,7 +102,7 @@ class Terminal:
         self._print(line.append("  ").append(f"{eta:>{ETA_WIDTH}}", "dim"))
 
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Print the line of an evaluation."""
+        """Print an evaluation's lines."""
         parts = []
         for key in held_out_keys(metrics):
             name = key.removeprefix("eval/")
@@ -116,15 +116,15 @@ class Terminal:
         self._print(line)
 
     def comparison(self, comparisons: Sequence[Comparison]) -> None:
-        """Print the closing table, base against trained."""
+        """Print the final table, base against trained."""
         self.stop()
         table = Table(box=SIMPLE_HEAD)
         table.add_column("held out")
         table.add_column("base", justify="right")
         table.add_column("trained", justify="right", style="bold green")
-        for row in comparisons:
-            trained = "" if row.trained is None else show_estimate(row.name, row.trained)
-            table.add_row(row.name, show_estimate(row.name, row.base), trained)
+        for compared in comparisons:
+            trained = "" if compared.trained is None else show_estimate(compared.name, compared.trained)
+            table.add_row(compared.name, show_estimate(compared.name, compared.base), trained)
         self.console.print(table)
 
     def message(self, text: str) -> None:
@@ -154,7 +154,7 @@ class Terminal:
 
 
 def show_estimate(name: str, estimate: Estimate) -> str:
-    """ "0.842 [0.812, 0.868]" for a share; lengths with one digit."""
+    """Format "0.842 [0.812, 0.868]"; lengths get one decimal."""
     digits = 1 if name.endswith("length") else 3
     shown = f"{estimate.value:.{digits}f}"
     if estimate.low is None or estimate.high is None:

@@ -11,16 +11,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.learner import checkpoint as checkpoints
-from grpo.learner.model import load_model
 from grpo.learner.policy import Policy
 from grpo.learner.reference import FOLDER, Reference
 from grpo.learner.scoring import Batching
+from grpo.model.load import load_model
 from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
 from rewards.runner.preflight import check_problems
 from rewards.runner.score import Rewards, RewardSpec
-from rollout.data.problems import ProblemStream, Source, held_out, load_source
 from rollout.data.prompts import Prompter
+from rollout.data.sources import Source, load_source
+from rollout.data.stream import ProblemStream, held_out
 from rollout.engines.base import Engine, Publisher
 from rollout.engines.build import build_engine
 
@@ -62,8 +63,10 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     rewards = _rewards(recipe, reward_functions)
     held_out = _held_out(recipe, tokenizer, rewards)
     if accelerator.is_main_process:
-        ours = [prompt for part in held_out if not part.name for prompt in part.prompts]
-        check_problems(problems.source, ours, rewards, Console(stderr=True))
+        source = problems.source
+        ours = [prompt.problem for part in held_out if not part.name for prompt in part.prompts]
+        training = map(source.__getitem__, range(source.size or 1))
+        check_problems(training, source.size, ours, rewards, Console(stderr=True))
 
     model = load_model(recipe.model, checkpoint)
     batching = Batching(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 from rewards.runner.score import Rewards, ScoredGroup
-from rollout.data.problems import ProblemStream
+from rollout.data.stream import ProblemStream
 from rollout.engines.base import Engine
 from rollout.types import Group, Prompt, Sampling
 

@@ -25,10 +25,11 @@ from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.mismatch import check_mismatch, mismatch
-from grpo.learner.moe import load_metrics
 from grpo.learner.objective import loss_function
+from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
-from grpo.report.metrics import ExpertLoad, Metric, merge, rollout_metrics, values
+from grpo.report.metrics import ExpertLoad, Metric, merge, values
+from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.collect import collect
 from rewards.runner.score import ScoredGroup, TrainerState
@@ -105,7 +106,7 @@ class Trainer:
             algorithm,
             max_completion_length=self.recipe.rollout.max_completion_length,
             seed=self.recipe.trainer.seed + self.step,
-            reward_weights=self.parts.rewards.weights,
+            reward_weights=self.parts.rewards.reward_weights,
         )
         local = whole.of_process(processes.process_index, processes.num_processes)
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo.learner.moe import Routes, load_metrics, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
 from grpo.learner.optim import adamw
+from grpo.model.moe import Routes, load_metrics, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
 from grpo.recipe.pretrain import PretrainModel, PretrainRecipe, PretrainTrainer
 from grpo.stages.documents import batches, rows
 from rollout.support.loading import load_object

@@ -4,7 +4,7 @@ import numpy as np
 
 from grpo.learner.batch import Sample
 from grpo.learner.policy import Policy
-from rollout.data.problems import ProblemStream
+from rollout.data.stream import ProblemStream
 from rollout.engines.base import Engine, Publisher
 from rollout.types import Sampling
 

@@ -1,4 +1,4 @@
-"""Countdown: an expression of all the given numbers that equals the target."""
+"""Countdown: an expression that uses all the given numbers and equals the target."""
 
 import ast
 import operator
@@ -10,7 +10,7 @@ from typing import Any
 from rewards.text import Text, answer_text, completion_text
 
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-_ALPHABET = re.compile(r"[0-9+\-*/() ]{1,200}")  # ASCII digits alone, and short enough for any parser
+_ALPHABET = re.compile(r"[0-9+\-*/() ]{1,200}")  # ASCII digits only, and short enough for any parser
 
 
 def countdown(
@@ -22,8 +22,8 @@ def countdown(
 ) -> list[float | None]:
     """1.0 if `<answer>` holds an expression of + - * / ( ) that equals `target`, else 0.0.
 
-    Every one of `numbers` is used exactly once; arithmetic is exact: 8/3*3 is 8.
-    Rules of TinyZero (github.com/Jiayi-Pan/TinyZero); its eval is not used.
+    Each of `numbers` must be used exactly once; arithmetic is exact: 8/3*3 is 8.
+    The rules are TinyZero's (github.com/Jiayi-Pan/TinyZero), without its eval.
     """
     return [
         float(_is_solution(answer_text(completion_text(completion)), given, goal))
@@ -36,14 +36,14 @@ def _is_solution(answer: str | None, numbers: list[int], target: int) -> bool:
         return False
     try:
         expression = ast.parse(answer.strip(), mode="eval").body
-    except (SyntaxError, MemoryError, RecursionError):  # all that ast.parse raises on short text of that alphabet
+    except (SyntaxError, MemoryError, RecursionError):  # all ast.parse can raise on short text in that alphabet
         return False
     used: list[int] = []
     return _value(expression, used) == target and sorted(used) == sorted(numbers)
 
 
 def _value(node: ast.expr, used: list[int]) -> Fraction | None:
-    """The value; None for a division by zero and whatever is not numbers and the four operations (-3, 2**3, 7//2)."""
+    """The value; None for a division by zero and anything but numbers and the four operations (-3, 2**3, 7//2)."""
     if isinstance(node, ast.Constant) and type(node.value) is int:
         used.append(node.value)
         return Fraction(node.value)

@@ -1,7 +1,7 @@
-"""reasoning_gym's own scorers, by the task that made the problem.
+"""reasoning_gym's own scorers, selected by the task that generated the problem.
 
-Some of them evaluate the answer, with Python's eval or sympy's parse_expr, which is eval again. An answer for one of
-those reaches it only as plain data or arithmetic of moderate size.
+Some of them evaluate the answer with Python's eval, or with sympy's parse_expr, which uses eval. They are only given
+answers that are plain data or arithmetic of moderate size.
 """
 
 import ast
@@ -27,7 +27,7 @@ def reasoning_gym(
     metadata: Sequence[dict[str, Any]],
     **kwargs: Any,
 ) -> list[float | None]:
-    """What the task's scorer gives to the text of `<answer>`: 0.0 to 1.0, often with partial credit; 0.0 without one.
+    """The task scorer's score for the text of `<answer>`: 0.0 to 1.0, often with partial credit; 0.0 without an answer.
 
     `answer` and `metadata` are the columns of a reasoning_gym entry; metadata["source_dataset"] names the task.
     Needs the package reasoning-gym (2505.24760).
@@ -35,24 +35,24 @@ def reasoning_gym(
     import reasoning_gym as package  # pyright: ignore[reportMissingImports]  # an extra
 
     rewards: list[float | None] = []
-    for prompt, completion, gold, about in zip(prompts, completions, answer, metadata, strict=True):
+    for prompt, completion, reference, about in zip(prompts, completions, answer, metadata, strict=True):
         text = answer_text(completion_text(completion))
         task = about["source_dataset"]
         score: Any = package.get_score_answer_fn(task)
-        entry = {"question": prompt, "answer": gold, "metadata": about}
+        entry = {"question": prompt, "answer": reference, "metadata": about}
         rewards.append(float(score(answer=text, entry=entry)) if text and _is_harmless(text, task) else 0.0)
     return rewards
 
 
 def _is_harmless(text: str, task: str) -> bool:
-    """Whether the task's scorer may evaluate this text, if it evaluates at all."""
+    """Whether the task's scorer may see this text: it does not evaluate answers, or the text is safe to evaluate."""
     if task not in _EVALUATE | _SYMPY:
         return True
     if len(text) > _MAX_LENGTH:
         return False
     try:
         tree = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError):  # eval cannot run it either; sympy reads more than Python, such as 9!!
+    except (SyntaxError, ValueError):  # eval cannot run it either; sympy accepts more than Python, such as 9!!
         return task in _EVALUATE
     except (MemoryError, RecursionError):
         return False
@@ -78,7 +78,7 @@ def _is_plain(node: ast.expr) -> bool:
 
 
 def _is_small(base: ast.expr, exponent: ast.expr) -> bool:
-    """Whether a power has a moderate exponent, and neither side a power of its own."""
+    """Whether a power has a moderate exponent and no further power on either side."""
     nodes = [*ast.walk(base), *ast.walk(exponent)]
     numbers = [node.value for node in ast.walk(exponent) if isinstance(node, ast.Constant)]
     return not any(isinstance(node, ast.Pow) for node in nodes) and all(
@@ -87,5 +87,5 @@ def _is_small(base: ast.expr, exponent: ast.expr) -> bool:
 
 
 def _is_sequence(node: ast.expr) -> bool:
-    """Repeated by a multiplication: "x" * 10**9."""
+    """Whether a multiplication would repeat it: "x" * 10**9."""
     return isinstance(node, ast.List | ast.Tuple) or (isinstance(node, ast.Constant) and isinstance(node.value, str))

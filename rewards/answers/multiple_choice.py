@@ -1,6 +1,6 @@
 """The letter of an option, however it is written.
 
-Left out: answers in running text ("I think it is B"); templates ask for `<answer>` or a box.
+Not supported: answers in running text ("I think it is B"); templates ask for `<answer>` or a box.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 from rewards.runner.load import checked_by
 from rewards.text import Text, completion_text, final_answer
 
-_MAX_LENGTH = 1000  # characters of an answer
+_MAX_LENGTH = 1000  # characters in an answer
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|rm|bf|boxed|fbox)\b")
 _AROUND = re.compile(r"(?:[\s{}$*_`\"'“”‘’~]|\\(?:[ ,;:!]|q?quad\b))+")
 _LEAD = re.compile(r"(?:the )?(?:correct |final |right |best )*(?:answer|option|choice)(?: is)?\s*:?\s*", re.IGNORECASE)
@@ -22,8 +22,8 @@ _SECOND_LABEL = re.compile(r"\([A-Za-z]\)|\[[A-Za-z]\]|\b[B-Z]\b|\b[A-Z][).:]|\b
 
 
 def _check(columns: Mapping[str, Any]) -> str | None:
-    gold = _label(columns["answer"], *_options(columns.get("choices")))
-    return None if gold is not None else f"the answer {str(columns['answer'])[:40]!r} names no option"
+    reference = _label(columns["answer"], *_options(columns.get("choices")))
+    return None if reference is not None else f"the answer {str(columns['answer'])[:40]!r} names no option"
 
 
 @checked_by(_check)
@@ -34,19 +34,19 @@ def multiple_choice(
     choices: Sequence[Any] | None = None,
     **kwargs: Any,
 ) -> list[float | None]:
-    r"""1.0 if the final answer names the right option, and no other, else 0.0; None where the gold names none.
+    r"""1.0 if the final answer names the right option, and no other, else 0.0; None if the reference answer names none.
 
-    Final answer: as for `accuracy`, the text of `<answer>` or the last box. It may be the label, alone or before the
-    option's text, in any dress: `B`, `(B)`, `b.`, `**B**`, `\text{B}`, `Option B: Paris`; or, with `choices`, the text
-    of one option. Two labels, or the label of one option with the text of another, are wrong.
+    The final answer is found as for `accuracy`: the text of `<answer>` or the last box. It may be the label, alone or
+    followed by the option's text, in any notation (`B`, `(B)`, `b.`, `**B**`, `\text{B}`, `Option B: Paris`) or, with
+    `choices`, one option's text. Two labels, or one option's label with another's text, are wrong.
 
-    answer: the right label ("B"), its number from 0 (1, as MMLU has it), or the option's text.
-    choices: the texts of the options, or ARC's {"text": […], "label": […]}; None: labels are all that counts.
+    answer: the right label ("B"), its index from 0 (1, as in MMLU), or the option's text.
+    choices: the options' texts, or ARC's {"text": […], "label": […]}; None: only labels count.
     """
     options = [_options(given) for given in choices or [None] * len(completions)]
     rewards: list[float | None] = []
-    for completion, gold, (labels, texts) in zip(completions, answer, options, strict=True):
-        expected = _label(gold, labels, texts)
+    for completion, reference, (labels, texts) in zip(completions, answer, options, strict=True):
+        expected = _label(reference, labels, texts)
         given = final_answer(completion_text(completion))
         if expected is None:
             rewards.append(None)
@@ -56,13 +56,13 @@ def multiple_choice(
 
 
 def same_choice(one: str, other: str) -> bool:
-    """Whether two answers name the same label: "B" and "(B)" do. Texts of options are the same if they are equal."""
+    """Whether two answers name the same label, like "B" and "(B)", or are the same text."""
     labels = [_label(answer, *_options(None)) for answer in (one, other)]
     return one == other or (labels[0] is not None and labels[0] == labels[1])
 
 
 def _options(choices: Any) -> tuple[list[str], list[str]]:
-    """Labels and texts of the options."""
+    """The options' labels and texts."""
     if choices is None:
         return list(ascii_uppercase), []
     if isinstance(choices, Mapping):
@@ -71,7 +71,7 @@ def _options(choices: Any) -> tuple[list[str], list[str]]:
 
 
 def _label(answer: Any, labels: Sequence[str], texts: Sequence[str]) -> str | None:
-    """The label that an answer names, or None."""
+    """The label an answer names, or None."""
     if isinstance(answer, int):
         return labels[answer] if 0 <= answer < len(labels) else None
     if len(answer) > _MAX_LENGTH:
@@ -94,6 +94,6 @@ def _label(answer: Any, labels: Sequence[str], texts: Sequence[str]) -> str | No
 
 
 def _plain(text: str) -> str:
-    """Without LaTeX's and Markdown's dress, spacing and a closing full stop."""
+    """The text without LaTeX and Markdown markup, extra spacing and a final full stop."""
     undressed = _AROUND.sub(" ", _COMMAND.sub(" ", unicodedata.normalize("NFKC", text)))
     return undressed.strip().removesuffix(".").strip()

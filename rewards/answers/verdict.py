@@ -1,4 +1,4 @@
-"""What a verifier says of one completion."""
+"""A verifier's verdict on one completion."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,10 +10,10 @@ Outcome = Literal["right", "wrong", "unverifiable"]
 class Verdict:
     """Verdict("unverifiable", "a chain of different values", "41=42")
 
-    outcome: "unverifiable" is an answer that no rule can read or compute in time. It earns what a wrong one earns, and
-        is counted apart, because a verifier that gives up often teaches the wrong thing.
-    reason: why it is not right; "" where it is.
-    answer: as found in the completion; None: there is none.
+    outcome: "unverifiable" means that no rule can read the answer or compute it in time. It is rewarded like a wrong
+        one but counted separately, because a verifier that often gives up teaches the wrong thing.
+    reason: why the answer is not right; "" if it is.
+    answer: as found in the completion; None if it has none.
     """
 
     outcome: Outcome

@@ -1,1 +1,1 @@
-"""Rewards computed by a model: a reward model in this process, or a judge behind an API."""
+"""Rewards computed by a model: a reward model in the scoring process, or an LLM judge behind an API."""

@@ -1,10 +1,10 @@
-"""A language model as judge, behind any OpenAI-compatible endpoint (vLLM's server among them).
+"""An LLM judge behind any OpenAI-compatible endpoint, such as vLLM's server.
 
-The completion is hostile text: it may address the judge, or hold what looks like a verdict. So it is quoted between
-marks of a random word, a verdict counts only on a line with that word, and two different ones are none. Against a judge
-that is persuaded by what it reads there is no protection here: prefer rules where there are any.
+A completion is untrusted input: it may address the judge or imitate a verdict. It is therefore quoted between markers
+with a random word, a verdict counts only on a line with that word, and contradictory verdicts count as none. A judge
+can still be persuaded by what it reads; prefer rule-based rewards where they exist.
 
-Left out: a cache on disk; a resumed run asks again.
+Not included: a cache on disk. A resumed run sends its requests again.
 """
 
 import os
@@ -33,7 +33,7 @@ _VERDICTS = {"pointwise": r"(10|[0-9])(?:/10)?", "pairwise": r"(A|B|TIE)"}
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What is asked of the judge; equal questions have one answer."""
+    """A question for the judge; equal questions are sent once."""
 
     mode: str
     criteria: str
@@ -47,7 +47,7 @@ class _Question:
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
     def verdict(self, reply: str, word: str) -> str | None:
-        """The one verdict in the reply, or None."""
+        """The reply's verdict; None unless there is exactly one."""
         line = rf"^\W*{word} VERDICT:\s*{_VERDICTS[self.mode]}\W*$"
         found = set(re.findall(line, after_thinking(reply) or "", re.MULTILINE))
         return found.pop() if len(found) == 1 else None
@@ -80,37 +80,39 @@ def judge(
     log_metric: Callable[[str, float], None] | None = None,
     **kwargs: Any,
 ) -> list[float | None]:
-    """What a judge makes of the text after the last `</think>`, 0.0 to 1.0 (R1's generative reward, 2501.12948 section
+    """A judge's rating of the text after the last `</think>`, 0.0 to 1.0 (R1's generative reward, 2501.12948 section
     2.3.3; LLM-as-a-judge, 2306.05685).
 
-    pointwise: its rating from 0 to 10, divided by 10; with `reference`, as agreement with it.
-    pairwise: against `reference`, 1.0 where the completion is better, 0.5 for a tie, 0.0 where it is worse: the mean of
-        two questions with the answers in either order, since judges favour a place (2306.05685 section 3.3).
+    pointwise: a rating from 0 to 10, divided by 10; with `reference`, of the agreement with it.
+    pairwise: compared with `reference`: 1.0 if the completion is better, 0.5 for a tie, 0.0 if it is worse. The mean of
+        two questions with the answers in either order, because judges have a position bias (2306.05685 section 3.3).
 
-    No text after thinking, a thought that is never closed, and a reply without exactly one verdict are worth 0.0; the
-    share of the last is logged as `judge/unreadable`. Equal questions are asked once.
+    An empty answer, unclosed thinking and a reply without exactly one verdict score 0.0; the share of such replies is
+    logged as `judge/unreadable`. Equal questions are sent once. Needs the package openai:
+    pip install 'grpo-recipes[judge]'.
 
-    reference: a column with an answer known to be good. base_url: of the endpoint, http://host:8000/v1; None: OpenAI's.
-    max_retries: of a request that fails for the network, a limit of rate or the server, with growing pauses; then an
-    error stops the run. api_key_env: the environment variable with the key; a server of one's own often needs none.
-    Needs the package openai (pip install 'grpo-recipes[judge]').
+    reference: a column with a reference answer.
+    base_url: the endpoint, such as http://host:8000/v1; None: OpenAI's.
+    max_retries: of a request, with growing pauses, after a network error, rate limit or server error. Then the run
+        stops with the error.
+    api_key_env: the environment variable with the API key; your own server often needs none.
     """
     if mode not in _FORMS or (mode == "pairwise" and reference is None):
         raise ValueError(
-            f"the reward 'judge' with mode={mode!r} and {'no' if reference is None else 'a'} column 'reference': the "
-            "mode is pointwise, or pairwise where there is a reference to compare with."
+            f"reward 'judge' has mode={mode!r} and {'no' if reference is None else 'a'} column 'reference'. Choose "
+            "pointwise, or pairwise with a column 'reference' to compare with."
         )
     endpoint = _Endpoint(model, base_url, max_tokens, max_retries, timeout, api_key_env)
-    asked = [
-        list(_questions(mode, criteria, _prompt_text(prompt), completion_text(completion), gold))
-        for prompt, completion, gold in zip(prompts, completions, reference or [None] * len(prompts), strict=True)
+    questions = [
+        list(_questions(mode, criteria, _prompt_text(prompt), completion_text(completion), known))
+        for prompt, completion, known in zip(prompts, completions, reference or [None] * len(prompts), strict=True)
     ]
-    distinct = list(dict.fromkeys(question for questions in asked for question in questions))
+    distinct = list(dict.fromkeys(question for asked in questions for question in asked))
     with ThreadPoolExecutor(max_concurrency) as threads:
         verdicts = dict(zip(distinct, threads.map(lambda question: _ask(endpoint, question), distinct), strict=True))
     if log_metric is not None and verdicts:
         log_metric("judge/unreadable", sum(verdict is None for verdict in verdicts.values()) / len(verdicts))
-    return [_value(mode, [verdicts[question] for question in questions]) for questions in asked]
+    return [_value(mode, [verdicts[question] for question in asked]) for asked in questions]
 
 
 def _questions(mode: str, criteria: str, prompt: str, completion: str, reference: Any) -> Iterator[_Question]:
@@ -137,7 +139,7 @@ def _value(mode: str, verdicts: Sequence[str | None]) -> float:
 
 @lru_cache(maxsize=10_000)
 def _ask(endpoint: _Endpoint, question: _Question) -> str | None:
-    word = secrets.token_hex(8).upper()  # nothing that was written before can hold it
+    word = secrets.token_hex(8).upper()  # cannot occur in text written earlier
     reply = _client(endpoint).chat.completions.create(
         model=endpoint.model, messages=question.messages(word), temperature=0.0, max_tokens=endpoint.max_tokens
     )
@@ -147,7 +149,7 @@ def _ask(endpoint: _Endpoint, question: _Question) -> str | None:
 @lru_cache
 def _client(endpoint: _Endpoint) -> Any:
     if find_spec("openai") is None:
-        raise ValueError("the reward 'judge' needs the package openai: pip install 'grpo-recipes[judge]'")
+        raise ValueError("reward 'judge' needs the package openai. Install it: pip install 'grpo-recipes[judge]'")
     from openai import OpenAI
 
     return OpenAI(

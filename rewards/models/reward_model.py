@@ -1,7 +1,7 @@
 """A trained reward model: a sequence classifier with one output.
 
-Each process that scores keeps a model of its own. Given by name in a recipe that is each reward worker; on one GPU
-beside the policy and the engine, mind the memory, or choose device: cpu.
+Every scoring process loads its own copy; for a recipe these are the reward workers. If it shares a GPU with the policy
+and the engine, plan for its memory or set `device: cpu`.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ def reward_model(
     summary_only: bool = False,
     **kwargs: Any,
 ) -> list[float | None]:
-    """The first logit of a transformers model for sequence classification: any real number.
+    """The first logit of a transformers sequence classifier: any real number.
 
-    It reads prompt and completion as TRL's trainer has a reward model read them: through the model's chat template
-    where prompts are messages, else one after the other.
+    The input is built as in TRL's trainer: prompt and completion go through the model's chat template if prompts are
+    messages, and are concatenated otherwise.
 
-    device: "cuda:1", "cpu"; None: the first GPU, if there is one.
-    max_length: tokens; what stands beyond is cut off. None: the tokenizer's limit.
-    summary_only: the model sees of a completion what follows the last `</think>` alone, and nothing of a thought that
-        is never closed (R1's helpfulness, 2501.12948 section 2.3.4).
+    device: "cuda:1", "cpu"; None: the first GPU if there is one.
+    max_length: tokens, after which the input is truncated; None: the tokenizer's limit.
+    summary_only: show the model only the text after the last `</think>`, or nothing if thinking is never closed (R1's
+        helpfulness reward, 2501.12948 section 2.3.4).
     """
     scorer = _load(model_name_or_path, revision, dtype, device)
     texts = [
@@ -45,7 +45,7 @@ def reward_model(
 
 
 class _Scorer:
-    """A model and its tokenizer. Called with texts, gives the first logit of each."""
+    """A model and its tokenizer: maps texts to the first logit of each."""
 
     def __init__(self, name: str, revision: str | None, dtype: str, device: str | None) -> None:
         import torch
@@ -56,12 +56,12 @@ class _Scorer:
         model = AutoModelForSequenceClassification.from_pretrained(name, revision=revision, dtype=dtype)
         if model.config.num_labels != 1:
             raise ValueError(
-                f"model_name_or_path={name!r} classifies into {model.config.num_labels} labels, and a reward model has "
-                "one output. Name one that was trained as a reward model."
+                f"model_name_or_path={name!r} has {model.config.num_labels} labels, but a reward model has one output. "
+                "Choose a model trained as a reward model."
             )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        model.config.pad_token_id = self.tokenizer.pad_token_id  # by it the model finds the last token of a text
+        model.config.pad_token_id = self.tokenizer.pad_token_id  # the model uses it to find the last token
         self.model = model.to(self.device).eval()
 
     def text(self, prompt: Text, completion: str) -> str:

@@ -1,1 +1,4 @@
-"""The code reward: test cases of the usual datasets, running a submission, comparing its results."""
+"""The code reward. code: the reward. cases: a problem's tests. datasets: tests from public sets' columns.
+
+compare: values and output against the expected ones. results: why a test failed. sandbox/: running the programs.
+"""

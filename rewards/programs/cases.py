@@ -1,4 +1,4 @@
-"""Hidden tests as one value, whatever set they come from (code_sets.py); and the submission in a completion."""
+"""A problem's hidden tests in one format, whatever dataset they come from (datasets.py), and a completion's program."""
 
 import ast
 import builtins
@@ -16,7 +16,7 @@ _TAGS: Mapping[str, Sequence[str]] = {"python": ("python", "py", "python3"), "cp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Case(input="1 2\\n", output="3\\n"); of calls Case(input=[1, 2], output=3); a dict gives keywords."""
+    """Case(input="1 2\\n", output="3\\n"); for calls Case(input=[1, 2], output=3); a dict holds keyword arguments."""
 
     input: Any
     output: Any
@@ -26,51 +26,51 @@ class Case:
 class Tests:
     """The tests of one problem.
 
-    stdin: a program reads case.input and prints case.output.
+    stdin: the program reads case.input and prints case.output.
     call: entry_point(*case.input) == case.output; `f`, `Class.method`, or a method of the class Solution.
-    assert: Python statements that raise nothing. The submission's is entry_point alone; without one, all names that
-        they do not define.
+    assert: Python statements that must not raise. The submission provides entry_point; without one, every name they
+        use but do not define.
     """
 
     type: Literal["stdin", "call", "assert"]
     cases: Sequence[Case] = ()
     entry_point: str | None = None
-    preamble: str = ""  # run before the submission
-    reference: str = ""  # assert: run before the tests, not in the submission's process
-    setup: str = ""  # assert: run before the tests; may use the submission
+    preamble: str = ""  # runs before the submission
+    reference: str = ""  # assert: runs before the tests, not in the submission's process
+    setup: str = ""  # assert: runs before the tests; may use the submission
     asserts: Sequence[str] = ()
-    tolerance: float | None = None  # of numbers, absolute or relative
-    checker: str | None = None  # Python that defines check(input, output, expected) -> bool
-    time_limit: float | None = None  # seconds of CPU for each test
+    tolerance: float | None = None  # for numbers, absolute or relative
+    checker: str | None = None  # Python source defining check(input, output, expected) -> bool
+    time_limit: float | None = None  # CPU seconds per test
     memory_mb: int | None = None
 
     def __post_init__(self) -> None:
         if not self.cases and not self.asserts:
-            raise ValueError(f"{self.type} tests without a single test: anything would pass. Drop this problem.")
+            raise ValueError(f"{self.type} tests are empty, so any program would pass. Drop this problem.")
         texts = (self.preamble, self.reference, self.setup, *self.asserts)
         if broken := [text for text in texts if not is_python(text)]:
-            raise ValueError(f"a part of the tests is not Python; it begins {broken[0][:80]!r}. Drop this problem.")
+            raise ValueError(f"the tests contain text that is not Python: {broken[0][:80]!r}. Drop this problem.")
         if self.type == "call" and not self.entry_point:
-            raise ValueError("call tests need entry_point, the name of the function that is called.")
+            raise ValueError("call tests need entry_point, the name of the function to call.")
 
     def __len__(self) -> int:
         return len(self.cases) or len(self.asserts)
 
     def names(self) -> list[str]:
-        """assert: the names that are the submission's."""
+        """assert: the names the submission provides."""
         if self.entry_point:
-            return re.findall(r"\w+", self.entry_point)[:1]  # Solution of Solution().add
+            return re.findall(r"\w+", self.entry_point)[:1]  # Solution for Solution().add
         used, called, modules, defined = _names([self.reference, self.setup, *self.asserts])
         ours = used - defined - set(dir(builtins)) - modules
-        return sorted(ours or called)  # a submission may be asked for its own `sum`
+        return sorted(ours or called)  # a problem may ask for its own `sum`
 
     def modules(self) -> list[str]:
-        """assert: modules that tests use without importing them, as `sys` in `sys.getsizeof`."""
+        """assert: modules the tests use without importing them, like `sys` in `sys.getsizeof`."""
         used, _, modules, defined = _names([self.reference, self.setup, *self.asserts])
         return sorted(modules & used - defined)
 
     def classes(self) -> list[str]:
-        """assert: classes that both sides define before the submission, whose objects travel by their fields."""
+        """assert: classes both sides define before the submission; their objects are sent as fields."""
         return sorted(_classes(self.reference) & _classes(self.preamble)) if self.reference else []
 
 
@@ -87,7 +87,7 @@ def is_python(text: str) -> bool:
 
 
 def _names(texts: Sequence[str]) -> tuple[set[str], set[str], set[str], set[str]]:
-    """Names that are read, called, that stand for a standard module, and that are defined."""
+    """Names read, names called, names of standard modules, names defined."""
     used: set[str] = set()
     called: set[str] = set()
     modules: set[str] = set()
@@ -110,7 +110,7 @@ def _names(texts: Sequence[str]) -> tuple[set[str], set[str], set[str], set[str]
 
 
 def with_limits(tests: Tests, time_limit: float, memory_mb: int) -> Tests:
-    """The problem's own limits, and these where it has none."""
+    """The tests, with these limits where they set none."""
     return replace(tests, time_limit=tests.time_limit or time_limit, memory_mb=tests.memory_mb or memory_mb)
 
 
@@ -118,14 +118,14 @@ _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
 
 
 def last_block(completion: str, language: Language) -> str | None:
-    """The last fenced block of the language after the last `</think>`; without any, the last block that names none.
+    """The last fenced block tagged with the language after the last `</think>`; failing that, the last untagged one.
 
-    None if there is no such block, and if thinking or a block is still open at the end: it was cut off.
+    None if no such block exists, or if thinking or a block is still open at the end (the completion was truncated).
     """
     text = after_thinking(completion)
     if text is None:
         return None
-    found: dict[bool, str] = {}  # by whether the block names the language
+    found: dict[bool, str] = {}  # by whether the block is tagged
     opening: re.Match[str] | None = None
     for fence in _FENCE.finditer(text):
         info = fence[3].strip().split(maxsplit=1)

@@ -1,8 +1,8 @@
 """Programs that pass hidden tests, run in a sandbox.
 
-What is submitted never shares an interpreter, files, environment or pipe with the answers: it gets inputs and writes
-results as plain data, which another process compares. No exit status and nothing that it prints about itself counts.
-The sandbox is docs/sandbox.md's matter; the shapes of `tests` are those of `rewards/programs/datasets.py`.
+A submission never shares an interpreter, files, environment or pipe with the expected outputs: it receives inputs and
+writes results as plain data, which another process compares. Its exit status and anything it claims count for nothing.
+docs/sandbox.md describes the sandbox; `rewards.programs.datasets` lists the accepted formats of `tests`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +11,15 @@ from typing import Any, Literal, Protocol
 
 from rewards.programs.cases import Language, Tests, last_block, with_limits
 from rewards.programs.datasets import read_tests, usual_columns
-from rewards.programs.results import CodeVerdict, TestResult
+from rewards.programs.results import CodeResult, TestResult
 from rewards.programs.sandbox.isolation import Level
 from rewards.text import Text, completion_text
-
-__all__ = ["CodeVerdict", "TestResult", "code", "judge"]
 
 
 class Backend(Protocol):
     """Where submissions run."""
 
-    concurrency: int  # how many at a time
+    concurrency: int  # submissions at a time
 
     def run(self, program: str, tests: Tests, language: Language, *, stop_early: bool) -> list[TestResult]: ...
 
@@ -46,22 +44,22 @@ def code(
     """1.0 if the program in a completion passes every test, else 0.0; with scoring="fraction", the share that passes.
 
     Args:
-        tests: for each completion {"type": "stdin" | "call" | "assert", "cases": […], …}, or its JSON; see
-            docs/rewards.md. Without it, the columns of one of the usual sets are read: HumanEval, LeetCodeDataset,
-            MBPP, MBPP+, APPS, TACO, CodeContests, LiveCodeBench.
-        time_limit, memory_mb: seconds of CPU for each test and MiB, where the tests state none. A submission that
-            waits may do so for two seconds more. Waiting for a CPU does not count: a busy machine changes no verdict.
-        code_in: "block", the last fenced block of the language after thinking; "text", all of the completion.
+        tests: per completion, {"type": "stdin" | "call" | "assert", "cases": […], …} or its JSON; see docs/rewards.md.
+            Without it, the columns of a known dataset are used: HumanEval, LeetCodeDataset, MBPP, MBPP+, APPS, TACO,
+            CodeContests, LiveCodeBench.
+        time_limit, memory_mb: CPU seconds per test and MiB, where the tests set none. Idling is limited to two seconds
+            more. Waiting for a CPU does not count, so a busy machine changes no result.
+        code_in: "block", the last fenced block in the language after thinking; "text", the whole completion.
         backend: "local", or a remote sandbox: "piston+http://host:2000", "sandboxfusion+http://host:8080".
-        isolation: a level of docs/sandbox.md; None, the strongest that this machine has.
-        allow_unsandboxed: run submissions with every right of this process where no level works.
+        isolation: a level from docs/sandbox.md; None, the strongest this machine supports.
+        allow_unsandboxed: if no level works, run submissions with all the rights of this process.
 
-    Metrics: the shares code/no_code and code/timeout. Why a program failed is in the samples' column code/verdict.
+    Metrics: the shares code/no_code and code/timeout. The samples' column code/verdict says why a program failed.
 
-    Raises ValueError for tests of no known shape, for a problem without tests, and where there is no sandbox.
+    Raises ValueError for an unknown format of tests, a problem without tests, and a machine without a sandbox.
     """
     columns = tests if tests is not None else usual_columns(prompts, kwargs)
-    verdicts = judge(
+    results = run_tests(
         [completion_text(completion) for completion in completions],
         columns,
         language=language,
@@ -73,16 +71,16 @@ def code(
         allow_unsandboxed=allow_unsandboxed,
         stop_early=scoring == "all",
     )
-    if log_metric is not None and verdicts:
+    if log_metric is not None and results:
         for name, reason in (("no_code", "no code"), ("timeout", "timeout")):
-            log_metric(f"code/{name}", sum(verdict.reason == reason for verdict in verdicts) / len(verdicts))
+            log_metric(f"code/{name}", sum(result.reason == reason for result in results) / len(results))
     if log_extra is not None:
-        failures = [verdict.first_failure for verdict in verdicts]
+        failures = [result.first_failure for result in results]
         log_extra("code/verdict", [": ".join(filter(None, (f.reason, f.detail))) for f in failures])
-    return [verdict.fraction if scoring == "fraction" else float(verdict.passed) for verdict in verdicts]
+    return [result.fraction if scoring == "fraction" else float(result.passed) for result in results]
 
 
-def judge(
+def run_tests(
     completions: Sequence[str],
     tests: Sequence[Any],
     *,
@@ -94,10 +92,10 @@ def judge(
     isolation: Level | None = None,
     allow_unsandboxed: bool = False,
     stop_early: bool = False,
-) -> list[CodeVerdict]:
-    """The verdict on each completion, test by test. Arguments as in `code`.
+) -> list[CodeResult]:
+    """Each completion's results, test by test. Arguments as for `code`.
 
-    stop_early: tests after the first failure are not run. A timeout or a crash ends the submission in any case.
+    stop_early: skip the tests after the first failure. A timeout or a crash ends the submission in any case.
     """
     runner = _backend(backend, isolation, allow_unsandboxed)
     read: dict[int, Tests] = {}  # a group shares its tests
@@ -107,19 +105,19 @@ def judge(
             read[id(raw)] = with_limits(read_tests(raw), time_limit, memory_mb)
         return read[id(raw)]
 
-    jobs: dict[tuple[str, int], list[int]] = {}  # equal programs of a group run once
+    jobs: dict[tuple[str, int], list[int]] = {}  # identical programs in a group run once
     for index, (completion, raw) in enumerate(zip(completions, tests, strict=True)):
         tests_of(raw)
         program = completion if code_in == "text" else last_block(completion, language)
         if program is not None:
             jobs.setdefault((program, id(raw)), []).append(index)
-    verdicts = [CodeVerdict([])] * len(completions)
+    results = [CodeResult([])] * len(completions)
     with ThreadPoolExecutor(max(1, min(runner.concurrency, len(jobs)))) as threads:
         run = threads.map(lambda job: runner.run(job[0], read[job[1]], language, stop_early=stop_early), jobs)
-        for indices, results in zip(jobs.values(), run, strict=True):
+        for indices, outcome in zip(jobs.values(), run, strict=True):
             for index in indices:
-                verdicts[index] = CodeVerdict(results)
-    return verdicts
+                results[index] = CodeResult(outcome)
+    return results
 
 
 def _backend(backend: str, isolation: Level | None, allow_unsandboxed: bool) -> Backend:

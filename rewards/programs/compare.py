@@ -1,4 +1,4 @@
-"""Whether what a submission gave is what was wanted. Both sides are plain built-in values."""
+"""Whether a submission's value or output matches the expected one. Both sides are plain built-in values."""
 
 import math
 import re
@@ -10,9 +10,9 @@ _CONTAINERS = (list, tuple)
 
 
 def same_value(got: Any, wanted: Any, tolerance: float | None = None) -> bool:
-    """Equality of exact types: True is not 1, 1 is not 1.0, NaN equals nothing. A tuple may stand for a list.
+    """Equality with exact types: True is not 1, 1 is not 1.0, NaN equals nothing. A tuple may replace a list.
 
-    tolerance: numbers other than bool are equal up to it, absolutely or relatively to `wanted`; integers exactly.
+    tolerance: numbers (not bools) may differ by it, absolutely or relative to `wanted`; two integers must be equal.
     """
     if tolerance is not None and _is_number(got) and _is_number(wanted):
         return _close(got, wanted, tolerance)
@@ -22,7 +22,7 @@ def same_value(got: Any, wanted: Any, tolerance: float | None = None) -> bool:
     if type(got) is not type(wanted):
         return False
     if type(got) is dict:
-        # True == 1 as a key: compare the keys' types too.
+        # True == 1 as a key, so compare the types of keys, too.
         keys = {(type(key), key): key for key in wanted}
         return len(got) == len(wanted) and all(
             (type(key), key) in keys and same_value(value, wanted[key], tolerance) for key, value in got.items()
@@ -33,10 +33,10 @@ def same_value(got: Any, wanted: Any, tolerance: float | None = None) -> bool:
 
 
 def same_output(got: str, wanted: str, tolerance: float | None = None) -> bool:
-    """Equal words in equally many lines; white space at the ends of lines and empty lines at the end do not count.
+    """The same words on the same number of lines; the amount of white space and trailing empty lines do not matter.
 
-    tolerance: words that are numbers on both sides are equal up to it, absolutely or relatively, and integers as they
-        are written: 011 may be a text. With 0 all numbers are equal by their exact value, 2 and 2.0.
+    tolerance: words that are numbers on both sides may differ by it, absolutely or relatively; integers must match as
+        written (011 may be text). With 0, numbers are compared by exact value: 2 equals 2.0.
     """
     ours, theirs = _lines(got), _lines(wanted)
     return len(ours) == len(theirs) and all(
@@ -55,10 +55,10 @@ def _same_word(got: str, wanted: str, tolerance: float | None) -> bool:
     if tolerance is None or (tolerance and _INTEGER.fullmatch(got) and _INTEGER.fullmatch(wanted)):
         return False
     try:
-        a, b = Decimal(got), Decimal(wanted)  # a long number is infinite as a float
+        a, b = Decimal(got), Decimal(wanted)  # as a float, a long number would be infinite
         near = tolerance and b.is_finite() and abs(a - b) <= Decimal(tolerance) * max(1, abs(b))
         return bool(near) or a == b
-    except ArithmeticError:  # no number, NaN, or beyond decimals
+    except ArithmeticError:  # not a number, NaN, or out of range
         return False
 
 
@@ -71,5 +71,5 @@ def _close(got: float, wanted: float, tolerance: float) -> bool:
         return got == wanted
     try:
         return math.isfinite(got) and math.isfinite(wanted) and abs(got - wanted) <= tolerance * max(1.0, abs(wanted))
-    except OverflowError:  # an integer beyond floats
+    except OverflowError:  # an integer too large for a float
         return False

@@ -1,10 +1,10 @@
-"""From what the usual code sets have to tests: the shapes of a column `tests`, and columns of their own.
+"""Tests from public code datasets: the accepted formats of a `tests` column, and datasets with columns of their own.
 
     {"type": "stdin", "cases": [{"input": "1 2\\n", "output": "3\\n"}], "time_limit": 2, "memory_mb": 256}
     {"type": "call", "entry_point": "add", "cases": [{"input": [1, 2], "output": 3}]}
     {"type": "assert", "entry_point": "add", "setup": "…", "tests": ["assert add(1, 2) == 3"]}
 
-Each set with columns of its own has a function whose arguments are those columns; `usual_columns` finds it by them.
+Each dataset with its own columns has a function whose parameters are those columns; `usual_columns` picks it by them.
 """
 
 import base64
@@ -20,7 +20,7 @@ from typing import Any
 from rewards.programs.cases import Case, Tests, is_python
 from rewards.text import Text, completion_text
 
-# What LeetCode has imported before a solution is read. `pow` and the like are the built-in ones again at its end.
+# What LeetCode imports before a solution runs. The last import restores the built-in `pow` and the like.
 LEETCODE_PREAMBLE = """
 import bisect, collections, copy, datetime, functools, heapq, itertools, math, operator, random, re, string, sys
 from bisect import *
@@ -39,7 +39,7 @@ except ImportError:
     pass
 """
 
-# What LiveCodeBench's own harness has imported before every program, those on stdin as well.
+# What LiveCodeBench's own harness imports before every program, stdin programs included.
 _MODULES = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys"
 LIVECODEBENCH_PREAMBLE = "\n".join(
     [
@@ -48,18 +48,18 @@ LIVECODEBENCH_PREAMBLE = "\n".join(
         "sys.setrecursionlimit(50_000)",
     ]
 )
-MAX_TEST_BYTES = 512 << 20  # of one problem's packed tests; the largest of LiveCodeBench are some tens of MiB
+MAX_TEST_BYTES = 512 << 20  # of one problem's packed tests; LiveCodeBench's largest take some tens of MiB
 _FRACTION = re.compile(r"[0-9]\.[0-9]")
-_PACKED = "eJ"  # base64 of how zlib begins
-# A pickle is a program. These are the instructions of one that makes a text, or a dict of texts.
+_PACKED = "eJ"  # base64 of the start of a zlib stream
+# A pickle is a program. These are the opcodes of one that builds a text, or a dict of texts.
 _TEXT_OPCODES = {"PROTO", "FRAME", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "MEMOIZE", "BINPUT", "STOP"}
 _TEXT_OPCODES |= {"EMPTY_DICT", "MARK", "SETITEM", "SETITEMS"}
 
 
 def read_tests(tests: Any) -> Tests:
-    """Tests of any known shape, JSON or parsed: ours, those of APPS, TACO, CodeContests, LeetCode and LiveCodeBench.
+    """Tests in any known format, JSON or parsed: ours and those of APPS, TACO, CodeContests, LeetCode, LiveCodeBench.
 
-    ValueError for another shape, and for no tests at all.
+    ValueError for an unknown format and for missing tests.
     """
     return tests if isinstance(tests, Tests) else _checked(_read, tests)
 
@@ -80,22 +80,22 @@ def _read(tests: Any) -> Tests:
         asserts, known = [tests["functional"]], LEETCODE_PREAMBLE
         return Tests(type="assert", entry_point="Solution", asserts=asserts, preamble=known, reference=known)
     keys = sorted(tests) if isinstance(tests, dict) else type(tests).__name__
-    raise ValueError(f"no known shape of tests: {keys}. docs/rewards.md lists those that `code` reads.")
+    raise ValueError(f"unknown format of tests: {keys}. docs/rewards.md lists the formats `code` accepts.")
 
 
 def usual_columns(prompts: Sequence[Text], columns: Mapping[str, Any]) -> list[Tests]:
-    """The tests of each problem, out of the columns of one of the usual sets. Equal rows share theirs.
+    """Each problem's tests, from the columns of a known dataset. Identical rows share one value.
 
-    The text that HumanEval's programs complete is in the column `program_start`; without it, it is the prompt.
+    HumanEval's programs continue the text in the column `program_start`, or the prompt if it is missing.
 
-    ValueError for columns of no known set, and for tests that cannot be read.
+    ValueError for columns of no known dataset and for tests that cannot be read.
     """
     columns = {**columns, "prompt": list(map(completion_text, columns.get("program_start", prompts)))}
     for read in _SETS:
         parameters = inspect.signature(read).parameters.values()
         if all(parameter.name in columns for parameter in parameters if parameter.default is parameter.empty):
             names = [parameter.name for parameter in parameters if parameter.name in columns]
-            made: dict[tuple[int, ...], Tests] = {}  # a group repeats one row, and reading it may take seconds
+            made: dict[tuple[int, ...], Tests] = {}  # a group repeats one row, and parsing it may take seconds
             found = []
             for row in zip(*(columns[name] for name in names), strict=True):
                 key = tuple(map(id, row))
@@ -104,23 +104,21 @@ def usual_columns(prompts: Sequence[Text], columns: Mapping[str, Any]) -> list[T
                 found.append(made[key])
             return found
     raise ValueError(
-        f"no tests: the columns {sorted(columns)} have no `tests`, and are not those of a set that docs/rewards.md "
-        "lists. Map the dataset's own with data.columns, as in {tests: my_column}."
+        f"no tests: the columns {sorted(columns)} include no `tests` and match no dataset listed in docs/rewards.md. "
+        "Map the dataset's own column with data.columns, e.g. {tests: my_column}."
     )
 
 
 def _checked(read: Callable[..., Tests], *arguments: Any, **columns: Any) -> Tests:
-    """What `read` returns; ValueError where a row is not made as those of its set are."""
+    """What `read` returns; ValueError if the row does not have its dataset's structure."""
     try:
         return read(*arguments, **columns)
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"tests have another shape inside: {type(error).__name__}: {error}. Drop this problem."
-        ) from error
+        raise ValueError(f"malformed tests: {type(error).__name__}: {error}. Drop this problem.") from error
 
 
 def humaneval_tests(prompt: str, test: str, entry_point: str) -> Tests:
-    """HumanEval, LeetCodeDataset. The prompt's helper functions are there for the submission and for the check."""
+    """HumanEval, LeetCodeDataset. The prompt's helper functions are available to the submission and to the check."""
     prompt = next((text for text in (prompt, f"{prompt.rstrip()}\n    pass\n") if is_python(text)), "")
     return Tests(
         type="assert",
@@ -137,12 +135,12 @@ def mbpp_tests(test_list: Sequence[str], test_setup_code: str = "") -> Tests:
 
 
 def mbpp_plus_tests(test_list: Sequence[str], test: str, test_imports: Sequence[str] = ()) -> Tests:
-    """MBPP+ (2305.01210): one program with all tests, of which test_list shows the first three."""
+    """MBPP+ (2305.01210): one program with all tests; test_list holds only the first three."""
     return Tests(type="assert", setup="\n".join(test_imports), asserts=[test])
 
 
 def livecodebench_tests(public_test_cases: str, private_test_cases: str, metadata: str) -> Tests:
-    """LiveCodeBench (2403.07974): tests as JSON, the private ones often packed; `metadata` names the function."""
+    """LiveCodeBench (2403.07974): tests as JSON, private ones often packed; `metadata` names the function."""
     private = _unpack(private_test_cases) if private_test_cases.startswith(_PACKED) else private_test_cases
     return _livecodebench(_parsed(public_test_cases) + _parsed(private), _parsed(metadata).get("func_name"))
 
@@ -155,13 +153,13 @@ def code_contests_tests(
     memory_limit_bytes: int | None = None,
     input_file: str | None = None,
 ) -> Tests:
-    """CodeContests (2203.07814): {"input": […], "output": […]} each. Where a limit is None or 0, there is none.
+    """CodeContests (2203.07814): {"input": […], "output": […]} each. A limit of None or 0 means none.
 
-    Where some output has a fraction, numbers may differ as Codeforces usually lets them; the set's own tester allows
-    1e-5, absolutely, and that everywhere.
+    If any expected output has a decimal fraction, numbers may differ by Codeforces' usual tolerance; the dataset's own
+    tester allows 1e-5, absolute, everywhere.
     """
     if input_file:
-        raise ValueError(f"the program is to read the file {input_file!r}; tests on stdin cannot judge it.")
+        raise ValueError(f"the program must read the file {input_file!r}, but gets stdin alone. Drop this problem.")
     parts = (public_tests, private_tests, generated_tests)
     pairs = [pair for part in parts for pair in zip(part["input"], part["output"], strict=True)]
     return Tests(
@@ -174,7 +172,7 @@ def code_contests_tests(
 
 
 def sandboxfusion_tests(test: str) -> Tests:
-    """Code sets as SandboxFusion has them."""
+    """Code datasets in SandboxFusion's format."""
     return read_tests(test)
 
 
@@ -183,7 +181,7 @@ def apps_tests(input_output: str | Mapping[str, Any]) -> Tests:
     return read_tests(input_output)
 
 
-# A row is of the first of these sets whose columns it has.
+# A row belongs to the first of these datasets whose columns it has.
 _SETS: Sequence[Callable[..., Tests]] = (
     humaneval_tests,
     mbpp_plus_tests,
@@ -200,14 +198,14 @@ def _ours(tests: Mapping[str, Any]) -> Tests:
     unknown = tests.keys() - known - {"time_limit", "memory_mb", "tests"}
     if unknown or tests["type"] not in ("stdin", "call", "assert"):
         what = f"keys {sorted(unknown)}" if unknown else f"type {tests['type']!r} (stdin, call or assert)"
-        raise ValueError(f"tests have unknown {what}. docs/rewards.md lists what `code` reads.")
+        raise ValueError(f"tests have unknown {what}. docs/rewards.md lists what `code` accepts.")
     fields = {name: value for name, value in tests.items() if name not in ("cases", "tests")}
     cases = [Case(input=case["input"], output=case["output"]) for case in tests.get("cases", ())]
     return Tests(**fields, cases=cases, **({"asserts": tests["tests"]} if "tests" in tests else {}))
 
 
 def _apps(tests: Mapping[str, Any]) -> Tests:
-    """{"inputs": […], "outputs": […], "fn_name": …}: texts for stdin; with fn_name, lists of arguments."""
+    """{"inputs": […], "outputs": […], "fn_name": …}: stdin texts, or with fn_name lists of arguments."""
     if len(tests["inputs"]) != len(tests["outputs"]):
         raise ValueError(f"{len(tests['inputs'])} inputs, but {len(tests['outputs'])} outputs. Drop this problem.")
     pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
@@ -220,9 +218,9 @@ def _apps(tests: Mapping[str, Any]) -> Tests:
 
 
 def _livecodebench(tests: Sequence[Mapping[str, Any]], name: str | None) -> Tests:
-    """[{"input": …, "output": …, "testtype": "stdin" | "functional"}], judged as LiveCodeBench's own harness does.
+    """[{"input": …, "output": …, "testtype": "stdin" | "functional"}], graded as LiveCodeBench's own harness does.
 
-    There an output is right if its words are the same or the same numbers, and a value if it is ==: 2 is 2.0.
+    It accepts an output whose words are the same or the same numbers, and a value that is ==: 2 equals 2.0.
     """
     if any(test.get("testtype") == "functional" for test in tests):
         inputs = [[_parsed(line) for line in test["input"].split("\n") if line] for test in tests]
@@ -234,7 +232,7 @@ def _livecodebench(tests: Sequence[Mapping[str, Any]], name: str | None) -> Test
 
 
 def _packed(text: str) -> Tests:
-    """LiveCodeBench's private tests by themselves; or as SandboxFusion has all: {"inputs", "outputs", "fn_name"}."""
+    """LiveCodeBench's private tests alone, or all tests as in SandboxFusion: {"inputs", "outputs", "fn_name"}."""
     tests = _parsed(_unpack(text))
     if isinstance(tests, list):
         return read_tests(tests)
@@ -245,24 +243,24 @@ def _packed(text: str) -> Tests:
 
 
 def _unpack(text: str) -> str:
-    """The text in base64 of zlib of a pickle, read out of it: nothing is unpickled, so that nothing of it runs.
+    """The text inside a base64-encoded, zlib-compressed pickle, extracted without unpickling, so none of it runs.
 
-    ValueError where it is larger than MAX_TEST_BYTES, or the pickle does more than hold a text.
+    ValueError if it is larger than MAX_TEST_BYTES, or if the pickle does more than hold a text.
     """
     inflate = zlib.decompressobj()
     try:
         data = inflate.decompress(base64.b64decode(text, validate=True), MAX_TEST_BYTES)
     except (ValueError, zlib.error) as error:
-        raise ValueError(f"packed tests are not zlib in base64: {error}. They begin {text[:80]!r}.") from None
+        raise ValueError(f"packed tests are not zlib in base64: {error}. They start with {text[:80]!r}.") from None
     if not inflate.eof:
-        what = f"larger than {MAX_TEST_BYTES >> 20} MiB" if len(data) >= MAX_TEST_BYTES else "cut off"
+        what = f"larger than {MAX_TEST_BYTES >> 20} MiB" if len(data) >= MAX_TEST_BYTES else "truncated"
         raise ValueError(f"packed tests ({len(text)} characters) are {what} when unpacked. Drop this problem.")
     texts: list[str] = []
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name not in _TEXT_OPCODES:
             raise ValueError(
-                f"packed tests are a pickle that does more than hold a text: {opcode.name} {argument!r:.80}. Nothing "
-                "of it was run. Drop this problem, and do not trust its file."
+                f"packed tests are a pickle that does more than hold a text: {opcode.name} {argument!r:.80}. None of "
+                "it was run. Drop this problem, and do not trust its file."
             )
         if isinstance(argument, str):
             texts.append(argument)
@@ -273,7 +271,7 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"tests are neither a dict nor JSON: {error}. They begin {text[:80]!r}.") from None
+        raise ValueError(f"tests are neither a dict nor JSON: {error}. They start with {text[:80]!r}.") from None
 
 
 def _text(lines: str | Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What came of running tests."""
+"""Results of running tests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Reason = Literal[
     "crashed",
     "timeout",
     "memory",
-    "not run",  # an earlier test has ended the submission
+    "not run",  # the submission ended in an earlier test
     "no code",
 ]
 
@@ -31,12 +31,12 @@ class TestResult:
 def wrong_value(value: object) -> TestResult:
     try:
         return TestResult("wrong output", shorten(repr(value)))
-    except ValueError:  # an integer of more digits than Python prints
-        return TestResult("wrong output", f"a {type(value).__name__} with a number of more than 4300 digits")
+    except ValueError:  # an integer with more digits than Python prints
+        return TestResult("wrong output", f"a {type(value).__name__} containing a number of more than 4300 digits")
 
 
 def shorten(text: object) -> str:
-    """At most 200 characters that can be printed; of anything but text, nothing."""
+    """At most 200 printable characters; "" for anything but text."""
     if not isinstance(text, str):
         return ""
     short = text if len(text) <= 200 else f"{text[:200]}…"
@@ -48,13 +48,13 @@ NOT_RUN = TestResult("not run")
 
 
 @dataclass(frozen=True, slots=True)
-class CodeVerdict:
-    """What the tests say of one completion.
+class CodeResult:
+    """One completion's test results.
 
-    CodeVerdict([TestResult("passed"), TestResult("timeout", "more than 5 s of computing")])
+    CodeResult([TestResult("passed"), TestResult("timeout", "more than 5 s of CPU time")])
     """
 
-    results: Sequence[TestResult]  # one per test; none if there is no code
+    results: Sequence[TestResult]  # one per test; empty if the completion has no code
 
     @property
     def passed(self) -> bool:
@@ -62,12 +62,12 @@ class CodeVerdict:
 
     @property
     def fraction(self) -> float:
-        """Share of the tests that passed, 0 to 1."""
+        """Share of tests passed, 0 to 1."""
         return sum(result.passed for result in self.results) / len(self.results) if self.results else 0.0
 
     @property
     def first_failure(self) -> TestResult:
-        """Why it did not pass; TestResult("passed") if it did."""
+        """The first test that failed; TestResult("passed") if none did."""
         return next((result for result in self.results if not result.passed), PASSED) if self.results else NO_CODE
 
     @property

@@ -1,1 +1,4 @@
-"""Running reward functions: loading by name, calling, worker processes, weights and gates, checks before training."""
+"""Run reward functions: load by name, call, sum with weights and gates, check before training, test from a file.
+
+`workers` is the pool of worker processes, also used by single rewards. No reward function lives here.
+"""

@@ -1,4 +1,4 @@
-"""Calling reward functions on one group, in whatever process, and checking what they return."""
+"""Call reward functions on one group, in any process, and check what they return."""
 
 import asyncio
 import inspect
@@ -15,16 +15,16 @@ from typing import Any
 from rewards.runner.load import RewardFunction, bind, check_signature, load_function
 from rollout.types import Group, Problem
 
-Values = list[float | None]  # one per completion; None: this reward does not apply to it
+Values = list[float | None]  # one per completion; None: the reward does not apply
 
 
 class RewardError(ValueError):
-    """A reward function failed. The message names it and the sample; the cause is what it raised."""
+    """A reward function failed. The message names it and the sample; the cause is the original exception."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """How far training is, under transformers' names: TrainerState(global_step=12, max_steps=100)."""
+    """Training progress under transformers' names: TrainerState(global_step=12, max_steps=100)."""
 
     global_step: int = 0  # optimizer steps done
     max_steps: int = 0
@@ -32,13 +32,13 @@ class TrainerState:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What reward functions say of one group.
+    """One group's scores from several reward functions.
 
     Scores(
-        values=[[1.0, 0.0], [None, 0.5]],        # of each function, for each completion
-        metrics={"accuracy/unverifiable": [0.5]},  # the values given to log_metric
-        extras={"gold_parsed": ["[42]", "[42]"]},  # the columns given to log_extra, as plain JSON values
-        seconds=[0.004, 0.001],                  # that each function took
+        values=[[1.0, 0.0], [None, 0.5]],        # per function and completion
+        metrics={"accuracy/unverifiable": [0.5]},  # values passed to log_metric
+        extras={"gold_parsed": ["[42]", "[42]"]},  # columns passed to log_extra, as JSON values
+        seconds=[0.004, 0.001],                  # spent in each function
     )
     """
 
@@ -50,7 +50,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What reward functions see of a group: Answers(Problem(...), ["<think>…", …], [[5, 9, 2], …])."""
+    """The part of a group that reward functions see: Answers(Problem(...), ["<think>…", …], [[5, 9, 2], …])."""
 
     problem: Problem
     texts: list[str]
@@ -63,12 +63,12 @@ class Answers:
         return cls(group.problem, [c.text for c in completions], [list(c.token_ids) for c in completions], state)
 
     def arguments(self, options: Mapping[str, Any], log: "_Log") -> dict[str, Any]:
-        """Keyword arguments as TRL gives them: the prompt and every column repeated for each completion."""
+        """Keyword arguments as TRL passes them: the prompt and every column, repeated for each completion."""
         repeated = {name: [value] * len(self.texts) for name, value in self.problem.columns.items()}
         conversational = not isinstance(self.problem.prompt, str)
         return {
             **repeated,
-            **options,  # the recipe's word counts where a column has the same name
+            **options,  # override a column of the same name
             "prompts": [self.problem.prompt] * len(self.texts),
             "completions": [[{"role": "assistant", "content": text}] for text in self.texts]
             if conversational
@@ -80,26 +80,28 @@ class Answers:
         }
 
     def describe(self, index: int) -> str:
-        """Where to find the sample: "completion 3 of 16 to problem 'gsm8k/train/17', which begins '<think>…'"."""
+        """Which sample: "completion 3 of 16 for problem 'gsm8k/train/17', which begins '<think>…'"."""
         beginning = self.texts[index][:200]
-        return f"completion {index + 1} of {len(self.texts)} to problem {self.problem.id!r}, which begins {beginning!r}"
+        return (
+            f"completion {index + 1} of {len(self.texts)} for problem {self.problem.id!r}, which begins {beginning!r}"
+        )
 
 
 class _Log:
-    """What one call hands to TRL's `log_metric` and `log_extra`."""
+    """Collects what one call passes to TRL's `log_metric` and `log_extra`."""
 
     def __init__(self) -> None:
         self.metrics: defaultdict[str, list[float]] = defaultdict(list)
         self.extras: defaultdict[str, list[Any]] = defaultdict(list)
 
     def metric(self, name: str, value: float) -> None:
-        """A number for `metrics.jsonl`: the mean over all calls of the step is reported."""
+        """A number for `metrics.jsonl`, reported as the mean over a step's calls."""
         if not math.isfinite(value):
-            raise ValueError(f"log_metric({name!r}, {value!r}): a metric is a finite number.")
+            raise ValueError(f"log_metric({name!r}, {value!r}): a metric must be finite.")
         self.metrics[name].append(float(value))
 
     def extra(self, column: str, values: list[Any]) -> None:
-        """A column for `samples.jsonl`, one value for each completion; what JSON does not know becomes text."""
+        """A column for `samples.jsonl`, one value per completion; values JSON cannot represent become strings."""
         self.extras[column].extend(json.loads(json.dumps(list(values), default=str)))
 
 
@@ -111,10 +113,10 @@ class Call:
     function: str | RewardFunction
     options: dict[str, Any]
     base_dir: Path | None
-    data_sources: frozenset[str] | None = None  # called for problems of these alone; None: for all
+    data_sources: frozenset[str] | None = None  # call only for problems from these; None: for all
 
     def load(self) -> tuple[RewardFunction, dict[str, Any]]:
-        """The function, and the options that go with each of its calls."""
+        """The function and the options to pass on every call."""
         if isinstance(self.function, str):
             return bind(self.function, load_function(self.function, self.base_dir), self.options)
         check_signature(self.name, self.function)
@@ -126,18 +128,18 @@ class Call:
             return True
         if "data_source" not in problem.columns:
             raise RewardError(
-                f"reward {self.name!r} is for data_sources {', '.join(sorted(self.data_sources))}, and problem "
-                f"{problem.id!r} has no column 'data_source'. Name it: columns: {{data_source: …}}."
+                f"reward {self.name!r} is limited to data_sources {', '.join(sorted(self.data_sources))}, but problem "
+                f"{problem.id!r} has no column 'data_source'. Map one in the recipe: columns: {{data_source: …}}."
             )
         return problem.columns["data_source"] in self.data_sources
 
 
 class Caller:
-    """Loaded reward functions. Called with one group's Answers, returns the Scores of each function, in order."""
+    """Loaded reward functions: maps a group's Answers to Scores, with the functions in order."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self._calls = [(call, *call.load()) for call in calls]
-        self._loop = asyncio.Runner()  # one event loop for all calls: clients that async rewards keep are bound to it
+        self._loop = asyncio.Runner()  # one event loop for all calls, because async clients are bound to theirs
 
     def __call__(self, answers: Answers) -> Scores:
         scores = Scores([], {}, {}, [])
@@ -168,8 +170,8 @@ class Caller:
         for column, values in log.extras.items():
             if len(values) != len(answers.texts):
                 raise RewardError(
-                    f"reward {name!r} gave log_extra({column!r}, …) {len(values)} values for {len(answers.texts)} "
-                    f"completions. It takes one for each. It was given {answers.describe(0)}."
+                    f"reward {name!r} passed {len(values)} values to log_extra({column!r}, …) for {len(answers.texts)} "
+                    f"completions. Pass one per completion. It was given {answers.describe(0)}."
                 )
             scores.extras[f"{name}/{column}" if column in scores.extras else column] = values
         return _check(name, returned, answers)
@@ -179,12 +181,12 @@ class Caller:
         return self._loop.run(_wait_for(returned)) if inspect.isawaitable(returned) else returned
 
     def _first_failing(self, function: RewardFunction, options: dict[str, Any], answers: Answers) -> int | None:
-        """The completion that makes the function raise when it is given alone."""
+        """Index of the first completion that makes the function raise on its own, if any."""
         for index in range(len(answers.texts)):
             alone = Answers(answers.problem, [answers.texts[index]], [answers.token_ids[index]], answers.state)
             try:
                 self._run(function, options, alone, _Log())
-            except Exception:  # the error itself is on its way to the user
+            except Exception:  # the original error is about to be raised
                 return index
         return None
 
@@ -199,12 +201,12 @@ def _check(name: str, returned: Any, answers: Answers) -> Values:
         what = f"{len(values)} values" if isinstance(returned, Iterable) else repr(returned)
         raise RewardError(
             f"reward {name!r} returned {what} for {len(answers.texts)} completions. It must return a list with one "
-            f"number or None for each. It was given {answers.describe(0)}."
+            f"number or None per completion. It was given {answers.describe(0)}."
         )
     for index, value in enumerate(values):
         if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
             raise RewardError(
                 f"reward {name!r} returned {value!r} ({type(value).__name__}) for {answers.describe(index)}. "
-                "Rewards are finite Python numbers, or None where the reward does not apply."
+                "A reward must be a finite number, or None if it does not apply."
             )
     return [None if value is None else float(value) for value in values]

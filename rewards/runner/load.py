@@ -1,18 +1,17 @@
-"""From the string in a recipe to a reward function."""
+"""Find the reward function that a recipe names."""
 
-import difflib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-RewardFunction = Callable[..., Any]  # f(prompts, completions, completion_ids=…, **columns) -> list[float | None]
-PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")  # beside the columns
+from rollout.support.loading import load_object
+from rollout.support.names import nearest
 
-# The name a recipe uses -> where the function is. A new built-in is one small file and one line here.
+RewardFunction = Callable[..., Any]  # f(prompts, completions, completion_ids=…, **columns) -> list[float | None]
+PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")  # besides the columns
+
+# Name in a recipe -> function. A new built-in needs one small file and one line here.
 BUILTINS = {
     "accuracy": "rewards.answers.accuracy:accuracy",
     "code": "rewards.programs.code:code",
@@ -35,26 +34,34 @@ BUILTINS = {
 def load_function(spec: str, base_dir: Path | None = None) -> RewardFunction:
     """The function that `spec` names: a built-in, `package.module:function` or `path/to/file.py:function`.
 
-    A relative path starts at base_dir (default: the working directory). ValueError when there is no such function, or
-    when it cannot take the columns of a dataset. It may be a factory, which `bind` makes a reward function of.
+    Relative paths start at base_dir (default: the working directory). The function may be a factory; `bind` turns it
+    into a reward function.
+
+    Raises:
+        ValueError: no such function, or it does not accept a dataset's columns.
     """
-    location = locate(spec, base_dir)
-    where, _, attribute = location.rpartition(":")
-    module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
-    function = getattr(module, attribute, None)
+    if ":" in spec:
+        location = spec
+    elif spec in BUILTINS:
+        location = BUILTINS[spec]
+    else:
+        raise ValueError(
+            f"no built-in reward is called {spec!r}.{nearest(spec, BUILTINS)} Built in: {', '.join(BUILTINS)}. "
+            "For your own, give package.module:function or path/to/file.py:function."
+        )
+    function = load_object(location, kind="reward", base_dir=base_dir)
     if not callable(function):
-        known = [name for name, value in vars(module).items() if callable(value)]
-        raise ValueError(f"reward {spec!r}: {where} has no function {attribute!r}.{_nearest(attribute, known)}")
+        raise ValueError(f"reward {spec!r} is not a function but {function!r}. Name a function.")
     if not _is_factory(function):
         check_signature(spec, function)
     return function
 
 
 def bind(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> tuple[RewardFunction, dict[str, Any]]:
-    """The reward function that `spec` stands for, and the options that go with each of its calls.
+    """The reward function and the options to pass on every call.
 
-    A function that takes neither completions nor **kwargs makes the reward from the options, once, as
-    trl.rewards:get_soft_overlong_punishment does.
+    A function that takes neither completions nor **kwargs is a factory: it is called once with the options and returns
+    the reward function, like trl.rewards:get_soft_overlong_punishment.
     """
     if not _is_factory(function):
         check_options(spec, function, options)
@@ -63,8 +70,8 @@ def bind(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> tup
         inspect.signature(function).bind(**options)
     except TypeError as error:
         raise ValueError(
-            f"reward {spec!r} has no **kwargs and takes no completions, so it is one that makes a reward function from "
-            f"its options, and options={dict(options)} do not fit: {error}. Correct the options, or add **kwargs."
+            f"reward {spec!r} takes neither completions nor **kwargs, so it must build a reward function from its "
+            f"options, but options={dict(options)} do not fit: {error}. Correct the options, or add **kwargs."
         ) from error
     made = function(**options)
     check_signature(spec, made)
@@ -72,10 +79,10 @@ def bind(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> tup
 
 
 def checked_by(check: Callable[[Mapping[str, Any]], str | None]) -> Callable[[RewardFunction], RewardFunction]:
-    """Decorator of a reward function: `check(columns)` says of one problem why no answer to it can be judged.
+    """Decorator for a reward function: `check(columns)` returns why a problem's answers cannot be graded, or None.
 
-    It gets the row's columns and the reward's options, and returns None where all is well. A dataset's rows are checked
-    before training. The same as setting the attribute `function.check_columns`.
+    It receives the row's columns and the reward's options. Every row of a dataset is checked before training.
+    Equivalent to setting the attribute `function.check_columns`.
     """
 
     def mark(function: RewardFunction) -> RewardFunction:
@@ -86,7 +93,7 @@ def checked_by(check: Callable[[Mapping[str, Any]], str | None]) -> Callable[[Re
 
 
 def required_columns(function: RewardFunction, options: Mapping[str, Any]) -> list[str]:
-    """The columns without which a reward function cannot be called: its parameters that nothing else fills."""
+    """The columns a reward function needs: its parameters without a default that nothing else fills."""
     return [
         parameter.name
         for parameter in inspect.signature(function).parameters.values()
@@ -96,23 +103,8 @@ def required_columns(function: RewardFunction, options: Mapping[str, Any]) -> li
     ]
 
 
-def locate(spec: str, base_dir: Path | None = None) -> str:
-    """`package.module:function` or `/absolute/file.py:function` for any spec, so that another process finds it too."""
-    where, colon, attribute = spec.rpartition(":")
-    if not colon:
-        if spec not in BUILTINS:
-            raise ValueError(
-                f"no built-in reward is called {spec!r}.{_nearest(spec, BUILTINS)} Built in: {', '.join(BUILTINS)}. "
-                "Your own: package.module:function or path/to/file.py:function."
-            )
-        return BUILTINS[spec]
-    if where.endswith(".py"):
-        return f"{(base_dir or Path.cwd()) / Path(where).expanduser()}:{attribute}"
-    return spec
-
-
 def check_signature(name: str, function: RewardFunction) -> None:
-    """ValueError unless the function takes **kwargs: it is called with every column of the dataset, as in TRL."""
+    """Raise ValueError unless the function takes **kwargs: as in TRL, it receives every column of the dataset."""
     parameters = inspect.signature(function).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         raise ValueError(
@@ -122,7 +114,7 @@ def check_signature(name: str, function: RewardFunction) -> None:
 
 
 def check_options(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> None:
-    """ValueError for an option that a built-in does not know, which its **kwargs would swallow, or for its value."""
+    """Raise ValueError for a built-in's unknown option, which its **kwargs would swallow, or an invalid choice."""
     if spec not in BUILTINS:
         return
     known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -130,47 +122,14 @@ def check_options(spec: str, function: RewardFunction, options: Mapping[str, Any
     for option, value in options.items():
         if option not in known:
             has = f"Options: {', '.join(known)}." if known else "It has no options."
-            raise ValueError(f"reward {spec!r} has no option {option!r}.{_nearest(option, known)} {has}")
+            raise ValueError(f"reward {spec!r} has no option {option!r}.{nearest(option, known)} {has}")
         choices = get_args(types[option]) if get_origin(types[option]) is Literal else ()
         if choices and value not in choices:
             raise ValueError(
-                f"reward {spec!r}: {option}={value!r} is none of {', '.join(choices)}.{_nearest(str(value), choices)}"
+                f"reward {spec!r}: {option}={value!r} is not one of {', '.join(choices)}.{nearest(str(value), choices)}"
             )
 
 
 def _is_factory(function: RewardFunction) -> bool:
     parameters = inspect.signature(function).parameters.values()
     return not any(p.kind is p.VAR_KEYWORD or p.name in PASSED for p in parameters)
-
-
-def _load_module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there; one that it imports is not
-        raise ValueError(
-            f"reward module {name!r} cannot be imported: {error}. Install it, or give a path/to/file.py:function."
-        ) from error
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"reward file {path} does not exist. Correct the path in the recipe.")
-    name = f"_reward_file_{path.stem}_{abs(hash(path)):x}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # before it runs, as the import system does: dataclasses look themselves up there
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,8 +1,8 @@
-"""`grpo reward-test`: a reward function on the rows of a file, in a worker process as in training: verdicts and timing.
+"""`grpo reward-test`: score a file of completions and time the reward, in a worker process as in training.
 
-A row of the .jsonl file has `completion`, a string or a list of one assistant message, or `completions`, a list of them
-that is one group; the columns that the function reads; and, where wanted, `prompt`, `completion_ids`, `id`, and
-`expected`: what the reward should be (null: not applicable), a list of that for `completions`.
+Each line of the .jsonl file has `completion`, a string or a list of one assistant message, or `completions`, a list of
+these that forms one group, and the columns the function reads. Optional: `prompt`, `completion_ids`, `id`, and
+`expected`, the expected reward (null: not applicable), or a list of them with `completions`.
 """
 
 import inspect
@@ -34,22 +34,22 @@ _SLOWEST = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the file."""
+class Example:
+    """One line of the file."""
 
     group: Group
-    expected: list[float | None] | None  # None: the row says nothing
+    expected: list[float | None] | None  # None: not given
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the function said of one completion."""
+class Result:
+    """The reward of one completion."""
 
-    row_id: str
+    id: str
     text: str
     value: float | None
-    expected: list[float | None]  # one, or none where the row says nothing
-    seconds: float  # the row's, over its completions
+    expected: list[float | None]  # one value; empty if not given
+    seconds: float  # of its group, divided by the number of completions
 
     @property
     def agrees(self) -> bool:
@@ -65,51 +65,54 @@ def reward_test(
     tokenizer: str | None,
     console: Console,
 ) -> bool:
-    """Print what the function says of each completion, and how long it took; returns whether it is what was expected.
+    """Print each completion's reward and the timing; returns whether all rewards are as expected.
 
-    options: keyword arguments of the function.
-    columns: ours -> theirs, as in a recipe: {"solution": "gold"}.
-    tokenizer: folder or Hub name; makes the completion_ids of rows that have none.
+    Args:
+        function: the reward, as a recipe names it.
+        path: the .jsonl file.
+        options: keyword arguments of the function.
+        columns: our name -> the file's, as in a recipe: {"solution": "answer"}.
+        tokenizer: folder or Hub name; computes completion_ids for lines without them.
 
     Raises:
-        ValueError: no such function, file or column, or the function failed; the message says what to do.
+        ValueError: no such function, file or column, or the function failed.
     """
     rewards = Rewards([RewardSpec(function=function, options=options)], num_workers=1)
     try:
         loaded, _ = Call(function, function, options, None).load()
         needs_ids = "completion_ids" in inspect.signature(loaded).parameters
         encode = _encoder(tokenizer)
-        rows = [_row(place, row, columns, encode, needs_ids=needs_ids) for place, row in _read(path)]
-        for row in rows:
-            rewards.check(row.group.problem)
+        examples = [_example(place, line, columns, encode, needs_ids=needs_ids) for place, line in _read(path)]
+        for example in examples:
+            rewards.check(example.group.problem)
         scored = track(
-            rewards.score(row.group for row in rows),
+            rewards.score(example.group for example in examples),
             "scoring",
-            total=len(rows),
+            total=len(examples),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        results = list(scored)
+        groups = list(scored)
     finally:
         rewards.close()
-    return _report(rewards.names[0], rows, results, console)
+    return _report(rewards.names[0], examples, groups, console)
 
 
 def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The rows, each with its place, "rows.jsonl:7"."""
+    """The lines, each with its place, "rows.jsonl:7"."""
     if path.suffix != ".jsonl" or not path.is_file():
-        raise ValueError(f"{path} is no file that ends in .jsonl. Name a file with one row of JSON in each line.")
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+        raise ValueError(f"{path} is not a .jsonl file. Give an existing file with one JSON object per line.")
+    lines = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
             try:
-                rows.append((f"{path.name}:{number}", dict(json.loads(line))))
+                lines.append((f"{path.name}:{number}", dict(json.loads(line))))
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{path.name}:{number} is no object of JSON: {error}.") from error
-    if not rows:
-        raise ValueError(f"{path} has no rows.")
-    return rows
+                raise ValueError(f"{path.name}:{number} is not a JSON object: {error}.") from error
+    if not lines:
+        raise ValueError(f"{path} is empty. Give a file with at least one JSON object.")
+    return lines
 
 
 def _encoder(tokenizer: str | None) -> Encode | None:
@@ -121,29 +124,31 @@ def _encoder(tokenizer: str | None) -> Encode | None:
     return lambda text: loaded.encode(text, add_special_tokens=False)
 
 
-def _row(place: str, row: dict[str, Any], columns: dict[str, str], encode: Encode | None, *, needs_ids: bool) -> Row:
-    missing = sorted({theirs for theirs in columns.values() if theirs not in row})
+def _example(
+    place: str, line: dict[str, Any], columns: dict[str, str], encode: Encode | None, *, needs_ids: bool
+) -> Example:
+    missing = sorted({theirs for theirs in columns.values() if theirs not in line})
     if missing:
-        raise ValueError(f"{place} has no column {missing[0]!r}, which `columns` names. It has: {', '.join(row)}.")
-    row = row | {ours: row[theirs] for ours, theirs in columns.items()}
-    if ("completion" in row) == ("completions" in row):
-        raise ValueError(f"{place} must have `completion` or `completions`, one of them. It has: {', '.join(row)}.")
-    given = row["completions"] if "completions" in row else [row["completion"]]
+        raise ValueError(f"{place} has no column {missing[0]!r}, which `columns` names. It has: {', '.join(line)}.")
+    line = line | {ours: line[theirs] for ours, theirs in columns.items()}
+    if ("completion" in line) == ("completions" in line):
+        raise ValueError(f"{place} must have either `completion` or `completions`. It has: {', '.join(line)}.")
+    given = line["completions"] if "completions" in line else [line["completion"]]
     for completion in given:
         _check_completion(place, completion)
     texts = [completion_text(completion) for completion in given]
-    ids = row.get("completion_ids")
-    if ids is not None and "completion" in row:
+    ids = line.get("completion_ids")
+    if ids is not None and "completion" in line:
         ids = [ids]
     if ids is None and encode is not None:
         ids = [encode(text) for text in texts]
     if ids is None and needs_ids:
-        raise ValueError(f"{place} has no column 'completion_ids', which the function reads. Or give --tokenizer.")
+        raise ValueError(f"{place} has no column 'completion_ids', which the function needs. Add it or --tokenizer.")
     group = Group(
         problem=Problem(
-            id=str(row.get("id", place)),
-            prompt=_prompt(row.get("prompt"), conversational=not all(isinstance(c, str) for c in given)),
-            columns={name: value for name, value in row.items() if name not in _OWN},
+            id=str(line.get("id", place)),
+            prompt=_prompt(line.get("prompt"), conversational=not all(isinstance(c, str) for c in given)),
+            columns={name: value for name, value in line.items() if name not in _OWN},
         ),
         prompt_ids=[],
         completions=[
@@ -151,18 +156,22 @@ def _row(place: str, row: dict[str, Any], columns: dict[str, str], encode: Encod
             for text, tokens in zip(texts, ids or [[]] * len(texts), strict=True)
         ],
     )
-    if "expected" not in row:
-        return Row(group, None)
-    expected = row["expected"] if "completions" in row else [row["expected"]]
+    if "expected" not in line:
+        return Example(group, None)
+    expected = line["expected"] if "completions" in line else [line["expected"]]
     if len(expected) != len(given):
-        raise ValueError(f"{place} has {len(expected)} values in `expected` for {len(given)} completions.")
-    return Row(group, [None if value is None else float(value) for value in expected])
+        raise ValueError(
+            f"{place} has {len(expected)} values in `expected` for {len(given)} completions. Give one per completion."
+        )
+    return Example(group, [None if value is None else float(value) for value in expected])
 
 
 def _check_completion(place: str, completion: Any) -> None:
     is_message = isinstance(completion, list) and len(completion) == 1 and "content" in completion[0]
     if not isinstance(completion, str) and not is_message:
-        raise ValueError(f"{place}: a completion is a string or a list of one message, not {str(completion)[:80]!r}.")
+        raise ValueError(
+            f"{place}: a completion must be a string or a list of one message, not {str(completion)[:80]!r}."
+        )
 
 
 def _prompt(prompt: Any, *, conversational: bool) -> str | list[Message]:
@@ -178,45 +187,45 @@ def _same(value: float | None, expected: float | None) -> bool:
     return math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-6)
 
 
-def _report(name: str, rows: Sequence[Row], results: Sequence[ScoredGroup], console: Console) -> bool:
-    verdicts = [
-        Verdict(
-            row.group.problem.id,
+def _report(name: str, examples: Sequence[Example], groups: Sequence[ScoredGroup], console: Console) -> bool:
+    results = [
+        Result(
+            example.group.problem.id,
             completion.text,
             scored.breakdown[name][i],
-            [] if row.expected is None else [row.expected[i]],
-            scored.seconds[name] / len(row.group.completions),
+            [] if example.expected is None else [example.expected[i]],
+            scored.seconds[name] / len(example.group.completions),
         )
-        for row, scored in zip(rows, results, strict=True)
-        for i, completion in enumerate(row.group.completions)
+        for example, scored in zip(examples, groups, strict=True)
+        for i, completion in enumerate(example.group.completions)
     ]
-    wrong = [verdict for verdict in verdicts if not verdict.agrees]
-    console.print(_table(wrong or verdicts))
-    if len(wrong or verdicts) > _SHOWN:
-        console.print(f"… and {len(wrong or verdicts) - _SHOWN} more", style="dim")
-    for line in (_values(verdicts), *_logged(results), _timing(verdicts, len(rows[0].group.completions))):
+    wrong = [result for result in results if not result.agrees]
+    console.print(_table(wrong or results))
+    if len(wrong or results) > _SHOWN:
+        console.print(f"… and {len(wrong or results) - _SHOWN} more", style="dim")
+    for line in (_values(results), *_logged(groups), _timing(results, len(examples[0].group.completions))):
         console.print(line, highlight=False, soft_wrap=True)
-    judged = sum(bool(verdict.expected) for verdict in verdicts)
-    if judged:
-        said = f"{judged - len(wrong)} of {judged} as expected" + (f", {len(wrong)} not" if wrong else "")
-        console.print(said, style="bold red" if wrong else "bold green", highlight=False)
+    compared = sum(bool(result.expected) for result in results)
+    if compared:
+        summary = f"{compared - len(wrong)} of {compared} as expected" + (f", {len(wrong)} not" if wrong else "")
+        console.print(summary, style="bold red" if wrong else "bold green", highlight=False)
     return not wrong
 
 
-def _table(verdicts: Sequence[Verdict]) -> Table:
+def _table(results: Sequence[Result]) -> Table:
     table = Table(box=SIMPLE_HEAD, expand=True)
     table.add_column("row", no_wrap=True, max_width=24)
     table.add_column("completion", ratio=1, no_wrap=True)
     for title in ("reward", "expected", "ms"):
         table.add_column(title, justify="right", no_wrap=True)
-    for verdict in verdicts[:_SHOWN]:
-        text = " ".join(verdict.text.split())
+    for result in results[:_SHOWN]:
+        text = " ".join(result.text.split())
         table.add_row(
-            Text(verdict.row_id),
+            Text(result.id),
             Text(text if len(text) <= 200 else f"{text[:90]} … {text[-90:]}"),
-            Text(_show(verdict.value), "" if verdict.agrees else "bold red"),
-            Text(" ".join(_show(value) for value in verdict.expected)),
-            f"{verdict.seconds * 1e3:.1f}",
+            Text(_show(result.value), "" if result.agrees else "bold red"),
+            Text(" ".join(_show(value) for value in result.expected)),
+            f"{result.seconds * 1e3:.1f}",
         )
     return table
 
@@ -225,29 +234,29 @@ def _show(value: float | None) -> str:
     return "None" if value is None else f"{value:.4g}"
 
 
-def _values(verdicts: Sequence[Verdict]) -> str:
-    present = [verdict.value for verdict in verdicts if verdict.value is not None]
+def _values(results: Sequence[Result]) -> str:
+    present = [result.value for result in results if result.value is not None]
     mean = f"mean {fmean(present):.4g}" if present else "no value"
-    counts = Counter(_show(verdict.value) for verdict in verdicts).most_common(5)
-    return f"{len(verdicts)} completions: {mean}; " + ", ".join(f"{count} x {value}" for value, count in counts)
+    counts = Counter(_show(result.value) for result in results).most_common(5)
+    return f"{len(results)} completions: {mean}; " + ", ".join(f"{count} x {value}" for value, count in counts)
 
 
-def _logged(results: Sequence[ScoredGroup]) -> list[str]:
-    """The means of what the function gave to log_metric."""
+def _logged(groups: Sequence[ScoredGroup]) -> list[str]:
+    """Means of the values passed to log_metric."""
     values: dict[str, list[float]] = {}
-    for scored in results:
+    for scored in groups:
         for name, logged in scored.metrics.items():
             values.setdefault(name, []).extend(logged)
     return [f"{name}: mean {fmean(logged):.4g}" for name, logged in sorted(values.items())]
 
 
-def _timing(verdicts: Sequence[Verdict], size_of_first: int) -> str:
-    """Milliseconds of a completion. The first row loads what the function needs and is told apart."""
-    first, rest = f"{verdicts[0].seconds * size_of_first * 1e3:.1f} ms", verdicts[size_of_first:]
+def _timing(results: Sequence[Result], size_of_first: int) -> str:
+    """Milliseconds per completion. The first group is reported apart, since its time includes loading."""
+    first, rest = f"{results[0].seconds * size_of_first * 1e3:.1f} ms", results[size_of_first:]
     if len(rest) < 2:
-        return f"time: {first}, loading included"
-    times = [verdict.seconds * 1e3 for verdict in rest]
-    slowest = sorted(rest, key=lambda verdict: -verdict.seconds)[:_SLOWEST]
-    shown = ", ".join(f"{verdict.row_id} {verdict.seconds * 1e3:.1f} ms" for verdict in slowest)
+        return f"time: {first}, with loading"
+    times = [result.seconds * 1e3 for result in rest]
+    slowest = sorted(rest, key=lambda result: -result.seconds)[:_SLOWEST]
+    shown = ", ".join(f"{result.id} {result.seconds * 1e3:.1f} ms" for result in slowest)
     p99 = quantiles(times, n=100, method="inclusive")[98]
-    return f"time: mean {fmean(times):.2f} ms, p99 {p99:.1f} ms; slowest: {shown}; the first row, which loads: {first}"
+    return f"time: mean {fmean(times):.2f} ms, p99 {p99:.1f} ms; slowest: {shown}; first row, with loading: {first}"

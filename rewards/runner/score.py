@@ -1,4 +1,4 @@
-"""Groups in, scored groups out: runs the reward functions of a recipe and sums what they return."""
+"""Groups in, scored groups out: run a recipe's reward functions and sum what they return."""
 
 import math
 from collections import deque
@@ -10,7 +10,7 @@ from typing import Any
 
 from rewards.runner.call import Answers, Call, Caller, RewardError, Scores, TrainerState
 from rewards.runner.load import RewardFunction, required_columns
-from rewards.runner.pool import WorkerPool
+from rewards.runner.remote import Raised, RemoteCaller
 from rollout.types import Group, Problem
 
 __all__ = ["RewardError", "RewardSpec", "Rewards", "ScoredGroup", "TrainerState"]
@@ -18,15 +18,15 @@ __all__ = ["RewardError", "RewardSpec", "Rewards", "ScoredGroup", "TrainerState"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardSpec:
-    """One line of a recipe's rewards.
+    """One entry of a recipe's rewards.
 
     RewardSpec(
         name="accuracy",                # in metrics: rewards/accuracy/mean; None: the function's own name
         function="accuracy",            # a built-in, package.module:function, path/to/file.py:function, a callable
         weight=0.5,
-        options={"answer_in": "box"},   # keyword arguments, the same for every call
-        requires="format",              # counts 0 unless that reward is above 0.5 for the completion
-        data_sources=["gsm8k"],         # for problems whose column data_source is one of these; None: for all
+        options={"answer_in": "box"},   # keyword arguments of every call
+        requires="format",              # counts as 0 unless that reward exceeds 0.5 for the completion
+        data_sources=["gsm8k"],         # only for problems with one of these in column data_source; None: all
     )
     """
 
@@ -44,12 +44,12 @@ class ScoredGroup:
 
     ScoredGroup(
         group,
-        rewards=[1.5, 0.0],                                      # weighted sums; NaN where no function applied
-        breakdown={"accuracy": [1.0, 1.0], "format": [1.0, 0.0]},  # as the functions say; None: does not apply
-        gated={"accuracy": [False, True]},                       # rewards with a gate: True where it is shut
-        metrics={"accuracy/unverifiable": [0.5]},                # what the functions gave to log_metric
-        extras={"gold_parsed": ["[42]", "[42]"]},                # and to log_extra, one value for each completion
-        seconds={"accuracy": 0.004, "format": 0.001},            # that the functions took
+        rewards=[1.5, 0.0],                                      # weighted sums; NaN if no function applied
+        breakdown={"accuracy": [1.0, 1.0], "format": [1.0, 0.0]},  # unweighted values; None: does not apply
+        gated={"accuracy": [False, True]},                       # for rewards with a gate: True if it is closed
+        metrics={"accuracy/unverifiable": [0.5]},                # values passed to log_metric
+        extras={"gold_parsed": ["[42]", "[42]"]},                # and to log_extra, one value per completion
+        seconds={"accuracy": 0.004, "format": 0.001},            # spent in each function
     )
     """
 
@@ -63,30 +63,39 @@ class ScoredGroup:
 
     @property
     def counted(self) -> dict[str, list[float | None]]:
-        """What enters the sum, before weights: the breakdown, with 0 behind a shut gate."""
+        """The values that enter the weighted sum: the breakdown, with 0 behind a closed gate."""
         return _counted(self.breakdown, self.gated)
 
 
 class Rewards:
-    """The reward functions of a run.
+    """A run's reward functions.
 
-    Functions given as strings run in `num_workers` processes (0: in this one), which start with the first group;
-    callables always run in this process. All are loaded here, so that a wrong name is an error before training.
+    Functions named by strings run in `num_workers` processes (0: in this one), which start with the first group;
+    callables always run in this process. All functions are loaded here, so that a wrong name fails before training.
 
     Args:
-        specs: the functions, at least one, each with its own name.
-        num_workers: processes; two to four are plenty unless a function is slow.
-        base_dir: where relative paths of `path/to/file.py:function` start; None: the working directory.
+        specs: at least one function, each with its own name.
+        num_workers: processes; two to four suffice unless a function is slow.
+        base_dir: where relative paths in `path/to/file.py:function` start; None: the working directory.
+        timeout: wall seconds the functions run by workers may take per group, together; None: no limit. It does not
+            apply to functions that run in this process.
 
     Attributes:
-        names: of the functions, in order.
-        weights: theirs.
-        state: what functions get as `trainer_state`; the trainer sets it before each rollout.
+        names: the functions' names, in order.
+        reward_weights: their weights.
+        state: passed to functions as `trainer_state`; the trainer sets it before each rollout.
     """
 
-    def __init__(self, specs: Sequence[RewardSpec], *, num_workers: int, base_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        specs: Sequence[RewardSpec],
+        *,
+        num_workers: int,
+        base_dir: Path | None = None,
+        timeout: float | None = None,
+    ) -> None:
         self.names = [spec.name or _own_name(spec.function) for spec in specs]
-        self.weights = [spec.weight for spec in specs]
+        self.reward_weights = [spec.weight for spec in specs]
         self.state = TrainerState()
         self._gates = {name: spec.requires for name, spec in zip(self.names, specs, strict=True) if spec.requires}
         _check_names(self.names, self._gates)
@@ -106,23 +115,26 @@ class Rewards:
         remote = [call for call in self._calls if call not in here]
         self._caller = Caller(here)
         self._order = [call.name for call in (*here, *remote)]
-        self._pool = WorkerPool(remote, num_workers) if remote else None
+        self._remote = RemoteCaller(remote, num_workers, timeout) if remote else None
 
     @property
     def data_sources(self) -> set[str]:
-        """All that the specs name."""
+        """All data sources named in the specs."""
         return {source for call in self._calls for source in call.data_sources or ()}
 
     @property
     def only_for_sources(self) -> bool:
-        """Whether every reward is for some data sources alone."""
+        """Whether every reward is limited to some data sources."""
         return all(call.data_sources is not None for call in self._calls)
 
     def check(self, problem: Problem) -> dict[str, str | None]:
-        """Whether rewards can judge answers to this problem: {"format": None, "accuracy": "the gold is empty"}.
+        """Whether this problem's answers can be graded: {"format": None, "accuracy": "the reference answer is empty"}.
 
-        Of each reward that is for this problem, what its `check_columns(columns) -> str | None` says, None where the
-        function has none. ValueError where a column that a function cannot do without is missing.
+        For each reward that applies to the problem: why not, from its `check_columns(columns) -> str | None`; None if
+        they can, or if the function has no such check.
+
+        Raises:
+            ValueError: a column that a function needs is missing.
         """
         reasons: dict[str, str | None] = {}
         for call, (function, options), needed in zip(self._calls, self._loaded, self._needed, strict=True):
@@ -131,43 +143,48 @@ class Rewards:
             for column in needed:
                 if column not in problem.columns:
                     raise ValueError(
-                        f"reward {call.name!r} reads the column {column!r}, and problem {problem.id!r} has "
-                        f"{', '.join(problem.columns) or 'none'}. Name it: columns: {{{column}: …}}."
+                        f"reward {call.name!r} needs the column {column!r}, but problem {problem.id!r} has "
+                        f"{', '.join(problem.columns) or 'none'}. Map it in the recipe: columns: {{{column}: …}}."
                     )
             check = getattr(function, "check_columns", None)
             reasons[call.name] = None if check is None else check({**problem.columns, **options})
         return reasons
 
     def score(self, groups: Iterable[Group]) -> Iterator[ScoredGroup]:
-        """Send each group to the workers as it arrives; yield scored groups, in the same order, as they are ready.
+        """Send each group to the workers as it arrives; yield scored groups in the same order as they become ready.
 
-        The reward of a completion is the sum of weight x value over the functions that did not return None; where all
-        did, it is NaN: the sample has no advantage and enters no mean (as in TRL). RewardError when a function raises,
-        returns another number of values than completions, or a value that is not a finite number.
+        A completion's reward is the sum of weight x value over the functions that did not return None. If all did, it
+        is NaN: the sample gets advantage 0 and is left out of all means (as in TRL).
+
+        Raises:
+            RewardError: a function raised, exceeded the time limit, or did not return one finite number or None per
+                completion.
         """
-        waiting: deque[tuple[Group, Future[Scores] | None, Scores]] = deque()
+        waiting: deque[_Waiting] = deque()
         try:
             for group in groups:
                 answers = Answers.of(group, self.state)
-                remote = self._pool.submit(answers) if self._pool else None
-                waiting.append((group, remote, self._caller(answers)))
-                while waiting and (waiting[0][1] is None or waiting[0][1].done()):
-                    yield self._finish(*waiting.popleft())
+                future = self._remote.submit(answers) if self._remote else None
+                waiting.append(_Waiting(group, answers, future, self._caller(answers)))
+                while waiting and (waiting[0].future is None or waiting[0].future.done()):
+                    yield self._finish(waiting.popleft())
             while waiting:
-                yield self._finish(*waiting.popleft())
-        finally:  # left early or by an error: nothing that nobody waits for is started
-            for _, remote, _ in waiting:
-                if remote is not None:
-                    remote.cancel()
+                yield self._finish(waiting.popleft())
+        finally:  # after an error or an early exit, do not start what is still queued
+            for left in waiting:
+                if left.future is not None:
+                    left.future.cancel()
 
     def close(self) -> None:
         """End the worker processes."""
         self._caller.close()
-        if self._pool is not None:
-            self._pool.close()
+        if self._remote is not None:
+            self._remote.close()
 
-    def _finish(self, group: Group, remote: Future[Scores] | None, here: Scores) -> ScoredGroup:
-        parts = [here] if remote is None else [here, remote.result()]
+    def _finish(self, waiting: "_Waiting") -> ScoredGroup:
+        parts = [waiting.here]
+        if self._remote is not None and waiting.future is not None:
+            parts.append(self._remote.result(waiting.future, waiting.answers))
         values = dict(zip(self._order, (v for part in parts for v in part.values), strict=True))
         seconds = dict(zip(self._order, (s for part in parts for s in part.seconds), strict=True))
         metrics: dict[str, list[float]] = {}
@@ -176,7 +193,7 @@ class Rewards:
         breakdown = {name: values[name] for name in self.names}
         gated = {name: [not _holds(v) for v in breakdown[gate]] for name, gate in self._gates.items()}
         return ScoredGroup(
-            group,
+            waiting.group,
             rewards=[self._sum(row) for row in zip(*_counted(breakdown, gated).values(), strict=True)],
             breakdown=breakdown,
             gated=gated,
@@ -186,17 +203,27 @@ class Rewards:
         )
 
     def _sum(self, values: Sequence[float | None]) -> float:
-        terms = [weight * value for weight, value in zip(self.weights, values, strict=True) if value is not None]
+        terms = [weight * value for weight, value in zip(self.reward_weights, values, strict=True) if value is not None]
         return sum(terms) if terms else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A submitted group."""
+
+    group: Group
+    answers: Answers
+    future: Future[Scores | Raised] | None  # None: no function runs in a worker
+    here: Scores  # from the functions of this process
 
 
 def _counted(breakdown: dict[str, list[float | None]], gated: dict[str, list[bool]]) -> dict[str, list[float | None]]:
     behind = {
         name: [
-            0.0 if is_shut and value is not None else value
-            for value, is_shut in zip(breakdown[name], shut, strict=True)
+            0.0 if is_closed and value is not None else value
+            for value, is_closed in zip(breakdown[name], closed, strict=True)
         ]
-        for name, shut in gated.items()
+        for name, closed in gated.items()
     }
     return {name: behind.get(name, values) for name, values in breakdown.items()}
 
@@ -209,13 +236,15 @@ def _check_names(names: Sequence[str], gates: dict[str, str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"reward {name!r} is listed more than once, so that its metrics would be mixed up. "
-                "List it once, or give each a name of its own."
+                f"reward {name!r} is listed more than once, so its metrics would be mixed up. "
+                "List it once, or give each entry its own `name`."
             )
     for name, gate in gates.items():
         if gate not in names or gate == name:
             others = ", ".join(other for other in names if other != name) or "none"
-            raise ValueError(f"reward {name!r} requires {gate!r}, which is no other reward of this run ({others}).")
+            raise ValueError(
+                f"reward {name!r} requires {gate!r}, which is not another reward of this run. Others: {others}."
+            )
 
 
 def _own_name(function: str | RewardFunction) -> str:

@@ -1,1 +1,1 @@
-"""Rewards for the form of a completion: tags, language, length, repetition."""
+"""Rewards for a completion's form: tags, language, length, repetition. None of them grades the answer."""

@@ -1,4 +1,4 @@
-"""The form that R1-Zero's template asks for."""
+"""The format reward for R1-Zero's template."""
 
 import re
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ def format(
 ) -> list[float | None]:
     """1.0 if a completion is `<think>…</think> <answer>…</answer>`, else 0.0.
 
-    Each tag exactly once, in this order, and nothing but white space before, between and after the two blocks
-    (R1-Zero's format reward, 2501.12948 section 2.2.2). What stands inside them is not looked at.
+    Each tag must occur exactly once, in this order, with only white space before, between and after the two blocks
+    (R1-Zero's format reward, 2501.12948 section 2.2.2). The content of the blocks is ignored.
 
-    think_prefilled: the template ends in `<think>`, so that completions start after it.
+    think_prefilled: the prompt template ends in `<think>`, so completions start after it.
     """
     opening = "<think>" if think_prefilled else ""
     return [float(_is_well_formed(opening + completion_text(completion))) for completion in completions]

@@ -1,7 +1,7 @@
-"""Which language a model thinks in.
+"""The language a model reasons in.
 
-Languages of one script are told apart only where that is Latin: Russian counts Ukrainian words as its own. A word of
-Latin letters within other scripts counts as foreign, names included.
+Languages that share a script are distinguished only if it is Latin: Ukrainian words count as Russian. For languages in
+other scripts, every word in Latin letters counts as foreign, including names.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import regex
 from rewards.runner.load import checked_by
 from rewards.text import Text, completion_text
 
-# ISO 639-1 -> the scripts whose words are in that language.
+# ISO 639-1 code -> scripts whose words count as that language.
 _SCRIPTS = {
     **dict.fromkeys(("ru", "uk", "be", "bg", "mk", "kk", "ky", "mn"), ("Cyrillic",)),
     **dict.fromkeys(("ar", "fa", "ur", "ps"), ("Arabic",)),
@@ -40,7 +40,7 @@ _SCRIPTS = {
     "km": ("Khmer",),
     "my": ("Myanmar",),
 }
-# Of Latin script: the identifier chooses among these.
+# Languages in Latin script, which the identifier distinguishes.
 _LATIN = tuple(
     "af ca cs da de en es et eu fi fr gl hr hu id is it lt lv ms nl no pl pt ro sk sl sq sv sw tl tr vi".split()  # noqa: SIM905
 )
@@ -52,12 +52,12 @@ _FORMULA_WORDS = frozenset(
     "arccos arcsin arctan cos cot csc deg det exp gcd lcm lim ln log max min mod pi sec sin sqrt tan".split()  # noqa: SIM905
 )
 _SENTENCE_END = regex.compile(r"[.!?;:\n…。！？；：]+")
-_SHORTEST, _LONGEST = 4, 60  # words of a piece that the identifier is asked about
-_CERTAIN = 0.7  # the identifier's probability from which a piece is foreign
+_SHORTEST, _LONGEST = 4, 60  # words per piece of text given to the identifier
+_CERTAIN = 0.7  # identifier probability at which a piece counts as foreign
 
 _OPENING = regex.compile(r"```|~~~|`|\$\$|\$|\\\(|\\\[|\\begin\{")
 _CLOSING = {"```": "```", "~~~": "~~~", "$$": "$$", r"\(": r"\)", r"\[": r"\]", r"\begin{": r"\end{"}
-_CODE = ("```", "~~~")  # open to the end where they are not closed
+_CODE = ("```", "~~~")  # extend to the end of the text if unclosed
 _INLINE = regex.compile(r"`[^`\n]*`|\$(?![\s$])[^$\n]*(?<!\s)\$(?!\d)")  # "$5 and $6" are prices
 _MARKUP = regex.compile(r"</?[A-Za-z][\w-]*\s*/?>|\\[A-Za-z]+|\\end\{[^}\n]*\}")
 
@@ -77,16 +77,16 @@ def language(
     target_language: str | Sequence[str] = "en",
     **kwargs: Any,
 ) -> list[float | None]:
-    """The share of words in the reasoning that are in the target language, 0.0 to 1.0; None where there are no words.
+    """The share of words in the reasoning that are in the target language, 0.0 to 1.0; None without any words.
 
         r = words in the target language / words          (R1's language consistency, 2501.12948 section 2.3.2)
 
-    Reasoning: all before the last `</think>`, or everything where there is none. Code blocks, inline code, LaTeX, tags,
-    numbers and single letters of an alphabet are no words; scripts without spaces count characters. Script decides for
-    languages that have one of their own. A piece of text in Latin letters is foreign where py3langid (an extra: pip
-    install 'grpo-recipes[language]') says so with a probability of 0.7.
+    The reasoning is the text before the last `</think>`, or all text without one. Code, LaTeX, tags, numbers and single
+    letters are not words; scripts without spaces count characters. Languages with their own script are recognized by
+    it. A piece of text in Latin script counts as foreign if py3langid (pip install 'grpo-recipes[language]') assigns
+    another language a probability of at least 0.7.
 
-    target_language: an ISO 639-1 code, as an option or as a column of the dataset.
+    target_language: an ISO 639-1 code, given as an option or a dataset column.
     """
     targets = [target_language] * len(completions) if isinstance(target_language, str) else target_language
     return [
@@ -109,12 +109,12 @@ def _share(text: str, target: str) -> float | None:
 
 
 def _latin_words(text: str, target: str) -> tuple[int, int]:
-    """How many words are in a language of Latin script, and how many there are."""
+    """Number of words in the target language, which uses Latin script, and number of all words."""
     ours = total = 0
     piece: list[str] = []
 
     def close() -> int:
-        """The words of the piece that are in the target language."""
+        """Number of words in the piece that count as the target language."""
         if not piece:
             return 0
         language, certainty = _identifier().classify(" ".join(piece))
@@ -149,7 +149,7 @@ def _script_pattern(target: str) -> regex.Pattern:
 def _identifier() -> Any:
     if find_spec("py3langid") is None:
         raise ValueError(
-            "the reward 'language' tells languages of Latin script apart with py3langid, which is not installed: "
+            "reward 'language' needs py3langid to distinguish languages in Latin script. Install it: "
             "pip install 'grpo-recipes[language]'"
         )
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -164,7 +164,7 @@ def _reasoning(completion: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """The text without code, formulae and markup. Linear: a closing mark that is missing is looked for once."""
+    """The text without code, formulas and markup. Linear time: a missing closing mark is searched for once."""
     kept: list[str] = []
     missing: set[str] = set()
     position = 0

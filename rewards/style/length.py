@@ -1,5 +1,7 @@
-"""Rewards for the length of a completion, in tokens. None of them looks at what the completion says; where they depend
-on whether it is right, another reward says so."""
+"""Rewards for a completion's length in tokens.
+
+They never read the text; whether a completion is correct is decided by another reward.
+"""
 
 import math
 from collections.abc import Sequence
@@ -24,14 +26,15 @@ def soft_overlong_punishment(
         (L - C - |y|) / C      L - C < |y| <= L
         -1                         L < |y|
 
-    max_completion_len: L. soft_punish_cache: C, the tokens before L in which the punishment grows (DAPO: L = 20480,
-    C = 4096); 0: none. Names as in TRL. Without a longer limit of its own the rollout cuts at L, so a cut completion
-    gets -1.
+    The names are TRL's. If the rollout truncates at L, truncated completions get -1.
+
+    max_completion_len: L (DAPO: 20480).
+    soft_punish_cache: C, the last tokens before L, over which the punishment grows (DAPO: 4096); 0: none.
     """
     if not 0 <= soft_punish_cache <= max_completion_len:
         raise ValueError(
-            f"soft_punish_cache={soft_punish_cache} with max_completion_len={max_completion_len}: the punished part is "
-            "the last part of the allowed length. Choose 0 <= soft_punish_cache <= max_completion_len."
+            f"soft_punish_cache={soft_punish_cache} with max_completion_len={max_completion_len}: the punished "
+            "part must lie within the allowed length. Choose 0 <= soft_punish_cache <= max_completion_len."
         )
 
     def punishment(length: int) -> float:
@@ -58,21 +61,23 @@ def cosine_scaled(
     correctness: str = "accuracy",
     **kwargs: Any,
 ) -> list[float | None]:
-    """Correctness scaled by length (2502.03373, appendix C.1): short right answers earn most, short wrong ones least.
+    """Correctness scaled by length (2502.03373, appendix C.1): short correct answers earn most, short wrong ones least.
 
         r(|y|) = v_L + (v_0 - v_L) (1 + cos(pi |y| / max_len)) / 2
 
-    goes from v_0 at length 0 to v_L at max_len and beyond: max_value_correct to min_value_correct for a right
-    completion, min_value_wrong to max_value_wrong for a wrong one. None where `correctness` gives None.
+    goes from v_0 at length 0 to v_L at max_len and beyond: max_value_correct to min_value_correct for a correct
+    completion, min_value_wrong to max_value_wrong for a wrong one. None if `correctness` returns None. Names and
+    defaults are TRL's; the paper uses 2 to 1 for correct completions and -10 to 0 for wrong ones.
 
-    exceed_penalty: the value of any completion of max_len tokens or more, right or wrong (the paper's r_e: -10); None:
-        v_L, as in TRL, whose names and defaults these are. The paper has 2 and 1 for right, -10 and 0 for wrong.
-    correctness: the reward that decides: right is above 0.5. A name or `module:function`; its columns are needed, too.
+    exceed_penalty: the value of any completion with max_len tokens or more (the paper's r_e: -10); None: v_L, as in
+        TRL.
+    correctness: the reward that decides whether a completion is correct (above 0.5): a name or `module:function`. Its
+        columns are needed, too.
     """
-    judge = load_function(correctness)
-    right = judge(prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs)
+    verify = load_function(correctness)
+    correct = verify(prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs)
     rewards: list[float | None] = []
-    for value, ids in zip(right, completion_ids, strict=True):
+    for value, ids in zip(correct, completion_ids, strict=True):
         if value is None:
             rewards.append(None)
         elif exceed_penalty is not None and len(ids) >= max_len:
@@ -92,23 +97,25 @@ def relative_length(
     correctness: str = "accuracy",
     **kwargs: Any,
 ) -> list[float | None]:
-    """Kimi k1.5's length reward within a group (2501.12599, section 2.3.3), -0.5 to 0.5:
+    """Kimi k1.5's length reward, relative to the group (2501.12599, section 2.3.3), -0.5 to 0.5:
 
-        lambda = 0.5 - (|y| - min) / (max - min)          min, max: lengths of the shortest and longest of the group
-        r = lambda for a right completion, min(0, lambda) for a wrong one; 0 for all where min = max
+        lambda = 0.5 - (|y| - min) / (max - min)          min, max: shortest and longest length in the group
+        r = lambda for a correct completion, min(0, lambda) for a wrong one; 0 for all if min = max
 
-    so that of right completions the shorter earn more, and long wrong ones are punished. None where `correctness` gives
-    None. Kimi adds it to the correctness with a weight, after a warm-up without.
+    Among correct completions shorter ones earn more, and long wrong ones are punished. None if `correctness` returns
+    None. Kimi adds it to the correctness reward with a weight, after a warm-up without it.
 
-    All completions are taken for one group, as the trainer calls it; a group is the completions of one prompt.
-    correctness: the reward that decides: right is above 0.5. A name or `module:function`; its columns are needed, too.
+    All completions of a call form one group, which is how the trainer calls it.
+
+    correctness: the reward that decides whether a completion is correct (above 0.5): a name or `module:function`. Its
+        columns are needed, too.
     """
-    judge = load_function(correctness)
-    right = judge(prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs)
+    verify = load_function(correctness)
+    correct = verify(prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs)
     lengths = [len(ids) for ids in completion_ids]
     shortest, longest = min(lengths), max(lengths)
     rewards: list[float | None] = []
-    for value, length in zip(right, lengths, strict=True):
+    for value, length in zip(correct, lengths, strict=True):
         factor = 0.5 - (length - shortest) / (longest - shortest) if longest > shortest else 0.0
         rewards.append(None if value is None else factor if value > 0.5 else min(0.0, factor))
     return rewards

@@ -1,4 +1,4 @@
-"""Less for saying the same again."""
+"""A penalty for repetition."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,17 +15,18 @@ def repetition_penalty(
     max_penalty: float = -1.0,
     **kwargs: Any,
 ) -> list[float | None]:
-    """The share of n-grams that stood there before, times max_penalty (2502.03373, appendix C.2): max_penalty to 0.0.
+    """The share of repeated n-grams times max_penalty (2502.03373, appendix C.2), max_penalty to 0.0.
 
         r = max_penalty * (1 - distinct n-grams / n-grams)          0 for fewer than ngram_size tokens
 
-    Of tokens, as in the paper and in TRL; where no completion_ids are given, of lower-case words, as in open-r1.
+    The n-grams are of tokens, as in the paper and TRL, or without completion_ids of lower-case words, as in open-r1.
+
     max_penalty: at most 0.
     """
     if max_penalty > 0 or ngram_size < 1:
         raise ValueError(
-            f"ngram_size={ngram_size}, max_penalty={max_penalty}: n-grams have at least one token, and a penalty is "
-            "not positive. Choose ngram_size >= 1 and max_penalty <= 0."
+            f"ngram_size={ngram_size}, max_penalty={max_penalty}: an n-gram has at least one token and a penalty must "
+            "not be positive. Choose ngram_size >= 1 and max_penalty <= 0."
         )
     texts: Sequence[Sequence[Any]] = completion_ids or [completion_text(c).lower().split() for c in completions]
     shares = [_repeated(tokens, ngram_size) for tokens in texts]

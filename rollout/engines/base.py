@@ -1,4 +1,4 @@
-"""What the trainer and the evaluator ask of a rollout engine."""
+"""The interfaces of rollout engines, and what all engines share: seeds, end tokens, texts and token budgets."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,27 +12,35 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Generates groups of completions with the newest weights it was given."""
+    """Generates groups of completions."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
-        """Yield one Group per prompt as it finishes, in no particular order.
+        """Yield one Group per prompt as soon as it is complete, in no particular order.
 
-        A completion that meets neither an end token, a stop text nor its budget, min(max_completion_length,
-        max_model_len - prompt tokens), goes on until it does; the budget gives finish_reason "length". The iterator
-        owns the engine until it is exhausted or closed. With temperature 0 the most likely token is taken and log-probs
-        are those at 1.
+        A completion ends at an end token, at a stop text, or after min(max_completion_length, max_model_len - prompt
+        tokens) tokens, which gives finish_reason "length". The iterator holds the engine until it is exhausted or
+        closed. At temperature 0 decoding is greedy and log-probs are those at temperature 1.
 
         Raises:
-            ValueError: a prompt leaves no room for one token. Raised by the call, before anything is generated.
+            ValueError: a prompt leaves no room for a single token. Raised by the call itself, before generation starts.
         """
-        ...
-
-    def load_weights(self, weights: Iterable[tuple[str, "Tensor"]], policy_version: int) -> None:
-        """Replace the weights, in memory. Names are those of the checkpoint on disk (Hugging Face layout)."""
         ...
 
     def close(self) -> None:
         """Free the engine's memory and processes."""
+        ...
+
+
+class Publisher(Protocol):
+    """Makes an engine sample from new weights. An engine in the trainer's process is its own publisher."""
+
+    def publish(self, weights: Iterable[tuple[str, "Tensor"]], policy_version: int) -> None:
+        """Make the engine sample with these weights from now on.
+
+        Args:
+            weights: every weight of the model, under its name in the checkpoint on disk (Hugging Face layout).
+            policy_version: recorded in each completion sampled with these weights.
+        """
         ...
 
 

@@ -128,8 +128,8 @@ class HFEngine:
             for ids, row, text, stop in zip(token_ids, logprobs, texts, stopped, strict=True)
         ]
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Replace all weights, given under checkpoint names (`grpo.learner.weights.checkpoint_weights`)."""
+    def publish(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Replace all weights, given under checkpoint names (`grpo.model.weights.checkpoint_weights`)."""
         # from_pretrained knows how checkpoint names map to this architecture's modules. Its result may share memory
         # with what it was given, so it is copied, not kept.
         loaded, info = type(self._model).from_pretrained(
@@ -143,7 +143,7 @@ class HFEngine:
         if unmatched := sorted(info["missing_keys"] | info["unexpected_keys"]):
             raise ValueError(
                 f"weights {unmatched[:5]} ({len(unmatched)} in all) are missing or unknown: an update has every weight "
-                "of the checkpoint under its name there. Send grpo.learner.weights.checkpoint_weights(model)."
+                "of the checkpoint under its name there. Send grpo.model.weights.checkpoint_weights(model)."
             )
         source = loaded.state_dict()
         for name, tensor in self._model.state_dict().items():

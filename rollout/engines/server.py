@@ -6,22 +6,20 @@ do not return token ids (vLLM does), the ids are those of the text tokenized aga
 Left out: weight updates, log-probs (they are empty), chat endpoints without the model's tokenizer.
 """
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from transformers import AutoTokenizer
 
 from rollout.engines.base import completion_budgets, completion_texts, cut_at_stop, end_token_ids, request_seed
+from rollout.support.http import RequestFailedError, request_json
 from rollout.types import Completion, Group, Prompt, Sampling
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-ATTEMPTS = 6  # of a request; a minute in all, for a server that restarts or is told to slow down
-_RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+ATTEMPTS = 6  # with FIRST_WAIT, a minute of waiting in all: time for a busy server to recover or to restart
+FIRST_WAIT = 2.0  # seconds, doubled before each further attempt
+TIMEOUT = httpx.Timeout(None, connect=10)  # seconds; a long completion takes as long as it takes
 
 
 class ServerEngine:
@@ -51,7 +49,7 @@ class ServerEngine:
         self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
         self._end_ids = end_token_ids(model_path, self._tokenizer)
         limits = httpx.Limits(max_connections=max_num_seqs, max_keepalive_connections=max_num_seqs)
-        self._client = httpx.Client(timeout=httpx.Timeout(None, connect=10), limits=limits)
+        self._client = httpx.Client(limits=limits)
         self._threads = ThreadPoolExecutor(max_num_seqs, thread_name_prefix="server")
         self._max_model_len = max_model_len
         self._model = self._served_model(model_path)
@@ -90,7 +88,7 @@ class ServerEngine:
             **({"top_k": sampling.top_k} if sampling.top_k else {}),
             **({"return_token_ids": True, "skip_special_tokens": False} if self._is_vllm else {}),
         }
-        for choice in self._post("/completions", body)["choices"]:
+        for choice in self._request("POST", "/completions", body)["choices"]:
             text, ids = choice["text"], choice.get("token_ids")
             if ids is None:
                 ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -108,17 +106,13 @@ class ServerEngine:
         completions *= sampling.num_generations // count
         return Group(problem=prompt.problem, prompt_ids=prompt.token_ids, completions=completions)
 
-    def load_weights(self, weights: Iterable[tuple[str, "Tensor"]], policy_version: int) -> None:  # noqa: ARG002
-        """Not possible: the server has weights of its own."""
-        raise ValueError("engine 'server' cannot take new weights: it serves a model of its own. Use vllm or hf.")
-
     def close(self) -> None:
         """Let go of the connections."""
         self._threads.shutdown(cancel_futures=True)
         self._client.close()
 
     def _served_model(self, name: str) -> str:
-        models = self._request("GET", "/models", None)["data"]
+        models = self._request("GET", "/models")["data"]
         self._is_vllm = any(model.get("owned_by") == "vllm" for model in models)
         served = [model["id"] for model in models]
         if name in served:
@@ -127,24 +121,18 @@ class ServerEngine:
             raise ValueError(f"{self._url} serves {', '.join(served)}, not {name!r}. Name one of them as the model.")
         return served[0]
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._request("POST", path, body)
-
-    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        said = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(2**attempt)
-            try:
-                response = self._client.request(method, self._url + path, json=body)
-            except httpx.TransportError as error:
-                said = f"{type(error).__name__}: {error}"
-                if body is None:  # nothing has answered yet: the address is wrong rather than the server busy
-                    break
-                continue
-            if response.status_code not in _RETRIED:
-                if response.is_error:
-                    raise ValueError(f"{self._url}{path} refused a request ({response.status_code}): {response.text}")
-                return response.json()
-            said = f"{response.status_code} {response.text[:500]}"
-        raise ValueError(f"{self._url}{path} does not answer: {said}. Is the server up, and engine.base_url right?")
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        try:
+            return request_json(
+                self._client,
+                method,
+                self._url + path,
+                body=body,
+                timeout=TIMEOUT,
+                attempts=ATTEMPTS,
+                first_wait=FIRST_WAIT,
+                # If the first request (GET) finds no server, the address is more likely wrong than the server busy.
+                retry_transport_errors=body is not None,
+            )
+        except RequestFailedError as error:
+            raise ValueError(f"{error}. Check that the server is up and engine.base_url is right.") from error

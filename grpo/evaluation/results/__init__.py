@@ -1,1 +1,4 @@
-"""From kept samples to metrics: estimators, summaries, tables, the page, comparisons."""
+"""From graded samples to metrics: files, estimators, summaries, tables, the page, comparisons.
+
+Imports nothing from the rest of `grpo.evaluation`.
+"""

@@ -1,37 +1,37 @@
-"""Two evaluations side by side: the paired difference of pass@1 on the problems that both answered."""
+"""Compare two evaluations: the paired difference in pass@1 on the problems they share."""
 
 from pathlib import Path
 
 from grpo.evaluation.results.estimators import mean, paired_interval
-from grpo.evaluation.results.samples import counted_samples
+from grpo.evaluation.results.samples import reported_samples
+from grpo.evaluation.results.store import Results
 from grpo.evaluation.results.summary import by_problem
 from grpo.evaluation.results.table import percent, table
-from grpo.evaluation.results.write import Results
 from grpo.report.records import Row
 
 
 def compare_runs(a: Path, b: Path) -> str:
-    """A Markdown table: for each task that both folders have, pass@1 of a and b, b - a with its 95% interval.
+    """A Markdown table with each shared task's pass@1 in a and b, and b - a with its 95% confidence interval.
 
-    Problems are paired, so that what makes some harder than others cancels. An interval that holds 0 means that these
-    problems do not tell the two apart.
+    Pairing by problem cancels differences in difficulty. If the interval contains 0, these problems do not separate the
+    two models.
 
     Raises:
-        ValueError: a folder holds no finished evaluation, or the two have no task in common.
+        ValueError: a folder is not a finished evaluation, or the two share no task.
     """
     found = [Results.read(folder) for folder in (a, b)]
     shared = [name for name in found[0].tasks if name in found[1].tasks]
     if not shared:
         tasks = [", ".join(results.tasks) for results in found]
-        raise ValueError(f"{a} has the tasks {tasks[0]} and {b} has {tasks[1]}: there is none in common to compare.")
-    rows = [counted_samples(folder, shared) for folder in (a, b)]
+        raise ValueError(f"{a} has tasks {tasks[0]}, {b} has {tasks[1]}: none shared. Evaluate both on the same tasks.")
+    rows = [reported_samples(folder, shared) for folder in (a, b)]
     lines, notes = [], []
     for name in shared:
         left, right = (_shares([row for row in part if row["task"] == name]) for part in rows)
         common = [problem for problem in left if problem in right]
         differences = [right[problem] - left[problem] for problem in common]
         if not common:
-            raise ValueError(f"task {name!r}: {a} and {b} share no problem that was judged. Use the same limit.")
+            raise ValueError(f"task {name!r}: {a} and {b} share no graded problem. Use the same limit.")
         low, high = paired_interval(differences)
         lines.append(
             [
@@ -45,10 +45,10 @@ def compare_runs(a: Path, b: Path) -> str:
             ]
         )
         if len(common) < max(len(left), len(right)):
-            notes.append(f"{name}: {len(left)} problems were judged in A and {len(right)} in B; those in both count.")
+            notes.append(f"{name}: A has {len(left)} graded problems, B {len(right)}; only shared ones are compared.")
         shas = [results.tasks[name]["dataset"]["sha"] for results in found]
         if shas[0] != shas[1] and len(common) == len(left) == len(right):
-            notes.append(f"{name}: questions or columns differ between A and B. Compare with care.")
+            notes.append(f"{name}: questions or columns differ between A and B, so the comparison may be invalid.")
     for results, letter in zip(found, "AB", strict=True):
         notes.insert("AB".index(letter), f"{letter}: {results.model}; {results.protocol}")
     header = ["task", "problems", "pass@1 A", "pass@1 B", "B - A [95%]", "better", "worse"]
@@ -56,6 +56,6 @@ def compare_runs(a: Path, b: Path) -> str:
 
 
 def _shares(rows: list[Row]) -> dict[str, float]:
-    """Each judged problem's share of right samples."""
-    judged = [samples for samples in by_problem(rows) if any(row["verdict"] is not None for row in samples)]
-    return {samples[0]["problem_id"]: mean(row["verdict"] == "right" for row in samples) for samples in judged}
+    """Each graded problem's share of right samples."""
+    graded = [samples for samples in by_problem(rows) if any(row["verdict"] is not None for row in samples)]
+    return {samples[0]["problem_id"]: mean(row["verdict"] == "right" for row in samples) for samples in graded}

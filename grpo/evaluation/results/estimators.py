@@ -1,6 +1,6 @@
-"""What samples say about a model: pass@k, cons@k, and intervals that know which samples belong to one problem.
+"""pass@k, cons@k, and confidence intervals that account for samples being clustered by problem.
 
-Plain functions of numbers; every one has its oracle in tests/grpo/evaluation/test_estimators.py.
+Pure functions of numbers; each has an oracle in tests/grpo/evaluation/results/test_estimators.py.
 """
 
 import math
@@ -15,36 +15,36 @@ def mean(values: Iterable[float]) -> float:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Chance that at least one of k completions, drawn from num_samples >= k without replacement, is correct.
+    """Probability that at least one of k completions, drawn from num_samples >= k without replacement, is correct.
 
-    Unbiased for pass@k: 1 - C(n-c, k) / C(n, k) (2107.03374, equation 1).
+    The unbiased estimator of pass@k: 1 - C(n-c, k) / C(n, k) (2107.03374, equation 1).
     """
     assert 0 <= num_correct <= num_samples >= k
     return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def consensus(classes: Sequence[int | None], correct: Sequence[bool]) -> float:
-    """cons@k of one problem: 1.0 where the most frequent answer is correct, 0.0 where it is not or nobody answered.
+    """One problem's cons@k: 1.0 if the most frequent answer is correct, 0.0 if it is not or no sample has an answer.
 
-    classes: which answer each sample gives, equal answers under equal numbers; None: no answer, no vote. A tie is
-    resolved by expectation: the mean over the answers that are tied.
+    classes: each sample's answer as a number, equal answers with equal numbers; None: no answer, no vote. Ties are
+    resolved in expectation, as the mean over the tied answers.
     """
     votes: dict[int, list[bool]] = {}
     for answer, is_correct in zip(classes, correct, strict=True):
         if answer is not None:
             votes.setdefault(answer, []).append(is_correct)
     most = max(map(len, votes.values()), default=0)
-    return mean(mean(judged) for judged in votes.values() if len(judged) == most) if votes else 0.0
+    return mean(mean(votes_for) for votes_for in votes.values() if len(votes_for) == most) if votes else 0.0
 
 
 def clustered_interval(shares: Sequence[float]) -> tuple[float, float]:
-    """95% interval for the mean of each problem's share of correct completions, over new problems and new samples.
+    """95% confidence interval for the mean of per-problem shares of correct completions, over problems and samples.
 
-    Completions of one problem are alike, so only problems count as independent: SE² = var(shares) / N. The interval is
-    Wilson's for the effective sample size p(1-p)/SE², less by (1.96/t)² as SE² itself is estimated (Korn and Graubard
-    1998; Dean and Pagano 2015). Unlike p ± 1.96 SE it stays within 0..1 and covers better near the ends: simulated
-    93-97% from 30 problems on, 87% for 10 with a mean of 0.1. A problem is worth one sample at least, so that with one
-    completion each, or where all problems agree, the interval is Wilson's for N samples.
+    Completions of one problem are correlated, so only problems are treated as independent: SE² = var(shares) / N. The
+    interval is Wilson's at the effective sample size p(1-p)/SE², reduced by (1.96/t)² because SE² is an estimate (Korn
+    and Graubard 1998; Dean and Pagano 2015). Unlike p ± 1.96 SE it stays within 0..1 and has better coverage near the
+    ends: in simulations 93-97% with 30 or more problems, 87% with 10 problems and a mean of 0.1. A problem counts as at
+    least one sample, so with one completion each, or if all problems agree, this is Wilson's interval for N samples.
     """
     p, size = mean(shares), float(len(shares))
     if (variance := statistics.variance(shares) / size if size > 1 else 0.0) > 0:
@@ -55,10 +55,10 @@ def clustered_interval(shares: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """95% interval for the mean of differences of two models on the same problems: d ± t SE, SE² = var(d) / N.
+    """95% confidence interval for two models' mean difference on the same problems: d ± t SE, SE² = var(d) / N.
 
-    What the problems have in common cancels, which makes it narrower than two separate intervals suggest. One problem
-    says nothing about others: the interval is then -1..1, and no interval reaches beyond that.
+    Problem difficulty cancels, so it is narrower than two separate intervals suggest. It is clipped to -1..1, which is
+    also the interval for a single problem.
     """
     if len(differences) < 2:
         return -1.0, 1.0
@@ -70,8 +70,8 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def _student(degrees: int) -> float:
-    """97.5% quantile of Student's t, by the expansion around the normal one (Abramowitz and Stegun 26.7.5)."""
-    if degrees < 5:  # where the expansion is not good enough
+    """97.5% quantile of Student's t, expanded around the normal quantile (Abramowitz and Stegun 26.7.5)."""
+    if degrees < 5:  # the expansion is too inaccurate here
         return (12.706, 4.303, 3.182, 2.776)[degrees - 1]
     z, n = _Z, degrees
     return (
@@ -83,6 +83,6 @@ def _student(degrees: int) -> float:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed: percentile(lengths, 0.95)."""
+    """The smallest value v such that at least `share` of the values are <= v: percentile(lengths, 0.95)."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -1,11 +1,11 @@
-// The page of an evaluation: pass@k, lengths, and every kept answer with what was read and why it was judged so.
+// An evaluation's page: pass@k, lengths, and the samples with the extracted answer, verdict and reason.
 
 function histogram(task) {
   const { edges, right, wrong } = run.lengths[task];
-  const svg = shape("svg", { role: "img", "aria-label": `lengths of ${task}` });
+  const svg = shape("svg", { role: "img", "aria-label": `${task} completion lengths` });
   const key = (color, text) => { const i = node("i"); i.style.background = `var(${color})`; return node("span", { className: "key" }, i, text); };
   const figure = node("figure", { className: "half" }, node("figcaption", {},
-    node("h3", {}, `Length, ${task} `, node("small", {}, "tokens of a completion")), key("--good", "right"), key("--bad", "not right")), svg);
+    node("h3", {}, `Completion length, ${task} `, node("small", {}, "tokens")), key("--good", "right"), key("--bad", "not right")), svg);
   redraws.push(() => {
     const width = svg.clientWidth || 320, height = 190, margin = { left: 40, right: 8, top: 6, bottom: 22 };
     const [w, h] = [width - margin.left - margin.right, height - margin.top - margin.bottom];
@@ -32,34 +32,34 @@ function histogram(task) {
 
 function passCurves() {
   const series = Object.entries(run.eval.series).map(([task, values]) => ({ label: task, steps: run.eval.steps, values, dots: true, width: 2 }));
-  return drawChart({ title: "pass@k", note: "at least one of k answers is right", size: "half", format: percent, range: [0, 1], series });
+  return drawChart({ title: "pass@k", note: "at least one of k samples is right", size: "half", format: percent, range: [0, 1], series });
 }
 
-// ---- answers ---------------------------------------------------------------------------------------------------
+// ---- samples ---------------------------------------------------------------------------------------------------
 
 const KINDS = {
   "not right": (s) => s.verdict !== "right",
   "wrong": (s) => s.verdict === "wrong" && s.answer !== null,
   "no answer": (s) => s.verdict !== "right" && s.answer === null,
   "unverifiable": (s) => s.verdict === "unverifiable",
-  "cut at the limit": (s) => s.finish_reason === "length",
-  "not as published": (s) => s.published !== undefined && s.published !== null && s.published !== (s.verdict === "right"),
+  "truncated": (s) => s.finish_reason === "length",
+  "differs from published": (s) => s.published !== undefined && s.published !== null && s.published !== (s.verdict === "right"),
   "right": (s) => s.verdict === "right",
   "all": () => true,
 };
 
-function answerCard(sample) {
+function sampleCard(sample) {
   const sign = sample.verdict === "right" ? "up" : "down";
-  const header = node("header", {}, node("span", { className: "verdict" }, sample.verdict ?? "not judged"),
-    node("span", {}, `answer ${sample.sample + 1}`), node("span", {}, `${sample.num_tokens} tokens`));
-  if (sample.finish_reason === "length") header.append(node("span", { className: "flag" }, "cut at the limit"));
+  const header = node("header", {}, node("span", { className: "verdict" }, sample.verdict ?? "not graded"),
+    node("span", {}, `sample ${sample.sample + 1}`), node("span", {}, `${sample.num_tokens} tokens`));
+  if (sample.finish_reason === "length") header.append(node("span", { className: "flag" }, "truncated"));
   if (typeof sample.published === "boolean") header.append(node("span", {}, `published as ${sample.published ? "right" : "wrong"}`));
-  const judged = node("dl", { className: "judged" });
-  const fact = (name, value) => judged.append(node("dt", {}, name), node("dd", { className: value === null ? "none" : "" }, value ?? "none found"));
-  fact("read as", sample.answer);
-  if (sample.reason) fact("because", sample.reason);
+  const facts = node("dl", { className: "grading" });
+  const fact = (name, value) => facts.append(node("dt", {}, name), node("dd", { className: value === null ? "none" : "" }, value ?? "none"));
+  fact("answer", sample.answer);
+  if (sample.reason) fact("reason", sample.reason);
   const body = node("pre", {}, sample.completion || node("span", { className: "empty" }, "(empty)"));
-  const card = node("article", { className: `completion ${sign}` }, header, judged, body);
+  const card = node("article", { className: `completion ${sign}` }, header, facts, body);
   if (sample.completion.length > 900 || sample.completion.split("\n").length > 12) {
     const more = node("button", { className: "more" }, "Show all");
     body.classList.add("closed");
@@ -71,7 +71,7 @@ function answerCard(sample) {
 
 function browse() {
   const tasks = [...new Set(run.samples.map((s) => s.task))];
-  let kind = run.samples.some(KINDS["not as published"]) ? "not as published" : "not right", place = 0;
+  let kind = run.samples.some(KINDS["differs from published"]) ? "differs from published" : "not right", place = 0;
   $("task").append(...tasks.map((task) => node("option", { value: task }, task)));
   const buttons = Object.keys(KINDS).map((name) => {
     const button = node("button", {}, name);
@@ -94,14 +94,14 @@ function browse() {
     $("later").disabled = place >= ids.length - 1;
     const id = ids[place], problem = run.problems[id];
     $("problem").replaceChildren(...(problem ? [node("h3", {}, id), node("pre", {}, problem.prompt),
-      node("dl", {}, node("dt", {}, "gold answer"), node("dd", {}, problem.gold ?? "–"))] : []));
-    $("problem").scrollTop = $("problem").scrollHeight; // the question comes after worked examples
-    $("completions").replaceChildren(...chosen.filter((s) => s.problem_id === id).map(answerCard));
+      node("dl", {}, node("dt", {}, "reference answer"), node("dd", {}, problem.reference_answer ?? "–"))] : []));
+    $("problem").scrollTop = $("problem").scrollHeight; // the question follows the worked examples
+    $("completions").replaceChildren(...chosen.filter((s) => s.problem_id === id).map(sampleCard));
   };
   $("task").addEventListener("change", () => { place = 0; refresh(); });
   $("earlier").addEventListener("click", () => { place -= 1; refresh(); });
   $("later").addEventListener("click", () => { place += 1; refresh(); });
-  $("kept").textContent = run.samples.length < run.total ? `${run.samples.length} of ${run.total} answers are in this page, wrong ones first; samples.jsonl has all.` : "";
+  $("kept").textContent = run.samples.length < run.total ? `This page has ${run.samples.length} of ${run.total} samples, those that are not right first; samples.jsonl has all of them.` : "";
   refresh();
 }
 

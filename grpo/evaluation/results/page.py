@@ -1,33 +1,32 @@
-"""The page of an evaluation: one HTML file that needs no network, built like the page of a run (grpo/report/page.py).
+"""An evaluation's page: one self-contained HTML file, built like a training run's (grpo/report/page/write.py).
 
-It holds the figures whole, and of the answers as many as fit MAX_CHARS, those that are not right first. Model output is
-data: it enters as escaped JSON or escaped text.
+It shows all metrics, and as many samples as fit MAX_CHARS, those that are not right first. Model output is untrusted:
+it enters as escaped JSON or escaped text.
 """
 
 import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from grpo.evaluation.results.store import Results
 from grpo.evaluation.results.summary import by_problem
 from grpo.evaluation.results.table import group_table, percent, task_table, with_interval
-from grpo.report.page import asset, embed, fill, middle_out
+from grpo.report.page.write import asset, embed, fill, middle_out
 from grpo.report.records import Row
 
-if TYPE_CHECKING:
-    from grpo.evaluation.results.write import Results
-
+PACKAGE = "grpo.evaluation.results"
 PAGE_FILE = "index.html"
-MAX_CHARS = 1_500_000  # of answers and questions
-TEXT_LIMIT = 6000  # characters of one answer
-PROMPT_LIMIT = 3000
+MAX_CHARS = 1_500_000  # completions and prompts together
+TEXT_LIMIT = 6000  # characters per completion
+PROMPT_LIMIT = 3000  # characters per prompt
 BINS = 24
 _SHOWN = ("task", "problem_id", "sample", "num_tokens", "finish_reason", "answer", "verdict", "reason", "published")
 
 
-def write_page(results: "Results", rows: Sequence[Row]) -> Path:
-    """Write index.html into the folder of an evaluation."""
+def write_page(results: Results, rows: Sequence[Row]) -> Path:
+    """Write index.html into an evaluation's folder."""
     tasks = results.tasks
     kept = _kept(rows)
     problems = {row["problem_id"]: row for row in reversed(kept)}
@@ -42,7 +41,7 @@ def write_page(results: "Results", rows: Sequence[Row]) -> Path:
         },
         "lengths": {name: found for name in tasks if (found := _lengths(rows, name))},
         "problems": {
-            key: {"prompt": middle_out(_text(row["prompt"]), PROMPT_LIMIT), "gold": row["gold"]}
+            key: {"prompt": middle_out(_text(row["prompt"]), PROMPT_LIMIT), "reference_answer": row["reference_answer"]}
             for key, row in problems.items()
         },
         "samples": [
@@ -58,11 +57,11 @@ def write_page(results: "Results", rows: Sequence[Row]) -> Path:
         "cards": "\n".join(_cards(tasks)),
         "tables": "\n".join(_tables(tasks)),
         "origin": "\n".join(_origin(tasks)),
-        "css": asset("page.css") + asset("page.css", __package__),
-        "js": asset("page_charts.js") + asset("page.js", __package__),
+        "css": asset("page.css") + asset("page.css", PACKAGE),
+        "js": asset("page_charts.js") + asset("page.js", PACKAGE),
         "data": embed(data),
     }
-    page = fill(asset("page.html", __package__), parts)
+    page = fill(asset("page.html", PACKAGE), parts)
     path = results.folder / PAGE_FILE
     draft = path.with_name(PAGE_FILE + ".draft")
     draft.write_text(page, encoding="utf-8", errors="replace")
@@ -71,10 +70,10 @@ def write_page(results: "Results", rows: Sequence[Row]) -> Path:
 
 
 def _kept(rows: Sequence[Row]) -> list[Row]:
-    """Rows that fit the page: every problem's first answer that is not right, then the next, then right ones."""
+    """The rows that fit: each problem's first sample that is not right, then each second one, …, then right ones."""
     ranked: list[tuple[int, int, Row]] = []
     for number, samples in enumerate(by_problem(rows)):
-        ranks = {True: len(samples), False: 0}  # right answers come after all others
+        ranks = {True: len(samples), False: 0}  # right samples come after all others
         for row in samples:
             ranked.append((ranks[row["verdict"] == "right"], number, row))
             ranks[row["verdict"] == "right"] += 1
@@ -98,7 +97,7 @@ def _pass_curve(metrics: Mapping[str, float]) -> list[float | None]:
 
 
 def _lengths(rows: Sequence[Row], task: str) -> dict[str, list[int]] | None:
-    """Counts of right and other answers by length, in BINS bins from 0 on."""
+    """Counts of right and other samples by length, in at most BINS bins starting at 0."""
     mine = [(row["num_tokens"], row["verdict"] == "right") for row in rows if row["task"] == task]
     longest = max((length for length, _ in mine), default=0)
     if not longest:
@@ -131,8 +130,8 @@ def _tables(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if task["unreadable"]:
             listed = "; ".join(f"{key} ({why})" for key, why in task["unreadable"].items())
             yield (
-                f'<p class="warning">{html.escape(name)}: {len(task["unreadable"])} problems cannot be judged and are '
-                f"in no figure of accuracy: {html.escape(listed)}</p>"
+                f'<p class="warning">{html.escape(name)}: {len(task["unreadable"])} problems cannot be graded and are '
+                f"excluded from the metrics: {html.escape(listed)}</p>"
             )
 
 
@@ -148,7 +147,7 @@ def _origin(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, task in tasks.items():
         dataset = " · ".join(f"{key} {value}" for key, value in task["dataset"].items() if value)
         options = "".join(f", {key}={value}" for key, value in task["options"].items())
-        text = html.escape(f"{dataset}; judged by {task['reward']}{options}")
+        text = html.escape(f"{dataset}; graded by {task['reward']}{options}")
         yield f"<p><b>{html.escape(name)}</b>: {text}</p>"
 
 

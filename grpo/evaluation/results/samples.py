@@ -1,23 +1,14 @@
-"""The samples of an evaluation on disk: written as they arrive, read again to resume, to judge anew and to compare.
+"""An evaluation's samples on disk: written as they arrive, read again to resume, regrade and compare.
 
-A row of samples.jsonl:
+samples.jsonl: every sample; see graded.py for a row. While an evaluation runs, process r > 0 writes samples-r.jsonl;
+at the end all rows are merged into samples.jsonl and sorted.
 
-    {"task": "gsm8k", "problem_id": "gsm8k/12", "sample": 3,   # the fourth answer to this problem
-     "seed": 6917529027641081856,                              # of this sample's random numbers
-     "prompt": "…",                                            # as the engine read it
-     "completion": "…", "num_tokens": 120, "finish_reason": "stop",
-     "answer": "18", "gold": "18",                             # as read; null where there is none
-     "verdict": "right",                                       # wrong, unverifiable; null: the gold cannot be read
-     "reason": "",                                             # why it is not right
-     "rewards": {"accuracy": 1.0}}
+problems.jsonl: what regrading needs, {"task": …, "problem_id": …, "prompt": …, "columns": {…}}.
 
-A row of problems.jsonl has what judging it anew needs: {"task": …, "problem_id": …, "prompt": …, "columns": {…}}.
-asked.json says what the figures are of, and is written before anything is generated:
+manifest.json: what is being sampled and how it is graded, written before generation starts:
 
-    {"weights": "3f9c…",                                       # of a local model, engines.fingerprint
+    {"weights": "3f9c…",                                       # engines.fingerprint; null unless the model is local
      "tasks": {"gsm8k": {"reward": "accuracy", "options": {}, "num_samples": 4, "problem_ids": ["gsm8k/0", …]}}}
-
-While an evaluation runs, process r > 0 writes samples-r.jsonl; at its end all rows are in samples.jsonl, sorted.
 """
 
 import json
@@ -26,62 +17,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from grpo.evaluation.grading import Graded
+from grpo.evaluation.results.graded import key_of
 from grpo.report.records import Row, read_rows
 from rollout.types import Problem
 
 SAMPLES_FILE = "samples.jsonl"
 PROBLEMS_FILE = "problems.jsonl"
-ASKED_FILE = "asked.json"
-HALF_CHARACTERS = "backslashreplace"  # half of an emoji, as servers and others write it: \ud83d is JSON's own escape
-
-Key = tuple[str, int]  # problem id, sample
-
-
-def key_of(row: Row) -> Key:
-    return row["problem_id"], row["sample"]
-
-
-def sample_rows(
-    graded: Graded, *, task: str, problem_id: str, first_sample: int, seed: int, prompt: Any, gold: str | None
-) -> list[Row]:
-    """One row per completion of the group, numbered from first_sample on."""
-    return [
-        {
-            "task": task,
-            "problem_id": problem_id,
-            "sample": first_sample + index,
-            "seed": seed,
-            "prompt": prompt,
-            "completion": completion.text,
-            "num_tokens": len(completion.token_ids),
-            "finish_reason": completion.finish_reason,
-            "gold": gold,
-            **judgement(graded, index),
-        }
-        for index, completion in enumerate(graded.group.completions)
-    ]
-
-
-def judgement(graded: Graded, index: int) -> Row:
-    """The part of a row that grading decides."""
-    verdict = graded.verdicts[index]
-    return {
-        "answer": None if verdict is None else verdict.answer,
-        "verdict": None if verdict is None else verdict.outcome,
-        "reason": "" if verdict is None else verdict.reason,
-        "rewards": {name: values[index] for name, values in graded.rewards.items()},
-    }
+MANIFEST_FILE = "manifest.json"
+LONE_SURROGATES = "backslashreplace"  # half an emoji, as some servers return it: \ud83d is also JSON's own escape
 
 
 class SampleWriter:
-    """Appends rows to a file, each at once and whole."""
+    """Appends rows to a file, flushing each call's rows."""
 
     def __init__(self, folder: Path, process_index: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / (f"samples-{process_index}.jsonl" if process_index else SAMPLES_FILE)
-        _cut_half_line(path)
-        self._file = path.open("a", encoding="utf-8", errors=HALF_CHARACTERS)
+        _cut_partial_line(path)
+        self._file = path.open("a", encoding="utf-8", errors=LONE_SURROGATES)
 
     def write(self, rows: Iterable[Row]) -> None:
         self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -97,46 +50,38 @@ class SampleWriter:
 
 
 def read_samples(folder: Path) -> list[Row]:
-    """All rows of a folder, of all processes."""
+    """All rows in a folder, from all processes."""
     return [row for path in sorted(folder.glob("samples*.jsonl")) for row in read_rows(path)]
 
 
-def counted_samples(folder: Path, names: Iterable[str]) -> list[Row]:
-    """The rows that the figures of these tasks are of: after a call with fewer problems or samples, others stay there.
+def reported_samples(folder: Path, names: Iterable[str]) -> list[Row]:
+    """The rows that these tasks' metrics are computed from.
+
+    An evaluation repeated with fewer problems or samples keeps the other rows, but does not report them.
 
     Raises:
-        ValueError: some are missing, since the last call was interrupted.
+        ValueError: rows are missing because the last evaluation was interrupted.
     """
-    rows, asked = read_samples(folder), read_asked(folder)["tasks"]
-    counted: list[Row] = []
+    rows, tasks = read_samples(folder), read_manifest(folder)["tasks"]
+    reported: list[Row] = []
     for name in names:
         mine = [row for row in rows if row["task"] == name]
-        if name in asked:  # else others wrote them, or they were judged again: all count
-            wanted, num_samples = set(asked[name]["problem_ids"]), asked[name]["num_samples"]
-            mine = [row for row in mine if row["problem_id"] in wanted and row["sample"] < num_samples]
-            if missing := len(wanted) * num_samples - len(mine):
+        if name in tasks:  # external completions and regraded copies have no manifest: all their rows are reported
+            problem_ids, num_samples = set(tasks[name]["problem_ids"]), tasks[name]["num_samples"]
+            mine = [row for row in mine if row["problem_id"] in problem_ids and row["sample"] < num_samples]
+            if missing := len(problem_ids) * num_samples - len(mine):
                 raise ValueError(
-                    f"{folder}: {missing} samples of {name} are missing, the evaluation was interrupted. Let it end: "
-                    "call grpo eval again."
+                    f"{folder}: {missing} samples of {name} are missing because the evaluation was interrupted. "
+                    "Run the same grpo eval again to finish it."
                 )
-        counted += mine
-    return counted
-
-
-def read_asked(folder: Path) -> dict[str, Any]:
-    return next(read_rows(folder / ASKED_FILE), {"weights": None, "tasks": {}})
-
-
-def write_asked(folder: Path, weights: str | None, tasks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write asked.json; tasks of an earlier call that are not among these stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / ASKED_FILE, [{"weights": weights, "tasks": {**read_asked(folder)["tasks"], **tasks}}])
+        reported += mine
+    return reported
 
 
 def merge_samples(folder: Path, order: Sequence[str]) -> list[Row]:
-    """Bring all rows into samples.jsonl, problems in this order, others after them by name; returns them.
+    """Merge all rows into samples.jsonl and return them: problems in this order, then any others by name.
 
-    What it writes depends on the samples alone, so equal evaluations leave equal files.
+    The result depends on the samples alone, so equal evaluations write equal files.
     """
     place = {problem_id: index for index, problem_id in enumerate(order)}
     unique = {key_of(row): row for row in read_samples(folder)}.values()
@@ -147,8 +92,19 @@ def merge_samples(folder: Path, order: Sequence[str]) -> list[Row]:
     return rows
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of manifest.json; without the file, no weights and no tasks."""
+    return next(read_rows(folder / MANIFEST_FILE), {"weights": None, "tasks": {}})
+
+
+def write_manifest(folder: Path, weights: str | None, tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write manifest.json, keeping the tasks of earlier evaluations in this folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / MANIFEST_FILE, [{"weights": weights, "tasks": {**read_manifest(folder)["tasks"], **tasks}}])
+
+
 def write_problems(folder: Path, tasks: Iterable[tuple[str, Sequence[Problem]]]) -> None:
-    """Write problems.jsonl; problems of an earlier call that are not among these stay."""
+    """Write problems.jsonl, keeping the problems of earlier evaluations in this folder."""
     rows = {row["problem_id"]: row for row in read_rows(folder / PROBLEMS_FILE)}
     for task, problems in tasks:
         rows |= {row["problem_id"]: row for row in problem_rows(task, problems)}
@@ -170,20 +126,20 @@ def read_problems(folder: Path) -> dict[str, Problem]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Replace a file, in one step."""
+    """Replace a file atomically."""
     draft = path.with_name(path.name + ".draft")
-    with draft.open("w", encoding="utf-8", errors=HALF_CHARACTERS) as file:
+    with draft.open("w", encoding="utf-8", errors=LONE_SURROGATES) as file:
         file.writelines(map(as_line, rows))
     draft.replace(path)
 
 
 def as_line(row: Row) -> str:
-    # default=str: datasets bring dates and the like in a problem's columns.
+    # default=str: datasets have dates and other non-JSON types in a problem's columns.
     return json.dumps(row, ensure_ascii=False, default=str) + "\n"
 
 
-def _cut_half_line(path: Path) -> None:
-    """Drop what a kill left after the last whole line."""
+def _cut_partial_line(path: Path) -> None:
+    """Drop an incomplete last line, left by a killed process."""
     if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
         with path.open("r+b") as file:
             file.truncate(content.rfind(b"\n") + 1)

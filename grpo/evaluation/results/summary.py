@@ -1,19 +1,20 @@
-"""From sample rows to figures."""
+"""From sample rows to metrics."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
 from grpo.evaluation.results.estimators import clustered_interval, consensus, mean, pass_at_k, percentile
 from grpo.report.records import Row
+from rollout.types import Problem
 
-# How answers are counted for cons@k: by value, which says for each pair of answers whether they are the same, where all
-# right ones are; by their texts; not at all.
+# How cons@k decides that two answers are the same: a function that compares pairs by value (all right answers are then
+# one answer), "text" for equal strings, None for no cons@k.
 Voting = Callable[[Sequence[tuple[str, str]]], list[bool]] | Literal["text"] | None
 
 
 def by_problem(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows of the same problem together, samples in order, problems in the order in which they come."""
+    """Group rows by problem: problems in order of first appearance, samples sorted."""
     problems: dict[str, list[Row]] = {}
     for row in rows:
         problems.setdefault(row["problem_id"], []).append(row)
@@ -21,26 +22,26 @@ def by_problem(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def summarize(problems: Sequence[Sequence[Row]], voting: Voting) -> dict[str, float]:
-    """The figures of a task.
+    """A task's metrics.
 
     {
-        "pass@1": 0.84, "pass@1_low": 0.81, "pass@1_high": 0.87,  # mean share of right samples, 95% interval
-        "pass@2": 0.91,              # …, 4, 8 up to the number of samples: at least one of k is right, unbiased
-        "cons@8": 0.88,              # the most frequent answer is right; with two or more samples that give answers
-        "truncated_ratio": 0.01,     # of samples, cut at the token budget
-        "no_answer_ratio": 0.02,     # of samples, not right and without an answer that could be read
-        "unverifiable_ratio": 0.0,   # of samples, neither shown right nor wrong by the checker; counted as wrong
+        "pass@1": 0.84, "pass@1_low": 0.81, "pass@1_high": 0.87,  # mean share of right samples, 95% confidence interval
+        "pass@2": 0.91,              # also 4, 8, …: at least one of k samples is right, unbiased
+        "cons@8": 0.88,              # majority vote; needs two or more samples with answers
+        "truncated_ratio": 0.01,     # share of samples truncated at the token budget
+        "no_answer_ratio": 0.02,     # share of samples that are not right and have no extractable answer
+        "unverifiable_ratio": 0.0,   # share of samples shown neither right nor wrong; counted as wrong
         "mean_length": 41.5, "p95_length": 88,  # tokens
         "num_problems": 512, "num_samples": 8,
-        "num_unreadable": 0,         # problems whose gold no checker can read: in none of the figures above
-        "rewards/format/mean": 1.0,  # for each reward, over the samples that it applies to
+        "num_unreadable": 0,         # problems that cannot be graded: excluded from the metrics above
+        "rewards/format/mean": 1.0,  # for each reward, over the samples it applies to
     }
     """
-    judged = [samples for samples in problems if any(row["verdict"] is not None for row in samples)]
-    metrics: dict[str, float] = {"num_problems": len(problems), "num_unreadable": len(problems) - len(judged)}
-    if not judged:
+    graded = [samples for samples in problems if any(row["verdict"] is not None for row in samples)]
+    metrics: dict[str, float] = {"num_problems": len(problems), "num_unreadable": len(problems) - len(graded)}
+    if not graded:
         return metrics
-    right = [[row["verdict"] == "right" for row in samples] for samples in judged]
+    right = right_of(graded)
     num_samples = min(map(len, right))
     passes = {
         f"pass@{k}": mean(pass_at_k(len(row), sum(row), k) for row in right)
@@ -48,9 +49,9 @@ def summarize(problems: Sequence[Sequence[Row]], voting: Voting) -> dict[str, fl
     }
     low, high = clustered_interval([mean(row) for row in right])
     metrics = {"pass@1": passes.pop("pass@1"), "pass@1_low": low, "pass@1_high": high, **passes}
-    rows = [row for samples in judged for row in samples]
+    rows = [row for samples in graded for row in samples]
     if voting is not None and num_samples > 1 and any(row["answer"] is not None for row in rows):
-        first = [samples[:num_samples] for samples in judged]
+        first = [samples[:num_samples] for samples in graded]
         classes = answer_classes(first, voting)
         metrics[f"cons@{num_samples}"] = mean(map(consensus, classes, right_of(first)))
     lengths = [row["num_tokens"] for row in rows]
@@ -62,7 +63,7 @@ def summarize(problems: Sequence[Sequence[Row]], voting: Voting) -> dict[str, fl
         "p95_length": percentile(lengths, 0.95),
         "num_problems": len(problems),
         "num_samples": num_samples,
-        "num_unreadable": len(problems) - len(judged),
+        "num_unreadable": len(problems) - len(graded),
     }
     for name in rows[0]["rewards"]:
         if applicable := [row["rewards"][name] for row in rows if row["rewards"][name] is not None]:
@@ -77,9 +78,10 @@ def right_of(problems: Sequence[Sequence[Row]]) -> list[list[bool]]:
 def answer_classes(
     problems: Sequence[Sequence[Row]], voting: Callable[[Sequence[tuple[str, str]]], list[bool]] | Literal["text"]
 ) -> list[list[int | None]]:
-    """Which answer each sample gives, equal answers under equal numbers; None: no answer.
+    """Number each sample's answer, equal answers with equal numbers; None: no answer.
 
-    By value, right answers all equal the gold one, so only the others are compared, all pairs of a problem in one call.
+    When comparing by value, right answers all equal the reference answer, so only the others are compared with each
+    other, all problems' pairs in one call.
     """
     if voting == "text":
         texts = [list(dict.fromkeys(row["answer"] for row in samples)) for samples in problems]
@@ -111,7 +113,29 @@ def _class(row: Row, number: dict[Any, int]) -> int | None:
 
 
 def tabulate(problems: Sequence[Sequence[Row]], column: dict[str, Any], voting: Voting) -> dict[str, dict[str, float]]:
-    """The figures of each value of a column: {"1": {"pass@1": …}, "2": …}; column: problem id -> value or list."""
+    """Metrics for each value of a column: {"1": {"pass@1": …}, "2": …}; column: problem id -> value or list."""
     values = {str(column[samples[0]["problem_id"]]): column[samples[0]["problem_id"]] for samples in problems}
     order = sorted(values, key=lambda text: (str(type(values[text])), values[text]))
     return {text: summarize([s for s in problems if str(column[s[0]["problem_id"]]) == text], voting) for text in order}
+
+
+def summarize_task(
+    rows: Sequence[Row],
+    problems: Mapping[str, Problem],
+    *,
+    groups: Sequence[str],
+    voting: Voting,
+    unreadable: Callable[[Problem], str | None],
+) -> dict[str, Any]:
+    """Metrics, metrics by group, and the problems that cannot be graded: part of a task's entry in `Results`.
+
+    unreadable: why a problem cannot be graded, see `Grader`.
+    """
+    samples = by_problem(rows)
+    columns = {group: {key: problem.columns[group] for key, problem in problems.items()} for group in groups}
+    ungraded = [s[0]["problem_id"] for s in samples if all(row["verdict"] is None for row in s)]
+    return {
+        "metrics": summarize(samples, voting),
+        "groups": {group: tabulate(samples, column, voting) for group, column in columns.items()},
+        "unreadable": {key: unreadable(problems[key]) or "the reward does not apply" for key in ungraded},
+    }

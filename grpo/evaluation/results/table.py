@@ -1,16 +1,16 @@
-"""Markdown tables: for the terminal, a paper's draft or an issue."""
+"""Markdown tables, for the terminal, a paper draft or an issue."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def markdown(model: str, protocol: str, tasks: Mapping[str, Mapping[str, Any]]) -> str:
-    """Tables of an evaluation: one line per task, then one table per task and group."""
+    """An evaluation's tables: one line per task, then one table per task and group."""
     parts = [f"{model}; {protocol}", table(*task_table(tasks))]
     for name, task in tasks.items():
         parts += [table(*group_table(name, group, values)) for group, values in task["groups"].items()]
     parts += [
-        f"{name}: {len(task['unreadable'])} problems cannot be judged and are in no figure: "
+        f"{name}: {len(task['unreadable'])} problems cannot be graded and are excluded from the metrics: "
         + "; ".join(f"{key} ({why})" for key, why in list(task["unreadable"].items())[:10])
         for name, task in tasks.items()
         if task["unreadable"]
@@ -19,7 +19,7 @@ def markdown(model: str, protocol: str, tasks: Mapping[str, Mapping[str, Any]]) 
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with padded columns; the first is aligned left, the others right."""
+    """A Markdown table with padded columns; the first is left-aligned, the others right-aligned."""
     rows = [list(header), *map(list, lines)]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(header))]
 

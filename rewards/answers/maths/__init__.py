@@ -1,6 +1,5 @@
 """Reading and comparing mathematical answers: text -> nodes -> equal or not.
 
-`normalize` rewrites spellings, `parse` reads nodes, `value` (with `arithmetic`) computes scalars, `compare` knows what
-equals what. Every step is bounded by `limits`; nothing is ever evaluated as code. Used inside the processes of
-`rewards.runner.killable`.
+equivalence: the entry point, run in worker processes. reading/: from text to nodes. comparing/: which nodes are equal.
+nodes: what an answer is once read. limits: bounds checked before reading. Nothing is ever evaluated as code.
 """

@@ -1,4 +1,4 @@
-"""The function that the verifier's worker processes run."""
+"""The function run by the verifier's worker processes."""
 
 from functools import lru_cache
 
@@ -9,22 +9,25 @@ from rewards.answers.maths.reading.normalize import normalize
 from rewards.answers.maths.reading.parse import parse
 from rewards.answers.maths.reading.tokens import is_grouped
 
-Judgement = tuple[str, str]  # outcome ("right", "wrong", "unverifiable", "gold"), reason
+Comparison = tuple[str, str]  # outcome ("right", "wrong", "unverifiable", "reference"), reason
 
 
-def judge(pair: tuple[str, str | None]) -> Judgement:
-    """Of (gold, answer). "gold": the gold cannot be read; an answer of None asks for that alone."""
-    gold, answer = pair
-    golds = readings(gold)
-    if isinstance(golds, str):
-        return "gold", golds
+def verify(pair: tuple[str, str | None]) -> Comparison:
+    """Compare (reference answer, answer). An answer of None only checks whether the reference answer is readable.
+
+    The outcome "reference" means it is not.
+    """
+    reference, answer = pair
+    references = readings(reference)
+    if isinstance(references, str):
+        return "reference", references
     if answer is None:
         return "right", ""
     answers = readings(answer)
     if isinstance(answers, str):
         return "unverifiable", answers
     refused = ""
-    for one in golds:
+    for one in references:
         for other in answers:
             try:
                 if equal(one, other):
@@ -32,13 +35,13 @@ def judge(pair: tuple[str, str | None]) -> Judgement:
             except Unreadable as reason:
                 refused = str(reason)
             except RecursionError:
-                refused = "an expression too deep to compute"
+                refused = "an expression nested too deeply to compute"
     return ("unverifiable", refused) if refused else ("wrong", "not equal")
 
 
 @lru_cache(maxsize=2048)
 def readings(text: str) -> tuple[Node, ...] | str:
-    """The one or two ways to read an answer (1,234 may be a number or a pair), or why there is none."""
+    """The one or two ways to read an answer (1,234 may be a number or a pair), or why it cannot be read."""
     if reason := limits.too_large(text):
         return reason
     plain = normalize(text)
@@ -50,5 +53,5 @@ def readings(text: str) -> tuple[Node, ...] | str:
         except Unreadable as reason:
             refused = str(reason)
         except RecursionError:
-            refused = "an expression too deep to read"
+            refused = "an expression nested too deeply to read"
     return tuple(found) or refused

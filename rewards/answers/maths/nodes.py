@@ -1,11 +1,11 @@
-"""What an answer is once it is read. Plain frozen values; the smallest example of each stands beside it."""
+"""What an answer is once read: plain frozen values, each documented by a minimal example."""
 
 from dataclasses import dataclass
 from fractions import Fraction
 
 
 class Unreadable(ValueError):  # noqa: N818  # read as a sentence: raise Unreadable("no answer")
-    """The text is no answer that these rules can read. The message says why."""
+    """The text is not an answer these rules can read. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Num:
 
 @dataclass(frozen=True, slots=True)
 class Sym:
-    """A letter, with its decorations: Sym("x"), Sym("x_{1}"), Sym("α")."""
+    """A letter with its decorations: Sym("x"), Sym("x_{1}"), Sym("α")."""
 
     name: str
 
@@ -41,7 +41,7 @@ class Based:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A value with words around it: Quantity(Num(5), "cm"), Quantity(Num(7), "stuffed goats")."""
+    """A value with words after it: Quantity(Num(5), "cm"), Quantity(Num(7), "stuffed goats")."""
 
     value: "Node"
     words: str
@@ -108,7 +108,7 @@ Scalar = Num | Sym | Op
 
 
 def children(node: Node) -> tuple[Node, ...]:
-    """The nodes directly below."""
+    """The node's children."""
     match node:
         case Op(args=below) | Seq(items=below) | Union(parts=below) | Relation(parts=below):
             return below
@@ -122,7 +122,7 @@ def children(node: Node) -> tuple[Node, ...]:
 
 
 def rebuilt(node: Node, below: "tuple[Node, ...]") -> Node:
-    """The same node over other children."""
+    """The same node with other children."""
     match node:
         case Op(name=name):
             return Op(name, below)
@@ -145,27 +145,27 @@ def rebuilt(node: Node, below: "tuple[Node, ...]") -> Node:
 
 
 def symbols(node: Node) -> set[str]:
-    """Names of all letters in it."""
+    """Names of all letters in the node."""
     if isinstance(node, Sym):
         return {node.name}
     return set().union(*(symbols(child) for child in children(node)))
 
 
 def operations(node: Node) -> set[str]:
-    """Names of all operations in it."""
+    """Names of all operations in the node."""
     own = {node.name} if isinstance(node, Op) else set()
     return own.union(*(operations(child) for child in children(node)))
 
 
 def renamed(node: Node, names: dict[str, str]) -> Node:
-    """The node with letters replaced."""
+    """The node with letters renamed."""
     if isinstance(node, Sym):
         return Sym(names.get(node.name, node.name))
     return rebuilt(node, tuple(renamed(child, names) for child in children(node)))
 
 
 def replaced(node: Node, letter: str, other: Node) -> Node:
-    """The node with another in the place of a letter."""
+    """The node with a letter replaced by another node."""
     if isinstance(node, Sym):
         return other if node.name == letter else node
     below = children(node)
@@ -173,5 +173,5 @@ def replaced(node: Node, letter: str, other: Node) -> Node:
 
 
 def reversed_sign(sign: str) -> str:
-    """< for >, of a relation that is read from its other end."""
+    """The sign of the same relation read backwards: < for >."""
     return {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}.get(sign, sign)

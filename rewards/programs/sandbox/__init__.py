@@ -1,5 +1,5 @@
-"""Running code that nobody trusts. docs/sandbox.md describes it; `rewards.programs.code` is what uses it."""
+"""Running untrusted code. docs/sandbox.md describes it; the code reward is its only user.
 
-from rewards.programs.sandbox.probe import self_test
-
-__all__ = ["self_test"]
+limits: what a run may use. isolation: the levels. box: one sandbox. running: a job in a box. pool: warm boxes.
+local, remote: backends that run tests. probe: the self-test. inside/: the code that runs in the sandbox.
+"""

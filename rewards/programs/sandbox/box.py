@@ -1,13 +1,8 @@
-"""One sandbox, and what runs in it, seen from outside.
+"""One sandbox, seen from outside: a process tree that waits for jobs and runs one at a time.
 
-    box = Box("bubblewrap")                     # some 0.1 s
-    with box.run({"mode": "script", …}, Limits()) as running:   # some milliseconds
-        running.feed(b"1 2\n", last=True)
-        ended = running.wait()
-    box.close()
-
-A box runs one submission at a time. What it cost is known when it ends; while it runs, the CPU time and memory of its
-whole tree of processes are read from /proc every 50 ms, and a limit passed ends the box.
+box = Box("bubblewrap")     # about 0.1 s
+...                         # jobs: running.py
+box.close()
 """
 
 import base64
@@ -28,10 +23,10 @@ from typing import Any
 
 from rewards.programs.sandbox import isolation
 from rewards.programs.sandbox.isolation import Level
-from rewards.programs.sandbox.running import Limits, Running, SandboxError
+from rewards.programs.sandbox.limits import SandboxError
 
 _MODULES = ("plain", "confine", "modes", "zygote", "enter")
-# The code of a sandbox comes through its control socket, so that it needs no path of this machine.
+# A sandbox receives its code through the control socket, so it needs access to no path of the host.
 _START = """
 import base64, json, marshal, socket, sys, types
 control = socket.socket(fileno=int(sys.argv[1]))
@@ -59,12 +54,12 @@ started: "weakref.WeakSet[Box]" = weakref.WeakSet()
 
 
 class Box:
-    """A sandbox of a level. SandboxError when it cannot be started."""
+    """A sandbox of the given level. Raises SandboxError if it cannot be started."""
 
     def __init__(self, level: Level) -> None:
         self.level: Level = level
         self.closed = False
-        self.clean = True  # nothing is left of the last run
+        self.clean = True  # the last run left nothing behind
         self._host_folder = None if level in ("bubblewrap", "namespaces") else tempfile.mkdtemp(prefix="sandbox-")
         self._spec = isolation.describe(level, next(_slots), self._host_folder or "")
         if self._host_folder and self._spec["user"] is not None:
@@ -72,7 +67,7 @@ class Box:
         self.folder: str = self._spec["folder"]
         self._control, theirs = socket.socketpair()
         command = [isolation.python(), "-s", "-S", "-P", "-X", "utf8", "-c", _START]
-        environment = {"PYTHONHASHSEED": "0"}  # the order of a set of words is the same in every run
+        environment = {"PYTHONHASHSEED": "0"}  # sets of strings iterate in the same order in every run
         with theirs:
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno())],
@@ -111,7 +106,7 @@ class Box:
         if not answer:
             self._process.kill()
             problem = self._process.stderr.read().decode(errors="replace").strip().splitlines()
-            raise SandboxError(f"level {self.level!r}: {problem[-1] if problem else 'it does not answer'}")
+            raise SandboxError(f"level {self.level!r}: {problem[-1] if problem else 'no reply'}")
         self._process.stderr.close()
         self._control.settimeout(None)
         started.add(self)
@@ -119,13 +114,8 @@ class Box:
         while children := _children(self._zygote):
             self._zygote = children[0]
 
-    def run(self, job: dict[str, Any], limits: Limits, *, periods: int = 1) -> Running:
-        """Start a job (modes.py). periods: how often `Running.renew` may be called."""
-        self.clean = False  # until it has ended
-        return Running(self, job | {"limits": limits.for_process(periods)}, limits)
-
     def close(self) -> None:
-        """Kill everything in it. A second call does nothing."""
+        """Kill everything in it; safe to call twice."""
         if self.closed:
             return
         self.closed = True
@@ -134,7 +124,7 @@ class Box:
             self._replies.close()
         self._control.close()
         try:
-            self._process.wait(5)  # it ends at once, and with it all that ran in it
+            self._process.wait(5)  # it exits at once and takes everything in it along
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -147,37 +137,38 @@ class Box:
         return self._process.poll() is None
 
     def abandon(self) -> None:
-        """Let go of it without ending it: a forked child's copy must not keep it alive after the parent."""
+        """Let go without ending it: a forked child's copy must not keep the box alive after the parent has gone."""
         self.closed = True
         self._replies.close()
         self._control.close()
 
     def send(self, job: dict[str, Any], pipes: Sequence[int]) -> None:
+        """Start a job on three pipes: stdin, stdout, stderr."""
         body = json.dumps(job).encode()
         try:
             socket.send_fds(self._control, [len(body).to_bytes(4, "big")], pipes)
             self._control.sendall(body)
         except OSError as error:
-            raise SandboxError(f"a sandbox of level {self.level!r} has ended: {error}") from error
+            raise SandboxError(f"a sandbox of level {self.level!r} has died: {error}") from error
 
     @property
     def control_fd(self) -> int:
         return self._control.fileno()
 
     def report(self) -> dict[str, Any]:
-        """What the zygote says of a run that has ended."""
+        """The zygote's report on the run that has just ended."""
         line = self._replies.readline()
         if not line:
-            raise SandboxError(f"a sandbox of level {self.level!r} has ended during a run")
+            raise SandboxError(f"a sandbox of level {self.level!r} died during a run")
         return json.loads(line)
 
     def usage(self) -> tuple[float, float, int]:
-        """What runs in it now: CPU seconds, seconds that it waited for a CPU, and resident bytes."""
+        """Current use of its processes: CPU seconds, seconds spent waiting for a CPU, resident bytes."""
         cpu, waited, memory = 0.0, 0.0, 0
         waiting = _children(self._zygote)
         while waiting:
             pid = waiting.pop()
-            with suppress(OSError):  # it may end while we look
+            with suppress(OSError):  # it may exit meanwhile
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 cpu += sum(map(int, fields[11:15])) / _TICKS
                 memory += int(fields[21]) * _PAGE
@@ -197,7 +188,7 @@ def _children(pid: int) -> list[int]:
 
 @functools.cache
 def _code() -> list[tuple[str, str]]:
-    """The modules of a sandbox, compiled, in the order of their imports."""
+    """The modules sent into a sandbox, compiled, in import order."""
     folder = Path(__file__).parent / "inside"
     sources = [(name, (folder / f"{name}.py").read_text(encoding="utf-8")) for name in _MODULES]
     return [

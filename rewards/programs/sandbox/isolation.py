@@ -1,11 +1,11 @@
-"""Which isolation this machine has, strongest first, and what a sandbox of each level is told.
+"""The isolation levels, strongest first: which ones this machine supports, and how each sandbox is configured.
 
     "bubblewrap"   bwrap's namespaces and file system, Landlock where the kernel has it, seccomp, limits
-    "namespaces"   the same by system calls from Python, without bwrap; needs Landlock
+    "namespaces"   the same through system calls from Python, without bwrap; needs Landlock
     "landlock"     no namespaces (containers often refuse them): Landlock, seccomp, limits
-    "none"         limits alone; only when it is asked for in so many words
+    "none"         limits only; must be requested explicitly
 
-docs/sandbox.md says what each holds. Left out: nsjail, firejail, gVisor, cgroups, Windows and macOS.
+docs/sandbox.md says what each prevents. Left out: nsjail, firejail, gVisor, cgroups, Windows and macOS.
 """
 
 import functools
@@ -24,30 +24,30 @@ from rewards.programs.sandbox.inside import confine
 Level = Literal["bubblewrap", "namespaces", "landlock", "none"]
 LEVELS: Sequence[Level] = ("bubblewrap", "namespaces", "landlock", "none")
 
-FOLDER = "/box"  # where a submission may write, where the file system is private: 64 MiB of memory, emptied after use
+FOLDER = "/box"  # writable folder where the file system is private: a 64 MiB tmpfs, discarded after use
 FOLDER_BYTES = 64 << 20
 PROCESSES = 64
 _SYSTEM = ["/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives"]
 
 
 def missing(level: Level) -> str | None:
-    """What this machine lacks for a level; None if nothing is known to be missing (starting one is the proof)."""
+    """What this machine lacks for a level; None if nothing obvious is missing (only starting one proves it)."""
     if level == "none":
         return None
     if sys.platform != "linux" or not confine.can_filter():
-        return "seccomp filters, on Linux for x86-64 or aarch64"
+        return "seccomp filters (Linux on x86-64 or aarch64)"
     if level == "bubblewrap":
         return None if shutil.which("bwrap") else "bwrap (package bubblewrap)"
     if confine.landlock_abi() < 3:
-        return "Landlock, version 3 (Linux 6.2, enabled at boot)"
+        return "Landlock version 3 (Linux 6.2, enabled at boot)"
     return None
 
 
 def describe(level: Level, slot: int, folder: str) -> dict[str, Any]:
-    """What a sandbox's processes need to know, as JSON (`spec` in enter.py and zygote.py).
+    """A sandbox's configuration, JSON-serializable (`spec` in inside/enter.py and inside/zygote.py).
 
-    slot: tells sandboxes of this process apart; as root, each has a user id of its own.
-    folder: a new folder of the host for levels without a private file system; else unused.
+    slot: number of the sandbox within this process; as root, each gets its own user id.
+    folder: a fresh folder on the host, for levels without a private file system; otherwise unused.
     """
     private = level in ("bubblewrap", "namespaces")
     packages = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
@@ -56,7 +56,7 @@ def describe(level: Level, slot: int, folder: str) -> dict[str, Any]:
     alone = user is not None or (private and _counts_by_namespace())
     return {
         "level": level,
-        "outside": level == "bubblewrap",  # still to enter
+        "outside": level == "bubblewrap",  # still to be entered
         "user": user,
         "readable": readable,
         "reachable": [folder],
@@ -96,24 +96,24 @@ def _bwrap_help(executable: str) -> str:
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
-    """Without those that lie in another one."""
+    """The paths, without those inside another one."""
     return [path for path in dict.fromkeys(paths) if not any(path.startswith(f"{other}/") for other in paths)]
 
 
 def _counts_by_namespace() -> bool:
-    """RLIMIT_NPROC counts the processes of a user namespace since Linux 5.14, before that all of the user's."""
+    """Since Linux 5.14, RLIMIT_NPROC counts processes per user namespace; before, all of the user's."""
     major, minor = os.uname().release.split(".")[:2]
     return (int(major), int(minor)) >= (5, 14)
 
 
 def _own_tasks() -> int:
-    """Threads of this user now: what RLIMIT_NPROC counts against a sandbox without user id or namespace of its own."""
+    """This user's current threads: RLIMIT_NPROC includes them if a sandbox has no user id or namespace of its own."""
     total = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if folder.stat().st_uid == os.getuid():
                 total += len(os.listdir(folder / "task"))
-        except OSError:  # it has ended
+        except OSError:  # it has exited
             continue
     limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     return total if limit == resource.RLIM_INFINITY else min(total, limit)

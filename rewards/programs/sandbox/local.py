@@ -1,4 +1,4 @@
-"""Runs submissions against tests in the sandboxes of this machine."""
+"""Runs submissions against tests in sandboxes on this machine."""
 
 import json
 import secrets
@@ -13,8 +13,9 @@ from rewards.programs.compare import same_output, same_value
 from rewards.programs.results import NOT_RUN, PASSED, Reason, TestResult, shorten, wrong_value
 from rewards.programs.sandbox.box import Box
 from rewards.programs.sandbox.inside import plain
+from rewards.programs.sandbox.limits import Ended, Limits, SandboxError, Stopped
 from rewards.programs.sandbox.pool import Pool
-from rewards.programs.sandbox.running import Ended, Limits, Running, SandboxError, Stopped
+from rewards.programs.sandbox.running import Running
 
 _COMPILING = Limits(time_limit=30, memory_mb=2048, compiling=True)
 _CHECKING = Limits(time_limit=30, memory_mb=2048)
@@ -22,7 +23,7 @@ _REASONS: dict[str, Reason] = {"timeout": "timeout", "memory": "memory", "output
 
 
 class LocalBackend:
-    """Runs submissions in boxes of one pool, and what is trusted (checks, checkers) in boxes of another."""
+    """Runs submissions in boxes of one pool and trusted code (asserts, checkers) in boxes of another."""
 
     def __init__(self, submissions: Pool, checkers: Pool) -> None:
         self._submissions, self._checkers = submissions, checkers
@@ -33,7 +34,7 @@ class LocalBackend:
         for attempt in (1, 2):
             try:
                 return self._run(program, tests, language, stop_early)
-            except SandboxError:  # the system's memory killer may take a box, too
+            except SandboxError:  # the kernel's OOM killer may hit a box, too
                 if attempt == 2:
                     raise
         raise AssertionError
@@ -41,7 +42,7 @@ class LocalBackend:
     def _run(self, program: str, tests: Tests, language: Language, stop_early: bool) -> list[TestResult]:
         assert tests.time_limit and tests.memory_mb
         if language != "python" and tests.type != "stdin":
-            raise ValueError(f"{tests.type} tests are for Python; language {language!r} has stdin tests.")
+            raise ValueError(f"{tests.type} tests need language 'python'; {language!r} supports stdin tests only.")
         limits = Limits(time_limit=tests.time_limit, memory_mb=tests.memory_mb)
         with self._submissions.box() as box:
             if tests.type == "assert":
@@ -67,15 +68,15 @@ class LocalBackend:
                 return
             limits = replace(limits, output_bytes=max(limits.output_bytes, 4 * len(case.output)))
             try:
-                with box.run(job, limits) as running:
+                with Running(box, job, limits) as running:
                     running.feed(case.input.encode(), last=True)
                     ended = running.wait()
             except Stopped as stopped:
                 yield TestResult(_REASONS[stopped.reason], stopped.detail)
                 continue
-            yield self._judge_output(ended, case, tests)
+            yield self._grade_output(ended, case, tests)
 
-    def _judge_output(self, ended: Ended, case: Case, tests: Tests) -> TestResult:
+    def _grade_output(self, ended: Ended, case: Case, tests: Tests) -> TestResult:
         if ended.status != 0:
             return _crash(ended)
         output = ended.stdout.decode(errors="replace")
@@ -90,7 +91,7 @@ class LocalBackend:
     def _calls(self, box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[TestResult]:
         with ExitStack() as stack:
             try:
-                size = 16 * sum(_length(case.output) for case in tests.cases)  # tuples are written at length
+                size = 16 * sum(_length(case.output) for case in tests.cases)  # tuples take the most characters
                 limits = replace(limits, output_bytes=max(limits.output_bytes, size))
                 server = stack.enter_context(_serve(box, program, tests, limits))
             except _Failed as failed:
@@ -104,9 +105,9 @@ class LocalBackend:
                 except _Failed as failed:
                     yield failed.result
                     return
-                yield self._judge_value(reply, case, tests)
+                yield self._grade_value(reply, case, tests)
 
-    def _judge_value(self, reply: bytes, case: Case, tests: Tests) -> TestResult:
+    def _grade_value(self, reply: bytes, case: Case, tests: Tests) -> TestResult:
         outcome, _, text = reply.partition(b" ")
         if outcome != b"value":
             return _error(*_read_error(text))
@@ -121,9 +122,9 @@ class LocalBackend:
         return PASSED if right else wrong_value(got)
 
     def _check(self, checker: str, given: Any, got: Any, wanted: Any) -> bool:
-        """What a checker program says. ValueError when it fails: it is part of the tests, not of the submission.
+        """The checker's decision. Raises ValueError if it fails: it is part of the tests, not of the submission.
 
-        One that passes a limit has been given too much by the submission, which is wrong then.
+        If it exceeds a limit, the submission's output was too much for it and counts as wrong.
         """
         tests = Tests(type="call", entry_point="check", cases=[Case(input=[], output=True)])
         try:
@@ -133,7 +134,7 @@ class LocalBackend:
                 except _Failed:
                     return False
         except _Failed as failed:
-            raise ValueError(f"the checker does not start: {failed.result.detail}") from None
+            raise ValueError(f"the checker failed to start: {failed.result.detail}") from None
         outcome, _, text = reply.partition(b" ")
         if outcome == b"value":
             return plain.loads(text) is True
@@ -143,31 +144,31 @@ class LocalBackend:
         raise ValueError(f"the checker raised {name}: {message}. It must return True or False.")
 
     def _asserts(self, box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[TestResult]:
-        """The check runs in a box of its own; each call that it makes goes to the submission's box and back."""
+        """The asserts run in a box of their own; each call they make travels to the submission's box and back."""
         job = {"mode": "check", "reference": tests.reference, "setup": tests.setup}
         job |= {"names": tests.names(), "modules": tests.modules(), "tests": list(tests.asserts)}
         job |= {"entry_point": tests.entry_point, "classes": tests.classes()}
         trusted = Limits(time_limit=limits.time_limit, memory_mb=2048, output_bytes=64 << 20)
         with ExitStack() as stack:
             try:
-                # Values of tests that are programs are of any size, and read in the checker's box.
+                # Asserts may handle values of any size; they are parsed in the checker's box.
                 server = stack.enter_context(_serve(box, program, tests, replace(limits, output_bytes=64 << 20)))
             except _Failed as failed:
                 yield failed.result
                 return
             checker = stack.enter_context(self._checkers.box())
-            check = stack.enter_context(checker.run(job, trusted, periods=len(tests) + 1))
+            check = stack.enter_context(Running(checker, job, trusted, periods=len(tests) + 1))
             try:
                 yield from _mediate(check, server)
                 check.finish()
             except _Failed as failed:
                 yield failed.result
-            except Stopped as stopped:  # the check itself: it computes with what the submission returned
+            except Stopped as stopped:  # the asserts themselves: they compute with what the submission returned
                 yield TestResult(_REASONS[stopped.reason], stopped.detail)
 
 
 class _Failed(Exception):  # noqa: N818
-    """The submission's process is no more."""
+    """The submission's process has ended."""
 
     def __init__(self, result: TestResult) -> None:
         self.result = result
@@ -181,30 +182,30 @@ class _Server:
         self.renew = running.renew
 
     def ask(self, operation: str, arguments: str) -> bytes:
-        """The reply to one request, as modes.py has it, without the nonce. _Failed when there is none."""
+        """The reply to one request (format: inside/modes.py), without the nonce. Raises _Failed if none comes."""
         nonce = next(self._nonces)
         request = {"nonce": nonce, "operation": operation, "arguments": arguments}
         self._running.feed(json.dumps(request).encode() + b"\n")
         return self.expect(f"{nonce} ".encode())
 
     def expect(self, beginning: bytes) -> bytes:
-        """The rest of the next line, which begins so."""
+        """The next line, without the given beginning."""
         try:
             line = self._running.line()
             if line is None:
                 ended = self._running.wait()
-                raise _Failed(_crash(ended) if ended.status else TestResult("no output", "it ended before the test"))
+                raise _Failed(_crash(ended) if ended.status else TestResult("no output", "exited before the test"))
         except Stopped as stopped:
             raise _Failed(TestResult(_REASONS[stopped.reason], stopped.detail)) from None
         if not line.startswith(beginning):
-            raise _Failed(TestResult("wrong output", "it wrote to the channel of results"))
+            raise _Failed(TestResult("wrong output", "wrote to the result channel"))
         return line[len(beginning) :]
 
 
 @contextmanager
 def _serve(box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[_Server]:
     job = {"mode": "serve", "preamble": tests.preamble, "source": program, "classes": tests.classes()}
-    with box.run(job, limits, periods=len(tests) + 1) as running:
+    with Running(box, job, limits, periods=len(tests) + 1) as running:
         server = _Server(running, iter(lambda: secrets.token_hex(8), ""))
         server.expect(b"ready")
         yield server
@@ -213,7 +214,7 @@ def _serve(box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[_Se
 
 
 def _mediate(check: Running, server: _Server) -> Iterator[TestResult]:
-    """Carry requests and replies between a check and a submission."""
+    """Relay requests and replies between the asserts and the submission."""
     while (line := check.line()) is not None:
         message = json.loads(line)
         if "operation" in message:
@@ -232,7 +233,7 @@ def _mediate(check: Running, server: _Server) -> Iterator[TestResult]:
             assert message["done"]
             return
     ended = check.wait()
-    raise _Failed(TestResult("crashed", f"setting up the tests failed: {_last_line(ended.stderr)}"))
+    raise _Failed(TestResult("crashed", f"test setup failed: {_last_line(ended.stderr)}"))
 
 
 def _compile(box: Box, program: str) -> TestResult | None:
@@ -241,7 +242,7 @@ def _compile(box: Box, program: str) -> TestResult | None:
         raise ValueError("language 'cpp' needs g++ on this machine. Install it, or set backend to a remote sandbox.")
     argv = [compiler, "-x", "c++", "-std=c++17", "-O2", "-o", f"{box.folder}/main", "-"]
     try:
-        with box.run({"mode": "compile", "argv": argv}, _COMPILING) as running:
+        with Running(box, {"mode": "compile", "argv": argv}, _COMPILING) as running:
             running.feed(program.encode(errors="replace"), last=True)
             ended = running.wait()
     except Stopped as stopped:
@@ -249,7 +250,7 @@ def _compile(box: Box, program: str) -> TestResult | None:
     errors = [line for line in ended.stderr.splitlines() if "error" in line]
     if ended.status == 0:
         return None
-    return TestResult("crashed", f"it does not compile: {shorten(errors[0] if errors else '')}")
+    return TestResult("crashed", f"compilation failed: {shorten(errors[0] if errors else '')}")
 
 
 def _collect(results: Iterator[TestResult], total: int, stop_early: bool) -> list[TestResult]:
@@ -271,7 +272,7 @@ def _crash(ended: Ended) -> TestResult:
 
 
 def _read_error(text: bytes) -> tuple[str, str]:
-    """Name and message of what was raised."""
+    """Name and message of the exception."""
     try:
         name, message = json.loads(text)
     except (ValueError, TypeError, RecursionError):
@@ -286,7 +287,7 @@ def _error(name: str, message: str) -> TestResult:
 def _length(value: Any) -> int:
     try:
         return len(repr(value))
-    except ValueError:  # an integer of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python prints
         return 0
 
 

@@ -1,9 +1,9 @@
-"""The sandboxes of this process: started when first needed, kept warm, ended with the process.
+"""This process's sandboxes: started on first use, kept warm, ended with the process.
 
-    with pool(level=None).box() as box:     # None: the strongest level that this machine has
+    with pool(level=None).box() as box:     # None: the strongest level this machine supports
         ...
 
-A box goes back when the submission ended by itself and left no file; else it is thrown away and the next one started.
+A box is reused if the submission ended by itself and left no file behind; otherwise it is discarded.
 """
 
 import atexit
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from rewards.programs.sandbox import isolation
 from rewards.programs.sandbox.box import Box, started
 from rewards.programs.sandbox.isolation import LEVELS, Level
-from rewards.programs.sandbox.running import SandboxError
+from rewards.programs.sandbox.limits import SandboxError
 
 
 class Pool:
@@ -30,7 +30,7 @@ class Pool:
 
     @contextmanager
     def box(self) -> Iterator[Box]:
-        """A box for this thread; waits while all are busy."""
+        """A box for this thread; blocks while all are busy."""
         with self._free:
             box = self._take()
             try:
@@ -64,9 +64,9 @@ _found: Level | None = None
 
 
 def pool(level: Level | None = None, *, allow_unsandboxed: bool = False, role: str = "submissions") -> Pool:
-    """This process's pool of a level. role: trusted checkers have boxes of their own.
+    """This process's pool for a level. role: trusted checkers get boxes of their own.
 
-    ValueError when no level works here, unless allow_unsandboxed; SandboxError when the level asked for does not.
+    ValueError if no level works here, unless allow_unsandboxed; SandboxError if the requested level does not.
     """
     global _found
     with _lock:
@@ -88,14 +88,14 @@ def pool(level: Level | None = None, *, allow_unsandboxed: bool = False, role: s
 
 
 def close_all() -> None:
-    """End every box of this process."""
+    """Close all of this process's boxes."""
     for one in _pools.values():
         one.close()
     _pools.clear()
 
 
 def problems() -> dict[str, str]:
-    """What keeps each level from working here; those that work are left out."""
+    """Level -> why it does not work here; working levels are omitted."""
     found: dict[str, str] = {}
     for level in LEVELS[:-1]:
         problem = isolation.missing(level)
@@ -123,14 +123,14 @@ def _strongest() -> Level | None:
 def _refusal() -> str:
     reasons = "; ".join(f"{level}: {problem}" for level, problem in problems().items())
     return (
-        f"submissions would run without a sandbox, with every right of this process. {reasons}. Install "
+        f"submissions would run without a sandbox, with all the rights of this process. {reasons}. Install "
         "bubblewrap, or allow user namespaces or Landlock in this container, or set backend to a remote sandbox. "
-        "Only for code that you trust as your own: allow_unsandboxed: true."
+        "Only for code you trust like your own: allow_unsandboxed: true."
     )
 
 
 def _after_fork() -> None:
-    for box in list(started):  # they are the parent's
+    for box in list(started):  # they belong to the parent
         box.abandon()
     _pools.clear()
     globals()["_lock"] = threading.Lock()

@@ -1,4 +1,4 @@
-"""The attack probe: a submission that tries what a sandbox must not allow, and what came of it.
+"""The self-test: a submission attempts everything a sandbox must prevent, and the outcome is reported.
 
 self_test() == {"level": "bubblewrap", "landlock_abi": 7, "held": ["read a file of the host", …], "broken": [],
                 "weaker_because": {}}
@@ -15,10 +15,11 @@ from typing import Any
 from rewards.programs.sandbox import pool as pools
 from rewards.programs.sandbox.inside import confine
 from rewards.programs.sandbox.isolation import LEVELS, Level
+from rewards.programs.sandbox.limits import Limits, Stopped
 from rewards.programs.sandbox.pool import Pool
-from rewards.programs.sandbox.running import Limits, Stopped
+from rewards.programs.sandbox.running import Running
 
-# Each attack returns when it was possible, and raises when it was refused.
+# An attack that succeeds returns; one that is refused raises.
 _ATTACKS = '''
 import ctypes, os, socket, subprocess, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -31,7 +32,7 @@ def others():
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
 
 def first(attempts):
-    """One that works is enough."""
+    """Try each until one works."""
     error = OSError("nothing to attack")
     for attempt in attempts:
         try:
@@ -138,9 +139,9 @@ NAMES = [line.split('"')[1] for line in _ATTACKS.splitlines() if line.startswith
 
 
 def self_test(level: Level | None = None, *, allow_unsandboxed: bool = False) -> dict[str, Any]:
-    """Attack a sandbox of the level (None: the strongest here) and say what held, as plain data for a run's ledger.
+    """Attack a sandbox of the level (None: the strongest here) and report what held, as JSON-serializable data.
 
-    Raises as `pool` does where there is no such sandbox. Takes a second or two.
+    Raises like `pool` if no such sandbox can be had. Takes a second or two.
     """
     pool = pools.pool(level, allow_unsandboxed=allow_unsandboxed)
     with tempfile.TemporaryDirectory() as folder, socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
@@ -173,9 +174,9 @@ def self_test(level: Level | None = None, *, allow_unsandboxed: bool = False) ->
 
 
 def for_ledger(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What environment.json says of the sandbox of a `code` reward with these options.
+    """The `sandbox` entry of a run's environment.json, for a `code` reward with these options.
 
-    ValueError if an attack was possible and the recipe does not say allow_unsandboxed: true.
+    ValueError if an attack succeeded and the recipe does not set allow_unsandboxed: true.
     """
     if options.get("backend", "local") != "local":
         return {"backend": options["backend"]}
@@ -183,9 +184,9 @@ def for_ledger(options: Mapping[str, Any]) -> dict[str, Any]:
     found = self_test(options.get("isolation"), allow_unsandboxed=allowed)
     if found["broken"] and not allowed:
         raise ValueError(
-            f"the sandbox (level {found['level']}) does not hold: {', '.join(found['broken'])}. Install bubblewrap or "
-            "set backend to a remote sandbox; docs/sandbox.md says what each level needs. allow_unsandboxed: true runs "
-            "submissions nevertheless."
+            f"the sandbox (level {found['level']}) failed to stop these attacks: {', '.join(found['broken'])}. Install "
+            "bubblewrap or set backend to a remote sandbox; docs/sandbox.md lists what each level needs. To run "
+            "submissions anyway, set allow_unsandboxed: true."
         )
     return found
 
@@ -195,11 +196,11 @@ def _attack(pool: Pool, name: str, target: dict[str, Any]) -> str:
         arguments = target | {"box": box.folder}
         source = _ATTACKS.replace("NAME, ARGUMENTS", f"{name!r}, {arguments!r}")
         try:
-            with box.run({"mode": "script", "preamble": "", "source": source}, Limits(time_limit=2)) as running:
+            with Running(box, {"mode": "script", "preamble": "", "source": source}, Limits(time_limit=2)) as running:
                 running.feed(b"", last=True)
                 ended = running.wait()
         except Stopped as stopped:
             return f"stopped: {stopped.detail}"
     output = ended.stdout.decode(errors="replace").strip()
-    # More than one line: forked children came as far as the end, too.
+    # Several lines: forked children reached the end, too.
     return "possible" if "possible" in output.splitlines() else output or f"ended: {ended.stderr[-200:]}"

@@ -1,30 +1,30 @@
-"""Sandboxes behind HTTP: the same verdicts from a service that runs one program per request.
+"""Sandboxes behind HTTP: the same results from a service that runs one program per request.
 
     remote_backend("piston+http://localhost:2000")          POST /api/v2/execute
     remote_backend("sandboxfusion+http://localhost:8080")   POST /run_code
 
-A request brings a program and its input, and the answer is what the program printed; the hidden outputs stay here. For
-call tests the program is the submission below a few lines that read all calls from stdin and print results, each line
-marked by a nonce. Left out: assert tests, which need a conversation; services that keep a session (E2B).
+A request carries a program and its input, the response its output; expected outputs never leave this process. For call
+tests, a short driver around the submission reads all calls from stdin and prints the results, each line marked with a
+nonce. Not supported: assert tests, which need a dialogue; session-based services (E2B).
 """
 
 import json
 import math
 import secrets
-import time
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from rewards.programs.cases import Case, Language, Tests
 from rewards.programs.compare import same_output, same_value
 from rewards.programs.results import NOT_RUN, PASSED, Reason, TestResult, wrong_value
 from rewards.programs.sandbox.inside import plain
-from rewards.programs.sandbox.running import SandboxError
+from rewards.programs.sandbox.limits import SandboxError
+from rollout.support.http import RequestFailedError, request_json
 
 _RETRIES = 4
 _CALLER = """
@@ -52,7 +52,7 @@ _run()
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a service says of one run: Outcome("3\\n", "", failed=None)."""
+    """A service's report on one run: Outcome("3\\n", "", failed=None)."""
 
     stdout: str
     stderr: str
@@ -75,10 +75,27 @@ class Service(ABC):
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._client = httpx.Client()
 
     @abstractmethod
     def execute(self, source: str, stdin: str, language: Language, time_limit: float, memory_mb: int) -> Outcome:
         """Run a program once. SandboxError when the service cannot."""
+
+    def _post(self, path: str, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Send JSON, get JSON. Busy and broken connections are tried again, after 0.5, 1 and 2 s; then SandboxError."""
+        try:
+            return request_json(
+                self._client,
+                "POST",
+                self.url + path,
+                body=body,
+                timeout=timeout,
+                attempts=_RETRIES,
+                first_wait=0.5,
+                retried_statuses={429, *range(500, 600)},
+            )
+        except RequestFailedError as error:
+            raise SandboxError(f"{error}. Is the service up, and not overloaded?") from error
 
 
 class RemoteBackend:
@@ -127,7 +144,7 @@ class RemoteBackend:
         outcome = self._execute(source, "\n".join(calls) + "\n", "python", tests)
         replies = [line.removeprefix(nonce) for line in outcome.stdout.splitlines() if line.startswith(nonce)]
         for case, reply in zip(tests.cases, replies, strict=False):
-            yield _judge_value(reply, case, tests)
+            yield _grade_value(reply, case, tests)
         if len(replies) < len(tests.cases):
             yield TestResult(outcome.failed or "no output", outcome.stderr.strip()[-200:])
 
@@ -137,7 +154,7 @@ class RemoteBackend:
         return self._service.execute(source, stdin, language, tests.time_limit * periods, tests.memory_mb)
 
 
-def _judge_value(reply: str, case: Case, tests: Tests) -> TestResult:
+def _grade_value(reply: str, case: Case, tests: Tests) -> TestResult:
     try:
         message = json.loads(reply)
         if "error" in message:
@@ -145,12 +162,12 @@ def _judge_value(reply: str, case: Case, tests: Tests) -> TestResult:
             return TestResult(reason, f"{message['error']}: {message['message']}")
         got = plain.loads(message["value"])
     except (ValueError, RecursionError, KeyError, TypeError) as error:
-        return TestResult("wrong output", f"no plain value: {error}"[:200])
+        return TestResult("wrong output", f"not a plain value: {error}"[:200])
     return PASSED if same_value(got, case.output, tests.tolerance) else wrong_value(got)
 
 
 class Piston(Service):
-    """https://github.com/engineer-man/piston: times in ms, memory in bytes, `signal` SIGKILL for a limit passed."""
+    """https://github.com/engineer-man/piston: times in ms, memory in bytes, `signal` SIGKILL beyond a limit."""
 
     def execute(self, source: str, stdin: str, language: Language, time_limit: float, memory_mb: int) -> Outcome:
         request = {
@@ -162,10 +179,10 @@ class Piston(Service):
             "run_timeout": math.ceil(time_limit * 1000),
             "run_memory_limit": memory_mb << 20,
         }
-        answer = _post(f"{self.url}/api/v2/execute", request, time_limit + 40)
+        answer = self._post("/api/v2/execute", request, time_limit + 40)
         compiled = answer.get("compile") or {}
         if compiled.get("code", 0) != 0:
-            return Outcome("", f"it does not compile: {compiled.get('stderr', '')}", "crashed")
+            return Outcome("", f"compilation failed: {compiled.get('stderr', '')}", "crashed")
         run = answer["run"]
         return Outcome(
             run["stdout"], run["stderr"], _failure(run["code"], run.get("signal"), run.get("status"), run["stderr"])
@@ -192,13 +209,13 @@ class SandboxFusion(Service):
             "run_timeout": time_limit,
             "memory_limit_MB": memory_mb,
         }
-        answer = _post(f"{self.url}/run_code", request, time_limit + 40)
+        answer = self._post("/run_code", request, time_limit + 40)
         if answer["status"] == "SandboxError":
             raise SandboxError(f"{self.url} failed: {answer.get('message')}")
         run = answer.get("run_result")
         if run is None:
             return Outcome(
-                "", f"it does not compile: {(answer.get('compile_result') or {}).get('stderr', '')}", "crashed"
+                "", f"compilation failed: {(answer.get('compile_result') or {}).get('stderr', '')}", "crashed"
             )
         stdout, stderr = run.get("stdout") or "", run.get("stderr") or ""
         if run["status"] == "TimeLimitExceeded":
@@ -207,23 +224,3 @@ class SandboxFusion(Service):
 
 
 _SERVICES: Mapping[str, type[Service]] = {"piston": Piston, "sandboxfusion": SandboxFusion}
-
-
-def _post(url: str, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    """Send JSON, get JSON. Busy and broken connections are tried again, after 0.5, 1 and 2 s; then SandboxError."""
-    request = urllib.request.Request(
-        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, method="POST"
-    )
-    for attempt in range(1, _RETRIES + 1):
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            problem = f"{error.code} {error.read()[:200].decode(errors='replace')}"
-            if error.code < 500 and error.code != 429:
-                raise SandboxError(f"{url} refused the request: {problem}") from error
-        except (OSError, ValueError) as error:
-            problem = str(error)
-        if attempt < _RETRIES:
-            time.sleep(2**attempt / 4)
-    raise SandboxError(f"{url} did not answer {_RETRIES} times: {problem}. Is the service up, and not overloaded?")

@@ -1,74 +1,33 @@
-"""A job that runs in a box, seen from outside: its pipes, its limits, how it ended."""
+"""A job running in a box, seen from outside: its pipes, its limits, how it ended.
 
-import math
+    with Running(box, {"mode": "script", …}, Limits()) as running:   # a few milliseconds
+        running.feed(b"1 2\\n", last=True)
+        ended = running.wait()
+
+Every 50 ms the CPU time and memory of the box's process tree are read from /proc; exceeding a limit kills the box.
+"""
+
 import os
 import select
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Self
 
-from rewards.programs.sandbox import isolation
+from rewards.programs.sandbox.box import Box
+from rewards.programs.sandbox.limits import Ended, Limits, Reason, Stopped
 
-if TYPE_CHECKING:
-    from rewards.programs.sandbox.box import Box
-
-Reason = Literal["timeout", "memory", "output"]
 _WATCH_SECONDS = 0.05
-_SLACK_BYTES = 256 << 20  # address space beyond memory: the interpreter, libraries, stacks of threads
-
-
-class SandboxError(RuntimeError):
-    """A sandbox could not be started, or broke."""
-
-
-class Stopped(Exception):  # noqa: N818
-    """A submission passed a limit, and its box is gone. `reason`: "timeout", "memory" or "output"."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Limits of one run. Time that it spends neither computing nor waiting for a CPU is limited, too: some sleep."""
-
-    time_limit: float = 5.0  # seconds of CPU, of all its processes together
-    memory_mb: int = 512  # of all its processes together; files are 64 MiB more
-    output_bytes: int = 1 << 20
-    compiling: bool = False
-
-    @property
-    def idle_seconds(self) -> float:
-        return self.time_limit + 2
-
-    def for_process(self, periods: int) -> dict[str, int]:
-        memory = self.memory_mb << 20
-        return {
-            "cpu_seconds": math.ceil(self.time_limit * periods) + 1,
-            "address_space": memory + _SLACK_BYTES,
-            "file_size": isolation.FOLDER_BYTES if self.compiling else isolation.FOLDER_BYTES // 4,
-            "stack": min(memory, 128 << 20),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a run ended by itself: Ended(status=0, cpu=0.02, memory=21_000_000, stdout=b"3\\n", stderr="")."""
-
-    status: int  # exit status; -9: killed by signal 9
-    cpu: float  # seconds
-    memory: int  # bytes, the largest process
-    stdout: bytes  # what was not read before
-    stderr: str  # its end
 
 
 class Running:
-    """A job that runs in a box. Close it (or leave its `with`) to end it."""
+    """A job running in a box; closing it (or leaving its `with`) ends the job.
 
-    def __init__(self, box: "Box", job: dict[str, Any], limits: Limits) -> None:
+    job: see inside/modes.py. periods: how many times `renew` may restart the clock, plus one.
+    """
+
+    def __init__(self, box: Box, job: dict[str, Any], limits: Limits, *, periods: int = 1) -> None:
         self._box, self._limits = box, limits
+        box.clean = False  # until the job has ended
         self._unread = bytearray()
         self._unsent = bytearray()
         self._no_more_input = False
@@ -83,7 +42,7 @@ class Running:
         self._open = {self._stdin, self._stdout, self._stderr}
         self._poll = select.poll()
         try:
-            box.send(job, [theirs_in, theirs_out, theirs_err])
+            box.send(job | {"limits": limits.for_process(periods)}, [theirs_in, theirs_out, theirs_err])
         except BaseException:
             self.close()
             raise
@@ -104,26 +63,26 @@ class Running:
         self.close()
 
     def close(self) -> None:
-        """End it if it still runs: the box goes with it."""
+        """End the job; if it is still running, the box is killed with it."""
         for fd in list(self._open):
             self._forget(fd)
         if self._report is None:
             self._box.close()
 
     def renew(self) -> None:
-        """Time is counted from now on."""
+        """Restart the clock."""
         self._idle = 0.0
         self._cpu_before: float | None = None
 
     def feed(self, data: bytes, *, last: bool = False) -> None:
-        """Give it input; with `last`, the end of input after it."""
+        """Send input; `last` closes the pipe afterwards."""
         self._unsent += data
         self._no_more_input |= last
         self._write()
 
     def line(self) -> bytes | None:
-        """The next line of its output; None when it has ended."""
-        if time.monotonic() - self._watched >= _WATCH_SECONDS:  # also where answers come too fast for a step to look
+        """The next line of output; None once the job has ended."""
+        if time.monotonic() - self._watched >= _WATCH_SECONDS:  # answers may come too fast for _step to check
             self._watch(asked=False)
         searched = 0
         while True:
@@ -138,7 +97,7 @@ class Running:
             self._step()
 
     def wait(self) -> Ended:
-        """Wait for its end."""
+        """Wait until the job ends."""
         while self._report is None:
             self._step()
         report = self._report
@@ -151,7 +110,7 @@ class Running:
         )
 
     def finish(self) -> None:
-        """Tell it that there is no more input, and give it two seconds to end; it is killed otherwise."""
+        """Close the input and give the job two seconds to end before killing it."""
         self.feed(b"", last=True)
         deadline = time.monotonic() + 2
         while not self._box.closed and self._report is None and time.monotonic() < deadline:
@@ -185,7 +144,7 @@ class Running:
         except BlockingIOError:
             self._poll.register(self._stdin, select.POLLOUT)
             return
-        except BrokenPipeError:  # it reads no more
+        except BrokenPipeError:  # it closed its input
             self._forget(self._stdin)
             return
         with suppress(KeyError):
@@ -194,7 +153,7 @@ class Running:
             self._forget(self._stdin)
 
     def _read(self, fd: int) -> bool:
-        """Read once; False when there is nothing now."""
+        """Read once; False if nothing is available."""
         try:
             data = os.read(fd, 1 << 16)
         except BlockingIOError:
@@ -212,12 +171,12 @@ class Running:
         return True
 
     def _watch(self, *, asked: bool = True) -> None:
-        """Look at what it uses. Until it is asked something, it may do nothing."""
+        """Check resource use. asked=False: no request is pending, so being idle is fine."""
         now = time.monotonic()
         cpu, waited, memory = self._box.usage()
         if self._cpu_before is None:
             self._cpu_before = cpu
-        # On a busy machine much of the time is waiting for a CPU, which is nobody's fault.
+        # On a busy machine much of the time goes to waiting for a CPU, which is not the submission's fault.
         elapsed, active = now - self._watched, cpu + waited - self._used
         if asked and active < elapsed / 10:
             self._idle += elapsed
@@ -226,9 +185,9 @@ class Running:
         if memory > limits.memory_mb << 20:
             self._stop("memory", f"more than {limits.memory_mb} MiB of memory")
         if cpu - self._cpu_before > limits.time_limit:
-            self._stop("timeout", f"more than {limits.time_limit:g} s of computing")
+            self._stop("timeout", f"more than {limits.time_limit:g} s of CPU time")
         if self._idle > limits.idle_seconds:
-            self._stop("timeout", f"waited for {limits.idle_seconds:g} s")
+            self._stop("timeout", f"idle for {limits.idle_seconds:g} s")
 
     def _stop(self, reason: Reason, detail: str) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""Stop texts in every engine, LoRA adapters as models, and how long the context may be."""
+"""Stop strings in every engine, LoRA adapters as models, and the context length."""
 
 import json
 from pathlib import Path
@@ -28,10 +28,10 @@ def generated(engine: Any, stop: tuple[str, ...] = (), num_generations: int = 4)
 
 
 def check_stopping(engine: Any) -> None:
-    """Stopped completions are the same completions, up to the token that completes the text."""
+    """Stopped completions equal the unstopped ones up to the token that completes the stop string."""
     free = generated(engine)
     texts = [c.text for group in free.values() for c in group.completions]
-    # One character and two, of the plain ones: vLLM and tokenizers decode broken UTF-8 each in their own way.
+    # One and two plain characters: vLLM and tokenizers differ in how they decode broken UTF-8.
     plain = [text[at : at + 2] for text in texts for at in range(3, len(text) - 1)]
     plain = [pair for pair in plain if pair.isascii() and pair.isalnum()]
     stop = (plain[0], plain[-1][0])
@@ -50,16 +50,16 @@ def check_stopping(engine: Any) -> None:
     assert 2 <= cut < 12
 
 
-def test_reference_engine_ends_at_the_first_stop_text(tiny_llama: Path) -> None:
+def test_hf_engine_stops_at_the_first_stop_string(tiny_llama: Path) -> None:
     check_stopping(HFEngine(str(tiny_llama), dtype="float32", device="cpu", max_num_seqs=5, max_model_len=64))
 
 
 @pytest.mark.vllm
-def test_vllm_ends_at_the_first_stop_text(vllm_v3: "VLLMEngine") -> None:
+def test_vllm_stops_at_the_first_stop_string(vllm_v3: "VLLMEngine") -> None:
     check_stopping(vllm_v3)
 
 
-def test_text_goes_up_to_the_first_of_the_stop_texts() -> None:
+def test_text_is_cut_at_the_earliest_stop_string() -> None:
     assert cut_at_stop("a\n\nQuestion: b", ("\n\nQuestion:",)) == "a"
     assert cut_at_stop("abcabc", ("ca", "bc")) == "a"
     assert cut_at_stop("abc", ()) == cut_at_stop("abc", ("x",)) == "abc"
@@ -67,7 +67,7 @@ def test_text_goes_up_to_the_first_of_the_stop_texts() -> None:
 
 @pytest.fixture
 def adapter(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A LoRA adapter on the tiny model whose weights are far from zero."""
+    """A LoRA adapter on the tiny model, with weights far from zero."""
     peft = pytest.importorskip("peft")
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)
     torch.manual_seed(0)
@@ -77,11 +77,11 @@ def adapter(tiny_llama: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_adapter_is_evaluated_as_it_was_trained(adapter: Path, tiny_llama: Path) -> None:
+def test_merged_adapter_generates_as_the_adapter_does(adapter: Path, tiny_llama: Path) -> None:
     from peft import AutoPeftModelForCausalLM
 
     model = EvalModelConfig(model_name_or_path=str(adapter))
-    assert base_of(model) == str(tiny_llama)  # that has the tokenizer
+    assert base_of(model) == str(tiny_llama)  # has the tokenizer
     with whole_model(model) as folder:
         engine = HFEngine(folder, dtype="float32", device="cpu", max_num_seqs=5, max_model_len=64)
     assert not Path(folder).exists()
@@ -97,16 +97,16 @@ def test_adapter_is_evaluated_as_it_was_trained(adapter: Path, tiny_llama: Path)
         start = len(prompt.token_ids) - 1
         assert best[start:-1].tolist() == got[prompt.problem.id]
         differs |= bare[start:-1].tolist() != got[prompt.problem.id]
-    assert differs  # the adapter is what decides
+    assert differs  # the adapter changes the output
 
 
-def test_model_that_is_no_adapter_stays_where_it_is(tiny_llama: Path) -> None:
+def test_full_models_are_used_in_place(tiny_llama: Path) -> None:
     model = EvalModelConfig(model_name_or_path=str(tiny_llama))
     with whole_model(model) as folder:
         assert folder == base_of(model) == str(tiny_llama)
 
 
-def test_context_is_what_is_needed_up_to_what_the_model_has(tiny_llama: Path) -> None:
+def test_context_length_is_capped_by_the_model(tiny_llama: Path) -> None:
     def recipe(**engine: Any) -> EvalRecipe:
         sampling = {"max_completion_length": 100}
         values = {"model": {"model_name_or_path": str(tiny_llama)}, "tasks": ["gsm8k"], "sampling": sampling}
@@ -117,5 +117,5 @@ def test_context_is_what_is_needed_up_to_what_the_model_has(tiny_llama: Path) ->
     assert context_length(recipe(), 30) == 130
     assert context_length(recipe(), 500) == 512  # max_position_embeddings
     assert context_length(recipe(max_model_len=64), 30) == 64
-    with pytest.raises(ValueError, match="the longest prompt has 600 tokens, the context 512"):
+    with pytest.raises(ValueError, match="the longest prompt has 600 tokens and the context 512"):
         context_length(recipe(), 600)

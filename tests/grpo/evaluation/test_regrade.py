@@ -1,4 +1,4 @@
-"""Judging kept samples again, judging those of others, and comparing two evaluations."""
+"""Regrading an evaluation, grading external completions, and comparing two evaluations."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 import grpo
 from grpo.evaluation.cli import regrade_command
-from grpo.evaluation.foreign import regrade_file
+from grpo.evaluation.external import grade_file
 from grpo.evaluation.regrade import Regraded, regrade
 from grpo.evaluation.results.compare import compare_runs
 from grpo.report.records import read_rows
@@ -20,7 +20,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def evaluated(folder: Path, said: list[str], *, name: str = "run") -> Path:
-    """A finished evaluation of four problems, whose answers are `said`."""
+    """A finished evaluation of four problems with the completions `said`."""
     rows = [{"prompt": f"q{i}", "solution": str(i), "level": i % 2, "said": text} for i, text in enumerate(said)]
     data = write(folder / f"{name}.jsonl", rows)
     entry = {"dataset_name": str(data), "reference": "{said}", "groups": ["level"]}
@@ -33,7 +33,7 @@ def evaluated(folder: Path, said: list[str], *, name: str = "run") -> Path:
 SAID = [r"\boxed{0}", r"\boxed{2}", "The answer is 2.", r"\boxed{3}"]
 
 
-def test_regrading_without_a_change_changes_nothing(tmp_path: Path) -> None:
+def test_regrading_with_the_same_grader_changes_nothing(tmp_path: Path) -> None:
     folder = evaluated(tmp_path, SAID)
     before = (folder / "samples.jsonl").read_bytes()
     metrics = json.loads((folder / "results.json").read_text())["tasks"]["t"]["metrics"]
@@ -43,7 +43,7 @@ def test_regrading_without_a_change_changes_nothing(tmp_path: Path) -> None:
     assert done.results.tasks["t"]["metrics"] == metrics and metrics["pass@1"] == 0.5
 
 
-def test_other_options_and_other_checkers_judge_the_same_samples(tmp_path: Path) -> None:
+def test_regrading_with_other_options_or_rewards(tmp_path: Path) -> None:
     folder = evaluated(tmp_path, SAID)
     free = regrade(folder, options={"answer_in": "free_text"}, output=tmp_path / "free")
     assert free.results.tasks["t"]["metrics"]["pass@1"] == 0.75
@@ -57,40 +57,40 @@ def test_other_options_and_other_checkers_judge_the_same_samples(tmp_path: Path)
     )
     mine = regrade(folder, reward=f"{tmp_path / 'mine.py'}:long", output=tmp_path / "mine")
     assert mine.results.tasks["t"]["metrics"]["pass@1"] == 0.25
-    again = regrade(tmp_path / "mine")  # it remembers its checker
+    again = regrade(tmp_path / "mine")  # the reward is remembered
     assert again.changes == [] and again.results.tasks["t"]["reward"].endswith("mine.py:long")
 
 
-def foreign(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Regraded:
+def external(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Regraded:
     columns = {"completion": "response", "solution": "gold", "score": "ok"}
-    return regrade_file(
+    return grade_file(
         write(tmp_path / "theirs.jsonl", rows), "gsm8k", output=tmp_path / "out", columns=columns, **options
     )
 
 
-def test_answers_of_others_are_judged_and_compared_with_their_verdicts(tmp_path: Path) -> None:
+def test_external_completions_are_graded_and_compared_with_published_verdicts(tmp_path: Path) -> None:
     rows = [
         {"response": r"\boxed{7}", "gold": "#### 7", "ok": True},
         {"response": r"\boxed{8}", "gold": "#### 7", "ok": "pass"},
         {"response": [r"\boxed{9}", None], "gold": "9", "ok": [False, False]},
     ]
-    done = foreign(tmp_path, rows[:2])
+    done = external(tmp_path, rows[:2])
     assert done.results.tasks["gsm8k"]["metrics"]["pass@1"] == 0.5
     assert [(c["problem_id"], c["before"], c["now"]) for c in done.changes] == [("gsm8k/1", "right", "wrong")]
-    done = foreign(tmp_path, rows[2:])
+    done = external(tmp_path, rows[2:])
     assert [(c["sample"], c["before"], c["now"]) for c in done.changes] == [(0, "wrong", "right")]
     assert done.results.tasks["gsm8k"]["metrics"]["num_samples"] == 2
     first, empty = read_rows(tmp_path / "out" / "samples.jsonl")
     assert "published" in first and empty["completion"] == ""
 
 
-def test_lines_of_one_problem_are_its_samples_and_columns_come_from_the_tasks_dataset(tmp_path: Path) -> None:
+def test_lines_are_grouped_by_problem_and_joined_with_the_tasks_dataset(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     write(data / "gsm8k.jsonl", [{"id": 1, "question": "q1", "answer": "#### 5"},
                                  {"id": 2, "question": "q2", "answer": "#### 6"}])  # fmt: skip
     rows = [{"id": f"G/{n}", "text": text} for n, text in ((2, "6"), (1, "4"), (2, "7"), (1, "5"))]
-    done = regrade_file(
+    done = grade_file(
         write(tmp_path / "theirs.jsonl", rows),
         "gsm8k",
         output=tmp_path / "out",
@@ -99,72 +99,74 @@ def test_lines_of_one_problem_are_its_samples_and_columns_come_from_the_tasks_da
         data_dir=data,
         wrap=r"\boxed{{completion}}",
     )
-    judged = {(row["problem_id"], row["sample"]): row["verdict"] for row in read_rows(tmp_path / "out/samples.jsonl")}
-    assert judged == {
+    graded = {(row["problem_id"], row["sample"]): row["verdict"] for row in read_rows(tmp_path / "out/samples.jsonl")}
+    assert graded == {
         ("gsm8k/1", 0): "right", ("gsm8k/0", 0): "wrong", ("gsm8k/1", 1): "wrong", ("gsm8k/0", 1): "right",
     }  # fmt: skip
-    assert done.changes == []  # there is no verdict of theirs
+    assert done.changes == []  # the file has no verdicts
 
 
-def test_columns_that_a_file_lacks_are_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no column 'ok' \(for 'score'\). It has: response, gold"):
-        foreign(tmp_path, [{"response": "", "gold": "1"}])
+def test_missing_columns_in_an_external_file_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no column 'ok' \(for 'score'\). Columns: response, gold"):
+        external(tmp_path, [{"response": "", "gold": "1"}])
     path = write(tmp_path / "x.jsonl", [{"response": "1"}])
-    with pytest.raises(ValueError, match="its reward 'accuracy' reads the column 'solution'"):
-        regrade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "response"})
+    with pytest.raises(ValueError, match="its reward 'accuracy' needs a column 'solution'"):
+        grade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "response"})
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("", "holds no answers"),
+        ("", "has no completions"),
         ('{"response": "1", "gold": "1", "ok": 1}\n\n{"resp', "theirs.jsonl, line 3 is not JSON"),
-        ('{"response": ["1", "2"], "gold": "1", "ok": [1]}', "line 1: 2 completions and 1 scores"),
-        ('{"response": "1", "gold": "1", "ok": {"pass": 1}}', "a verdict is true or false, a number or a text"),
+        ('{"response": ["1", "2"], "gold": "1", "ok": [1]}', "line 1: 2 completions but 1 scores"),
+        ('{"response": "1", "gold": "1", "ok": {"pass": 1}}', "must be true, false, a number or text"),
     ],
 )
-def test_file_that_cannot_be_judged_is_said_with_its_line(tmp_path: Path, lines: str, message: str) -> None:
+def test_malformed_external_files_are_reported_by_line(tmp_path: Path, lines: str, message: str) -> None:
     path = tmp_path / "theirs.jsonl"
     path.write_text(lines)
     columns = {"completion": "response", "solution": "gold", "score": "ok"}
     with pytest.raises(ValueError, match=message):
-        regrade_file(path, "gsm8k", output=tmp_path / "out", columns=columns)
+        grade_file(path, "gsm8k", output=tmp_path / "out", columns=columns)
 
 
-def test_lines_that_do_not_belong_together_are_said(tmp_path: Path) -> None:
+def test_inconsistent_or_unknown_problems_are_errors(tmp_path: Path) -> None:
     rows = [{"id": 1, "text": "1", "gold": "1"}, {"id": 1, "text": "1", "gold": "2"}]
     path, columns = write(tmp_path / "x.jsonl", rows), {"completion": "text", "solution": "gold", "problem_id": "id"}
-    with pytest.raises(ValueError, match=r"line 2: gsm8k/1 had other columns in a line before, {'solution': '2'} now"):
-        regrade_file(path, "gsm8k", output=tmp_path / "out", columns=columns)
+    with pytest.raises(
+        ValueError, match=r"line 2: gsm8k/1 has columns {'solution': '2'}, but different ones in an earlier line"
+    ):
+        grade_file(path, "gsm8k", output=tmp_path / "out", columns=columns)
     data = write(tmp_path / "gsm8k.jsonl", [{"id": 7, "question": "q", "answer": "#### 5"}]).parent
-    with pytest.raises(ValueError, match=r"line 1: id=1 is no problem of task 'gsm8k'"):
-        regrade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "text"}, key="id", data_dir=data)
+    with pytest.raises(ValueError, match=r"line 1: id=1 matches no problem of task 'gsm8k'"):
+        grade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "text"}, key="id", data_dir=data)
 
 
-def test_half_of_a_character_is_kept_as_it_is(tmp_path: Path) -> None:
+def test_lone_surrogates_survive(tmp_path: Path) -> None:
     said = "\ud83d \\boxed{1}"
     path = write(tmp_path / "x.jsonl", [{"text": said, "gold": "1"}])
-    done = regrade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "text", "solution": "gold"})
+    done = grade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "text", "solution": "gold"})
     assert done.results.tasks["gsm8k"]["metrics"]["pass@1"] == 1.0
     assert [row["completion"] for row in read_rows(tmp_path / "out" / "samples.jsonl")] == [said]
 
 
-def test_samples_of_an_evaluation_are_not_replaced_by_others(tmp_path: Path) -> None:
+def test_output_never_overwrites_another_evaluation(tmp_path: Path) -> None:
     folder, other = evaluated(tmp_path, SAID), evaluated(tmp_path, SAID[::-1], name="other")
     before = (folder / "samples.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"is the folder of an evaluation, and its samples would be lost"):
+    with pytest.raises(ValueError, match=r"is an evaluation's folder, and its samples would be lost"):
         regrade(other, output=folder)
     path = write(tmp_path / "x.jsonl", [{"text": "1", "gold": "1"}])
-    with pytest.raises(ValueError, match=r"is the folder of an evaluation, and its samples would be lost"):
-        regrade_file(path, "gsm8k", output=folder, columns={"completion": "text", "solution": "gold"})
+    with pytest.raises(ValueError, match=r"is an evaluation's folder, and its samples would be lost"):
+        grade_file(path, "gsm8k", output=folder, columns={"completion": "text", "solution": "gold"})
     assert (folder / "samples.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("answer_in", "the form is name=value"), ("answer_in=fre_text", "Did you mean 'free_text'")],
+    [("answer_in", "must have the form name=value"), ("answer_in=fre_text", "Did you mean 'free_text'")],
 )
-def test_option_that_the_checker_does_not_have(
+def test_unknown_grading_options_are_errors(
     tmp_path: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "x.jsonl", [{"text": "1", "gold": "1"}])
@@ -176,7 +178,7 @@ def test_option_that_the_checker_does_not_have(
     assert message in capsys.readouterr().err + str(said.value)
 
 
-def test_command_line_regrades_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_grades_an_external_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "x.jsonl", [{"said": "The answer is 3.", "gold": "3", "ok": 0}])
     options = ["--columns", "completion=said,solution=gold,score=ok", "--option", "answer_in=free_text"]
     regrade_command([str(path), "--task", "gsm8k", *options, "--output", str(tmp_path / "out")])
@@ -196,5 +198,5 @@ def test_comparison_pairs_the_problems(tmp_path: Path) -> None:
     same = compare_runs(a, a).splitlines()[-1]
     assert "+0.0 [+0.0, +0.0]" in same
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no results\.json: it is not the folder of a finished"):
+    with pytest.raises(ValueError, match=r"empty has no results\.json, so it is not a finished evaluation"):
         compare_runs(a, tmp_path / "empty")

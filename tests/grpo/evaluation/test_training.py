@@ -13,11 +13,12 @@ import pytest
 
 from grpo.evaluation.training import Evaluation, HeldOut, reward_held_out
 from rewards.runner.score import Rewards, RewardSpec
-from rollout.data.problems import held_out, load_source
 from rollout.data.prompts import Prompter
+from rollout.data.sources import load_source
+from rollout.data.stream import held_out
 from rollout.types import Completion, Group, Problem, Prompt, Sampling
 
-# Three problems and what is said to each: (completion, tokens, finish reason).
+# Three problems and their completions: (text, tokens, finish reason).
 SAID = {
     "1+1=?": [("<answer>2</answer>", 4, "stop"), ("<answer>3</answer>", 6, "stop"),
               ("<answer>2</answer>", 4, "stop"), ("<answer>3</answer>", 6, "stop")],
@@ -34,7 +35,7 @@ SAMPLING = Sampling(num_generations=4, max_completion_length=10)
 
 
 class Recital:
-    """An engine that says what SAID holds, last problem first: engines yield in no particular order."""
+    """An engine that returns the completions in SAID, last problem first, as engines yield in no particular order."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
         for prompt in reversed(prompts):
@@ -82,7 +83,7 @@ def test_metrics_of_known_completions():
     )
 
 
-def test_rows_keep_every_completion_in_the_order_of_the_prompts():
+def test_rows_keep_every_completion_in_prompt_order():
     rows = recite().rows
     assert [(row["problem_id"], row["sample"]) for row in rows] == [(f"p/{i}", j) for i in range(3) for j in range(4)]
     row = rows[6]
@@ -96,16 +97,16 @@ def test_rows_keep_every_completion_in_the_order_of_the_prompts():
         "num_tokens": 10,
         "finish_reason": "length",
         "answer": None,
-        "gold": "4",
+        "reference_answer": "4",
         "verdict": "wrong",
         "reason": "no answer",
         "rewards": {"exact_match": 0.0, "format": 0.0},
     }
 
 
-def test_problem_that_the_reward_does_not_apply_to_is_in_no_share_and_counted():
+def test_problems_without_a_reward_are_counted_and_excluded():
     def only_odd(prompts, completions, answer, **kwargs):
-        return [None if gold == "4" else 1.0 for gold in answer]
+        return [None if value == "4" else 1.0 for value in answer]
 
     metrics = recite(of(only_odd)).metrics
     assert metrics["eval/pass@1"] == 1.0
@@ -114,8 +115,10 @@ def test_problem_that_the_reward_does_not_apply_to_is_in_no_share_and_counted():
     assert metrics["eval/rewards/only_odd/mean"] == 1.0
 
 
-def test_unknown_reward_is_an_error_before_anything_is_generated():
-    with pytest.raises(ValueError, match=r"evaluation.reward='acuracy' is not among the rewards: exact_match, format"):
+def test_unknown_reward_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"evaluation.reward='acuracy' is not one of the run's rewards: exact_match, format"
+    ):
         of("exact_match", "format", reward="acuracy")
 
 
@@ -126,14 +129,14 @@ def test_one_sample_has_no_consensus(monkeypatch: pytest.MonkeyPatch):
     assert [key for key in metrics if "@" in key] == ["eval/pass@1", "eval/pass@1_low", "eval/pass@1_high"]
 
 
-def test_figures_of_a_task_carry_its_name():
+def test_task_metrics_are_prefixed_with_its_name():
     named = HeldOut("sums", PROMPTS, of("exact_match").grader)
     assert recite(named).metrics["eval/sums/pass@4"] == 1.0
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
-def test_shares_of_processes_add_up_to_the_same_evaluation(num_processes: int):
-    """Threads stand for processes; with four, one of them has no problem at all."""
+def test_processes_together_give_the_same_evaluation(num_processes: int):
+    """Threads stand in for processes; with four, one of them has no problem."""
     everyone, together = threading.Barrier(num_processes), []
 
     def gather(records: list) -> list:
@@ -175,8 +178,8 @@ def test_two_real_processes_report_the_same_metrics_as_one():
     assert metrics == {0: recite().metrics, 1: recite().metrics}
 
 
-def test_a_model_is_evaluated_from_task_to_metrics_without_touching_the_random_state(tiny_v3: Path):
-    import torch  # here, because the ranks above import this file, too
+def test_held_out_evaluation_leaves_the_random_state_untouched(tiny_v3: Path):
+    import torch  # here, because the ranks above import this file as well
     from transformers import AutoTokenizer
 
     from rollout.engines.hf import HFEngine

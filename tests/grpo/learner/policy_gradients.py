@@ -16,9 +16,9 @@ from accelerate.utils import DistributedDataParallelKwargs
 from grpo.algorithm.loss import clipped_surrogate
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import Sample, assemble, attach
-from grpo.learner.model import load_model
 from grpo.learner.policy import Policy
 from grpo.learner.scoring import Batching
+from grpo.model.load import load_model
 from grpo.recipe.config import GRPORecipe
 from rewards.runner.score import ScoredGroup
 from rollout.types import Completion, Group, Problem

@@ -1,4 +1,4 @@
-"""The sentences a user types, literally. Recipes here are wrong on purpose: they end before anything is loaded."""
+"""The commands users type, verbatim. Most recipes here are invalid, so that runs end before anything is loaded."""
 
 import os
 import resource
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
 WRONG = """# -*- coding: grpo-recipe -*-
-import os; os._exit(77)  # not YAML of a recipe, and no Python either: nothing of this file may run
+import os; os._exit(77)  # neither a recipe nor to be run as Python
 """
 UNEVEN = """# -*- coding: grpo-recipe -*-
 model: {model_name_or_path: ./base}
@@ -28,7 +28,7 @@ rewards: [{function: countdown}]
 
 
 def run(command: str, cwd: Path, gib: int = 64) -> subprocess.CompletedProcess[str]:
-    """Run a command as typed, in the environment of these tests, with a limit on memory."""
+    """Run a command as typed, in this test's environment, with a memory limit."""
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES and "ACCELERATE" not in k}
     environment |= {"PATH": f"{BIN}{os.pathsep}{environment['PATH']}", "HF_HOME": str(cwd)}  # no accelerate config
     return subprocess.run(
@@ -45,18 +45,18 @@ def run(command: str, cwd: Path, gib: int = 64) -> subprocess.CompletedProcess[s
 def test_accelerate_launches_a_recipe_with_overrides(tmp_path: Path) -> None:
     (tmp_path / "uneven.yaml").write_text(UNEVEN)
     done = run("accelerate launch uneven.yaml trainer.max_step=5 rollout.num_generations=1", tmp_path)
-    assert "uneven.yaml: 2 to mend" in done.stderr
-    assert "trainer.max_step: there is no such key. Did you mean 'max_steps'?" in done.stderr
+    assert "uneven.yaml: 2 errors" in done.stderr
+    assert "trainer.max_step: unknown key. Did you mean 'max_steps'?" in done.stderr
     assert "rollout.num_generations=1" in done.stderr
 
 
-def test_two_processes_on_cpu_are_two(tmp_path: Path) -> None:
+def test_two_cpu_processes_are_started(tmp_path: Path) -> None:
     (tmp_path / "uneven.yaml").write_text(UNEVEN)
     done = run("accelerate launch --num_processes 2 --cpu uneven.yaml", tmp_path)
     assert done.stderr.count("problems_per_step=3 with 2 processes") == 1
 
 
-def test_an_evaluation_on_two_processes_is_that_on_one(tmp_path: Path, tiny_llama: Path) -> None:
+def test_an_evaluation_on_two_processes_equals_one_on_a_single_process(tmp_path: Path, tiny_llama: Path) -> None:
     (tmp_path / "sums.jsonl").write_text("".join(f'{{"prompt": "{i}+1=", "solution": "{i + 1}"}}\n' for i in range(5)))
     (tmp_path / "eval.yaml").write_text(
         f"# -*- coding: grpo-recipe -*-\nstage: eval\nmodel: {{model_name_or_path: {tiny_llama}}}\ntasks: [sums]\n"
@@ -71,14 +71,14 @@ def test_an_evaluation_on_two_processes_is_that_on_one(tmp_path: Path, tiny_llam
     assert not (tmp_path / "of2" / "samples-1.jsonl").exists()
 
 
-def test_the_launcher_s_own_workers_find_the_codec(tmp_path: Path) -> None:
+def test_torchrun_workers_find_the_codec(tmp_path: Path) -> None:
     (tmp_path / "uneven.yaml").write_text(UNEVEN)
     done = run("torchrun --standalone --nproc_per_node 2 uneven.yaml", tmp_path)
     assert done.stderr.count("problems_per_step=3 with 2 processes") == 1
 
 
 @pytest.mark.parametrize("command", ["grpo train", "python -m grpo train"])
-def test_grpo_train_says_what_is_wrong_and_exits_with_2(tmp_path: Path, command: str) -> None:
+def test_grpo_train_prints_recipe_errors_and_exits_with_2(tmp_path: Path, command: str) -> None:
     (tmp_path / "uneven.yaml").write_text(UNEVEN)
     done = run(f"{command} --num_processes 1 uneven.yaml trainer.max_steps=0", tmp_path)
     assert done.returncode == 2
@@ -91,26 +91,30 @@ def test_accelerate_launches_the_module(tmp_path: Path) -> None:
     assert "none.yaml does not exist." in done.stderr
 
 
+def test_a_misspelt_command_gets_a_suggestion(tmp_path: Path) -> None:
+    assert run("grpo trian x.yaml", tmp_path).stderr.startswith("unknown command 'trian'. Did you mean 'train'?\n")
+
+
 @pytest.mark.parametrize("command", ["grpo", "grpo trian x.yaml", "grpo train", "grpo check --gpus 3 x.yaml"])
-def test_wrong_usage_shows_the_usage(tmp_path: Path, command: str) -> None:
+def test_wrong_usage_prints_the_usage(tmp_path: Path, command: str) -> None:
     done = run(command, tmp_path)
     assert done.returncode == (0 if command == "grpo" else 2)
-    assert "grpo train [accelerate's options] recipe.yaml" in done.stdout + done.stderr
+    assert "grpo train [accelerate options] recipe.yaml" in done.stdout + done.stderr
 
 
-def test_a_recipe_is_never_read_as_python_and_read_once(tmp_path: Path) -> None:
-    # Python reads a source until its decoder has no more: a decoder that never ends would eat the 4 GiB.
+def test_a_recipe_is_never_run_as_python_and_is_decoded_once(tmp_path: Path) -> None:
+    # Python reads a source until its decoder returns nothing: one that never stops would exhaust the 4 GiB.
     (tmp_path / "wrong.yaml").write_text(WRONG * 1000)
     done = run("python wrong.yaml", tmp_path, gib=4)
     assert done.returncode == 2
     assert "wrong.yaml is not valid YAML" in done.stderr
 
 
-def test_children_of_multiprocessing_do_not_train_again(tmp_path: Path) -> None:
+def test_multiprocessing_children_do_not_train_again(tmp_path: Path) -> None:
     assert WRONG.encode().decode("grpo-recipe") == PROGRAM
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(WRONG)
-    # What a spawned child does with its parent's main file.
+    # A spawned child runs its parent's main file this way.
     code = f"import runpy; print(runpy.run_path({str(recipe)!r}, run_name='__mp_main__')['__name__'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "__mp_main__"
@@ -135,7 +139,7 @@ def test_a_wheel_installs_the_codec(tmp_path: Path) -> None:
     assert line.startswith("import codecs;")  # a .pth runs only lines that start with import
 
 
-def test_a_single_process_uses_all_cores_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_uses_all_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = len(os.sched_getaffinity(0))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     for given, wanted in [("1", str(cores)), ("7", "7")]:
@@ -148,19 +152,19 @@ def test_a_single_process_uses_all_cores_unless_told(monkeypatch: pytest.MonkeyP
     assert os.environ["OMP_NUM_THREADS"] == "1"
 
 
-def test_launched_processes_know_that_they_are() -> None:
+def test_launched_processes_are_recognised() -> None:
     assert is_launched({"LOCAL_RANK": "0"})
     assert is_launched({"ACCELERATE_MIXED_PRECISION": "no"})
     assert not is_launched({"OMP_NUM_THREADS": "1"})
 
 
-def test_report_writes_the_page_of_a_run_again(tmp_path: Path) -> None:
+def test_report_rebuilds_a_run_s_page(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.25}\n')
     done = run("grpo report .", tmp_path)
     assert done.returncode == 0 and done.stdout.strip() == "index.html"
     assert "0.25" in (tmp_path / "index.html").read_text()
 
 
-def test_report_of_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
+def test_report_rejects_a_folder_without_metrics(tmp_path: Path) -> None:
     done = run("grpo report .", tmp_path)
-    assert done.returncode == 2 and "holds no metrics.jsonl" in done.stderr
+    assert done.returncode == 2 and "contains no metrics.jsonl" in done.stderr

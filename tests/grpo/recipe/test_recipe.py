@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and in which words, what is written down."""
+"""Recipes: reading, error messages, and what a run records."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from grpo.recipe.config import GRPORecipe
-from grpo.recipe.load import RECIPE_HEADER, RecipeError, check_world, load_recipe, write_resolved
+from grpo.recipe.load import RecipeError, load_recipe, read_yaml
+from grpo.recipe.record import RECIPE_HEADER, check_world, write_resolved
+from grpo.recipe.registry import STAGES
 
 MINIMAL = """
 model: {model_name_or_path: ./base}
@@ -34,19 +36,53 @@ def load(path: Path, *overrides: str) -> GRPORecipe:
     return recipe
 
 
-def refusal(path: Path, *overrides: str) -> str:
+def error_message(path: Path, *overrides: str) -> str:
     with pytest.raises(RecipeError) as error:
         load_recipe(path, overrides)
     return str(error.value)
 
 
-def test_exponents_without_a_point_are_numbers(recipe_file) -> None:
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("[1E-8, 3e-4, 1.0e-06, 5e2]", [1e-8, 3e-4, 1e-6, 500.0]),
+        ("[yes, no, on, off, y]", ["yes", "no", "on", "off", "y"]),
+        ("[true, false, null, ~]", [True, False, None, None]),
+        ("[010, 1:30, 0x10]", [10, "1:30", 16]),
+        ("'$${x}^{2}$, \\frac{1}{2}'", "$${x}^{2}$, \\frac{1}{2}"),
+        ("", None),
+    ],
+)
+def test_yaml_1_2_decides_what_is_a_number_a_boolean_or_a_string(text: str, value: object) -> None:
+    assert read_yaml(text) == value
+
+
+def test_merge_keys_leave_the_merged_mapping_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: {model_name_or_path: ./base}\n"
+        "data: &data {task: countdown, max_prompt_length: 32, task_options: &options {numbers: 3}}\n"
+        "rollout: {max_completion_length: 64}\n"
+        "evaluation:\n  num_problems: 8\n  data:\n    <<: *data\n    max_prompt_length: 24\n"
+        "    task_options: {<<: *options, target: 10}\n"
+        "rewards: [{function: countdown}]\n"
+    )
+    recipe = load(path, "evaluation.data.task_options.numbers=4")
+    assert recipe.evaluation.data is not None
+    assert (recipe.data.task, recipe.data.max_prompt_length) == ("countdown", 32)
+    assert (recipe.evaluation.data.task, recipe.evaluation.data.max_prompt_length) == ("countdown", 24)
+    assert recipe.data.task_options == {"numbers": 3}
+    assert recipe.evaluation.data.task_options == {"numbers": 4, "target": 10}
+
+
+def test_exponents_without_a_decimal_point_are_numbers(recipe_file) -> None:
     path = recipe_file("trainer: {learning_rate: 3e-6, adam_epsilon: 1E-8}\nalgorithm: {beta: 1e-3}")
     recipe = load(path)
     assert (recipe.trainer.learning_rate, recipe.trainer.adam_epsilon, recipe.algorithm.beta) == (3e-6, 1e-8, 1e-3)
 
 
-def test_overrides_are_yaml_values_and_reach_into_lists(recipe_file) -> None:
+def test_overrides_are_yaml_values_and_can_index_lists(recipe_file) -> None:
     recipe = load(
         recipe_file(),
         "trainer.learning_rate=1e-4",
@@ -73,7 +109,7 @@ def test_extends_merges_sections_and_replaces_lists(recipe_file, tmp_path: Path)
     assert [reward.function for reward in recipe.rewards] == ["format"]
 
 
-def test_dot_paths_start_at_the_file_that_says_them(recipe_file, tmp_path: Path, monkeypatch) -> None:
+def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path: Path, monkeypatch) -> None:
     recipe_file("", "folder/base.yaml")
     variant = tmp_path / "variant.yaml"
     variant.write_text("extends: ./folder/base.yaml\nrewards: [{function: './mine.py:score'}]\n")
@@ -92,48 +128,63 @@ def test_dot_paths_start_at_the_file_that_says_them(recipe_file, tmp_path: Path,
     [
         (["trainer.max_step=5"], ["trainer.max_step", "Did you mean 'max_steps'?"]),
         (["trainer.num_generations=5"], ["trainer.num_generations", "Did you mean rollout.num_generations?"]),
-        (["optimizer.lr=1"], ["optimizer", "Known here", "trainer"]),
+        (["optimizer.lr=1"], ["optimizer: unknown key. Known keys: stage, model", "trainer"]),
         (["rewards.0.wieght=2"], ["rewards.0.wieght", "Did you mean 'weight'?"]),
-        (["rewards.1.weight=2"], ["'1' is no index of a list of 1"]),
+        (["rewards.1.weight=2"], ["index 1 is out of range for a list of 1 item. Use 0."]),
+        (
+            ["report.report_to=[wandb, trackio, tensorboard]", "report.report_to.9=x"],
+            ["index 9 is out of range for a list of 3 items. Use 0 to 2."],
+        ),
+        (["rewards.first.weight=2"], ["'first' is not a list index. Use 0."]),
+        (["report.report_to=[]", "report.report_to.0=wandb"], ["the list is empty. Set the whole list."]),
+        (["data.task.name=x"], ["'countdown' is a single value, without keys. Remove .name."]),
+        (["data.template={prompt"], ["the value is not valid YAML. Quote it."]),
+        (["trainer.gradient_checkpointing=yes"], ["gradient_checkpointing='yes': must be true or false"]),
+        (["trainer.output_dir=7"], ["trainer.output_dir=7: must be a string; quote it"]),
         (["trainer.max_steps"], ["section.key=value"]),
-        (["trainer.max_steps=many"], ["trainer.max_steps='many'", "whole number", "default is 100"]),
-        (["trainer.max_steps=true"], ["trainer.max_steps=True", "whole number"]),
+        (["trainer.max_steps=many"], ["trainer.max_steps='many'", "must be an integer", "default is 100"]),
+        (["trainer.max_steps=true"], ["trainer.max_steps=True", "must be an integer"]),
         (["trainer.learning_rate=0"], ["trainer.learning_rate=0", "greater than 0"]),
         (["trainer.lr_scheduler_type=cosin"], ["lr_scheduler_type='cosin'", "Did you mean 'cosine'?"]),
-        (["rollout.num_generations=1"], ["rollout.num_generations=1", "a group of one has none", "default is 16"]),
+        (
+            ["rollout.num_generations=1"],
+            ["rollout.num_generations=1", "(advantages compare the completions of a group)", "default is 16"],
+        ),
         (["data.task=null"], ["task=None and dataset_name=None", "exactly one"]),
-        (["data.dataset_name=gsm8k"], ["task='countdown' and dataset_name='gsm8k'", "leave out the other"]),
-        (["data.template=Question"], ["template='Question'", "Write {prompt}"]),
+        (["data.dataset_name=gsm8k"], ["task='countdown' and dataset_name='gsm8k'", "remove the other"]),
+        (["data.template=Question"], ["template='Question'", "Add {prompt}"]),
         (["rewards=[]"], ["rewards=[]", "nothing to learn"]),
         (["rewards=[{function: format}, {function: 'm.n:format'}]"], ["'format' is listed 2 times"]),
-        (["rewards.0.weight=0"], ["every weight is 0"]),
-        (["rewards.0.requires=format"], ["'countdown' requires 'format'", "no other reward of this recipe (none)"]),
+        (["rewards.0.weight=0"], ["all weights are 0"]),
+        (["rewards.0.requires=format"], ["'countdown' requires 'format'", "not another reward of this recipe (none)"]),
         (["rewards.0.requires=countdown"], ["'countdown' requires 'countdown'"]),
         (
             ["algorithm.multi_objective_aggregation=normalize_then_sum", "algorithm.scale_rewards=none"],
-            ["scale_rewards=none", "Leave scale_rewards at group"],
+            ["scale_rewards=none", "Set algorithm.scale_rewards=group"],
         ),
         (["rollout.max_model_len=95"], ["rollout.max_model_len=95", "96 tokens"]),
         (["evaluation.num_problems=8", "evaluation.max_completion_length=128"], ["max_model_len=96", "160"]),
         (["trainer.max_tokens_per_micro_batch=95"], ["32 + 64 tokens", "at least 96"]),
-        (["algorithm.ref_model_sync_steps=10"], ["algorithm.beta=0", "no reference to refresh"]),
+        (["algorithm.ref_model_sync_steps=10"], ["algorithm.beta=0", "no reference model"]),
         (["algorithm.steps_per_generation=16"], ["trainer.max_steps=100", "multiple", "max_steps=112"]),
         (["evaluation.reward=accuracy"], ["evaluation.reward='accuracy'", "countdown"]),
-        (["evaluation.eval_steps=10"], ["evaluation.num_problems=0", "nothing to evaluate"]),
+        (["evaluation.eval_steps=10"], ["evaluation.num_problems=0", "nothing to evaluate."]),
         (["evaluation.temperature=0"], ["num_samples=4", "greedy"]),
-        (["stage=grop"], ["'grop' is none of grpo, pretrain", "Did you mean 'grpo'?"]),
+        (["stage=grop"], ["stage='grop': must be one of grpo, pretrain, eval. Did you mean 'grpo'?"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_refusals_say_value_rule_and_remedy(recipe_file, overrides: list[str], words: list[str]) -> None:
-    message = refusal(recipe_file(), *overrides)
+def test_errors_state_value_rule_and_remedy(recipe_file, overrides: list[str], words: list[str]) -> None:
+    message = error_message(recipe_file(), *overrides)
     for word in words:
         assert word in message
 
 
-def test_everything_wrong_is_said_at_once(recipe_file) -> None:
-    message = refusal(recipe_file(), "model.dtpye=float32", "rollout.num_generations=1", "trainer.seed=-1", "nonsense")
-    assert "4 to mend" in message
+def test_all_errors_are_reported_at_once(recipe_file) -> None:
+    message = error_message(
+        recipe_file(), "model.dtpye=float32", "rollout.num_generations=1", "trainer.seed=-1", "nonsense"
+    )
+    assert message.splitlines()[0].endswith("recipe.yaml: 4 errors")
     for word in ("model.dtpye", "rollout.num_generations=1", "trainer.seed=-1", "'nonsense'"):
         assert word in message
 
@@ -141,33 +192,51 @@ def test_everything_wrong_is_said_at_once(recipe_file) -> None:
 def test_a_missing_section_is_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: {model_name_or_path: ./base}\ndata: {task: countdown}\n")
-    assert "rewards: is missing" in refusal(path)
+    assert "rewards: is required (without a reward there is nothing to learn). Add it." in error_message(path)
 
 
-def test_missing_files_name_their_neighbours(recipe_file, tmp_path: Path) -> None:
+def test_errors_about_missing_files_suggest_existing_ones(recipe_file, tmp_path: Path) -> None:
     recipe_file()
-    assert "Did you mean 'recipe.yaml'?" in refusal(tmp_path / "recipes.yaml")
+    assert "Did you mean 'recipe.yaml'?" in error_message(tmp_path / "recipes.yaml")
     (tmp_path / "variant.yaml").write_text("extends: bse.yaml\n")
-    message = refusal(tmp_path / "variant.yaml")
-    assert "bse.yaml" in message and "variant.yaml extends" in message
+    message = error_message(tmp_path / "variant.yaml")
+    assert f"bse.yaml (extended by {tmp_path / 'variant.yaml'}) does not exist." in message
 
 
-def test_a_key_given_twice_is_refused(recipe_file) -> None:
-    assert "'rollout' is given twice" in refusal(recipe_file("rollout: {temperature: 1.0}"))
+def test_duplicate_keys_are_errors_with_file_and_line(recipe_file) -> None:
+    path = recipe_file("rollout: {temperature: 1.0}")
+    assert error_message(path) == f'{path} is not valid YAML: line 7: found duplicate key "rollout"'
+    path.write_text("model: {model_name_or_path: ./base}\ndata: [\n")
+    assert error_message(path).startswith(f"{path} is not valid YAML: line 3: ")
 
 
-def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
+def test_a_template_with_double_braces_is_a_yaml_error(recipe_file) -> None:
+    assert "is not valid YAML: line 7: found unhashable key" in error_message(recipe_file("x: {{prompt}}"))
+
+
+def test_a_cycle_of_extends_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
-    assert "extends itself" in refusal(tmp_path / "a.yaml")
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    assert error_message(a) == f"{a} extends itself: {a} -> {b} -> {a}. Remove one of these `extends`."
 
 
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("model: !!python/object/apply:os.getcwd []\n")
-    assert "not valid YAML" in refusal(tmp_path / "recipe.yaml")
+    assert "not valid YAML" in error_message(tmp_path / "recipe.yaml")
 
 
-def test_problems_must_divide_by_processes(recipe_file) -> None:
+def test_each_rollout_has_its_own_seed_and_every_evaluation_the_same(recipe_file) -> None:
+    recipe = load(recipe_file(), "trainer.seed=2", "evaluation.num_samples=3", "evaluation.top_p=0.9")
+    first, second = recipe.rollout_sampling(0), recipe.rollout_sampling(1)
+    assert (first.seed, second.seed) == (2_000_006, 2_000_007)
+    assert (first.num_generations, first.max_completion_length, first.temperature, first.top_p) == (16, 64, 1.0, 1.0)
+    evaluation = recipe.evaluation_sampling()
+    assert (evaluation.seed, evaluation.num_generations, evaluation.max_completion_length) == (2, 3, 64)
+    assert evaluation.top_p == 0.9
+
+
+def test_every_process_must_get_the_same_number_of_problems(recipe_file) -> None:
     recipe = load(recipe_file(), "rollout.problems_per_step=3")
     check_world(recipe, 3)
     with pytest.raises(RecipeError, match=r"problems_per_step=3 with 2 processes.*Set rollout\.problems_per_step=4"):
@@ -175,12 +244,21 @@ def test_problems_must_divide_by_processes(recipe_file) -> None:
 
 
 def test_the_resolved_recipe_reads_back_as_the_same_recipe(recipe_file, tmp_path: Path) -> None:
-    recipe = load(recipe_file(), "trainer.learning_rate=1e-7", "data.template='{prompt} :\n'", "trainer.seed=9")
+    recipe = load(
+        recipe_file(),
+        "trainer.learning_rate=1e-7",
+        "data.template='{prompt} :\n'",
+        "trainer.seed=9",
+        "data.columns={a: '1e-6', b: 'yes', c: '0o10', d: '1:30'}",  # numbers and booleans to YAML 1.1 or 1.2
+    )
     write_resolved(recipe, tmp_path / "run")
     written = tmp_path / "run" / "recipe.yaml"
     assert load_recipe(written) == recipe
     assert written.read_text().startswith(RECIPE_HEADER)
-    assert yaml.safe_load(written.read_text())["rollout"]["max_completion_length"] == 64
+    as_yaml_1_1 = yaml.safe_load(written.read_text())
+    assert as_yaml_1_1["rollout"]["max_completion_length"] == 64
+    assert as_yaml_1_1["trainer"]["learning_rate"] == 1e-7
+    assert as_yaml_1_1["data"]["columns"] == {"a": "1e-6", "b": "yes", "c": "0o10", "d": "1:30"}
 
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["seed"] == 9
@@ -188,6 +266,12 @@ def test_the_resolved_recipe_reads_back_as_the_same_recipe(recipe_file, tmp_path
     assert environment["packages"]["torch"].startswith("2.")
     assert "pytest" in environment["command"]
     assert environment["git_revision"] is None or len(environment["git_revision"]) >= 40
+
+
+def test_every_stage_resolves_to_a_recipe_class_and_a_function() -> None:
+    for name, stage in STAGES.items():
+        assert name in str(stage.recipe_class().model_fields["stage"].annotation)
+        assert callable(stage.function())
 
 
 def test_every_shipped_recipe_is_valid() -> None:
@@ -198,7 +282,7 @@ def test_every_shipped_recipe_is_valid() -> None:
         load_recipe(path)
 
 
-def test_a_function_may_be_listed_twice_under_two_names(recipe_file) -> None:
+def test_a_reward_function_can_be_listed_twice_under_different_names(recipe_file) -> None:
     listed = (
         "rewards=[{function: countdown, data_sources: [a]}, {function: countdown, name: strict, data_sources: [b]}]"
     )

@@ -1,4 +1,4 @@
-"""The run's page: figures are on it, hostile text is not markup, long runs fit, and a browser draws it."""
+"""A run's page: metrics are shown, hostile text is escaped, long runs fit, and a browser draws it."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from grpo.report.page import thin_curves, thin_load, thin_samples, write_page
+from grpo.report.page.write import thin_curves, thin_load, thin_samples, write_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}} & \u2028 end"
 
@@ -51,7 +51,7 @@ METRICS = [
 RECIPE = "model: {model_name_or_path: /somewhere/v3_base}\ntrainer: {max_steps: 40, learning_rate: 0.0002}\n"
 
 
-def test_the_page_shows_base_to_trained_and_what_was_run(tmp_path: Path) -> None:
+def test_page_shows_base_to_trained_and_the_settings(tmp_path: Path) -> None:
     path = write_page(write_run(tmp_path / "countdown-run", METRICS, recipe=RECIPE))
     page = path.read_text()
     assert path.name == "index.html"
@@ -66,7 +66,7 @@ def test_the_page_shows_base_to_trained_and_what_was_run(tmp_path: Path) -> None
     assert embedded(page)["train"]["series"]["reward"] == [0.344, 0.75]
 
 
-def test_an_interrupted_run_without_evaluation_samples_or_recipe_has_a_page(tmp_path: Path) -> None:
+def test_interrupted_run_with_only_metrics_has_a_page(tmp_path: Path) -> None:
     run = write_run(tmp_path, METRICS[1:2])
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "rew')
@@ -75,8 +75,8 @@ def test_an_interrupted_run_without_evaluation_samples_or_recipe_has_a_page(tmp_
     assert data["samples"] == []
 
 
-def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no metrics\.jsonl"):
+def test_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no metrics\.jsonl"):
         write_page(tmp_path)
 
 
@@ -84,21 +84,21 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     recipe = f"report: {json.dumps({'run_name': HOSTILE})}\nmodel: {json.dumps({'model_name_or_path': HOSTILE})}\n"
     page = write_page(write_run(tmp_path, METRICS, [sample(1, HOSTILE, HOSTILE)], recipe)).read_text()
     assert "<script>alert" not in page and "<img" not in page
-    assert len(re.findall(r"</script", page, re.IGNORECASE)) == 2  # the page's own
+    assert len(re.findall(r"</script", page, re.IGNORECASE)) == 2  # the page's own scripts
     data = embedded(page)
     assert data["samples"][0]["completions"][0]["text"] == HOSTILE
     assert data["samples"][0]["prompt"] == HOSTILE
     assert data["recipe"] == recipe
 
 
-def test_the_page_loads_nothing(tmp_path: Path) -> None:
+def test_page_loads_no_external_resources(tmp_path: Path) -> None:
     page = write_page(write_run(tmp_path, METRICS)).read_text()
     assert "default-src 'none'" in page
-    assert set(re.findall(r"https?://[^\"'\s]*", page)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert set(re.findall(r"https?://[^\"'\s]*", page)) == {"http://www.w3.org/2000/svg"}  # a namespace, not loaded
     assert not re.search(r"<link|<img|\bsrc=|@import|url\(|innerHTML", page)
 
 
-def test_a_long_run_fits_and_keeps_its_extremes(tmp_path: Path) -> None:
+def test_page_of_a_long_run_is_bounded_and_keeps_extremes(tmp_path: Path) -> None:
     experts = [[1 / 64] * 64] * 6
     metrics = [
         {"step": step, "sampling/sampling_logp_difference/max": 9.0 if step == 501 else 0.001, "moe/load": experts}
@@ -116,7 +116,7 @@ def test_a_long_run_fits_and_keeps_its_extremes(tmp_path: Path) -> None:
 
 
 def test_neighbouring_steps_are_averaged_and_gaps_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grpo.report.page.MAX_POINTS", 2)
+    monkeypatch.setattr("grpo.report.page.write.MAX_POINTS", 2)
     rows = [
         {"step": 1, "reward": 0.0},
         {"step": 2, "reward": 1.0, "kl": 3.0},
@@ -126,20 +126,20 @@ def test_neighbouring_steps_are_averaged_and_gaps_kept(monkeypatch: pytest.Monke
     assert thin_curves(rows) == {"steps": [2, 4], "series": {"kl": [3.0, 1.0], "reward": [0.5, None]}}
 
 
-def test_expert_load_is_in_percent_of_balance() -> None:
+def test_expert_load_is_a_percentage_of_balance() -> None:
     assert thin_load(METRICS) == {"steps": [1, 2], "loads": [[[200, 100, 100, 0]], [[100, 100, 100, 100]]]}
     assert thin_load(METRICS[:1]) is None
 
 
-def test_a_text_too_long_for_the_page_keeps_head_and_tail(tmp_path: Path) -> None:
+def test_long_texts_keep_head_and_tail(tmp_path: Path) -> None:
     run = write_run(tmp_path, METRICS, [sample(1, "HEAD" + "x" * 2_000_000 + "TAIL", completions=1)])
     (row,) = thin_samples(run / "samples.jsonl")
     text = row["completions"][0]["text"]
-    assert text.startswith("HEAD") and text.endswith("TAIL") and "characters left out" in text and len(text) < 1_100_000
+    assert text.startswith("HEAD") and text.endswith("TAIL") and "characters omitted" in text and len(text) < 1_100_000
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser: apt-get install chromium")
-def test_a_browser_draws_curves_and_samples(tmp_path: Path) -> None:
+def test_browser_draws_curves_and_samples(tmp_path: Path) -> None:
     path = write_page(write_run(tmp_path, METRICS, [sample(2, f"<think>{HOSTILE}</think><answer>2</answer>")], RECIPE))
     browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     shown = subprocess.run(

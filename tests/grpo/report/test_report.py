@@ -1,4 +1,4 @@
-"""What a run writes and prints: rows to the letter, resumed files, lines that fit, trackers that receive."""
+"""A run's report: exact rows, resumed files, terminal lines that fit, trackers."""
 
 import io
 import json
@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from grpo.recipe.config import DataConfig, GRPORecipe, ModelConfig, ReportConfig, RewardConfig, TrainerConfig
-from grpo.report.report import Report, deterministic
+from grpo.report.records import deterministic
+from grpo.report.report import Report
 from rewards.runner.score import ScoredGroup
 from rollout.types import Completion, Group, Problem
 
@@ -55,7 +56,7 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_step_is_one_row_with_exact_floats_and_null_for_what_json_cannot_say(tmp_path: Path) -> None:
+def test_step_row_has_exact_floats_and_null_for_non_finite_values(tmp_path: Path) -> None:
     run = report(tmp_path)
     run.log(1, {"reward": 0.1 + 0.2, "grad_norm": float("inf"), "moe/load": [[0.75, 0.25]], "num_tokens": 7})
     assert (tmp_path / "metrics.jsonl").read_text() == (
@@ -64,7 +65,7 @@ def test_a_step_is_one_row_with_exact_floats_and_null_for_what_json_cannot_say(t
     run.close()
 
 
-def test_phases_add_up_to_the_next_row_only(tmp_path: Path) -> None:
+def test_phase_times_go_into_the_next_row_only(tmp_path: Path) -> None:
     run = report(tmp_path)
     for _ in range(2):
         with run.phase("generate"):
@@ -78,7 +79,7 @@ def test_phases_add_up_to_the_next_row_only(tmp_path: Path) -> None:
     run.close()
 
 
-def test_the_time_of_an_evaluation_is_in_its_own_row(tmp_path: Path) -> None:
+def test_evaluation_time_is_in_its_own_row(tmp_path: Path) -> None:
     run = report(tmp_path)
     with run.phase("evaluate"):
         pass
@@ -90,7 +91,7 @@ def test_the_time_of_an_evaluation_is_in_its_own_row(tmp_path: Path) -> None:
     run.close()
 
 
-def test_deterministic_drops_wall_clock_and_nothing_else() -> None:
+def test_deterministic_drops_only_timings() -> None:
     timing = {"time/update": 1.25, "step_time": 5.0, "tokens_per_second": 900.0}
     assert deterministic({"step": 3, "reward": 0.5, **timing, "num_tokens": 64}) == {
         "step": 3,
@@ -99,7 +100,7 @@ def test_deterministic_drops_wall_clock_and_nothing_else() -> None:
     }
 
 
-def test_a_sample_row_carries_text_rewards_and_advantage(tmp_path: Path) -> None:
+def test_sample_row_has_text_rewards_and_advantage(tmp_path: Path) -> None:
     run = report(tmp_path)
     run.log_samples(3, [group("countdown/train/7")], [[-1.0, 1.0]])
     assert rows(tmp_path / "samples.jsonl") == [
@@ -131,7 +132,7 @@ def test_a_sample_row_carries_text_rewards_and_advantage(tmp_path: Path) -> None
     run.close()
 
 
-def test_logged_groups_do_not_depend_on_the_order_in_which_groups_finished(tmp_path: Path) -> None:
+def test_logged_groups_do_not_depend_on_completion_order(tmp_path: Path) -> None:
     groups, advantages = [group(f"p{i}") for i in range(8)], [[float(i), -float(i)] for i in range(8)]
     written = []
     for name, order in (("a", list(range(8))), ("b", [3, 7, 0, 5, 2, 6, 1, 4])):
@@ -146,7 +147,7 @@ def test_logged_groups_do_not_depend_on_the_order_in_which_groups_finished(tmp_p
     assert {name for step, name in chosen if step == 1} != {name for step, name in chosen if step == 2}
 
 
-def test_resuming_cuts_what_the_killed_run_wrote_after_its_checkpoint(tmp_path: Path) -> None:
+def test_resuming_drops_rows_after_the_checkpoint(tmp_path: Path) -> None:
     kept = '{"step": 0, "eval/pass@1": 0.1}\n{"step": 1, "reward": 0.30000000000000004}\n{"step": 2, "reward": 1e-07}\n'
     (tmp_path / "metrics.jsonl").write_text(kept + '{"step": 3, "reward": 0.5}\n{"step": 4, "rew')
     run = report(tmp_path / "samples")
@@ -164,7 +165,7 @@ def test_resuming_cuts_what_the_killed_run_wrote_after_its_checkpoint(tmp_path: 
     assert not list(tmp_path.glob("*.cut"))
 
 
-def test_a_new_run_in_a_used_folder_sets_the_old_files_aside(tmp_path: Path) -> None:
+def test_new_run_in_a_used_folder_keeps_the_old_files(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
     run = report(tmp_path)
     run.log(1, {"reward": 0.0})
@@ -194,17 +195,17 @@ def test_plain_output_is_aligned_uncoloured_and_at_most_120_columns(tmp_path: Pa
         run.log(step, METRICS)
     run.terminal.stop() if run.terminal else None
     lines = out.getvalue().splitlines()
-    assert len(lines) == 29 and lines[0] == lines[26]  # the header comes again
+    assert len(lines) == 29 and lines[0] == lines[26]  # the header repeats
     titles = " ".join(lines[0].split())
     assert titles == "step reward length clipped no signal entropy kl grad norm mismatch generate s/step left"
-    figures = " ".join(lines[1].split()[:-1])  # the last is the time left, on this machine's clock
+    figures = " ".join(lines[1].split()[:-1])  # the last column, time left, depends on the clock
     assert figures == "1/40 0.500 1024.2 12.5% 100.0% 0.750 1.00e-03 123.500 1.5e-06 50.0 100.0"
     assert {len(line) for line in lines} == {len(lines[0])} and len(lines[0]) <= 120
     assert "\x1b" not in out.getvalue()
     run.close()
 
 
-def test_a_terminal_gets_colour_and_lines_that_fit_it(tmp_path: Path) -> None:
+def test_terminal_output_is_coloured_and_fits(tmp_path: Path) -> None:
     out = io.StringIO()
     run = report(tmp_path, console=Console(file=out, force_terminal=True, width=60, color_system="standard"))
     run.log(1, METRICS)
@@ -215,7 +216,7 @@ def test_a_terminal_gets_colour_and_lines_that_fit_it(tmp_path: Path) -> None:
     assert len(header) <= 60 and "length" in header and "s/step" in header and "left" in header
 
 
-def test_logging_steps_thins_the_terminal_and_not_the_file(tmp_path: Path) -> None:
+def test_logging_steps_thins_the_terminal_but_not_the_file(tmp_path: Path) -> None:
     out = io.StringIO()
     run = report(tmp_path, console=Console(file=out), logging_steps=2)
     for step in (1, 2, 3, 4):
@@ -225,7 +226,7 @@ def test_logging_steps_thins_the_terminal_and_not_the_file(tmp_path: Path) -> No
     run.close()
 
 
-def test_the_summary_sets_base_against_trained_also_after_a_resume(tmp_path: Path) -> None:
+def test_summary_compares_base_and_trained_after_a_resume(tmp_path: Path) -> None:
     run = report(tmp_path)
     run.log_evaluation(0, EVALUATION)
     run.close()
@@ -255,6 +256,6 @@ def test_tensorboard_receives_the_scalars(tmp_path: Path) -> None:
     assert "moe/load" not in events.Tags()["scalars"]
 
 
-def test_a_tracker_that_is_not_installed_is_an_error_with_its_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"report_to names \['dvclive'\].*pip install dvclive"):
+def test_missing_tracker_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\['dvclive'\] cannot be imported.*pip install dvclive"):
         report(tmp_path, report_to=["dvclive"])

@@ -1,4 +1,4 @@
-"""Mathematical equivalence on literal completions, hostile ones included."""
+"""Mathematical equivalence on literal completions, including hostile ones."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rewards import accuracy
-from rewards.answers.accuracy import _pool, check_gold, equal_answers, judge
-from rewards.runner.killable import KillablePool
+from rewards.answers.accuracy import _pool, check_reference, equal_answers, verify
+from rewards.runner.workers import WorkerPool
 from rewards.text import final_answer, gold_answer
 
 
@@ -57,7 +57,7 @@ def test_the_final_answer_is_the_tagged_or_the_last_boxed_one(completion, expect
         ("nothing at all to be found in here", None),
     ],
 )
-def test_free_text_is_searched_for_an_answer_when_asked(completion, expected):
+def test_free_text_is_searched_on_request(completion, expected):
     assert final_answer(completion, "free_text") == expected
 
 
@@ -70,12 +70,12 @@ def test_free_text_is_searched_for_an_answer_when_asked(completion, expected):
         (r"\frac{1}{3}", r"\frac{1}{3}"),
     ],
 )
-def test_golds_of_gsm8k_and_math_are_read(solution, expected):
+def test_reference_answers_of_gsm8k_and_math_are_extracted(solution, expected):
     assert gold_answer(solution) == expected
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold", "expected"),
+    ("answer", "reference", "expected"),
     [
         ("18", "x\n#### 18", 1.0),
         ("1,800", "1800", 1.0),
@@ -106,13 +106,13 @@ def test_golds_of_gsm8k_and_math_are_read(solution, expected):
         ("3^{100}", "9^{50}", 1.0),
     ],
 )
-def test_equal_values_are_right_and_others_wrong(answer, gold, expected):
-    assert accuracy([""], [rf"\boxed{{{answer}}}"], [gold]) == [expected]
+def test_equal_values_are_right_and_others_wrong(answer, reference, expected):
+    assert accuracy([""], [rf"\boxed{{{answer}}}"], [reference]) == [expected]
 
 
-@pytest.mark.parametrize("gold", ["", "  ", "$$", "a proof " * 500, None])
-def test_a_gold_that_cannot_be_read_does_not_apply(gold):
-    assert accuracy([""] * 2, [r"\boxed{42}", "no answer"], [gold] * 2) == [None, None]
+@pytest.mark.parametrize("reference", ["", "  ", "$$", "a proof " * 500, None])
+def test_an_unreadable_reference_answer_yields_no_reward(reference):
+    assert accuracy([""] * 2, [r"\boxed{42}", "no answer"], [reference] * 2) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_gold_that_cannot_be_read_does_not_apply(gold):
         "\x00\ud800",
     ],
 )
-def test_hostile_answers_are_wrong_quick_and_cost_no_worker(answer):
+def test_hostile_answers_are_wrong_fast_and_kill_no_worker(answer):
     accuracy([""], [r"\boxed{y+y}"], ["2y"])
     workers, started = _pool().pids(), time.process_time()
     assert accuracy([""] * 2, [f"\\boxed{{{answer}}}", f"<answer>{answer}</answer>"], ["2^{64}"] * 2) == [0.0] * 2
@@ -152,20 +152,20 @@ def test_hostile_answers_are_wrong_quick_and_cost_no_worker(answer):
     assert set(workers) <= set(_pool().pids())
 
 
-def test_numbers_and_equal_texts_start_no_process():
-    """What keeps a toy task at microseconds."""
+def test_plain_numbers_start_no_process():
+    """Keeps toy tasks at microseconds."""
     code = (
-        "import rewards.runner.killable; rewards.runner.killable.start = None; from rewards import accuracy;"
+        "import rewards.runner.workers; rewards.runner.workers.Worker = None; from rewards import accuracy;"
         r"print(accuracy([''] * 3, [r'\boxed{18}', r'\boxed{1/2}', r'\boxed{19}'], ['18', '0.5', '18']))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output == "[1.0, 1.0, 0.0]\n"
 
 
-def test_equal_answers_of_a_group_are_compared_once(monkeypatch):
+def test_identical_answers_in_a_group_are_compared_once(monkeypatch):
     compared = []
-    pool = KillablePool("rewards.answers.maths.equivalence:judge", cpu_seconds=2, memory_mb=2048, max_workers=1)
-    monkeypatch.setattr(pool, "_map", lambda items, run=pool._map: compared.extend(items) or run(items))
+    pool = WorkerPool("rewards.answers.maths.equivalence:verify", cpu_seconds=2, memory_mb=2048, max_workers=1)
+    monkeypatch.setattr(pool, "map", lambda items, run=pool.map: compared.extend(items) or run(items))
     monkeypatch.setattr(sys.modules["rewards.answers.accuracy"], "_pool", lambda: pool)
     assert accuracy([""] * 16, [r"\boxed{(x+7)^2}"] * 16, ["x^2+14x+49"] * 16) == [1.0] * 16
     assert compared == [("x^2+14x+49", "(x+7)^2")]
@@ -180,19 +180,19 @@ def test_works_from_any_thread():
 
 
 @pytest.mark.parametrize(
-    ("completion", "gold", "outcome", "reason"),
+    ("completion", "reference", "outcome", "reason"),
     [
         (r"\boxed{42}", "42", "right", ""),
         (r"\boxed{41}", "42", "wrong", "not equal"),
         ("no box", "42", "wrong", "no answer"),
         (r"\boxed{41 = 42}", "42", "unverifiable", "a chain of different values"),
-        (r"\boxed{\int_0^1 x\,dx}", "0.5", "unverifiable", r"\int instead of its value"),
+        (r"\boxed{\int_0^1 x\,dx}", "0.5", "unverifiable", r"unevaluated \int"),
         (r"\boxed{9^{9^{9^9}}}", "2y", "unverifiable", "a power too large to compute"),
-        (r"\boxed{46 \text{ is wrong}}", "46", "unverifiable", "the word 'wrong'"),
+        (r"\boxed{46 \text{ is wrong}}", "46", "unverifiable", "qualified by 'wrong'"),
     ],
 )
-def test_a_verdict_says_why(completion, gold, outcome, reason):
-    [verdict] = judge([completion], [gold])
+def test_a_verdict_gives_its_reason(completion, reference, outcome, reason):
+    [verdict] = verify([completion], [reference])
     assert verdict is not None and (verdict.outcome, verdict.reason) == (outcome, reason)
 
 
@@ -213,12 +213,12 @@ def test_unverifiable_and_missing_answers_are_counted():
     }
 
 
-def test_answers_are_compared_with_each_other_for_a_vote():
+def test_answers_can_be_compared_with_each_other_for_voting():
     pairs = [("0.5", r"\frac12"), ("1, 2", "2, 1"), ("x", "y"), (r"\sum", "3"), (r"\sum", r"\sum")]
     assert equal_answers(pairs) == [True, True, False, False, True]
 
 
-@pytest.mark.parametrize("gold", [r"\sum_{k=1}^n k", "", r"\begin{cases} 1 \\ 2 \end{cases}"])
-def test_a_gold_that_no_rule_reads_is_said_with_its_reason(gold):
-    assert check_gold(gold)
-    assert check_gold("x\n#### 18") is None and check_gold(r"\boxed{\frac{1}{2}}") is None
+@pytest.mark.parametrize("reference", [r"\sum_{k=1}^n k", "", r"\begin{cases} 1 \\ 2 \end{cases}"])
+def test_an_unreadable_reference_answer_is_reported_with_a_reason(reference):
+    assert check_reference(reference)
+    assert check_reference("x\n#### 18") is None and check_reference(r"\boxed{\frac{1}{2}}") is None

@@ -1,4 +1,4 @@
-"""Built-in graders on literal completions, hostile ones included."""
+"""Built-in rewards on literal completions, including hostile ones."""
 
 import time
 
@@ -32,7 +32,7 @@ def wrap(answer):
         ("<answer>42</answer></think>", None),
     ],
 )
-def test_the_answer_is_the_last_closed_one_after_thinking(completion, expected):
+def test_the_answer_is_the_last_closed_tag_after_thinking(completion, expected):
     assert answer_text(completion) == expected
 
 
@@ -75,7 +75,7 @@ def test_the_answer_is_the_last_closed_one_after_thinking(completion, expected):
         ("()", 0.0),
     ],
 )
-def test_countdown_wants_every_number_once_and_the_target(answer, expected):
+def test_countdown_requires_every_number_once_and_the_target(answer, expected):
     assert countdown(["use 3,8,2 make 26"], [wrap(answer)], [[3, 8, 2]], [26]) == [expected]
 
 
@@ -84,11 +84,11 @@ def test_countdown_divides_exactly():
     assert countdown([""] * 2, [wrap(a) for a in answers], [[8, 3, 8, 3], [8, 3, 3]], [24, 8]) == [1.0, 1.0]
 
 
-def test_countdown_never_lets_a_division_by_zero_meet_the_target():
+def test_countdown_rejects_a_division_by_zero():
     assert countdown([""], [wrap("0*(1/0)")], [[0, 1, 0]], [0]) == [0.0]
 
 
-def test_exact_match_compares_the_answer_alone():
+def test_exact_match_compares_only_the_answer():
     completions = [wrap(" 4 "), wrap("04"), "4", wrap("4.0"), "<think>4</think>", wrap("٤")]
     assert exact_match([""] * 6, completions, ["4"] * 6) == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert exact_match([""], [wrap("4")], [4]) == [1.0]
@@ -116,16 +116,16 @@ def test_exact_match_compares_the_answer_alone():
         ("", 0.0),
     ],
 )
-def test_format_wants_each_tag_once_in_order_and_nothing_outside(completion, expected):
+def test_format_requires_each_tag_once_in_order_and_nothing_outside(completion, expected):
     assert format([""], [completion]) == [expected]
 
 
-def test_format_knows_that_the_template_may_open_the_thinking():
+def test_format_allows_a_prefilled_think_tag():
     completions = ["a</think><answer>b</answer>", "<think>a</think><answer>b</answer>"]
     assert format([""] * 2, completions, think_prefilled=True) == [1.0, 0.0]
 
 
-def test_message_lists_are_graded_as_their_text():
+def test_message_lists_are_graded_by_their_text():
     completions = [[{"role": "assistant", "content": wrap("8*3+2")}]]
     prompts = [[{"role": "user", "content": "use 3,8,2 make 26"}]]
     assert countdown(prompts, completions, [[3, 8, 2]], [26]) == [1.0]
@@ -133,7 +133,7 @@ def test_message_lists_are_graded_as_their_text():
     assert exact_match(prompts, completions, ["8*3+2"]) == [1.0]
 
 
-def test_graders_take_ten_megabytes_in_seconds():
+def test_ten_megabytes_are_graded_in_seconds():
     texts = ["<answer>" * (TEN_MB // 8), "</think>" * (TEN_MB // 8), "x" * TEN_MB, "\ud800" * 1000]
     started = time.process_time()
     assert countdown([""] * 4, texts, [[1]] * 4, [1] * 4) == [0.0] * 4
@@ -143,7 +143,7 @@ def test_graders_take_ten_megabytes_in_seconds():
     assert time.process_time() - started < 10
 
 
-def test_random_reward_has_rate_p_and_repeats_itself():
+def test_random_reward_has_rate_p_and_is_reproducible():
     completions = [str(i % 10) for i in range(4000)]
     rewards = random_reward(["q"] * 4000, completions, p=0.25, seed=7)
     assert rewards == random_reward(["q"] * 4000, completions, p=0.25, seed=7)
@@ -154,5 +154,5 @@ def test_random_reward_has_rate_p_and_repeats_itself():
 
 
 def test_random_reward_favours_no_answer():
-    """Equal answers are drawn apart: else the text would decide, and a policy could learn which text pays."""
+    """Identical answers are drawn independently; otherwise a policy could learn which texts pay."""
     assert 400 < sum(random_reward(["q"] * 1000, ["42"] * 1000)) < 600

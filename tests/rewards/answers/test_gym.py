@@ -1,4 +1,4 @@
-"""reasoning_gym's scorers: right answers of every kind of task, and answers that would run as code."""
+"""reasoning_gym's scorers: right answers for every kind of task, and answers that would run as code."""
 
 import re
 import time
@@ -21,13 +21,13 @@ TASKS = ["basic_arithmetic", "chain_sum", "leg_counting", "number_sorting", "pro
 
 
 @pytest.mark.parametrize("task", [*TASKS, *sorted(_EVALUATE | _SYMPY)])
-def test_a_tasks_own_answer_is_right_by_its_scorer(task):
+def test_a_tasks_own_answer_is_right(task):
     entry = package.create_dataset(task, size=1, seed=3)[0]
-    gold = entry["answer"] if entry["answer"] is not None else entry["metadata"].get("example_answer")
-    assert score(entry, gold) == 1.0
+    right = entry["answer"] if entry["answer"] is not None else entry["metadata"].get("example_answer")
+    assert score(entry, right) == 1.0
     assert score(entry, "no answer") < 0.5
     completions = ["no tags", "<think><answer>", ""]
-    columns = {"answer": [gold] * 3, "metadata": [entry["metadata"]] * 3}
+    columns = {"answer": [right] * 3, "metadata": [entry["metadata"]] * 3}
     assert reasoning_gym([entry["question"]] * 3, completions, **columns) == [0.0] * 3
 
 
@@ -66,15 +66,15 @@ def test_no_answer_runs_as_code(task, payload, tmp_path):
         "-" * 3000 + "1",
     ],
 )
-def test_bombs_are_worth_nothing_and_quick(task, bomb):
+def test_bombs_score_zero_fast(task, bomb):
     entry = package.create_dataset(task, size=1, seed=3)[0]
     started = time.process_time()
     assert score(entry, bomb) == 0.0
     assert time.process_time() - started < 2
 
 
-def test_all_scorers_that_evaluate_an_answer_are_known():
-    """A guard for new versions of the package."""
+def test_all_evaluating_scorers_are_known():
+    """Guards against new versions of the package."""
     evaluating = re.compile(r"\b(?:eval|exec|parse_expr|sympify|parse_latex|compile)\(\s*(?:user_)?answer\b")
     root = Path(package.__file__).parent
     found = {path.stem for path in root.rglob("*.py") if evaluating.search(path.read_text())}

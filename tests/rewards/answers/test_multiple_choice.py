@@ -1,4 +1,4 @@
-"""Letters in all the usual shapes, options by their text, hedges."""
+"""Letters in all common notations, options named by their text, hedges."""
 
 import pytest
 
@@ -7,8 +7,10 @@ from rewards import multiple_choice
 CITIES = ["London", "Paris", "Rome", "A city in Italy"]
 
 
-def grade(answer, gold="B", choices=None):
-    return multiple_choice(["q"], [f"<answer>{answer}</answer>"], [gold], None if choices is None else [choices])[0]
+def grade(answer, reference="B", choices=None):
+    return multiple_choice(["q"], [f"<answer>{answer}</answer>"], [reference], None if choices is None else [choices])[
+        0
+    ]
 
 
 @pytest.mark.parametrize(
@@ -44,14 +46,14 @@ def grade(answer, gold="B", choices=None):
         r"\textbf{(B)}\ \text{Paris}",
     ],
 )
-def test_every_shape_of_the_letter_is_right_with_and_without_the_options(answer):
+def test_every_notation_of_the_letter_is_right_with_and_without_choices(answer):
     assert grade(answer) == 1.0
     assert grade(answer, choices=CITIES) == 1.0
-    assert grade(answer, gold="C", choices=CITIES) == 0.0
+    assert grade(answer, reference="C", choices=CITIES) == 0.0
 
 
 @pytest.mark.parametrize("answer", ["Paris", r"\text{Paris}", "**Paris**.", "Paris "])
-def test_the_text_of_an_option_names_it(answer):
+def test_an_options_text_names_it(answer):
     assert grade(answer, choices=CITIES) == 1.0
     assert grade(answer) == 0.0
 
@@ -79,7 +81,7 @@ def test_the_text_of_an_option_names_it(answer):
         "B" * 1001,
     ],
 )
-def test_hedges_and_riddles_are_wrong(answer):
+def test_hedged_and_unclear_answers_are_wrong(answer):
     assert grade(answer) == 0.0
     assert grade(answer, choices=CITIES) == 0.0
 
@@ -87,22 +89,22 @@ def test_hedges_and_riddles_are_wrong(answer):
 @pytest.mark.parametrize(
     "answer", ["B. Rome", "(B) London or Paris", "London, Paris", "E", "(E) Berlin", "London Paris"]
 )
-def test_a_letter_with_the_text_of_another_option_is_wrong(answer):
+def test_a_letter_with_another_options_text_is_wrong(answer):
     assert grade(answer, choices=CITIES) == 0.0
 
 
 def test_an_option_may_begin_with_an_article():
-    assert grade("D. A city in Italy", gold="D", choices=CITIES) == 1.0
-    assert grade("D. A city in Italy", gold="D") == 1.0
+    assert grade("D. A city in Italy", reference="D", choices=CITIES) == 1.0
+    assert grade("D. A city in Italy", reference="D") == 1.0
 
 
 @pytest.mark.parametrize(
-    ("gold", "choices"),
+    ("reference", "choices"),
     [(1, CITIES), ("B", CITIES), ("(B)", None), ("Paris", CITIES), (1, None), ("b", None)],
 )
-def test_golds_are_labels_numbers_or_texts(gold, choices):
-    assert grade("B", gold, choices) == 1.0
-    assert grade("C", gold, choices) == 0.0
+def test_reference_answers_are_labels_indices_or_texts(reference, choices):
+    assert grade("B", reference, choices) == 1.0
+    assert grade("C", reference, choices) == 0.0
 
 
 def test_arcs_own_labels_are_read():
@@ -113,15 +115,15 @@ def test_arcs_own_labels_are_read():
     assert grade("Rome", "2", arc) == 0.0
 
 
-@pytest.mark.parametrize("gold", ["Berlin", "E", 4, -1, ""])
-def test_a_gold_that_names_no_option_does_not_apply(gold):
-    assert grade("B", gold, CITIES) is None
+@pytest.mark.parametrize("reference", ["Berlin", "E", 4, -1, ""])
+def test_a_reference_answer_that_names_no_option_yields_no_reward(reference):
+    assert grade("B", reference, CITIES) is None
     check = multiple_choice.check_columns  # type: ignore[attr-defined]
-    assert check({"answer": gold, "choices": CITIES}) == f"the answer {str(gold)!r} names no option"
+    assert check({"answer": reference, "choices": CITIES}) == f"the answer {str(reference)!r} names no option"
     assert check({"answer": "B", "choices": CITIES}) is None and check({"answer": 0}) is None
 
 
-def test_the_answer_stands_in_its_place():
+def test_the_answer_must_be_tagged_or_boxed():
     completions = ["B", "<think>(B)</think> so (B)", r"<think>A?</think> \boxed{B}", "<think><answer>B</answer>", ""]
     assert multiple_choice([""] * 5, completions, ["B"] * 5) == [0.0, 0.0, 1.0, 0.0, 0.0]
     messages = [[{"role": "assistant", "content": "<answer>B</answer>"}]]

@@ -1,4 +1,4 @@
-"""A reward model: a real, tiny sequence classifier, alone, in a worker, and as TRL has it read."""
+"""The reward model: a tiny sequence classifier, called directly, in a worker, and compared with TRL."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def tiny_reward_model(tmp_path_factory) -> str:
 
 
 def alone(folder: str, text: str) -> float:
-    """The logit of one text, without batch or padding."""
+    """The logit of a single text, without padding."""
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     ids = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False, return_tensors="pt").input_ids
     with torch.inference_mode():
@@ -37,13 +37,13 @@ def alone(folder: str, text: str) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_a_completion_is_worth_the_logit_of_prompt_and_completion(tiny_reward_model, batch_size):
+def test_the_reward_is_the_logit_of_prompt_and_completion(tiny_reward_model, batch_size):
     got = reward_model(PROMPTS, TEXTS, model_name_or_path=tiny_reward_model, batch_size=batch_size)
     assert got == pytest.approx([alone(tiny_reward_model, "Which city?" + text) for text in TEXTS], abs=1e-5)
     assert max(got) - min(got) > 0.1
 
 
-def test_messages_go_through_the_models_chat_template(tiny_reward_model):
+def test_messages_use_the_models_chat_template(tiny_reward_model):
     prompts = [[{"role": "user", "content": "Which city?"}]] * 3
     completions = [[{"role": "assistant", "content": text}] for text in TEXTS]
     got = reward_model(prompts, completions, model_name_or_path=tiny_reward_model)
@@ -51,33 +51,33 @@ def test_messages_go_through_the_models_chat_template(tiny_reward_model):
     assert got == pytest.approx(expected, abs=1e-5)
 
 
-def test_only_what_follows_the_thought_may_be_judged(tiny_reward_model):
+def test_summary_only_hides_the_thinking(tiny_reward_model):
     options = {"model_name_or_path": tiny_reward_model, "summary_only": True}
     got = reward_model(["q"] * 3, [TEXTS[1], "Paris", "<think>Paris"], **options)
     paris, nothing = alone(tiny_reward_model, "qParis"), alone(tiny_reward_model, "q")
     assert got == pytest.approx([paris, paris, nothing], abs=1e-5)
 
 
-def test_long_texts_are_cut(tiny_reward_model):
+def test_long_texts_are_truncated(tiny_reward_model):
     got = reward_model(["q"] * 2, ["x" * 5000, "xyz"], model_name_or_path=tiny_reward_model, max_length=3)
     assert got == pytest.approx([alone(tiny_reward_model, "qxx"), alone(tiny_reward_model, "qxy")], abs=1e-5)
     assert len(reward_model(["q"], ["x" * 5000], model_name_or_path=tiny_reward_model)) == 1  # the tokenizer's limit
 
 
-def test_a_recipe_scores_with_it_in_a_worker(tiny_reward_model):
+def test_the_reward_model_runs_in_a_worker(tiny_reward_model):
     spec = {"function": "reward_model", "options": {"model_name_or_path": tiny_reward_model}}
     (scored,) = score_all([spec], [group(TEXTS, prompt="Which city?")], 1)
     assert scored.rewards == pytest.approx([alone(tiny_reward_model, "Which city?" + text) for text in TEXTS], abs=1e-5)
 
 
-def test_a_classifier_of_several_labels_is_no_reward_model(tmp_path):
+def test_a_classifier_with_several_labels_is_rejected(tmp_path):
     LlamaForSequenceClassification(tiny_llama_config()).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="classifies into 2 labels, and a reward model has one output"):
+    with pytest.raises(ValueError, match="has 2 labels, but a reward model has one output"):
         reward_model(["q"], ["a"], model_name_or_path=str(tmp_path))
 
 
-def test_it_says_what_trls_trainer_has_a_reward_model_say(tiny_reward_model, tiny_llama, tmp_path):
+def test_values_match_trls_trainer(tiny_reward_model, tiny_llama, tmp_path):
     pytest.importorskip("trl")
     from tests.grpo.learner.test_trl_parity import trl_trainer
 

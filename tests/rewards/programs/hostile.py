@@ -1,8 +1,8 @@
-"""Run by test_sandbox.py in a process of its own: attacks on a sandbox of a level, as a given user.
+"""Attacks a sandbox of the given level as the given user; test_sandbox.py runs this in a process of its own.
 
-    python tests/rewards/programs/hostile.py LEVEL USER      USER: a user id to become first, or "-" to stay who one is
+    python tests/rewards/programs/hostile.py LEVEL USER      USER: the user id to switch to, or "-" for the current user
 
-Prints one line of JSON: what the probe found, and how each hostile submission ended.
+Prints one line of JSON: the self-test's report and how each hostile submission ended.
 """
 
 import json
@@ -52,7 +52,7 @@ FAIL = {
 
 
 def become(user: int) -> None:
-    """Go on as another user, who may read this interpreter and this checkout wherever they are."""
+    """Switch to another user, who can read this interpreter and this checkout wherever they are."""
     from rewards.programs.sandbox.inside import enter
 
     paths = [sys.prefix, sys.base_prefix, str(ROOT), sysconfig.get_path("purelib")]
@@ -61,19 +61,19 @@ def become(user: int) -> None:
 
 
 def attack(level: str) -> dict[str, Any]:
-    from rewards.programs.code import judge
-    from rewards.programs.sandbox import self_test
+    from rewards.programs.code import run_tests
+    from rewards.programs.sandbox.probe import self_test
 
     report: dict[str, Any] = {"user": os.getuid(), "probe": self_test(level)}
     started = time.monotonic()
     for expected, sources in (("passed", PASS), ("failed", FAIL)):
-        verdicts = judge(list(sources.values()), [LINES] * len(sources), code_in="text", isolation=level)
+        results = run_tests(list(sources.values()), [LINES] * len(sources), code_in="text", isolation=level)
         report[expected] = {
-            name: f"{verdict.reason}: {verdict.first_failure.detail}"
-            for name, verdict in zip(sources, verdicts, strict=True)
+            name: f"{result.reason}: {result.first_failure.detail}"
+            for name, result in zip(sources, results, strict=True)
         }
     report["seconds"] = time.monotonic() - started
-    report["afterwards"] = judge(["print('YES')"], [LINES], code_in="text", isolation=level)[0].passed
+    report["afterwards"] = run_tests(["print('YES')"], [LINES], code_in="text", isolation=level)[0].passed
     return report
 
 

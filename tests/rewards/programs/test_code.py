@@ -1,4 +1,4 @@
-"""The code reward: which program counts, what passes, and what cannot be forged."""
+"""The code reward: which program is run, what passes, and what cannot be forged."""
 
 import json
 import threading
@@ -7,11 +7,9 @@ import pytest
 
 from rewards import code
 from rewards.programs.cases import last_block
-from rewards.programs.code import judge
-from rewards.programs.compare import same_output, same_value
+from rewards.programs.code import run_tests
 from rewards.programs.datasets import humaneval_tests, mbpp_tests, read_tests
-from rewards.programs.sandbox.inside import plain
-from rewards.programs.sandbox.running import Limits
+from rewards.programs.sandbox.limits import Limits
 
 ADD = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}, {"input": [5], "output": 6}]}
 LINES_OF_ONE = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}]}
@@ -23,7 +21,7 @@ def block(source, language="python"):
 
 
 def reason(source, tests, **options):
-    return judge([source], [tests], code_in="text", **{"time_limit": 1.0, "memory_mb": 256} | options)[0].reason
+    return run_tests([source], [tests], code_in="text", **{"time_limit": 1.0, "memory_mb": 256} | options)[0].reason
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,7 @@ def reason(source, tests, **options):
         ("", None),
     ],
 )
-def test_the_last_closed_block_of_the_language_after_thinking_counts(completion, expected):
+def test_the_last_closed_block_after_thinking_is_the_program(completion, expected):
     assert last_block(completion, "python") == expected
 
 
@@ -86,7 +84,7 @@ def test_a_plain_call_scores_strings_and_messages():
         ("import sys\nprint('YES\\n1\\n2\\n3')\nsys.exit()", LINES, "passed"),
     ],
 )  # fmt: skip
-def test_verdicts_and_their_reasons(source, tests, expected):
+def test_each_failure_has_its_reason(source, tests, expected):
     assert reason(source, tests) == expected
 
 
@@ -115,7 +113,7 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_nothing_but_the_right_values_passes(name):
+def test_only_correct_values_pass(name):
     assert reason(FORGERIES[name], ADD) in ("wrong output", "no output", "crashed", "timeout", "memory")
     for tests in (mbpp_tests(["assert f(1) == 2", "assert f(5) == 6"]), mbpp_tests(["assert f(1) == 2 and f(5)"])):
         assert reason(FORGERIES[name], tests) in ("wrong output", "no output", "crashed", "timeout", "memory")
@@ -130,11 +128,11 @@ def test_asserts_run_apart_from_the_submission():
     assert reason("def helper(x): return 0\ndef f(x): return 0", tests) == "wrong output"
     near = mbpp_tests(["import math", "assert abs(f(2) - math.sqrt(2)) < 1e-6", "assert f((1, 2)) == {(1, 2): 'a'}"])
     source = "def f(x):\n    return 1.41421356 if x == 2 else {x: 'a'}"
-    assert judge([source], [near], code_in="text")[0].fraction == 1.0
+    assert run_tests([source], [near], code_in="text")[0].fraction == 1.0
     assert reason("def f(x): return float('nan')", near) == "wrong output"
 
 
-def test_names_and_errors_of_a_submission_cannot_stand_for_a_test():
+def test_a_submissions_names_and_errors_cannot_replace_a_test():
     helper = "def check(f):\n    assert is_same_list(f(n=1), [2]) and f(n=1) < inf\ncheck(Solution().f)"
     forged = "def is_same_list(*a): return True\nclass Solution:\n    def f(self, n): return 1"
     assert reason(forged, {"functional": helper}) == "crashed"
@@ -147,7 +145,7 @@ def test_names_and_errors_of_a_submission_cannot_stand_for_a_test():
     for data in ("(4096, True)", "bytes(8)"):
         assert (
             "TypeError"
-            in judge([array % data + "def f(x): return A()"], [near], code_in="text")[0].first_failure.detail
+            in run_tests([array % data + "def f(x): return A()"], [near], code_in="text")[0].first_failure.detail
         )
 
 
@@ -178,12 +176,12 @@ class Slotted:
         ("def f(n): return Slotted(n)", "f(1).val == 1 and f(1) != Slotted(1)", "passed"),
     ],
 )
-def test_dataclasses_of_the_text_before_a_submission_travel(source, check, expected):
+def test_dataclasses_of_the_preamble_cross_the_process_boundary(source, check, expected):
     tests = {"type": "assert", "entry_point": "f", "preamble": PREAMBLE, "reference": PREAMBLE}
     assert reason(source, {**tests, "tests": [f"assert {check}"]}) == expected
 
 
-def test_objects_of_a_submission_are_used_through_a_proxy():
+def test_a_submissions_objects_are_used_through_a_proxy():
     setup = "root = Node(1)\nroot.left = Node(2)"
     source = "class Node:\n    def __init__(s, v): s.v, s.left = v, None\n"
     source += "def total(n): return n.v + n.left.v\ndef numbers(): yield from (1, 2)"
@@ -207,7 +205,7 @@ def test_objects_of_a_submission_are_used_through_a_proxy():
         ),
     ],
 )  # fmt: skip
-def test_the_usual_sets_are_read(tests, source):
+def test_formats_of_public_datasets_are_read(tests, source):
     assert reason(source, tests) == "passed"
     assert reason(source, json.dumps(tests)) == "passed"
 
@@ -243,12 +241,12 @@ def test_columns_of_humaneval_mbpp_and_apps_need_no_tests_column():
         "eJxrYIpgZWBgiI42jI0tZNADABegAyA=",  # [[1]], packed
     ],
 )
-def test_no_tests_and_unknown_tests_are_errors(tests):
+def test_missing_and_unknown_tests_are_errors(tests):
     with pytest.raises(ValueError):
         read_tests(tests)
 
 
-def test_a_checker_decides_where_many_answers_are_right():
+def test_a_checker_decides_if_several_outputs_are_correct():
     checker = "def check(input, output, expected):\n    a, b = map(int, output.split())\n    return a + b == int(input)"
     tests = {"type": "stdin", "checker": checker, "cases": [{"input": "7", "output": ""}]}
     assert reason("print(3, 4)", tests) == "passed"
@@ -257,40 +255,40 @@ def test_a_checker_decides_where_many_answers_are_right():
         reason("print('x y')", tests)
 
 
-def test_what_a_submission_returns_cannot_stop_a_checker(monkeypatch):
+def test_a_returned_value_cannot_stall_a_checker(monkeypatch):
     monkeypatch.setattr("rewards.programs.sandbox.local._CHECKING", Limits(time_limit=0.3))
     tests = {**ADD, "checker": "def check(input, output, expected):\n    while output == 0: pass"}
     assert reason("def f(x): return 0", tests) == "wrong output"
     assert reason("def f(x): return 1 << 40", {**ADD, "checker": "def check(i, o, e): bytearray(o)"}) == "wrong output"
     assert reason("def f(x):\n    a = []\n    for _ in range(199): a = [a]\n    return a", tests) == "wrong output"
-    with pytest.raises(ValueError, match="the checker does not start: SyntaxError"):
+    with pytest.raises(ValueError, match="the checker failed to start: SyntaxError"):
         reason("def f(x): return 0", {**ADD, "checker": "def check("})
 
 
-def test_values_are_read_up_to_a_size_that_the_wanted_ones_set():
+def test_expected_values_bound_the_size_of_returned_ones():
     large = {**ADD, "cases": [{"input": [1], "output": [[1, 2]] * 100_000}]}
     assert reason("def f(x): return [(1, 2)] * 100_000", large) == "passed"
-    verdict = judge(["def f(x): return [[]] * 500_000"], [ADD], code_in="text")[0]
-    assert verdict.first_failure.detail == "more than 1048576 bytes of output"
+    result = run_tests(["def f(x): return [[]] * 500_000"], [ADD], code_in="text")[0]
+    assert result.first_failure.detail == "more than 1048576 bytes of output"
 
 
-def test_a_timeout_ends_the_submission_and_says_so():
+def test_a_timeout_ends_the_submission_and_is_reported():
     tests = {"type": "call", "entry_point": "f", "cases": [{"input": [i], "output": i} for i in range(4)]}
     source = "def f(x):\n    while x == 1: pass\n    return x"
-    verdict = judge([source], [tests], code_in="text", time_limit=0.3)[0]
-    assert [result.reason for result in verdict.results] == ["passed", "timeout", "not run", "not run"]
-    assert verdict.fraction == 0.25
+    result = run_tests([source], [tests], code_in="text", time_limit=0.3)[0]
+    assert [test.reason for test in result.results] == ["passed", "timeout", "not run", "not run"]
+    assert result.fraction == 0.25
     scripts = {"type": "stdin", "time_limit": 0.3, "cases": [{"input": str(i), "output": str(i)} for i in range(3)]}
-    verdict = judge(["x = int(input())\nwhile x == 1: pass\nprint(x)"], [scripts], code_in="text")[0]
-    assert [result.reason for result in verdict.results] == ["passed", "timeout", "not run"]
+    result = run_tests(["x = int(input())\nwhile x == 1: pass\nprint(x)"], [scripts], code_in="text")[0]
+    assert [test.reason for test in result.results] == ["passed", "timeout", "not run"]
 
 
-def test_memory_is_a_reason_of_its_own():
+def test_running_out_of_memory_has_its_own_reason():
     assert reason("def f(x): return bytearray(1 << 40)", ADD) == "memory"
     assert reason("a = [bytearray(b'1' * (1 << 20)) for _ in range(900)]", LINES) == "memory"
 
 
-def test_limits_hold_while_answers_come_fast():
+def test_limits_hold_while_replies_come_fast():
     endless = "def f(x):\n    while True: yield x"
     assert reason(endless, mbpp_tests(["assert list(f(1)) == [1]"]), time_limit=0.3) == "timeout"
 
@@ -303,7 +301,7 @@ def test_cpp_is_compiled_and_run():
     assert reason("int main() { for (;;); }", tests, language="cpp", time_limit=0.3) == "timeout"
 
 
-def test_equal_programs_run_once_and_any_thread_may_ask():
+def test_scoring_works_from_any_thread():
     results = []
     source = block("import os\ndef f(x): return x + 1")
 
@@ -318,129 +316,7 @@ def test_equal_programs_run_once_and_any_thread_may_ask():
     assert results == [[1.0] * 8] * 3
 
 
-@pytest.mark.parametrize(
-    "value",
-    [None, True, 1, 0.5, float("inf"), "\ud800é", b"\x00", (1, (2,)), [[], {}], {1: "a", (2,): None}, {1, 2},
-     frozenset({"a"}), 1 + 2j, int, [-(10**5000)]],
-    ids=lambda value: type(value).__name__,
-)  # fmt: skip
-def test_plain_values_survive_the_way(value):
-    arrived = plain.loads(plain.dumps(value))
-    assert arrived == value and type(arrived) is type(value)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[", '{"t":"os","v":1}', '{"t":"ref","v":0}', '{"v":1}', "[" * 10**6, '{"t":"set","v":[[]]}']
-)
-def test_texts_that_are_no_values_are_refused(text):
-    with pytest.raises(plain.NotPlainError):
-        plain.loads(text)
-
-
-class Node:
-    def __init__(self, val, next=None):
-        self.val, self.next = val, next
-
-    def same(self, other):
-        return self.val == other.val
-
-
-def test_objects_of_shared_classes_arrive_as_objects_of_the_receivers_class():
-    class Theirs:
-        pass
-
-    ring = Node(1)
-    ring.next = Node((2, 3), ring)
-    text = plain.dumps([ring, ring.next], classes={"Node": Node})
-    first, second = plain.loads(text, classes={"Node": Theirs})
-    assert type(first) is type(second) is Theirs
-    assert (first.val, second.val, first.next is second, second.next is first) == (1, (2, 3), True, True)
-    with pytest.raises(plain.NotPlainError, match="Node is not a plain value"):
-        plain.dumps(ring, classes={"Node": Theirs})
-
-
-@pytest.mark.parametrize(
-    "objects",
-    [
-        '[["Node",{"same":{"t":"type","v":"bool"}}]]',  # bool(other) is true
-        '[["Node",{"__class__":{"t":"type","v":"bool"}}]]',
-        '[["Other",{"val":1}]]',
-        '[["Node",{"val":{"t":"object","v":1}}]]',
-        '[["Node",[1]]]',
-        "[]",
-    ],
-)
-def test_objects_that_would_bring_more_than_data_are_refused(objects):
-    with pytest.raises(plain.NotPlainError):
-        plain.loads('{"t":"objects","v":[{"t":"object","v":0},' + objects + "]}", classes={"Node": Node})
-
-
-@pytest.mark.parametrize(
-    ("got", "wanted", "same"),
-    [
-        (1, 1, True),
-        (1, True, False),
-        (1, 1.0, False),
-        (10**17 + 1, 1e17, False),
-        ((1, [2]), [1, (2,)], True),
-        ({1: [1]}, {1: (1,)}, True),
-        ({True: 1}, {1: 1}, False),
-        ({1}, {True}, False),
-        ("1", 1, False),
-        ([1], [1, 2], False),
-    ],
-)
-def test_values_are_compared_by_exact_type(got, wanted, same):
-    assert same_value(got, wanted) is same
-
-
-@pytest.mark.parametrize(
-    ("got", "wanted", "tolerance", "same"),
-    [
-        (2, 2.0, 0.0, True),
-        (True, 1, 0.0, False),
-        (10**17 + 1, 1e17, 0.0, False),
-        (0.1 + 0.2, 0.3, 0.0, False),
-        (1000001, 1000000, 1e-5, False),
-        ([1000001.0], [1000000], 1e-5, True),
-    ],
-)
-def test_numbers_are_compared_up_to_a_tolerance(got, wanted, tolerance, same):
-    assert same_value(got, wanted, tolerance) is same
-
-
-@pytest.mark.parametrize(
-    ("got", "wanted", "tolerance", "same"),
-    [
-        ("1 2\n3\n", "1 2 \n3", None, True),
-        ("1 2\n\n3\n", "1 2\n3", None, False),
-        ("1\n\n\n", "1", None, True),
-        ("1.0", "1.00", None, False),
-        ("1.0000001", "1", 1e-6, True),
-        ("nan", "nan", 1e-6, False),
-        ("inf", "1", 1e-6, False),
-        ("yes", "YES", None, False),
-        ("2 x 1e1", "2.0 x 10", 0.0, True),
-        ("100000000000000001", "100000000000000000", 0.0, False),
-        ("0.30000000000000004", "0.3", 0.0, False),
-        ("nan", "nan", 0.0, True),
-        ("NaN", "nan", 0.0, False),
-        ("sNaN", "1", 0.0, False),
-        ("1000001", "1000000", 1e-5, False),
-        ("1000000.5", "1000000", 1e-5, True),
-        ("inf", "1" * 400, 1e-6, False),
-        ("1e999", "1" * 400, 1e-6, False),
-        ("1" * 400 + ".0", "1" * 400, 1e-6, True),
-        ("11", "0011", 1e-6, False),
-        ("1e99999999", "1", 1e-6, False),
-        ("", "", None, True),
-    ],
-)
-def test_output_is_compared_word_by_word(got, wanted, tolerance, same):
-    assert same_output(got, wanted, tolerance) is same
-
-
-def test_samples_and_metrics_say_why_programs_fail():
+def test_samples_and_metrics_report_why_programs_fail():
     logged = {}
     completions = [block("def f(x): return x + 1"), block("def f(x): return x"), "none", block("def f(x): 1 / 0")]
     code([""] * 4, completions, [LINES_OF_ONE] * 4, log_metric=logged.__setitem__, log_extra=logged.__setitem__)

@@ -1,4 +1,4 @@
-"""What the sandbox holds, level by level, as root and as an ordinary user, and that nothing is left behind."""
+"""What the sandbox prevents at each level, as root and as an ordinary user, and that nothing is left behind."""
 
 import json
 import os
@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo.recipe.load import load_recipe, write_resolved
+from grpo.recipe.load import load_recipe
+from grpo.recipe.record import write_resolved
 from rewards import code
-from rewards.programs.code import judge
+from rewards.programs.code import run_tests
 from rewards.programs.sandbox import isolation, pool, remote
 from rewards.programs.sandbox.isolation import LEVELS
+from rewards.programs.sandbox.limits import Limits, SandboxError, Stopped
 from rewards.programs.sandbox.probe import NAMES, self_test
-from rewards.programs.sandbox.running import Limits, SandboxError, Stopped
+from rewards.programs.sandbox.running import Running
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.types import Completion, Group, Problem
 from tests.rewards.programs.hostile import FAIL, PASS
@@ -37,7 +39,7 @@ def test_every_level_holds(level, user):
     if (problem := isolation.missing(level)) and "CI" not in os.environ:
         pytest.skip(f"this machine lacks {problem}")
     if user != "-" and os.getuid() != 0:
-        pytest.skip("only root can become another user; the ordinary user is tested as same-user")
+        pytest.skip("only root can switch users; the same-user case covers the ordinary user")
     command = [sys.executable, str(Path(__file__).parent / "hostile.py"), level, user]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
@@ -55,8 +57,8 @@ def test_every_level_holds(level, user):
     assert report["afterwards"]
 
 
-def test_the_probe_can_attack():
-    """Without a sandbox, much of it is possible: a probe that is refused everywhere would prove nothing."""
+def test_the_self_test_attacks_succeed_without_a_sandbox():
+    """A probe refused everywhere would prove nothing."""
     broken = self_test("none", allow_unsandboxed=True)["broken"]
     assert {"read a file of the host", "connect by TCP", "send by UDP", "signal the parent"} <= set(broken)
     assert {"make a user namespace", "share memory beyond its end", "write 300 files of 1 MB"} <= set(broken)
@@ -75,7 +77,7 @@ def test_without_isolation_submissions_are_refused(monkeypatch):
 
 
 def footprint():
-    """Descriptors of this process, processes below it, and files of sandboxes."""
+    """Number of this process's descriptors, its process tree, and sandbox folders."""
     tree = [os.getpid()]
     for pid in tree:
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -84,26 +86,31 @@ def footprint():
 
 
 def test_many_submissions_leave_nothing_behind():
-    # All levels that work, one program that writes files (its box is thrown away) among those that do not.
+    # On every working level, clean programs mixed with one that writes files, whose box is discarded.
     programs = ["print(input())", "print(input(", "import os\nos.fork()\nprint(input())", "1/0"]
     levels = [level for level in LEVELS[:-1] if isolation.missing(level) is None]
     pool.close_all()
     before = footprint()
     for level in levels:
         for source in ["open('x', 'w')", "import time\ntime.sleep(9)"]:
-            judge([source], [ECHO], code_in="text", isolation=level, time_limit=0.1)
-        judge([f"{text}\n#{i}" for text in programs for i in range(5)], [ECHO] * 20, code_in="text", isolation=level)
+            run_tests([source], [ECHO], code_in="text", isolation=level, time_limit=0.1)
+        run_tests(
+            [f"{text}\n#{i}" for text in programs for i in range(5)], [ECHO] * 20, code_in="text", isolation=level
+        )
         for _ in range(5):
-            judge(programs[:1], [ECHO], code_in="text", isolation=level)
+            run_tests(programs[:1], [ECHO], code_in="text", isolation=level)
     pool.close_all()
     assert footprint() == before
 
 
-def test_a_clean_box_is_used_again_and_a_dirty_one_is_not():
+def test_a_clean_box_is_reused_and_a_dirty_one_is_not():
     boxes = pool.Pool(LEVELS[1] if isolation.missing(LEVELS[0]) else LEVELS[0], 1)
 
     def run(source):
-        with boxes.box() as box, box.run({"mode": "script", "preamble": "", "source": source}, Limits()) as running:
+        with (
+            boxes.box() as box,
+            Running(box, {"mode": "script", "preamble": "", "source": source}, Limits()) as running,
+        ):
             running.feed(b"", last=True)
             return running.wait().stdout.decode()
 
@@ -115,24 +122,26 @@ def test_a_clean_box_is_used_again_and_a_dirty_one_is_not():
     run("import os\nos.chmod('.', 0o500)")
     assert run("open('left', 'w')\nprint(1)") == "1\n"
     with pytest.raises(Stopped), boxes.box() as box:
-        box.run({"mode": "script", "preamble": "", "source": "while 1: pass"}, Limits(time_limit=0.1)).wait()
+        Running(box, {"mode": "script", "preamble": "", "source": "while 1: pass"}, Limits(time_limit=0.1)).wait()
     assert run("print(3)") == "3\n"
     assert boxes.started == 5
     boxes.close()
 
 
-def test_submissions_know_nothing_of_each_other_or_the_environment(monkeypatch):
+def test_submissions_see_neither_each_other_nor_the_environment(monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "swordfish")
     source = "import os, sys\nprint(sorted(os.environ), os.getcwd(), sys.argv)"
     tests = {"type": "stdin", "cases": [{"input": "", "output": "-"}]}
-    detail = judge([source], [tests], code_in="text")[0].first_failure.detail
+    detail = run_tests([source], [tests], code_in="text")[0].first_failure.detail
     assert "SECRET" not in detail and "PATH" in detail
-    first, second = (judge([text], [ECHO], code_in="text")[0] for text in ["import math\nmath.x = 3", "print(math.x)"])
+    first, second = (
+        run_tests([text], [ECHO], code_in="text")[0] for text in ["import math\nmath.x = 3", "print(math.x)"]
+    )
     assert (first.reason, second.reason) == ("no output", "crashed")
 
 
-def test_a_reward_worker_killed_in_mid_step_costs_only_time():
-    """Its sandboxes end with it, and the group is scored again by another."""
+def test_a_reward_worker_killed_mid_step_costs_only_time():
+    """Its sandboxes end with it, and another worker scores the group again."""
     completions = [block("import time\nn = input()\ntime.sleep(4)\nprint(n)"), block("print(4)")]
     values = [
         Completion(token_ids=[1], logprobs=[0.0], text=text, finish_reason="stop", policy_version=0)
@@ -153,23 +162,23 @@ def test_a_reward_worker_killed_in_mid_step_costs_only_time():
     os.kill(worker, signal.SIGKILL)
     deadline = time.monotonic() + 3
     while sleeping & submissions():
-        assert time.monotonic() < deadline, "a submission has outlived the worker"
+        assert time.monotonic() < deadline, "a submission outlived the worker"
         time.sleep(0.05)
     thread.join(30)
     assert scored[0].rewards == [1.0, 0.0]
     rewards.close()
     deadline = time.monotonic() + 5
     while submissions():
-        assert time.monotonic() < deadline, "a sandbox has outlived the worker"
+        assert time.monotonic() < deadline, "a sandbox outlived the worker"
         time.sleep(0.05)
 
 
 def workers():
-    return {pid for pid, command in commands() if b"rewards.runner.pool" in command and parent(pid) == os.getpid()}
+    return {pid for pid, command in commands() if b"rewards.runner.remote" in command and parent(pid) == os.getpid()}
 
 
 def submissions():
-    """Processes of sandboxes of this test's workers that have a group of their own: submissions."""
+    """Sandbox processes of this test's workers with their own process group: submissions."""
     return {
         pid for pid, command in commands() if b"rewards.programs.sandbox.inside" in command and os.getpgid(pid) == pid
     } - {pid for pid, _ in commands() if os.getsid(pid) == pid}
@@ -192,7 +201,7 @@ def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_a_forked_child_has_sandboxes_of_its_own():
+def test_a_forked_child_gets_its_own_sandboxes():
     assert code(["q"], [block("print(input())")], [ECHO]) == [1.0]
     pid = os.fork()
     if pid == 0:
@@ -203,7 +212,7 @@ def test_a_forked_child_has_sandboxes_of_its_own():
     assert code(["q"], [block("print(input())")], [ECHO]) == [1.0]
 
 
-def test_the_run_records_what_its_sandbox_held(tmp_path):
+def test_the_run_records_its_sandbox_self_test(tmp_path):
     recipe = {
         "model": {"model_name_or_path": "x"},
         "data": {"dataset_name": "y"},
@@ -217,7 +226,7 @@ def test_the_run_records_what_its_sandbox_held(tmp_path):
 
 
 class Service(BaseHTTPRequestHandler):
-    """Both APIs, in front of the sandbox of this machine. The first request finds it busy."""
+    """Both APIs, backed by the local sandbox. The first request gets a 503."""
 
     busy = 1
 
@@ -234,7 +243,7 @@ class Service(BaseHTTPRequestHandler):
         with pool.pool().box() as box:
             job = {"mode": "script", "preamble": "", "source": source}
             try:
-                with box.run(job, Limits(time_limit=limit, memory_mb=memory)) as running:
+                with Running(box, job, Limits(time_limit=limit, memory_mb=memory)) as running:
                     running.feed(request["stdin"].encode(), last=True)
                     ended = running.wait()
                 status, stdout, stderr = ended.status, ended.stdout.decode(), ended.stderr
@@ -270,7 +279,7 @@ def service():
 
 
 @pytest.mark.parametrize("kind", ["piston", "sandboxfusion"])
-def test_a_remote_sandbox_gives_the_same_verdicts(service, kind):
+def test_a_remote_sandbox_gives_the_same_results(service, kind):
     call = {
         "type": "call",
         "entry_point": "f",
@@ -291,13 +300,13 @@ def test_a_remote_sandbox_gives_the_same_verdicts(service, kind):
     ]
     sources, tests = zip(*cases, strict=True)
     options = {"code_in": "text", "time_limit": 0.5, "memory_mb": 256}
-    local = [[r.reason for r in verdict.results] for verdict in judge(sources, tests, **options)]
-    remote = judge(sources, tests, backend=f"{kind}+{service}", **options)
-    assert [[r.reason for r in verdict.results] for verdict in remote] == local
+    local = [[r.reason for r in result.results] for result in run_tests(sources, tests, **options)]
+    remote = run_tests(sources, tests, backend=f"{kind}+{service}", **options)
+    assert [[r.reason for r in result.results] for result in remote] == local
     assert [v.passed for v in remote] == [True] + [False] * 5 + [True] + [False] * 4
 
 
-def test_a_remote_sandbox_that_is_not_there_says_so(monkeypatch):
+def test_an_unreachable_remote_sandbox_is_an_error(monkeypatch):
     monkeypatch.setattr(remote, "_RETRIES", 2)
     with pytest.raises(SandboxError, match="did not answer"):
         code(["q"], [block("print(3)")], [ECHO], backend="piston+http://127.0.0.1:9")

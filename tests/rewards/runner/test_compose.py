@@ -1,4 +1,4 @@
-"""Rewards together: gates, data sources, and what of them reaches plan, metrics and samples."""
+"""Combined rewards: gates and data sources, and their effect on plan, metrics and samples."""
 
 import json
 import math
@@ -11,8 +11,9 @@ import pytest
 import grpo
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.recipe.config import AlgorithmConfig
-from grpo.report.metrics import rollout_metrics, values
+from grpo.report.metrics import values
 from grpo.report.records import deterministic
+from grpo.report.rollout_metrics import rollout_metrics
 from rewards.runner.score import RewardError, Rewards, RewardSpec
 from tests.grpo.stages.test_trainer import rollout_of, rows, write_recipe
 from tests.rewards.runner.test_score import group, score_all
@@ -26,16 +27,16 @@ COUNTDOWN = {"numbers": [3, 8, 2], "target": 26}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_reward_counts_only_where_the_one_it_requires_holds(num_workers):
+def test_a_reward_counts_only_if_its_gate_is_open(num_workers):
     specs = [{"function": "countdown", "requires": "format"}, {"function": "format", "weight": 0.5}]
     (scored,) = score_all(specs, [group([GOOD, LOOSE, WRONG], **COUNTDOWN)], num_workers)
     assert scored.rewards == [1.5, 0.0, 0.5]
-    assert scored.breakdown == {"countdown": [1.0, 1.0, 0.0], "format": [1.0, 0.0, 1.0]}  # as the functions say
+    assert scored.breakdown == {"countdown": [1.0, 1.0, 0.0], "format": [1.0, 0.0, 1.0]}  # before gates
     assert scored.gated == {"countdown": [False, True, False]}
     assert scored.counted == {"countdown": [1.0, 0.0, 0.0], "format": [1.0, 0.0, 1.0]}
 
 
-def test_a_gate_holds_above_one_half_and_none_stays_none():
+def test_a_gate_opens_above_one_half_and_none_stays_none():
     gate = lambda prompts, **kwargs: [0.5, 0.51, None, 1.0]  # noqa: E731
     gated = lambda prompts, **kwargs: [-3.0, -3.0, -3.0, None]  # noqa: E731
     specs = [
@@ -47,13 +48,13 @@ def test_a_gate_holds_above_one_half_and_none_stays_none():
     assert scored.rewards == [0.0, -3.0, 0.0, 0.0]
 
 
-def test_a_gate_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match=r"'format' requires 'acuracy', which is no other reward of this run \(none\)"):
+def test_an_unknown_gate_is_rejected():
+    with pytest.raises(ValueError, match=r"'format' requires 'acuracy', which is not another reward .* Others: none"):
         Rewards([RewardSpec(function="format", requires="acuracy")], num_workers=0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_the_data_source_chooses_the_rewards(num_workers):
+def test_the_data_source_selects_the_rewards(num_workers):
     specs = [
         {"function": "countdown", "data_sources": ["countdown"]},
         {"function": "exact_match", "data_sources": ["arithmetic", "words"]},
@@ -76,7 +77,7 @@ def test_the_data_source_chooses_the_rewards(num_workers):
 
 
 def test_data_sources_without_the_column_are_an_error():
-    with pytest.raises(RewardError, match=r"problem 'p/0' has no column 'data_source'. Name it: columns"):
+    with pytest.raises(RewardError, match=r"problem 'p/0' has no column 'data_source'. Map one in the recipe: columns"):
         score_all([{"function": "format", "data_sources": ["a"]}], [group(["x"])])
 
 
@@ -126,8 +127,8 @@ def fragile(prompts, completions, log_metric, log_extra, trainer_state, kill, **
 """
 
 
-def test_a_worker_killed_in_the_middle_of_a_training_step_changes_nothing(tiny_v3: Path, tmp_path: Path) -> None:
-    """Gates, logs and normalise-then-sum on the way; the run whose worker dies writes what the other one writes."""
+def test_a_worker_killed_during_a_training_step_changes_no_result(tiny_v3: Path, tmp_path: Path) -> None:
+    """With gates, logs and normalise-then-sum: the run whose worker dies writes the same files as the other."""
     (tmp_path / "mine.py").write_text(REWARD_FILE)
     killed = tmp_path / "killed"
 
@@ -154,9 +155,9 @@ def test_a_worker_killed_in_the_middle_of_a_training_step_changes_nothing(tiny_v
     assert all(row["fragile/letters"] > 0 and 0 < row["rewards/fragile/gated_ratio"] < 1 for row in metrics)
     for completion in (c for row in samples for c in row["completions"]):
         assert completion["extras"] == {"letters": len(completion["text"])}
-        shut = completion["rewards"]["random"] == 0
-        assert completion.get("gated", []) == (["fragile"] if shut else [])
+        closed = completion["rewards"]["random"] == 0
+        assert completion.get("gated", []) == (["fragile"] if closed else [])
         assert completion["reward"] == completion["rewards"]["random"] + (
-            0 if shut else completion["rewards"]["fragile"]
+            0 if closed else completion["rewards"]["fragile"]
         )
     assert json.dumps(samples)

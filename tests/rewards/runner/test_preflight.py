@@ -1,4 +1,4 @@
-"""What rewards cannot judge is said before training."""
+"""Checks before training: problems that a reward cannot grade."""
 
 import io
 import json
@@ -11,13 +11,13 @@ import grpo
 from rewards.runner.load import checked_by
 from rewards.runner.preflight import check_problems
 from rewards.runner.score import Rewards, RewardSpec
-from rollout.data.problems import load_source
+from rollout.data.sources import load_source
 from tests.grpo.stages.test_trainer import rollout_of, write_recipe
 
 
-@checked_by(lambda columns: None if columns["solution"].isdigit() else "the gold is no number")
+@checked_by(lambda columns: None if columns["solution"].isdigit() else "not a number")
 def numeric(prompts, completions, solution, **kwargs):
-    return [float(text == gold) for text, gold in zip(completions, solution, strict=True)]
+    return [float(text == reference) for text, reference in zip(completions, solution, strict=True)]
 
 
 def source_of(folder: Path, *rows: dict):
@@ -26,51 +26,55 @@ def source_of(folder: Path, *rows: dict):
     return load_source(dataset_name=str(path))
 
 
-def said(source, *specs: RewardSpec) -> str:
+def warnings(source, *specs: RewardSpec) -> str:
     console = Console(file=io.StringIO(), width=200)
-    check_problems(source, [], Rewards(specs, num_workers=0), console)
+    problems = map(source.__getitem__, range(source.size or 1))
+    check_problems(problems, source.size, [], Rewards(specs, num_workers=0), console)
     return console.file.getvalue()
 
 
-def test_golds_that_cannot_be_read_are_counted_and_ten_are_named(tmp_path):
+def test_unreadable_reference_answers_are_counted_and_ten_are_named(tmp_path):
     source = source_of(tmp_path, *[{"solution": "x" if i % 2 else "7"} for i in range(24)])
-    assert said(source, RewardSpec(function=numeric), RewardSpec(function="format")) == (
-        "reward 'numeric' cannot judge 12 of 24 problems:\n"
-        f"  12: the gold is no number ({', '.join(f'rows.jsonl/train/{i}' for i in range(1, 20, 2))}, …)\n"
+    assert warnings(source, RewardSpec(function=numeric), RewardSpec(function="format")) == (
+        "reward 'numeric' cannot grade 12 of 24 problems:\n"
+        f"  12: not a number ({', '.join(f'rows.jsonl/train/{i}' for i in range(1, 20, 2))}, …)\n"
     )
 
 
-def test_nothing_is_said_where_all_golds_can_be_read(tmp_path):
-    assert said(source_of(tmp_path, {"solution": "7"}), RewardSpec(function=numeric)) == ""
-    assert said(load_source(task="countdown"), RewardSpec(function="countdown")) == ""
+def test_readable_reference_answers_cause_no_warning(tmp_path):
+    assert warnings(source_of(tmp_path, {"solution": "7"}), RewardSpec(function=numeric)) == ""
+    assert warnings(load_source(task="countdown"), RewardSpec(function="countdown")) == ""
 
 
-def test_a_reward_that_can_judge_nothing_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"(?s)cannot judge 1 of 1 problems:\n  1: the gold is no number .*never say"):
-        said(source_of(tmp_path, {"solution": "x"}), RewardSpec(function=numeric))
+def test_a_reward_that_can_grade_no_problem_is_an_error(tmp_path):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)cannot grade 1 of 1 problems:\n  1: not a number .*always return None",
+    ):
+        warnings(source_of(tmp_path, {"solution": "x"}), RewardSpec(function=numeric))
 
 
-def test_a_column_that_is_missing_is_an_error():
-    with pytest.raises(ValueError, match=r"'numeric' reads the column 'solution', and problem 'countdown/train/0' has"):
-        said(load_source(task="countdown"), RewardSpec(function=numeric))
+def test_a_missing_column_is_an_error():
+    with pytest.raises(ValueError, match=r"'numeric' needs the column 'solution', but problem 'countdown/train/0' has"):
+        warnings(load_source(task="countdown"), RewardSpec(function=numeric))
 
 
-def test_rewards_look_at_their_own_data_sources(tmp_path):
+def test_rewards_check_only_their_own_data_sources(tmp_path):
     rows = [{"solution": "x", "data_source": "words"}, {"solution": "7", "data_source": "numbers"}]
     source = source_of(tmp_path, *rows)
-    assert said(source, RewardSpec(function=numeric, data_sources=["numbers"]), RewardSpec(function="format")) == ""
-    assert said(source, RewardSpec(function=numeric, data_sources=["numbers"])) == (
-        "no reward is for the data_source words: those problems train nothing.\n"
+    assert warnings(source, RewardSpec(function=numeric, data_sources=["numbers"]), RewardSpec(function="format")) == ""
+    assert warnings(source, RewardSpec(function=numeric, data_sources=["numbers"])) == (
+        "no reward applies to data_source words: training ignores those problems.\n"
     )
     with pytest.raises(
-        ValueError, match=r"data_sources names nunbers, and no problem has .* There are: numbers, words"
+        ValueError, match=r"data_sources names nunbers, but no problem has .* The dataset has: numbers, words"
     ):
-        said(source, RewardSpec(function=numeric, data_sources=["nunbers"]), RewardSpec(function="format"))
+        warnings(source, RewardSpec(function=numeric, data_sources=["nunbers"]), RewardSpec(function="format"))
 
 
-def test_a_run_does_not_start_on_a_dataset_that_no_rule_can_read(tiny_v3: Path, tmp_path: Path):
+def test_a_run_does_not_start_on_an_unreadable_dataset(tiny_v3: Path, tmp_path: Path):
     source_of(tmp_path, {"solution": "x"})
     recipe = write_recipe(tmp_path, tiny_v3, rollout={**rollout_of(tiny_v3, tmp_path), "engine": "hf"})
-    with pytest.raises(ValueError, match="reward 'numeric' cannot judge 1 of 1 problems"):
+    with pytest.raises(ValueError, match="reward 'numeric' cannot grade 1 of 1 problems"):
         data = {"task": None, "dataset_name": str(tmp_path / "rows.jsonl")}
         grpo.train(recipe, reward_functions=[numeric], data=data, evaluation={"num_problems": 0})

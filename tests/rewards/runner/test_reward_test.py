@@ -1,4 +1,4 @@
-"""`grpo reward-test`: the literal command on small files."""
+"""`grpo reward-test`, run as a command on small files."""
 
 import json
 import subprocess
@@ -39,14 +39,14 @@ def reward_test(tmp_path):
     return run
 
 
-def test_what_is_as_expected_ends_with_0(reward_test):
+def test_expected_rewards_exit_with_0(reward_test):
     done = reward_test(
         "mine.py:shout",
         {"completion": "PARIS", "word": "paris", "expected": 1},
         {"completion": [{"role": "assistant", "content": "ROME"}], "prompt": "q", "word": "rome", "expected": True},
         {"completions": ["OSLO", "oslo"], "word": "oslo", "expected": [1.0, 0.0]},
         {"completion": "x", "word": None, "expected": None},
-        {"completion": "nothing is expected here", "word": "x"},
+        {"completion": "no expectation", "word": "x"},
     )
     assert done.returncode == 0, done.stderr
     assert "5 of 5 as expected" in done.stdout
@@ -54,7 +54,7 @@ def test_what_is_as_expected_ends_with_0(reward_test):
     assert "time: mean " in done.stdout and "p99 " in done.stdout and "slowest: rows.jsonl:" in done.stdout
 
 
-def test_a_disagreement_is_shown_and_ends_with_1(reward_test):
+def test_an_unexpected_reward_is_shown_and_exits_with_1(reward_test):
     rows = [{"completion": "A", "word": "a", "expected": 1, "id": f"good/{i}"} for i in range(30)]
     done = reward_test("mine.py:shout", *rows, {"completion": "b " * 200, "word": "b", "expected": 1, "id": "bad/7"})
     assert done.returncode == 1
@@ -64,7 +64,7 @@ def test_a_disagreement_is_shown_and_ends_with_1(reward_test):
     assert "good/1 " not in done.stdout.split("completions:")[0]
 
 
-def test_options_columns_and_a_tokenizer(reward_test):
+def test_options_columns_and_tokenizer_are_used(reward_test):
     row = {"text": "x", "completion": "12345"}
     tokenizer = ("--tokenizer", str(ROOT / "recipes" / "v3_base"))
     done = reward_test("mine.py:short", row | {"expected": 1}, flags=tokenizer, options=("limit=9",))
@@ -78,7 +78,7 @@ def test_options_columns_and_a_tokenizer(reward_test):
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_the_table_fits(reward_test, width):
+def test_the_table_fits_the_terminal(reward_test, width):
     rows = [{"completion": "word " * 100, "word": "x", "id": "an/identifier/that/is/long/indeed/7"}] * 3
     table = reward_test("mine.py:shout", *rows, columns=width).stdout.split("3 completions")[0]
     assert max(map(len, table.splitlines())) <= width
@@ -88,25 +88,25 @@ def test_the_table_fits(reward_test, width):
 @pytest.mark.parametrize(
     ("function", "row", "flags", "message"),
     [
-        ("mine.py:shout", {"completion": "a"}, (), "reads the column 'word', and problem 'rows.jsonl:1' has none"),
+        ("mine.py:shout", {"completion": "a"}, (), "needs the column 'word', but problem 'rows.jsonl:1' has none"),
         ("mine.py:short", {"completion": "a"}, (), "rows.jsonl:1 has no column 'completion_ids'"),
-        ("mine.py:shout", {"text": "a", "word": "a"}, (), "must have `completion` or `completions`, one of them"),
-        ("mine.py:shout", {"completion": 3, "word": "a"}, (), "a completion is a string or a list of one message"),
+        ("mine.py:shout", {"text": "a", "word": "a"}, (), "must have either `completion` or `completions`"),
+        ("mine.py:shout", {"completion": 3, "word": "a"}, (), "a completion must be a string or a list of one message"),
         ("mine.py:shout", {"completion": "a"}, ("--columns", "{word: w}"), "no column 'w', which `columns` names"),
         ("mine.py:shout", {"completions": ["a"], "word": "a", "expected": [1, 2]}, (), "has 2 values in `expected`"),
-        ("mine.py:shot", {"completion": "a"}, (), "has no function 'shot'. Did you mean 'shout'?"),
+        ("mine.py:shot", {"completion": "a"}, (), "does not define 'shot'. Did you mean 'shout'?"),
         ("mine.py:crash", {"completion": "abc"}, (), "reward 'crash' raised ZeroDivisionError: division by zero"),
         ("acuracy", {"completion": "a"}, (), "Did you mean 'accuracy'?"),
     ],
 )
-def test_errors_are_said_in_words(reward_test, function, row, flags, message):
+def test_user_errors_are_messages_and_not_tracebacks(reward_test, function, row, flags, message):
     done = reward_test(function, row, flags=flags)
     assert done.returncode == 2
     assert message in done.stderr
     assert ("Traceback" in done.stderr) == (function == "mine.py:crash")  # the function's own
 
 
-def test_usage_is_explained(tmp_path):
+def test_wrong_usage_prints_help(tmp_path):
     for arguments in ([], ["format"], ["format", "rows.jsonl", "limit"], ["format", "no.jsonl"]):
         command = [sys.executable, "-m", "grpo", "reward-test", *arguments]
         done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The scorer: sums, workers that run while groups arrive, and failures."""
+"""The scorer: weighted sums, workers that score while groups arrive, and failures."""
 
 import math
 import os
@@ -24,8 +24,9 @@ def group(texts, *, prompt="q", id="p/0", **columns):
     return Group(problem=Problem(id=id, prompt=prompt, columns=columns), prompt_ids=[1], completions=completions)
 
 
-def score_all(specs, groups, num_workers=0, base_dir=None):
-    rewards = Rewards([RewardSpec(**spec) for spec in specs], num_workers=num_workers, base_dir=base_dir)
+def score_all(specs, groups, num_workers=0, base_dir=None, timeout=None):
+    specs = [RewardSpec(**spec) for spec in specs]
+    rewards = Rewards(specs, num_workers=num_workers, base_dir=base_dir, timeout=timeout)
     try:
         return list(rewards.score(groups))
     finally:
@@ -33,7 +34,7 @@ def score_all(specs, groups, num_workers=0, base_dir=None):
 
 
 def write_reward(folder: Path, body: str) -> str:
-    """A file of the user's with the function `mine`; returns its spec."""
+    """Write a user's file that defines the function `mine`; returns its spec."""
     (folder / "mine.py").write_text(f"import os, sys, time\n\n{body}\n")
     return "mine.py:mine"
 
@@ -59,7 +60,7 @@ def test_none_is_left_out_of_the_sum_and_all_none_is_nan():
     assert scored.breakdown == {"first": [1.0, None, None], "second": [0.5, 1.0, None]}
 
 
-def test_functions_get_what_trl_gives_them():
+def test_functions_get_the_arguments_trl_passes():
     seen = {}
 
     def look(trainer_state, log_metric, log_extra, **kwargs):
@@ -73,7 +74,7 @@ def test_functions_get_what_trl_gives_them():
         "completions": ["a", "bb"],
         "completion_ids": [[7], [7, 7]],
         "target": [26, 26],
-        "rate": 3,  # an option counts before a column of its name
+        "rate": 3,  # an option overrides a column of the same name
     }
     score_all([{"function": look}], [group(["a", "bb"], prompt=[{"role": "user", "content": "q"}])])
     assert seen["prompts"] == [[{"role": "user", "content": "q"}]] * 2
@@ -109,7 +110,7 @@ def test_groups_are_scored_while_the_next_are_generated_and_keep_their_order(tmp
         yield group(["a"], id="p/2", mark=str(marks[2]), wait_for="")
         deadline = time.monotonic() + 60
         while not (marks[1].exists() and marks[2].exists()):
-            assert time.monotonic() < deadline, "nothing is scored while generation runs"
+            assert time.monotonic() < deadline, "nothing was scored during generation"
             time.sleep(0.01)
         assert not marks[0].exists()
         generated.touch()
@@ -120,7 +121,7 @@ def test_groups_are_scored_while_the_next_are_generated_and_keep_their_order(tmp
 
 
 def test_workers_import_no_torch_and_start_with_the_first_group(tmp_path):
-    import torch  # noqa: F401  # this process has it
+    import torch  # noqa: F401  # loaded in this process
 
     spec = write_reward(
         tmp_path,
@@ -132,22 +133,22 @@ def test_workers_import_no_torch_and_start_with_the_first_group(tmp_path):
     assert children() == set()
     pids = {int(s.rewards[0]) for s in rewards.score(group(["a"]) for _ in range(4))}
     assert pids <= children() and os.getpid() not in pids
-    assert {int(s.rewards[0]) for s in rewards.score([group(["a"])])} <= pids, "the pool is not kept"
+    assert {int(s.rewards[0]) for s in rewards.score([group(["a"])])} <= pids, "the pool was not kept"
     rewards.close()
     assert children() == set()
 
 
 def children() -> set[int]:
-    """Child processes of this one that run a reward worker."""
+    """Pids of this process's reward workers."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
-            if b"rewards.runner.pool" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"rewards.runner.remote" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.add(int(pid))
     return found
 
 
-def test_workers_do_not_run_the_main_script_again(tmp_path):
+def test_workers_do_not_rerun_the_main_script(tmp_path):
     """Under `accelerate launch recipe.yaml` the main script is the recipe."""
     script = tmp_path / "unguarded.yaml"
     script.write_text(
@@ -167,7 +168,7 @@ def test_workers_do_not_run_the_main_script_again(tmp_path):
     assert run.stderr == ""
 
 
-def test_a_worker_killed_in_the_middle_costs_only_time(tmp_path):
+def test_a_killed_worker_costs_only_time(tmp_path):
     spec = write_reward(
         tmp_path,
         "def mine(prompts, completions, pid_file, **kwargs):\n"
@@ -192,14 +193,14 @@ def test_a_worker_killed_in_the_middle_costs_only_time(tmp_path):
     assert time.perf_counter() - started < 300
 
 
-def test_groups_that_are_scored_fast_travel_together_and_slow_ones_alone(tmp_path):
+def test_fast_groups_share_a_message_and_slow_ones_travel_alone(tmp_path):
     spec = write_reward(
         tmp_path,
         "def mine(prompts, completions, seconds, **kwargs):\n"
         "    time.sleep(seconds[0])\n"
         "    frame = sys._getframe()\n"
-        "    while 'groups' not in frame.f_locals: frame = frame.f_back\n"
-        "    return [len(frame.f_locals['groups'])] * len(completions)",
+        "    while 'items' not in frame.f_locals: frame = frame.f_back\n"
+        "    return [len(frame.f_locals['items'])] * len(completions)",
     )
 
     def sizes(seconds):
@@ -213,7 +214,7 @@ def test_groups_that_are_scored_fast_travel_together_and_slow_ones_alone(tmp_pat
 def test_slow_groups_behind_fast_ones_are_shared_among_the_workers(tmp_path):
     body = "def mine(prompts, completions, seconds, **kwargs):\n    time.sleep(seconds[0])\n    return [os.getpid()]"
     rewards = Rewards([RewardSpec(function=write_reward(tmp_path, body))], num_workers=2, base_dir=tmp_path)
-    list(rewards.score([group(["a"], seconds=0.0) for _ in range(60)]))  # now they are known to be fast
+    list(rewards.score([group(["a"], seconds=0.0) for _ in range(60)]))  # the pool learns that groups are fast
     seconds = [0.0] * 60 + [0.05] * 40
     scored = list(rewards.score([group(["a"], id=f"p/{i}", seconds=s) for i, s in enumerate(seconds)]))
     assert [s.group.problem.id for s in scored] == [f"p/{i}" for i in range(100)]
@@ -221,7 +222,7 @@ def test_slow_groups_behind_fast_ones_are_shared_among_the_workers(tmp_path):
     rewards.close()
 
 
-def test_who_waits_for_a_group_when_the_workers_are_closed_is_told(tmp_path):
+def test_closing_the_workers_raises_in_a_thread_that_waits_for_a_group(tmp_path):
     spec = write_reward(tmp_path, "def mine(prompts, completions, **kwargs):\n    time.sleep(600)")
     rewards = Rewards([RewardSpec(function=spec)], num_workers=1, base_dir=tmp_path)
     errors = []
@@ -241,17 +242,17 @@ def test_who_waits_for_a_group_when_the_workers_are_closed_is_told(tmp_path):
     assert errors == ["the reward workers were closed before this group was scored."]
 
 
-def test_a_group_that_kills_its_worker_does_not_take_others_along(tmp_path):
-    """They were in the same message; the one that is to blame is named."""
+def test_a_group_that_kills_its_worker_affects_no_other(tmp_path):
+    """Although they shared a message; the error names the one at fault."""
     spec = write_reward(
         tmp_path,
         "def mine(prompts, completions, **kwargs):\n"
         "    if completions[0] == 'bad': os.kill(os.getpid(), 9)\n    return [1.0]",
     )
     rewards = Rewards([RewardSpec(function=spec)], num_workers=1, base_dir=tmp_path)
-    list(rewards.score([group(["a"])]))  # now it is known to be fast
+    list(rewards.score([group(["a"])]))  # the pool learns that groups are fast
     scored = rewards.score([group(["bad" if index == 30 else "a"], id=f"p/{index}") for index in range(40)])
-    with pytest.raises(RewardError, match=r"ended twice \(exit codes \[-9, -9\].*problem 'p/30'"):
+    with pytest.raises(RewardError, match=r"(?s)died twice \(exit codes \[-9, -9\].*problem 'p/30'"):
         for index, one in enumerate(scored):
             assert one.group.problem.id == f"p/{index}" and one.rewards == [1.0]
     assert index == 29
@@ -260,12 +261,12 @@ def test_a_group_that_kills_its_worker_does_not_take_others_along(tmp_path):
 
 def test_a_group_that_kills_its_worker_twice_stops_the_run(tmp_path):
     spec = write_reward(tmp_path, "def mine(prompts, completions, **kwargs):\n    os.kill(os.getpid(), 9)")
-    with pytest.raises(RewardError, match=r"computes mine ended twice \(exit codes \[-9, -9\].*problem 'p/7'"):
+    with pytest.raises(RewardError, match=r"(?s)reward 'mine' died twice \(exit codes \[-9, -9\].*problem 'p/7'"):
         score_all([{"function": spec}], [group(["a"], id="p/7")], 1, tmp_path)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_reward_that_raises_stops_with_its_name_the_sample_and_the_traceback(tmp_path, num_workers):
+def test_a_reward_that_raises_is_reported_with_its_name_the_sample_and_the_traceback(tmp_path, num_workers):
     spec = write_reward(
         tmp_path,
         "def mine(prompts, completions, **kwargs):\n    return [1 / (len(c) - 3) for c in completions]",
@@ -274,10 +275,32 @@ def test_a_reward_that_raises_stops_with_its_name_the_sample_and_the_traceback(t
         score_all([{"function": spec}], [group(["a", "bad", "c"], id="gsm8k/7")], num_workers, tmp_path)
     assert str(error.value) == (
         "reward 'mine' raised ZeroDivisionError: division by zero\n"
-        "It was given completion 2 of 3 to problem 'gsm8k/7', which begins 'bad'."
+        "It was given completion 2 of 3 for problem 'gsm8k/7', which begins 'bad'."
     )
     cause = error.value.__cause__
     assert isinstance(cause, ZeroDivisionError) or "1 / (len(c) - 3)" in str(cause)
+
+
+def test_a_reward_that_exceeds_the_time_limit_stops_the_run_and_loses_its_worker(tmp_path):
+    spec = write_reward(
+        tmp_path,
+        "def mine(prompts, completions, pid_file, **kwargs):\n"
+        "    if completions[0] == 'slow':\n"
+        "        with open(pid_file[0], 'w') as f: f.write(str(os.getpid()))\n"
+        "        time.sleep(600)\n"
+        "    return [1.0] * len(completions)",
+    )
+    pid_file = tmp_path / "pid"
+    specs = [{"function": spec}, {"function": "format"}]
+    groups = [group([text, "b"], id=f"p/{i}", pid_file=str(pid_file)) for i, text in enumerate(["a", "slow", "c"])]
+    with pytest.raises(RewardError) as error:
+        score_all(specs, groups, 1, tmp_path, timeout=0.5)
+    assert str(error.value) == (
+        "reward 'mine', 'format' did not return within the time limit of 0.5 s for a group.\n"
+        "It was given completion 1 of 2 for problem 'p/1', which begins 'slow'. "
+        "Make it faster or have it give up earlier, or raise `timeout`."
+    )
+    assert not Path(f"/proc/{pid_file.read_text()}").exists()
 
 
 @pytest.mark.parametrize(
@@ -288,20 +311,20 @@ def test_a_reward_that_raises_stops_with_its_name_the_sample_and_the_traceback(t
         (1.0, "reward 'mine' returned 1.0 for 2 completions"),
         (
             [1.0, math.nan],
-            "reward 'mine' returned nan (float) for completion 2 of 2 to problem 'p/0', which begins 'b'",
+            "reward 'mine' returned nan (float) for completion 2 of 2 for problem 'p/0', which begins 'b'",
         ),
         ([math.inf, 0.0], "reward 'mine' returned inf (float) for completion 1 of 2"),
         ([0.0, "1"], "reward 'mine' returned '1' (str) for completion 2 of 2"),
         ([[0.0], 1], "reward 'mine' returned [0.0] (list) for completion 1 of 2"),
     ],
 )
-def test_what_is_not_one_finite_number_per_completion_stops_the_run(returned, message):
+def test_anything_but_one_finite_number_per_completion_stops_the_run(returned, message):
     with pytest.raises(RewardError) as error:
         score_all([{"function": lambda **kwargs: returned, "name": "mine"}], [group(["a", "b"])])
     assert message in str(error.value)
 
 
-def test_an_error_leaves_the_rest_unscored_and_close_does_not_wait(tmp_path):
+def test_an_error_leaves_the_rest_unscored_and_close_returns_at_once(tmp_path):
     spec = write_reward(
         tmp_path,
         "def mine(prompts, completions, **kwargs):\n"

@@ -1,4 +1,4 @@
-"""TRL's own reward functions, called as TRL calls them and through our workers; TRL's log functions."""
+"""TRL's own reward functions, called directly and through our workers; TRL's log functions."""
 
 import pytest
 
@@ -20,7 +20,7 @@ FACTORIES = {
 
 
 @pytest.mark.parametrize("gold", [r"\frac{1}{3}", "no mathematics"])
-def test_all_of_trls_rewards_give_what_they_give_in_trl(gold):
+def test_trls_rewards_return_the_same_values_as_in_trl(gold):
     trl = pytest.importorskip("trl.rewards")
     names = [name for names in trl._import_structure.values() for name in names]
     assert len(names) >= 6 and set(FACTORIES) == {name for name in names if name.startswith("get_")}
@@ -42,7 +42,7 @@ def test_all_of_trls_rewards_give_what_they_give_in_trl(gold):
     assert scored.extras["reasoning_accuracy_reward/answer_parsed"][3] == "[incomplete reasoning]"
 
 
-def test_a_factory_takes_its_options_and_says_which_are_missing():
+def test_a_factory_without_a_required_option_is_rejected():
     trl = "trl.rewards:get_soft_overlong_punishment"
     pytest.importorskip("trl.rewards")
     with pytest.raises(ValueError, match=r"options={'max_completion_len': 9} do not fit: missing .*soft_punish_cache"):
@@ -60,7 +60,7 @@ LOGS = (
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_what_a_function_logs_comes_back_from_its_worker(tmp_path, num_workers):
+def test_logged_metrics_and_extras_come_back_from_the_worker(tmp_path, num_workers):
     spec = RewardSpec(function=write_reward(tmp_path, LOGS))
     rewards = Rewards([spec], num_workers=num_workers, base_dir=tmp_path)
     rewards.state = TrainerState(global_step=3, max_steps=12)
@@ -69,18 +69,21 @@ def test_what_a_function_logs_comes_back_from_its_worker(tmp_path, num_workers):
     assert (first.rewards, second.rewards) == ([0.25, 0.25], [0.25])
     assert (first.metrics, second.metrics) == ({"letters": [1.0, 2.0]}, {"letters": [3.0]})
     assert first.extras["upper"] == ["A", "BB"]
-    assert first.extras["path"][0].startswith("<module 'os'")  # what JSON does not know is text
+    assert first.extras["path"][0].startswith("<module 'os'")  # values JSON cannot represent become strings
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("log_metric('x', float('nan'))", r"raised ValueError: log_metric\('x', nan\): a metric is a finite number"),
+        (
+            "log_metric('x', float('nan'))",
+            r"raised ValueError: log_metric\('x', nan\): a metric must be finite",
+        ),
         ("log_metric('x', 'many')", "raised TypeError"),
-        ("log_extra('x', [1])", r"gave log_extra\('x', …\) 1 values for 2 completions. It takes one for each"),
+        ("log_extra('x', [1])", r"passed 1 values to log_extra\('x', …\) for 2 completions. Pass one per completion"),
     ],
 )
-def test_what_cannot_be_logged_stops_the_run(body, message):
+def test_an_invalid_logged_value_stops_the_run(body, message):
     def mine(prompts, log_metric, log_extra, **kwargs):
         eval(body, {"log_metric": log_metric, "log_extra": log_extra})
         return [0.0] * len(prompts)

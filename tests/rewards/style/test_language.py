@@ -1,4 +1,4 @@
-"""The share of words in the target language, by script and by identifier."""
+"""The language reward: the share of words in the target language, by script and by identifier."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ from rewards import language
         ("我们先计算 $x+1$，然后得到答案。", "zh", 1.0),
         ("我们先算 then add", "zh", 4 / 6),
         ("まず、カレーの数を足します。", "ja", 1.0),
-        ("まず足す", "zh", 1 / 4),  # kana is no Chinese
+        ("まず足す", "zh", 1 / 4),  # kana is not Chinese
         ("먼저 두 수를 더합니다. So 합은 열입니다", "ko", 6 / 7),
         ("Сначала сложим sin x и cos x числа", "ru", 1.0),
         ("اولا نجمع العددين first", "ar", 3 / 4),
@@ -51,29 +51,29 @@ def test_words_of_the_target_language_are_counted(text, target, expected):
         "sin x + log n",
     ],
 )
-def test_code_formulae_tags_and_numbers_are_no_words(ignored):
+def test_code_formulas_tags_and_numbers_are_not_words(ignored):
     assert language([""], [f"我们算 {ignored}"], target_language="zh") == [1.0]
     assert language([""], [ignored]) == [None]
 
 
-def test_prices_are_no_formula():
+def test_prices_are_not_formulas():
     assert language([""], ["$5 eleven and $6 more"], target_language="zh") == [0.0]
 
 
-def test_the_reasoning_alone_is_looked_at():
+def test_only_the_reasoning_counts():
     text = "<think>我们算</think><answer>eleven apples and two pears</answer>"
     assert language([""], [text], target_language="zh") == [1.0]
     assert language([""], ["<think></think>eleven apples"]) == [None]
 
 
-def test_the_target_may_be_a_column_and_completions_messages():
+def test_the_target_can_be_a_column_and_completions_can_be_messages():
     messages = [
         [{"role": "assistant", "content": text}] for text in ("我们先算", "我们先算", "First we add two numbers")
     ]
     assert language([[]] * 3, messages, target_language=["zh", "en", "en"]) == [1.0, 0.0, 1.0]
 
 
-def test_an_unknown_language_is_an_error_before_training():
+def test_an_unknown_language_is_found_before_training():
     with pytest.raises(ValueError, match="target_language='xx' is not one of the ISO 639-1 codes af, am, ar"):
         language([""], ["word"], target_language="xx")
     check = language.check_columns  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ def test_an_unknown_language_is_an_error_before_training():
     assert check({"target_language": "zh"}) is None and check({}) is None
 
 
-def test_the_identifier_is_asked_for_by_name_where_it_is_missing(monkeypatch):
+def test_a_missing_identifier_is_named_only_when_needed(monkeypatch):
     module = sys.modules["rewards.style.language"]
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     module._identifier.cache_clear()
@@ -90,7 +90,7 @@ def test_the_identifier_is_asked_for_by_name_where_it_is_missing(monkeypatch):
         language([""], ["First we add the numbers"])
 
 
-def test_long_rows_of_unclosed_marks_take_seconds():
+def test_long_runs_of_unclosed_marks_take_linear_time():
     started = time.process_time()
     for mark in ("\\begin{a}", "$", "`a", "\\(", "```", "<think", "字", "a'"):
         language([""], [mark * (200_000 // len(mark))], target_language="zh")

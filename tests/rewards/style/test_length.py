@@ -1,4 +1,4 @@
-"""Length and repetition, by hand and against TRL."""
+"""Length and repetition rewards: computed by hand, and compared with TRL."""
 
 import math
 
@@ -22,12 +22,12 @@ def texts(*contents, conversational):
     ("length", "expected"),
     [(0, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (101, -1.0), (10_000, -1.0)],
 )
-def test_soft_overlong_punishment_grows_over_the_last_part(length, expected):
+def test_soft_overlong_punishment_grows_over_the_last_tokens(length, expected):
     options = {"max_completion_len": 100, "soft_punish_cache": 20}
     assert soft_overlong_punishment(["q"], ["a"], ids(length), **options) == [expected]
 
 
-def test_soft_overlong_punishment_without_a_soft_part_is_a_step():
+def test_soft_overlong_punishment_without_a_soft_range_is_a_step():
     options = {"max_completion_len": 100, "soft_punish_cache": 0}
     assert soft_overlong_punishment([""] * 2, [""] * 2, ids(100, 101), **options) == [0.0, -1.0]
     with pytest.raises(ValueError, match=r"soft_punish_cache=101 with max_completion_len=100.*Choose"):
@@ -42,7 +42,7 @@ def test_cosine_scaled_is_steepest_for_short_completions(conversational):
     assert cosine_scaled([""] * 8, completions, lengths, solution=["42"] * 8, max_len=100) == pytest.approx(expected)
 
 
-def test_cosine_scaled_of_the_paper_punishes_what_reaches_the_limit():
+def test_cosine_scaled_with_the_papers_values_punishes_reaching_the_limit():
     paper = {"max_len": 100, "max_value_correct": 2.0, "min_value_correct": 1.0, "min_value_wrong": -10.0}
     paper |= {"max_value_wrong": 0.0, "exceed_penalty": -10.0}
     got = cosine_scaled([""] * 4, [RIGHT, WRONG, RIGHT, WRONG], ids(99, 99, 100, 100), solution=["42"] * 4, **paper)
@@ -50,7 +50,7 @@ def test_cosine_scaled_of_the_paper_punishes_what_reaches_the_limit():
     assert got == pytest.approx([1 + edge, -10 * edge, -10.0, -10.0])
 
 
-def test_correctness_is_what_the_named_reward_says():
+def test_the_named_reward_decides_correctness():
     answers = ["<answer>8*3+2</answer>", "<answer>8*3-2</answer>"]
     columns = {"numbers": [[3, 8, 2]] * 2, "target": [26] * 2, "correctness": "countdown"}
     assert cosine_scaled([""] * 2, answers, ids(0, 0), max_len=9, **columns) == [1.0, -1.0]
@@ -58,18 +58,18 @@ def test_correctness_is_what_the_named_reward_says():
 
 
 @pytest.mark.parametrize("conversational", [False, True])
-def test_relative_length_favours_short_right_completions_and_no_wrong_one(conversational):
+def test_relative_length_favors_short_correct_completions_but_no_wrong_one(conversational):
     completions = texts(RIGHT, RIGHT, RIGHT, WRONG, WRONG, conversational=conversational)
     got = relative_length([""] * 5, completions, ids(10, 15, 20, 10, 20), solution=["42"] * 5)
     assert got == [0.5, 0.0, -0.5, 0.0, -0.5]
 
 
-def test_relative_length_of_equal_lengths_is_zero():
+def test_relative_length_is_zero_for_equal_lengths():
     assert relative_length([""] * 2, [RIGHT, WRONG], ids(7, 7), solution=["42"] * 2) == [0.0, 0.0]
     assert relative_length([""], [RIGHT], ids(0), solution=["42"]) == [0.0]
 
 
-def test_lengths_of_completions_without_a_verdict_do_not_count():
+def test_length_rewards_are_none_if_correctness_is_none():
     assert cosine_scaled([""], [RIGHT], ids(3), solution=[""], max_len=9) == [None]
     assert relative_length([""], [RIGHT], ids(3), solution=[""]) == [None]
 
@@ -94,11 +94,11 @@ def test_repetition_penalty_of_plain_text_counts_words(conversational):
     got = repetition_penalty([""] * 3, completions, max_penalty=-2.0)
     assert got == pytest.approx([-2.0 * (1 - 3 / 7), 0.0, 0.0])
     assert str(got[1]) == "0.0"
-    with pytest.raises(ValueError, match="a penalty is not positive"):
+    with pytest.raises(ValueError, match="a penalty must not be positive"):
         repetition_penalty([""], [""], max_penalty=0.5)
 
 
-def test_lengths_and_repetition_are_those_of_trl():
+def test_length_and_repetition_rewards_match_trl():
     trl = pytest.importorskip("trl.rewards")
     rng = np.random.default_rng(0)
     tokens = [rng.integers(0, 4, n).tolist() for n in rng.integers(0, 130, 200)]

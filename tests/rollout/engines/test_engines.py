@@ -14,8 +14,7 @@ import pytest
 import torch
 from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM, PreTrainedModel
 
-import rollout.engines.vllm
-from grpo.learner.weights import checkpoint_weights
+from grpo.model.weights import checkpoint_weights
 from rollout.engines.base import Engine
 from rollout.engines.hf import HFEngine
 from rollout.engines.vllm import VLLMEngine
@@ -52,7 +51,7 @@ def shared_engine(request: pytest.FixtureRequest, tiny_v3: Path) -> Engine:
 
 @pytest.fixture
 def engine(shared_engine: Engine, tiny_v3: Path) -> Engine:
-    shared_engine.load_weights(checkpoint_weights(load(tiny_v3)), 0)
+    shared_engine.publish(checkpoint_weights(load(tiny_v3)), 0)
     return shared_engine
 
 
@@ -143,7 +142,7 @@ def ending_at_once(folder: Path, prompt: Prompt) -> PreTrainedModel:
 
 def test_an_empty_completion_is_its_end_token(engine: Engine, tiny_v3: Path):
     (prompt,) = make_prompts(1)
-    engine.load_weights(checkpoint_weights(ending_at_once(tiny_v3, prompt)), 1)
+    engine.publish(checkpoint_weights(ending_at_once(tiny_v3, prompt)), 1)
     (group,) = engine.generate([prompt], SAMPLING)
     assert [list(c.token_ids) for c in group.completions] == [[EOS]] * 3
     assert {(c.text, c.finish_reason) for c in group.completions} == {("", "stop")}
@@ -153,7 +152,7 @@ def test_completions_that_stop_end_with_eos(engine: Engine, tiny_v3: Path):
     model = load(tiny_v3)
     with torch.no_grad():
         model.lm_head.weight[EOS] *= 4
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     groups = list(engine.generate(make_prompts(8), dataclasses.replace(SAMPLING, max_completion_length=60)))
     stopped = [c for g in groups for c in g.completions if c.finish_reason == "stop"]
     assert len(stopped) > 5
@@ -166,7 +165,7 @@ def test_text_shows_the_tags_and_hides_eos_bos_and_pad(engine: Engine, tiny_v3: 
     with torch.no_grad():
         for token in (BOS, EOS, PAD, 259, 262):  # 259: <think>, 262: </answer>
             model.lm_head.weight[token] *= 4
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     completions = [c for g in engine.generate(make_prompts(8), SAMPLING) for c in g.completions]
     for token, tag in ((259, "<think>"), (262, "</answer>")):
         assert sum(list(c.token_ids).count(token) for c in completions) > 5
@@ -196,7 +195,7 @@ def test_temperature_zero_takes_the_most_likely_token_and_all_samples_are_equal(
 
 @pytest.mark.vllm
 def test_greedy_tokens_of_both_engines_are_equal(vllm_v3: VLLMEngine, tiny_v3: Path):
-    vllm_v3.load_weights(checkpoint_weights(load(tiny_v3)), 0)
+    vllm_v3.publish(checkpoint_weights(load(tiny_v3)), 0)
     greedy = Sampling(num_generations=1, max_completion_length=40, temperature=0.0)
     assert tokens(list(vllm_v3.generate(make_prompts(6), greedy))) == tokens(
         list(start_hf(tiny_v3).generate(make_prompts(6), greedy))
@@ -209,7 +208,7 @@ def test_a_near_tie_excuses_a_difference_and_a_wrong_weight_does_not(engine: Eng
     with torch.no_grad():
         gate.weight.copy_(gate.weight[:1].expand_as(gate.weight))  # all experts score alike
         gate.e_score_correction_bias.zero_()
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     tied = list(engine.generate(make_prompts(4), SAMPLING))
     assert smallest_margins(model, tied).max() < 1e-5
     assert len(unexplained(model, tied)) == 0
@@ -226,10 +225,10 @@ def test_dense_model_with_tied_head_agrees_before_and_after_an_update(
     perturb(model, "embed_tokens")
     if start is start_vllm:  # the trap: the head's packed copy of the embeddings stays the old one
         with monkeypatch.context() as patch:
-            patch.setattr("rollout.engines.vllm._repack_for_cpu", lambda worker: None)
-            engine.load_weights(checkpoint_weights(model), 1)
+            patch.setattr("rollout.engines.vllm.repack_for_cpu", lambda worker: None)
+            engine.publish(checkpoint_weights(model), 1)
         assert len(unexplained(model, list(engine.generate(make_prompts(4), SAMPLING)))) > 20
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     assert_agrees(model, list(engine.generate(make_prompts(4), SAMPLING)))
     engine.close()
 
@@ -258,7 +257,9 @@ def test_heads_of_a_size_without_a_kernel_are_an_error(tmp_path: Path):
     config = tiny_v3_config()
     config.qk_nope_head_dim, config.qk_head_dim = 16, 24
     folder = save_tiny(DeepseekV3ForCausalLM(config), tmp_path)
-    with pytest.raises(ValueError, match=r"heads of 24 dimensions: vLLM on CPU serves \[32, 64, .*rollout\.engine=hf"):
+    with pytest.raises(
+        ValueError, match=r"heads of 24 dimensions: vLLM on CPU supports \[32, 64, .*rollout\.engine=hf"
+    ):
         start_vllm(folder)
 
 
@@ -341,7 +342,7 @@ def test_trap_prompts_in_chunks_rewind_a_generator_that_cannot(tiny_v3: Path):
 def test_trap_latent_attention_has_kernels_for_576_alone(
     vllm_v3: VLLMEngine, tiny_v3: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(rollout.engines.vllm, "_has_mla_kernel", lambda config: True)
+    monkeypatch.setattr("rollout.engines.vllm_setup._has_mla_kernel", lambda config: True)
     engine = start_vllm(tiny_v3)
     with pytest.raises(ValueError, match="Head dimension 40 is not supported by MLA"):
         list(engine.generate(make_prompts(1), SAMPLING))

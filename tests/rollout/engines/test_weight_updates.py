@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import DeepseekV3ForCausalLM
 
-from grpo.learner.weights import checkpoint_weights
+from grpo.model.weights import checkpoint_weights
 from rollout.engines.base import Engine
 from rollout.engines.hf import HFEngine
 from rollout.types import Sampling
@@ -47,14 +47,14 @@ def engine(request: pytest.FixtureRequest, tiny_v3: Path) -> Iterator[Engine]:
     else:
         engine = request.getfixturevalue("vllm_v3")
     yield engine
-    engine.load_weights(checkpoint_weights(load(tiny_v3)), 0)
+    engine.publish(checkpoint_weights(load(tiny_v3)), 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_engine_follows_an_update_of(kind: str, engine: Engine, tiny_v3: Path):
     model = load(tiny_v3)
     assert perturb(model, KINDS[kind])
-    engine.load_weights(checkpoint_weights(model), policy_version=7)
+    engine.publish(checkpoint_weights(model), policy_version=7)
     groups = list(engine.generate(make_prompts(4), SAMPLING))
     assert_agrees(model, groups)
     before = (trainer_logprobs(load(tiny_v3), groups) - engine_logprobs(groups)).abs()
@@ -64,7 +64,7 @@ def test_engine_follows_an_update_of(kind: str, engine: Engine, tiny_v3: Path):
 
 def test_engine_keeps_its_weights_while_the_trainer_steps(engine: Engine, tiny_v3: Path):
     model = load(tiny_v3)
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     perturb(model, "")
     assert_agrees(load(tiny_v3), list(engine.generate(make_prompts(2), SAMPLING)))
 
@@ -89,7 +89,7 @@ def test_hf_engine_refuses_an_update_with_a_weight_missing(tiny_v3: Path):
     engine = HFEngine(str(tiny_v3), dtype="float32", device="cpu", max_num_seqs=12, max_model_len=256)
     weights = [w for w in checkpoint_weights(load(tiny_v3)) if w[0] != "model.norm.weight"]
     with pytest.raises(ValueError, match=r"'model\.norm\.weight'.*checkpoint_weights\(model\)"):
-        engine.load_weights(weights, 1)
+        engine.publish(weights, 1)
 
 
 # Each trap of vLLM, met on purpose: without its remedy the samples are wrong and nothing says so.
@@ -100,22 +100,22 @@ def test_trap_experts_are_packed_at_load_and_not_at_reload(vllm_v3, tiny_v3: Pat
     model = load(tiny_v3)
     perturb(model, r"mlp\.experts")
     with monkeypatch.context() as patch:
-        patch.setattr("rollout.engines.vllm._repack_for_cpu", lambda worker: None)
-        vllm_v3.load_weights(checkpoint_weights(model), 1)
+        patch.setattr("rollout.engines.vllm.repack_for_cpu", lambda worker: None)
+        vllm_v3.publish(checkpoint_weights(model), 1)
     assert len(unexplained(model, list(vllm_v3.generate(make_prompts(4), SAMPLING)))) > 20
-    vllm_v3.load_weights(checkpoint_weights(model), 1)
+    vllm_v3.publish(checkpoint_weights(model), 1)
     assert_agrees(model, list(vllm_v3.generate(make_prompts(4), SAMPLING)))
 
 
 @pytest.mark.vllm
 def test_trap_the_gate_bias_is_a_buffer(vllm_v3, tiny_v3: Path):
     model = load(tiny_v3)
-    vllm_v3.load_weights(checkpoint_weights(model), 1)
+    vllm_v3.publish(checkpoint_weights(model), 1)
     perturb(model, "e_score_correction_bias")
     parameters = {name for name, _ in model.named_parameters()}
     weights = checkpoint_weights(model)
     without_buffers = [w for w in weights if w[0] in parameters or "experts" in w[0]]
-    vllm_v3.load_weights(without_buffers, 2)
+    vllm_v3.publish(without_buffers, 2)
     assert len(unexplained(model, list(vllm_v3.generate(make_prompts(4), SAMPLING)))) > 20
 
 
@@ -123,11 +123,11 @@ def test_trap_the_gate_bias_is_a_buffer(vllm_v3, tiny_v3: Path):
 def test_trap_the_prefix_cache_outlives_the_weights(vllm_v3, tiny_v3: Path, monkeypatch: pytest.MonkeyPatch):
     prompts = make_prompts(1, prefix=range(200))  # longer than a cache block of 128 tokens
     model = load(tiny_v3)
-    vllm_v3.load_weights(checkpoint_weights(model), 1)
+    vllm_v3.publish(checkpoint_weights(model), 1)
     list(vllm_v3.generate(prompts, SAMPLING))
     perturb(model, "")
     with monkeypatch.context() as patch:
         patch.setattr(vllm_v3._llm, "reset_prefix_cache", lambda: None)
-        vllm_v3.load_weights(checkpoint_weights(model), 2)
+        vllm_v3.publish(checkpoint_weights(model), 2)
         assert len(unexplained(model, list(vllm_v3.generate(prompts, SAMPLING)))) > 20
     assert_agrees(model, list(vllm_v3.generate(prompts, SAMPLING)))

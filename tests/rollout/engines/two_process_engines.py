@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from grpo.learner.weights import checkpoint_weights
+from grpo.model.weights import checkpoint_weights
 from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
 from tests.rollout.engines.agreement import assert_agrees, load, make_prompts, perturb
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     if rank == 1:  # a process may generate while the other does something else
         assert_agrees(model, list(engine.generate(prompts, sampling)))
     perturb(model, "", seed=rank)
-    engine.load_weights(checkpoint_weights(model), 1)
+    engine.publish(checkpoint_weights(model), 1)
     assert_agrees(model, list(engine.generate(prompts, sampling)))
     engine.close()  # and the trainer's process group is still there
     accelerator.wait_for_everyone()

@@ -1,6 +1,6 @@
-"""The operations of scalar expressions: on fractions exactly, on mpmath's numbers to the precision that is set.
+"""The operations of scalar expressions, exact on fractions and to the current precision on mpmath numbers.
 
-Each is bounded in size before it is done.
+Each checks the size of its operands first.
 """
 
 import math
@@ -12,24 +12,24 @@ from rewards.answers.maths.nodes import Unreadable
 
 Value = Any  # Fraction, mpmath's mpf or mpc
 
-MAX_EXPONENT = 2_000_000  # binary, of a floating one
-MAX_BITS = 40_000  # of an exact number
+MAX_EXPONENT = 2_000_000  # binary exponent of a floating-point number
+MAX_BITS = 40_000  # in an exact number
 
 
 class TooLarge(Unreadable):
-    """The number is beyond what these rules compute."""
+    """The number is too large for these rules."""
 
 
 class Undefined(Unreadable):
-    """No value here: division by zero, or no real one."""
+    """No value here: a division by zero, or no real value."""
 
 
-# -- exact arithmetic: None where the result is not rational, or too long to keep exact
+# -- exact arithmetic: None if the result is irrational or too long to keep exact
 
 
 def _exact_divide(a: Fraction, b: Fraction) -> Fraction:
     if b == 0:
-        raise Undefined("no value: division by zero, or no real one")
+        raise Undefined("undefined: a division by zero, or no real value")
     return a / b
 
 
@@ -39,7 +39,7 @@ def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
         return None if root is None else _exact_power(root, Fraction(exponent.numerator))
     if base == 0:
         if exponent < 0:
-            raise Undefined("no value: division by zero, or no real one")
+            raise Undefined("undefined: a division by zero, or no real value")
         return Fraction(int(exponent == 0))
     bits = max(abs(base.numerator).bit_length(), base.denominator.bit_length())
     if abs(base) == 1:
@@ -108,20 +108,20 @@ EXACT: dict[str, Callable[..., Fraction | None]] = {
 def _power(mp: Any, base: Value, exponent: Value) -> Value:
     if base == 0:
         if mp.re(exponent) <= 0:
-            raise Undefined("no value: division by zero, or no real one")
+            raise Undefined("undefined: a division by zero, or no real value")
         return mp.mpf(0)
     if abs(mp.mag(base)) * abs(exponent) > MAX_EXPONENT or abs(exponent) > 10**15:
         raise TooLarge("a power too large to compute")
     if not isinstance(base, mp.mpc) and base < 0 and not isinstance(exponent, mp.mpc):
         odd = _odd_denominator(mp, exponent)
-        if odd is not None:  # (-8)^{1/3} is -2, as in school
+        if odd is not None:  # (-8)^{1/3} is -2, as taught in school
             root = -mp.root(-base, odd[1])
             return root ** odd[0]
     return mp.power(base, exponent)
 
 
 def _odd_denominator(mp: Any, exponent: Value) -> tuple[int, int] | None:
-    """(p, q) where the exponent is p/q with a small odd q above 1."""
+    """(p, q) if the exponent is p/q with a small odd q > 1."""
     for q in (3, 5, 7, 9):
         p = mp.nint(exponent * q)
         if abs(exponent * q - p) < mp.mpf(10) ** (8 - mp.dps) and p % q and abs(p) < 1000:
@@ -131,7 +131,7 @@ def _odd_denominator(mp: Any, exponent: Value) -> tuple[int, int] | None:
 
 def _root(mp: Any, value: Value, index: Value) -> Value:
     if mp.im(index) != 0 or index <= 0 or index > 10**6:
-        raise Undefined("no value: division by zero, or no real one")
+        raise Undefined("undefined: a division by zero, or no real value")
     if index == int(index) and int(index) % 2 and not isinstance(value, mp.mpc) and value < 0:
         return -mp.root(-value, int(index))
     return mp.root(value, int(index)) if index == int(index) else _power(mp, value, 1 / index)
@@ -145,7 +145,7 @@ def _exp(mp: Any, value: Value) -> Value:
 
 def _log(mp: Any, value: Value, base: Value | None = None) -> Value:
     if value == 0 or base in (0, 1):
-        raise Undefined("no value: division by zero, or no real one")
+        raise Undefined("undefined: a division by zero, or no real value")
     return mp.log(value) if base is None else mp.log(value) / mp.log(base)
 
 
@@ -176,7 +176,7 @@ def _both_signs(*_: Value) -> Value:
 
 def _divided(mp: Any, a: Value, b: Value) -> Value:
     if b == 0:
-        raise Undefined("no value: division by zero, or no real one")
+        raise Undefined("undefined: a division by zero, or no real value")
     return a / b
 
 

@@ -1,4 +1,4 @@
-"""Nodes made plain before they are compared: ± as both values, chains as their last value, percent and degrees."""
+"""Simplification before comparison: ± into both values, chains into their last value, percent and degrees."""
 
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -21,18 +21,18 @@ from rewards.answers.maths.nodes import (
 )
 from rewards.answers.maths.reading.words import unit
 
-_MAX_SIGNS = 4  # ± in one answer: sixteen values
+_MAX_SIGNS = 4  # ± signs in one answer: sixteen values
 
 Equal = Callable[[Node, Node], bool]
 
 
 def resolved(node: Node, equal: Equal) -> Node:
-    """± as both values, chains of equal values as their last, percent and degrees as operations."""
+    """The node with ± as both values, chains as their last value, percent and degree units as operations."""
     return _with_units(_both_signs(_unchained(node, equal)))
 
 
 def _unchained(node: Node, equal: Equal) -> Node:
-    """x = 1+1 = 2 is x = 2; a chain whose values differ is no answer."""
+    """x = 1+1 = 2 becomes x = 2; a chain of different values is rejected."""
     if isinstance(node, Op) and node.name == "near":
         return _approximated(*(_unchained(arg, equal) for arg in node.args))
     if isinstance(node, Op) and node.name == "chain":
@@ -47,16 +47,16 @@ def _unchained(node: Node, equal: Equal) -> Node:
 
 
 def _approximated(exactly: Node, about: Node) -> Node:
-    """The exact value of √3/3 ≈ 0.577, if it is one."""
+    """The exact side of √3/3 ≈ 0.577, if the two agree."""
     if isinstance(exactly, Scalar) and isinstance(about, Scalar) and not symbols(exactly) | symbols(about):
         places = (about.places or 0) if isinstance(about, Num) else 2
         if abs(value.approximate(exactly) - value.approximate(about)) * 10**places < 1:
             return exactly
-    raise Unreadable("an approximation that is none")
+    raise Unreadable("a false approximation")
 
 
 def _both_signs(node: Node) -> Node:
-    """1 ± √2 is the list of its two values."""
+    """1 ± √2 becomes the list of its two values."""
     if not operations(node) & {"pm", "mp"}:
         return node
     match node:
@@ -78,7 +78,7 @@ def _leaves(node: Node) -> tuple[Node, ...]:
 def _signed(node: Node) -> Iterator[Node]:
     count = _count_signs(node)
     if count > _MAX_SIGNS:
-        raise Unreadable(f"more than {_MAX_SIGNS} signs ±")
+        raise Unreadable(f"more than {_MAX_SIGNS} ± signs")
     together = "mp" in operations(node)
     choices = [(1,) * count, (-1,) * count] if together else list(product((1, -1), repeat=count))
     for signs in choices:
@@ -101,7 +101,7 @@ def _choose(node: Node, signs: Iterator[int]) -> Node:
 
 
 def _with_units(node: Node) -> Node:
-    """28 percent is 28%, 60 degrees are 60°, 4:30 p.m. is a time and no ratio."""
+    """28 percent becomes 28%, 60 degrees becomes 60°; 4:30 p.m. is a time, not a ratio."""
     below = children(node)
     if below:
         node = rebuilt(node, tuple(_with_units(child) for child in below))

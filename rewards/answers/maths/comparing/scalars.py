@@ -1,4 +1,4 @@
-"""When is one scalar the other? Percent signs, degrees, infinities, rounding, free parameters."""
+"""When two scalars are equal: percent signs, degrees, infinities, rounding, free parameters."""
 
 from fractions import Fraction
 
@@ -6,35 +6,35 @@ from rewards.answers.maths.comparing import value
 from rewards.answers.maths.nodes import Node, Num, Op, Scalar, operations, renamed, symbols
 
 
-def equal_scalars(gold: Scalar, answer: Scalar) -> bool:
-    if "∞" in operations(gold) | operations(answer):
-        return _infinite(gold) is not None and _infinite(gold) == _infinite(answer)
-    if _is(gold, "percent") and _is(answer, "percent"):
-        return _same_or_rounds(_inner(gold), _inner(answer), percent=True)
-    if _is(gold, "degree") and _is(answer, "degree"):
-        return _same_or_rounds(_inner(gold), _inner(answer))
-    if _is(gold, "percent"):
+def equal_scalars(wanted: Scalar, answer: Scalar) -> bool:
+    if "∞" in operations(wanted) | operations(answer):
+        return _infinite(wanted) is not None and _infinite(wanted) == _infinite(answer)
+    if _is(wanted, "percent") and _is(answer, "percent"):
+        return _same_or_rounds(_inner(wanted), _inner(answer), percent=True)
+    if _is(wanted, "degree") and _is(answer, "degree"):
+        return _same_or_rounds(_inner(wanted), _inner(answer))
+    if _is(wanted, "percent"):
         scaled = Op("mul", (answer, Num(Fraction(100))))
-        return _same_or_rounds(_inner(gold), scaled, percent=True) or _same_or_rounds(_inner(gold), answer)
-    if _is(gold, "degree"):
+        return _same_or_rounds(_inner(wanted), scaled, percent=True) or _same_or_rounds(_inner(wanted), answer)
+    if _is(wanted, "degree"):
         degrees = Op("div", (Op("mul", (answer, Num(Fraction(180)))), Op("π")))
-        return _same_or_rounds(_inner(gold), answer) or _same_or_rounds(_inner(gold), degrees)
+        return _same_or_rounds(_inner(wanted), answer) or _same_or_rounds(_inner(wanted), degrees)
     if _is(answer, "percent") or _is(answer, "degree"):
-        return _same_or_rounds(gold, _inner(answer)) or _same_or_rounds(gold, answer)
-    return _same_or_rounds(gold, answer)
+        return _same_or_rounds(wanted, _inner(answer)) or _same_or_rounds(wanted, answer)
+    return _same_or_rounds(wanted, answer)
 
 
-def _same_or_rounds(gold: Scalar, answer: Scalar, *, percent: bool = False) -> bool:
-    answer = _with_parameter_of(gold, answer)
-    return value.same(gold, answer) or _rounds_to(gold, answer, percent=percent)
+def _same_or_rounds(wanted: Scalar, answer: Scalar, *, percent: bool = False) -> bool:
+    answer = _with_parameter_of(wanted, answer)
+    return value.same(wanted, answer) or _rounds_to(wanted, answer, percent=percent)
 
 
-def _with_parameter_of(gold: Scalar, answer: Scalar) -> Scalar:
-    """nπ for kπ, and c for C: the answer with its free parameter named as in the gold."""
-    mine, theirs = sorted(symbols(gold) - symbols(answer)), sorted(symbols(answer) - symbols(gold))
+def _with_parameter_of(wanted: Scalar, answer: Scalar) -> Scalar:
+    """The answer with its free parameter named as in the reference answer: nπ for kπ, c for C."""
+    mine, theirs = sorted(symbols(wanted) - symbols(answer)), sorted(symbols(answer) - symbols(wanted))
     if len(mine) != 1 or len(theirs) != 1:
         return answer
-    periodic = "π" in operations(gold) and {mine[0], theirs[0]} <= set("klmn")
+    periodic = "π" in operations(wanted) and {mine[0], theirs[0]} <= set("klmn")
     constant = {mine[0], theirs[0]} == {"C", "c"}
     if not periodic and not constant:
         return answer
@@ -43,13 +43,13 @@ def _with_parameter_of(gold: Scalar, answer: Scalar) -> Scalar:
     return named
 
 
-def _rounds_to(gold: Scalar, answer: Scalar, *, percent: bool) -> bool:
-    """Whether the gold is a rounded decimal, and the answer a more precise value that rounds to it.
+def _rounds_to(wanted: Scalar, answer: Scalar, *, percent: bool) -> bool:
+    """Whether the reference answer is a rounded decimal and the answer a more precise value that rounds to it.
 
-    A gold such as 0.125 may be exact: it is not met by 0.1251, only by an expression that rounds to it.
+    A reference answer such as 0.125 may be exact: it accepts expressions that round to it, but not 0.1251.
     """
-    literal, written = _decimal(gold), _decimal(answer)
-    target = value.exact(gold)
+    literal, written = _decimal(wanted), _decimal(answer)
+    target = value.exact(wanted)
     if literal is None or literal.places is None or target is None or symbols(answer):
         return False
     digits = len(str(abs(int(target * 10**literal.places))))
@@ -60,14 +60,14 @@ def _rounds_to(gold: Scalar, answer: Scalar, *, percent: bool) -> bool:
         if exact or written.places <= literal.places:
             return False
     try:
-        difference = abs(value.approximate(answer) - value.approximate(gold))
+        difference = abs(value.approximate(answer) - value.approximate(wanted))
     except value.Undefined:
         return False
     return bool(difference * 2 * 10**literal.places <= 1)
 
 
 def _decimal(node: Scalar) -> Num | None:
-    """The decimal literal that it is, whatever its sign."""
+    """The decimal literal in it, whatever its sign; None if it is not one."""
     while isinstance(node, Op) and node.name == "neg" and isinstance(node.args[0], Scalar):
         node = node.args[0]
     return node if isinstance(node, Num) and node.places is not None else None
@@ -78,7 +78,7 @@ def _is(node: Node, name: str) -> bool:
 
 
 def _inner(node: Node) -> Scalar:
-    """What a percent or degree sign stands behind: -50% is -50."""
+    """The operand of a percent or degree sign: -50 in -50%."""
     assert isinstance(node, Op)
     if node.name == "neg":
         return Op("neg", (_inner(node.args[0]),))

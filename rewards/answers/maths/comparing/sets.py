@@ -1,4 +1,4 @@
-"""Sets of numbers, equations and inequalities: (2, ∞) is x > 2, and 2x + 4y = 6 is x + 2y = 3."""
+"""Sets of numbers, equations and inequalities: (2, ∞) equals x > 2, and 2x + 4y = 6 equals x + 2y = 3."""
 
 from contextlib import suppress
 from fractions import Fraction
@@ -34,18 +34,18 @@ def is_set(node: Node) -> bool:
     return isinstance(node, Interval | Union) or (isinstance(node, Sym) and node.name in "ℝℤℕℚℂ")
 
 
-def equal_sets(gold: Node, answer: Node) -> bool:
-    """Intervals, unions, and what can be read as such: a < x < b, (a, b) with one end at infinity, {1, 2}."""
-    if isinstance(gold, Interval) and isinstance(answer, Seq | Interval):
-        one, other = _piece(gold), _piece(answer)
+def equal_sets(wanted: Node, answer: Node) -> bool:
+    """Intervals, unions, and anything that can be read as one: a < x < b, (a, b) with an infinite end, {1, 2}."""
+    if isinstance(wanted, Interval) and isinstance(answer, Seq | Interval):
+        one, other = _piece(wanted), _piece(answer)
         return one is not None and other is not None and _equal_intervals(one, other)
-    if isinstance(answer, Interval) and isinstance(gold, Seq):
-        one = _piece(gold)
+    if isinstance(answer, Interval) and isinstance(wanted, Seq):
+        one = _piece(wanted)
         return one is not None and _equal_intervals(one, answer)
-    one, other = _pieces(gold), _pieces(answer)
+    one, other = _pieces(wanted), _pieces(answer)
     if one is None or other is None:
         return False
-    with suppress(Unreadable):  # ends with letters cannot be put in order
+    with suppress(Unreadable):  # symbolic ends cannot be ordered
         one, other = _merged(one), _merged(other)
     if len(one) != len(other):
         return False
@@ -53,10 +53,10 @@ def equal_sets(gold: Node, answer: Node) -> bool:
     return any(all(map(_equal_intervals, one, order)) for order in orders)
 
 
-def _equal_intervals(gold: Interval, answer: Interval) -> bool:
-    if (gold.left_closed, gold.right_closed) != (answer.left_closed, answer.right_closed):
+def _equal_intervals(wanted: Interval, answer: Interval) -> bool:
+    if (wanted.left_closed, wanted.right_closed) != (answer.left_closed, answer.right_closed):
         return False
-    return _ends(gold.left, answer.left) and _ends(gold.right, answer.right)
+    return _ends(wanted.left, answer.left) and _ends(wanted.right, answer.right)
 
 
 def _piece(node: Node) -> Interval | None:
@@ -69,7 +69,7 @@ def _piece(node: Node) -> Interval | None:
 
 
 def _pieces(node: Node) -> list[Interval] | None:
-    """The node as intervals, single points being closed ones; None where it is no set of numbers."""
+    """The node as intervals, points being closed ones; None if it is not a set of numbers."""
     match node:
         case Interval():
             return [node]
@@ -94,7 +94,7 @@ def _pieces(node: Node) -> list[Interval] | None:
 
 
 def _solved(relation: Relation) -> list[Interval] | None:
-    """1 < x ≤ 3 and x ≠ 2 as intervals; None unless a letter alone stands on one side."""
+    """1 < x ≤ 3 and x ≠ 2 as intervals; None unless one side is a single letter."""
     parts, signs = relation.parts, relation.signs
     if len(parts) == 2 and signs == ("≠",):
         point = parts[1] if isinstance(parts[0], Sym) else parts[0]
@@ -118,7 +118,7 @@ def _solved(relation: Relation) -> list[Interval] | None:
 
 
 def _merged(pieces: list[Interval]) -> list[Interval]:
-    """In order, touching ones joined; -∞ and ∞ are open."""
+    """The intervals sorted, with touching ones joined; ±∞ are open ends."""
     if any(value.order(piece.left, piece.right) > 0 for piece in pieces):
         raise Unreadable("an interval that ends before it starts")
     pieces = [
@@ -174,22 +174,22 @@ def _without(whole: list[Interval] | None, removed: list[Interval] | None) -> li
     return whole
 
 
-def isolated(gold: Node) -> Node:
-    """x ≤ 20 for a gold -x ≥ -20, and -3 < x < 3 for |x| < 3; an answer has to say it itself."""
-    if isinstance(gold, Relation) and (pieces := _solved_magnitude(gold)) is not None:
+def isolated(wanted: Node) -> Node:
+    """The reference answer solved for its letter: x ≤ 20 for -x ≥ -20, -3 < x < 3 for |x| < 3. (Answers are not.)"""
+    if isinstance(wanted, Relation) and (pieces := _solved_magnitude(wanted)) is not None:
         return Union(tuple(pieces))
-    if not isinstance(gold, Relation) or len(gold.signs) != 1 or gold.signs[0] in ("=", "≠") or _solved(gold):
-        return gold
-    letters = symbols(gold)
-    if len(letters) != 1 or not all(isinstance(part, Scalar) for part in gold.parts):
-        return gold
+    if not isinstance(wanted, Relation) or len(wanted.signs) != 1 or wanted.signs[0] in ("=", "≠") or _solved(wanted):
+        return wanted
+    letters = symbols(wanted)
+    if len(letters) != 1 or not all(isinstance(part, Scalar) for part in wanted.parts):
+        return wanted
     [letter] = letters
-    difference = Op("add", (gold.parts[0], Op("neg", (gold.parts[1],))))
+    difference = Op("add", (wanted.parts[0], Op("neg", (wanted.parts[1],))))
     at = [value.exact(replaced(difference, letter, Num(Fraction(point)))) for point in (0, 1, 2, 7)]
     if None in at or at[1] == at[0] or any(at[i] != at[0] + (at[1] - at[0]) * x for i, x in ((2, 2), (3, 7))):  # type: ignore[operator]
-        return gold
+        return wanted
     start, slope = at[0], at[1] - at[0]  # type: ignore[operator]
-    sign = gold.signs[0] if slope > 0 else reversed_sign(gold.signs[0])
+    sign = wanted.signs[0] if slope > 0 else reversed_sign(wanted.signs[0])
     return Relation((Sym(letter), Num(-start / slope)), (sign,))  # type: ignore[operator]
 
 
@@ -211,68 +211,70 @@ def _negative(end: Node) -> Node:
     return _MINUS_INFINITY if end == _INFINITY else Op("neg", (end,))
 
 
-def equal_relations(gold: Node, answer: Node) -> bool:
+def equal_relations(wanted: Node, answer: Node) -> bool:
     """The same equation up to a factor, the same inequality, or the same set of numbers."""
-    if isinstance(gold, Relation) and isinstance(answer, Scalar):
-        return _solves(gold, answer)
-    if isinstance(gold, Relation) and isinstance(answer, Seq) and answer.kind == "list":
-        return set(gold.signs) == {"<"} and _scalars_in_order(gold.parts, answer.items)  # b < a < c, answered b, a, c
-    if not (isinstance(gold, Relation) and isinstance(answer, Relation)):
-        pieces = _pieces(gold), _pieces(answer)
-        return None not in pieces and equal_sets(gold, answer) if _has_set(gold, answer) else False
-    one, other = _solved(gold), _solved(answer)
+    if isinstance(wanted, Relation) and isinstance(answer, Scalar):
+        return _solves(wanted, answer)
+    if isinstance(wanted, Relation) and isinstance(answer, Seq) and answer.kind == "list":
+        return set(wanted.signs) == {"<"} and _scalars_in_order(
+            wanted.parts, answer.items
+        )  # b < a < c, answered as b, a, c
+    if not (isinstance(wanted, Relation) and isinstance(answer, Relation)):
+        pieces = _pieces(wanted), _pieces(answer)
+        return None not in pieces and equal_sets(wanted, answer) if _has_set(wanted, answer) else False
+    one, other = _solved(wanted), _solved(answer)
     if one is not None and other is not None:
-        return symbols(gold) == symbols(answer) and equal_sets(Union(tuple(one)), Union(tuple(other)))
-    if len(gold.signs) == 1 and len(answer.signs) == 1:
-        return _equal_single(gold, answer)
-    return _equal_chains(gold, answer)
+        return symbols(wanted) == symbols(answer) and equal_sets(Union(tuple(one)), Union(tuple(other)))
+    if len(wanted.signs) == 1 and len(answer.signs) == 1:
+        return _equal_single(wanted, answer)
+    return _equal_chains(wanted, answer)
 
 
-def _solves(gold: Relation, answer: Scalar) -> bool:
-    """6/x for xy = 6: put in the place of one letter, the answer makes the equation hold everywhere."""
-    if gold.signs != ("=",) or not symbols(answer) or not all(isinstance(part, Scalar) for part in gold.parts):
+def _solves(wanted: Relation, answer: Scalar) -> bool:
+    """Whether substituting the answer for one letter makes the equation an identity: 6/x for xy = 6."""
+    if wanted.signs != ("=",) or not symbols(answer) or not all(isinstance(part, Scalar) for part in wanted.parts):
         return False
-    left, right = gold.parts
+    left, right = wanted.parts
     return any(
         value.same(replaced(left, letter, answer), replaced(right, letter, answer))
-        for letter in sorted(symbols(gold) - symbols(answer))
+        for letter in sorted(symbols(wanted) - symbols(answer))
     )
 
 
-def _has_set(gold: Node, answer: Node) -> bool:
-    """A relation may stand for a set of numbers only where the other side is one, and not for a value."""
-    other = answer if isinstance(gold, Relation) else gold
+def _has_set(wanted: Node, answer: Node) -> bool:
+    """Whether one side is a set of numbers: only then is a relation read as a set, never for a single value."""
+    other = answer if isinstance(wanted, Relation) else wanted
     return is_set(other) or (isinstance(other, Seq) and other.kind == "tuple" and len(other.items) == 2)
 
 
-def _equal_single(gold: Relation, answer: Relation) -> bool:
-    sides = [Op("add", (r.parts[0], Op("neg", (r.parts[1],)))) for r in (gold, answer)]
-    if not all(isinstance(part, Scalar) for r in (gold, answer) for part in r.parts):
-        return gold.signs == answer.signs and _scalars_in_order(gold.parts, answer.parts)
+def _equal_single(wanted: Relation, answer: Relation) -> bool:
+    sides = [Op("add", (r.parts[0], Op("neg", (r.parts[1],)))) for r in (wanted, answer)]
+    if not all(isinstance(part, Scalar) for r in (wanted, answer) for part in r.parts):
+        return wanted.signs == answer.signs and _scalars_in_order(wanted.parts, answer.parts)
     if not symbols(sides[0]):
         return False
     factor = value.ratio(sides[0], sides[1])
     if factor == 0:
         return False
     sign = answer.signs[0] if factor > 0 else reversed_sign(answer.signs[0])
-    return gold.signs[0] == sign
+    return wanted.signs[0] == sign
 
 
-def _equal_chains(gold: Relation, answer: Relation) -> bool:
-    if gold.signs == answer.signs and _scalars_in_order(gold.parts, answer.parts):
+def _equal_chains(wanted: Relation, answer: Relation) -> bool:
+    if wanted.signs == answer.signs and _scalars_in_order(wanted.parts, answer.parts):
         return True
     turned = tuple(reversed_sign(sign) for sign in answer.signs[::-1])
-    return gold.signs == turned and _scalars_in_order(gold.parts, answer.parts[::-1])
+    return wanted.signs == turned and _scalars_in_order(wanted.parts, answer.parts[::-1])
 
 
 def equation(named: Named) -> Relation:
-    """y = 2x, as a relation."""
+    """The relation y = 2x for the named value."""
     return Relation((Sym(named.name), named.value), ("=",))
 
 
-def _ends(gold: Node, answer: Node) -> bool:
-    return isinstance(gold, Scalar) and isinstance(answer, Scalar) and equal_scalars(gold, answer)
+def _ends(wanted: Node, answer: Node) -> bool:
+    return isinstance(wanted, Scalar) and isinstance(answer, Scalar) and equal_scalars(wanted, answer)
 
 
-def _scalars_in_order(gold: tuple[Node, ...], answer: tuple[Node, ...]) -> bool:
-    return len(gold) == len(answer) and all(map(_ends, gold, answer))
+def _scalars_in_order(wanted: tuple[Node, ...], answer: tuple[Node, ...]) -> bool:
+    return len(wanted) == len(answer) and all(map(_ends, wanted, answer))

@@ -1,8 +1,8 @@
-"""Values of scalar expressions, exactly where they are rational, and whether two expressions are the same function.
+"""Values of scalar expressions, exact if rational, and whether two expressions are the same function.
 
-Rational arithmetic is exact. Everything else is computed twice, with p and with 2p digits: a difference that is truly
-zero shrinks with the precision, one that is not stays. Letters get random rational values; two different analytic
-functions agree at such a point with probability zero. Every operation is bounded in size before it is done.
+Rational arithmetic is exact. Everything else is computed twice, with p and with 2p digits: a difference of zero shrinks
+with the precision, any other stays. Letters get random rational values; two different analytic functions agree at such
+a point with probability zero. Every operation checks the size of its operands first.
 """
 
 import random
@@ -22,15 +22,15 @@ from rewards.answers.maths.comparing.arithmetic import (
 from rewards.answers.maths.nodes import Node, Num, Op, Sym, Unreadable, children, operations, symbols
 
 _DIGITS = 50
-_MAX_DIGITS = 4000  # of precision
-_POINTS = 6  # at which two analytic functions must agree
-_LEAST = 3  # of the points tried, where the others are outside of the domain
+_MAX_DIGITS = 4000  # maximum precision
+_POINTS = 6  # number of points at which two analytic functions must agree
+_LEAST = 3  # enough points, if the others are outside the domain
 _CORNERED = {"abs", "floor", "ceil", "max", "min"}
-_COUNTERS = set("nmkNMKij")  # letters that stand for whole numbers where something is rounded
+_COUNTERS = set("nmkNMKij")  # letters taken as whole numbers inside floors and the like
 
 
 def same(left: Node, right: Node) -> bool:
-    """Whether two scalar expressions have the same value for all values of their letters."""
+    """Whether two scalar expressions are equal for all values of their letters."""
     if left == right:
         return True
     letters = sorted(symbols(left) | symbols(right))
@@ -52,7 +52,7 @@ def same(left: Node, right: Node) -> bool:
 
 
 def ratio(left: Node, right: Node) -> int:
-    """Sign of left/right where it is the same non-zero constant everywhere, else 0."""
+    """Sign of left/right if that is the same nonzero constant everywhere, else 0."""
     letters = sorted(symbols(left) | symbols(right))
     cornered = _is_cornered(left) or _is_cornered(right)
     found: Value = None
@@ -76,7 +76,7 @@ def ratio(left: Node, right: Node) -> int:
 
 
 def exact(node: Node) -> Fraction | None:
-    """The rational value of an expression without letters; None where there is none."""
+    """The rational value of an expression without letters; None if it has none."""
     try:
         value = _Evaluator({}, _DIGITS, real=False)(node)
     except (Undefined, KeyError):
@@ -91,7 +91,7 @@ def approximate(node: Node) -> Value:
 
 
 def order(left: Node, right: Node) -> int:
-    """-1, 0, 1 as left is less than, the same as or more than right; both real, possibly ±∞."""
+    """-1, 0 or 1 if left is less than, equal to or greater than right; both real, possibly ±∞."""
     a, b = _infinity(left), _infinity(right)
     if a or b:
         return (a > b) - (a < b)
@@ -112,10 +112,10 @@ def _infinity(node: Node) -> int:
 
 
 def _points(letters: list[str], left: Node, right: Node) -> list[dict[str, Fraction]]:
-    """Points to compare at: whole numbers where the expressions ask for them, else rationals of both signs.
+    """Points at which to compare: whole numbers if the expressions require them, else rationals of both signs.
 
-    An analytic function is known by a few of its values. One with corners, such as |x - 7|, may agree with another on
-    one side of them: it is compared at many points, of all sizes and on both sides of the numbers in it.
+    A few values identify an analytic function. One with corners, such as |x - 7|, may agree with another on one side of
+    a corner, so it is compared at many points of all sizes, on both sides of the numbers in it.
     """
     rng = random.Random(repr((letters, left, right)))
     cornered = _is_cornered(left) or _is_cornered(right)
@@ -126,7 +126,7 @@ def _points(letters: list[str], left: Node, right: Node) -> list[dict[str, Fract
     points = []
     for trial in range(24):
         signs = [[1], [-1], [1], [1, -1]][trial % 4]
-        low, high = (200, 4000) if trial % 3 else (20, 980)  # also below 1, where roots and arcs are real
+        low, high = (200, 4000) if trial % 3 else (20, 980)  # also below 1, where roots and inverse functions are real
         points.append({letter: rng.choice(signs) * Fraction(rng.randint(low, high), 997) for letter in letters})
     if cornered:
         corners = sorted(_numbers(left) | _numbers(right) | {Fraction(0)})
@@ -137,7 +137,7 @@ def _points(letters: list[str], left: Node, right: Node) -> list[dict[str, Fract
 
 
 def _is_cornered(node: Node) -> bool:
-    """Whether it has |x|, a rounding, a maximum, or the root of a power."""
+    """Whether it contains |x|, a rounding, a maximum or minimum, or the root of a power."""
     if not isinstance(node, Op):
         return False
     root_of_power = node.name == "root" and "pow" in operations(node.args[0]) and symbols(node.args[0])
@@ -152,7 +152,7 @@ def _numbers(node: Node) -> set[Fraction]:
 
 
 def _alternates(*nodes: Node) -> bool:
-    """Whether there is a power of a negative constant, (-1)^n."""
+    """Whether a negative constant is raised to a power, as in (-1)^n."""
     for node in nodes:
         if not isinstance(node, Op):
             continue
@@ -170,7 +170,7 @@ def _same_at(left: Node, right: Node, point: dict[str, Fraction], *, real: bool)
         return a == b
     if _differ_plainly(a, b, first.magnitude):
         return False
-    if (needed := max(first.magnitude, first.gap)) > 100:  # 10^100 + 1 needs a hundred digits more
+    if (needed := max(first.magnitude, first.gap)) > 100:  # 10^100 + 1 needs a hundred more digits
         digits = min(_DIGITS + int(needed * 0.302), _MAX_DIGITS)
         first, a, b = _both(left, right, point, digits, real)
     scale = _mp().mpf(2) ** first.magnitude
@@ -185,7 +185,7 @@ def _same_at(left: Node, right: Node, point: dict[str, Fraction], *, real: bool)
 
 
 def _differ_plainly(a: Value, b: Value, magnitude: int) -> bool:
-    """Whether values differ in their first digits, and nothing larger than they cancelled on the way."""
+    """Whether the leading digits differ and nothing much larger than the values cancelled on the way."""
     a, b = _float(a), _float(b)
     larger = max(abs(a), abs(b))
     return bool(larger and magnitude - _mp().mag(larger) < 60 and abs(a - b) > larger / 10**20)
@@ -207,7 +207,7 @@ def _near(a: Value, b: Value) -> bool:
 
 @lru_cache(maxsize=1)
 def _mp() -> Any:
-    from mpmath import mp  # a tenth of a second, paid when the first answer is no plain number
+    from mpmath import mp  # takes 0.1 s, only needed once an answer is not a plain number
 
     mp.dps = _DIGITS
     return mp
@@ -222,7 +222,7 @@ def _divide(a: Value, b: Value, evaluator: "_Evaluator") -> Value:
 
 
 class _Evaluator:
-    """Computes nodes at one point with one precision; `magnitude` is the largest binary exponent that occurred."""
+    """Computes nodes at one point and precision; `magnitude` is the largest binary exponent that occurred."""
 
     def __init__(self, point: dict[str, Fraction], digits: int, *, real: bool) -> None:
         self._point, self._digits, self._real = point, digits, real
@@ -233,10 +233,10 @@ class _Evaluator:
         with _mp().workdps(self._digits):
             try:
                 return self._value(node)
-            except (ZeroDivisionError, OverflowError, ValueError) as error:  # mpmath's words for a pole
+            except (ZeroDivisionError, OverflowError, ValueError) as error:  # how mpmath reports a pole
                 if isinstance(error, Unreadable):
                     raise
-                raise Undefined("no value: division by zero, or the like") from error
+                raise Undefined("undefined: a division by zero or the like") from error
 
     def apply(self, name: str, values: list[Value]) -> Value:
         with _mp().workdps(self._digits):
@@ -247,7 +247,7 @@ class _Evaluator:
             return self._checked(node.value)
         if isinstance(node, Sym):
             if node.name not in self._point:
-                raise Undefined("no value: division by zero, or no real one")
+                raise Undefined("undefined: a division by zero, or no real value")
             return self._point[node.name]
         if not isinstance(node, Op):
             raise Unreadable(f"{type(node).__name__.lower()} inside an expression")
@@ -274,7 +274,7 @@ class _Evaluator:
                 return result
         function = FLOATING.get(name)
         if function is None:
-            raise Unreadable(f"the operation {name}")
+            raise Unreadable(f"unsupported operation {name}")
         return function(_mp(), *(_float(value) for value in values))
 
     def _checked(self, value: Value) -> Value:
@@ -286,10 +286,10 @@ class _Evaluator:
             mp = _mp()
             if self._real and isinstance(value, mp.mpc):
                 if value.imag != 0:
-                    raise Undefined("no value: division by zero, or no real one")
+                    raise Undefined("undefined: a division by zero, or no real value")
                 value = value.real
             if not mp.isfinite(value):
-                raise Undefined("no value: division by zero, or no real one")
+                raise Undefined("undefined: a division by zero, or no real value")
             bits = mp.mag(value) if value else 0
             if abs(bits) > MAX_EXPONENT:
                 raise TooLarge("a number too large to compute")

@@ -1,4 +1,4 @@
-"""One spelling for what LaTeX, Unicode and Markdown spell in many ways. Text in, text out; linear in the text."""
+"""One spelling for the many variants of LaTeX, Unicode and Markdown. Text in, text out, in linear time."""
 
 import re
 
@@ -77,7 +77,7 @@ _RUNS = [
     (re.compile("|".join(_VULGAR)), lambda m: f" {_VULGAR[m.group()]} "),
     (re.compile("|".join(_CIRCLED)), lambda m: f",{_CIRCLED[m.group()]},"),
 ]
-# \\text, \\frac and \\right whose backslash a careless writer of JSON or Python has turned into a control character.
+# \\text, \\frac and \\right whose backslash was turned into a control character by careless JSON or Python quoting.
 _BROKEN = str.maketrans({"\t": r"\t", "\f": r"\f", "\r": r"\r", "\b": r"\b", "\v": r"\v", "\a": r"\a"})
 _BROKEN_ESCAPE = re.compile(
     r"\\?(?:\t(?=ext|imes|frac|heta|an)|\f(?=rac)|\r(?=ight|ho)|\x08(?=inom|eta|ar|oxed|egin)|\x0b(?=ec)|\x07(?=lpha|pprox))"
@@ -86,9 +86,9 @@ _WRAPPERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "*
 _FINAL = re.compile(r"(?:\\[,;:! ]|(?<!\\)[.,;:\s]|\\text\s*\{\s*[.,]\s*\}|(?<!\\)\\$)+$")
 _CHOICE = re.compile(r"\(?([A-Za-z])[).:]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-# Backslashes doubled on the way through JSON, before commands that no row of a matrix starts with.
+# Backslashes doubled by JSON quoting, before commands that never start a matrix row.
 _DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:left|right|d?frac|sqrt|text|boxed|pi|cdot|leq?|geq?|times|infty)(?![a-z]))")
-# Spacing, sizes and styles that change nothing.
+# Spacing, sizes and styles that do not change the meaning.
 _NOTHING = re.compile(
     r"\\(?:left|right|middle|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|displaystyle|textstyle|"
     r"limits|nolimits|mathstrut|phantom|large|Large|small|normalsize|strut|rm|bf|it)(?![a-zA-Z])\.?"
@@ -131,7 +131,7 @@ _SYNONYMS = [
 
 
 def normalize(text: str) -> str:
-    """The answer in the spelling that `parse` reads."""
+    """The answer in the spelling that `parse` expects."""
     text = _BROKEN_ESCAPE.sub(lambda m: m.group()[-1].translate(_BROKEN), text).strip().translate(_FULL_WIDTH)
     text = _DOUBLED.sub(lambda _: "\\", text)
     for pattern, replacement in _RUNS:
@@ -147,7 +147,7 @@ def normalize(text: str) -> str:
 
 
 def unwrapped(text: str) -> str:
-    """Without mathematics delimiters, emphasis, quotes and final punctuation around the whole."""
+    """The text without enclosing math delimiters, emphasis, quotes and final punctuation."""
     before = None
     while before != text:
         before = text

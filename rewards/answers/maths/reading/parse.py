@@ -1,4 +1,4 @@
-"""From tokens to nodes: lists, sets, intervals, relations and names. What stands inside them is `scalar`'s to read."""
+"""From tokens to nodes: lists, sets, intervals, relations and names. `scalar` reads the expressions inside them."""
 
 from collections.abc import Iterable
 
@@ -29,7 +29,7 @@ _SETS = {"bbR": "ℝ", "bbZ": "ℤ", "bbN": "ℕ", "bbQ": "ℚ", "bbC": "ℂ"}
 
 
 def parse(text: str, *, grouped: bool = True) -> Node:
-    """The node of a normalized answer. grouped: read 1,234 as one number. Unreadable where it is none."""
+    """The node of a normalized answer. grouped: read 1,234 as one number. Raises Unreadable."""
     return read(tokenize(text, grouped=grouped))
 
 
@@ -42,7 +42,7 @@ def read(tokens: Tokens) -> Node:
         return _text(tokens)
     if (place := words.remark(tokens)) is not None:
         if qualifier := words.qualifier(*(token.text for token in tokens[place:])):
-            raise Unreadable(f"the word {qualifier!r}")
+            raise Unreadable(f"qualified by {qualifier!r}")
         tokens = tokens[:place]
     groups = [group for group, _ in _split(tokens, {";", "\\\\"}) if group]
     if len(groups) > 1:
@@ -64,7 +64,7 @@ def read(tokens: Tokens) -> Node:
 
 
 def _item(tokens: Tokens) -> Node:
-    """One value, with the words around it."""
+    """One value with the words around it."""
     tokens = words.without_quantifier(_unlabelled(_bare(tokens)))
     if not tokens:
         raise Unreadable("a label without a value")
@@ -76,9 +76,9 @@ def _item(tokens: Tokens) -> Node:
     tokens = after_leading
     tokens, after = words.trailing(tokens)
     if not tokens:
-        raise Unreadable("words alone")
+        raise Unreadable("words only")
     if qualifier := words.qualifier(before, after):
-        raise Unreadable(f"the word {qualifier!r}")
+        raise Unreadable(f"qualified by {qualifier!r}")
     node = _relation(tokens)
     if not after:
         return node
@@ -90,11 +90,11 @@ def _item(tokens: Tokens) -> Node:
 def _relation(tokens: Tokens) -> Node:
     pieces = _split(tokens, _SIGNS, commands=True)
     if len(pieces) > 1 and not pieces[0][0] and pieces[0][1] in ("approx", "simeq", "=", "in"):
-        pieces = pieces[1:]  # the name is left out: ≈ 8.24
+        pieces = pieces[1:]  # the name is missing: ≈ 8.24
     if len(pieces) == 1:
         return _part(pieces[0][0])
     if any(not piece for piece, _ in pieces):
-        raise Unreadable("a sign with nothing beside it")
+        raise Unreadable("a sign with nothing next to it")
     signs = tuple(_SIGNS[sign] for _, sign in pieces[:-1])
     first = pieces[0][0]
     if "≈" in signs:
@@ -109,7 +109,7 @@ def _relation(tokens: Tokens) -> Node:
 
 
 def _approximate(pieces: list[Tokens], signs: tuple[str, ...]) -> Node:
-    """What stands before the first ≈, where it is a value; else what follows it."""
+    """The value before the first ≈; if that is a name, the value after it."""
     place = signs.index("≈")
     before = pieces[: place + 1]
     about = _part(pieces[place + 1])
@@ -136,14 +136,14 @@ def _equality(pieces: list[Tokens]) -> Node:
     name, arguments = named
     if name in symbols(value) and not arguments:
         return Relation((_part(first), *values), ("=",) * len(values))
-    # x = y = z = 1: every name before the last value is a name.
+    # x = y = z = 1: everything before the last value is a name.
     if len(values) > 1 and all(_name(piece) for piece in rest[:-1]):
         return Named(name, arguments, values[-1])
     return Named(name, arguments, value)
 
 
 def _name(tokens: Tokens) -> tuple[str, tuple[str, ...]] | None:
-    """("f", ("x",)) for f(x); ("x_{1}", ()) for x_1; None for what is no name."""
+    """("f", ("x",)) for f(x); ("x_{1}", ()) for x_1; None if it is not a name."""
     if not tokens:
         return None
     kinds = [token.kind for token in tokens]
@@ -174,7 +174,7 @@ def _name(tokens: Tokens) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _names(tokens: Tokens) -> list[tuple[str, tuple[str, ...]]] | None:
-    """Of (x, y, z)."""
+    """The names in (x, y, z), or None."""
     if len(tokens) < 3 or tokens[0].kind != "(" or matching(tokens, 0) != len(tokens) - 1:
         return None
     found = [_name(piece) for piece, _ in _split(tokens[1:-1], {","})]
@@ -191,7 +191,7 @@ def _part(tokens: Tokens) -> Node:
         return Op("setminus", (_part(pieces[0]), _part(pieces[1])))
     tokens = _bare(tokens)
     if not tokens:
-        raise Unreadable("an empty place")
+        raise Unreadable("a missing value")
     first = tokens[0]
     if first.kind == "cmd" and first.text == "begin":
         return _matrix(tokens)
@@ -200,7 +200,7 @@ def _part(tokens: Tokens) -> Node:
     if first.kind == "cmd" and first.text == "emptyset" and len(tokens) == 1:
         return Union(())
     if first.kind == "cmd" and first.text in ("ldots", "dots", "cdots") and len(tokens) == 1:
-        return Sym("…")  # a place in a list
+        return Sym("…")  # an item of a list
     if (based := _based(tokens)) is not None:
         return based
     if matching(tokens, 0) == len(tokens) - 1:
@@ -228,12 +228,12 @@ def _bracketed(tokens: Tokens) -> Node:
     round_pair = (opening.kind, closing.kind) == ("(", ")")
     if len(items) == 1:
         if not round_pair and (opening.kind, closing.kind) != ("[", "]"):
-            raise Unreadable("an interval with one end")
+            raise Unreadable("an interval with one endpoint")
         if inside[:1] and inside[0].kind == "cmd" and inside[0].text == "begin":
             return _part(inside)
         return read(inside) if round_pair else _part(inside)
     if any(not item for item in items):
-        raise Unreadable("an empty place between commas")
+        raise Unreadable("nothing between two commas")
     values = tuple(_item(item) for item in items)
     if round_pair:
         return Seq("tuple", values)
@@ -262,7 +262,7 @@ def _matrix(tokens: Tokens) -> Node:
     close = matching(tokens, 1)
     name = "".join(token.text for token in tokens[2:close])
     if name not in _MATRICES:
-        raise Unreadable(f"the environment {name!r}")
+        raise Unreadable(f"unsupported environment {name!r}")
     start = close + 1
     if name == "array" and tokens[start : start + 1] and tokens[start].kind == "{":
         start = matching(tokens, start) + 1
@@ -300,7 +300,7 @@ def _based(tokens: Tokens) -> Based | None:
 
 
 def _split(tokens: Tokens, signs: Iterable[str], *, commands: bool = False) -> list[tuple[Tokens, str]]:
-    """Pieces between signs outside of brackets, each with the sign that ends it ("" for the last)."""
+    """The pieces between signs outside brackets, each with the sign that ends it ("" for the last)."""
     pieces: list[tuple[Tokens, str]] = []
     depth = start = 0
     for i, token in enumerate(tokens):
@@ -316,7 +316,7 @@ def _split(tokens: Tokens, signs: Iterable[str], *, commands: bool = False) -> l
 
 
 def _bare(tokens: Tokens) -> Tokens:
-    """Without braces that only group, and without quotes."""
+    """The tokens without enclosing braces and without quotes."""
     while len(tokens) > 1 and tokens[0].kind == "{" and matching(tokens, 0) == len(tokens) - 1:
         tokens = tokens[1:-1]
     return [token for token in tokens if token.kind not in ('"', "?")]
@@ -345,7 +345,7 @@ def _all_words(tokens: Tokens) -> bool:
 
 
 def _is_sentence(tokens: Tokens) -> bool:
-    """June 20; Alice is in room 45: a word, and then words and numbers."""
+    """Whether it is a word followed by words and numbers: June 20; Alice is in room 45."""
     kinds = {token.kind for token in tokens}
     return "num" in kinds and kinds <= {"num", "word", "text", "sym", "-", "'", "."} and words.is_word(tokens[0])
 
@@ -355,7 +355,7 @@ def _text(tokens: Tokens) -> Node:
 
 
 def _spread_name(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
-    """x = 4, -8, -10: the first name is that of all."""
+    """x = 4, -8, -10: the first name applies to all."""
     first = nodes[0]
     if isinstance(first, Named) and not any(isinstance(node, Named | Relation) for node in nodes[1:]):
         return (first.value, *nodes[1:])

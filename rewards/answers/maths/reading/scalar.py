@@ -1,7 +1,7 @@
 """Scalar expressions: precedence climbing over tokens.
 
-What LaTeX leaves open is read as people write: 2\\frac{1}{2} is two and a half, 1/2x is (1/2)x, \\sin 2x is sin(2x),
-2^10 is 1024. Operators that restate a problem instead of answering it (sums, integrals, limits) are not read.
+Ambiguous LaTeX is read as people write it: 2\\frac{1}{2} is two and a half, 1/2x is (1/2)x, \\sin 2x is sin(2x),
+2^10 is 1024. Operators that restate a problem instead of answering it (sums, integrals, limits) are rejected.
 """
 
 from fractions import Fraction
@@ -40,7 +40,7 @@ _TIMES = {"cdot", "times", "ast", "div"}
 
 
 def scalar(tokens: Tokens) -> Scalar:
-    """The expression that the tokens are, all of them."""
+    """All the tokens as one expression."""
     reader = _Reader(tokens)
     node = reader.sum()
     if reader.tokens:
@@ -49,7 +49,7 @@ def scalar(tokens: Tokens) -> Scalar:
 
 
 def matching(tokens: Tokens, start: int) -> int:
-    """Index of the token that closes the bracket at start; -1 where there is none. Intervals may mix ( and ]."""
+    """Index of the token that closes the bracket at start, or -1. Intervals may mix ( and ]."""
     depth = 0
     for i in range(start, len(tokens)):
         name = tokens[i].text if tokens[i].kind == "cmd" else tokens[i].kind
@@ -63,7 +63,7 @@ def matching(tokens: Tokens, start: int) -> int:
 
 
 def symbol_name(tokens: Tokens) -> tuple[str, Tokens] | None:
-    """The letter at the start with its subscript and primes, and the tokens after it; None: no letter there."""
+    """The letter at the start with its subscript and primes, and the tokens after it; None without a letter."""
     if not tokens:
         return None
     first, rest = tokens[0], tokens[1:]
@@ -91,13 +91,13 @@ def symbol_name(tokens: Tokens) -> tuple[str, Tokens] | None:
 
 
 class _Reader:
-    """Reads from the front of `tokens`."""
+    """Consumes `tokens` from the front."""
 
     def __init__(self, tokens: Tokens) -> None:
         self.tokens = list(tokens)
 
     def _name(self) -> str:
-        """What the next token is; "" at the end."""
+        """The next token's name; "" at the end."""
         if not self.tokens:
             return ""
         token = self.tokens[0]
@@ -105,7 +105,7 @@ class _Reader:
 
     def _take(self) -> Token:
         if not self.tokens:
-            raise Unreadable("an expression that breaks off")
+            raise Unreadable("an incomplete expression")
         return self.tokens.pop(0)
 
     def sum(self) -> Scalar:
@@ -130,7 +130,7 @@ class _Reader:
                 node = Op("div", (node, self._signed()))
             elif self._starts_factor():
                 if name == "num" and isinstance(node, Num):
-                    raise Unreadable("two numbers side by side")
+                    raise Unreadable("two adjacent numbers")
                 node = Op("mul", (node, self._power()))
             else:
                 return node
@@ -201,7 +201,7 @@ class _Reader:
         if name == "|":
             end = next((i for i, other in enumerate(self.tokens) if other.kind == "|"), None)
             if end is None:
-                raise Unreadable("| without its partner")
+                raise Unreadable("an unmatched |")
             inside, self.tokens = self.tokens[:end], self.tokens[end + 1 :]
             return Op("abs", (scalar(inside),))
         if token.kind == "cmd":
@@ -262,7 +262,7 @@ class _Reader:
     def _command(self, token: Token) -> Scalar:
         name = token.text
         if name in _RESTATED:
-            raise Unreadable(f"\\{name} instead of its value")
+            raise Unreadable(f"unevaluated \\{name}")
         if name == "frac":
             return Op("div", (self._argument(), self._argument()))
         if name in ("binom", "dbinom", "tbinom"):
@@ -274,13 +274,13 @@ class _Reader:
         if name in ("max", "min"):
             listed = self._listed()
             if not any(symbols(value) for value in listed):
-                raise Unreadable(f"\\{name} instead of its value")
+                raise Unreadable(f"unevaluated \\{name}")
             return Op(name, listed)
         if name in FUNCTIONS:
             return self._function(name)
         read = symbol_name([token, *self.tokens])
         if read is None:
-            raise Unreadable(f"the command \\{name}")
+            raise Unreadable(f"unsupported command \\{name}")
         letter, self.tokens = read
         return Sym(letter)
 
@@ -307,7 +307,7 @@ class _Reader:
         return node if power is None else Op("pow", (node, power))
 
     def _function_argument(self) -> Scalar:
-        """A bracket; or the product up to the next function or sign: \\sin 2x."""
+        """A bracket, or the product up to the next function or sign: \\sin 2x."""
         if self._name() in ("(", "[", "{", "|"):
             return self._atom()
         node = self._signed()
@@ -354,10 +354,10 @@ class _Reader:
         return self._atom()
 
     def _inside(self, opening: Token) -> Tokens:
-        """The tokens up to the bracket that closes the one just taken, which goes too."""
+        """Take the tokens up to the bracket closing the one just taken, and that bracket."""
         end = matching([opening, *self.tokens], 0)
         if end < 0:
-            raise Unreadable("a bracket that is never closed")
+            raise Unreadable("an unclosed bracket")
         inside, self.tokens = self.tokens[: end - 1], self.tokens[end:]
         if not inside:
             raise Unreadable("empty brackets")
@@ -370,7 +370,7 @@ def _number(text: str) -> Num:
     places = len(mantissa.partition(".")[2]) if "." in mantissa else None
     if exponent:
         if abs(int(exponent)) > 400:
-            raise Unreadable("an exponent beyond 400")
+            raise Unreadable("an exponent larger than 400")
         value *= Fraction(10) ** int(exponent)
     return Num(value, places)
 

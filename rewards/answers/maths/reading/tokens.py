@@ -1,4 +1,4 @@
-"""Tokens of a normalized answer."""
+"""The tokenizer for normalized answers."""
 
 import re
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from rewards.answers.maths.nodes import Unreadable
 
 
 class Token(NamedTuple):
-    """kind: "num", "sym" (a letter), "word" (letters in a row), "text" (of \\text{…}), "cmd" (a command's name), or the
+    """kind: "num", "sym" (a letter), "word" (several letters), "text" (in \\text{…}), "cmd" (a command's name), or the
     sign itself: "(", "[", "{", "\\{", "|", "+", "^", ",", "=", …"""
 
     kind: str
     text: str
-    spaced: bool  # white space stands before it
+    spaced: bool  # preceded by white space
 
 
 _TOKEN = re.compile(
@@ -56,7 +56,7 @@ CONNECTIVES = {"and", "or"}
 
 
 def tokenize(text: str, *, grouped: bool = True) -> list[Token]:
-    """The tokens of a normalized text. grouped: 1,234 is a number; otherwise a one and a two hundred thirty-four."""
+    """The tokens of a normalized text. grouped: 1,234 is one number; otherwise it is 1 and 234."""
     tokens = list(_tokens(text, grouped))
     if len(tokens) > MAX_TOKENS:
         raise Unreadable(f"more than {MAX_TOKENS} tokens")
@@ -68,14 +68,14 @@ def _tokens(text: str, grouped: bool) -> Iterator[Token]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise Unreadable(f"the sign {text[position]!r}")
+            raise Unreadable(f"unsupported character {text[position]!r}")
         kind, value = match.lastgroup or "", match.group()
         position = match.end()
         if kind == "space":
             spaced = True
             continue
         if kind == "num":
-            # Within brackets, commas separate: (1,234) is a pair.
+            # Inside brackets, commas separate: (1,234) is a pair.
             if "," in value and (depth or not grouped):
                 first = value.index(",")
                 position -= len(value) - first
@@ -98,7 +98,7 @@ def _tokens(text: str, grouped: bool) -> Iterator[Token]:
 
 
 def _argument(text: str, position: int) -> tuple[str, int]:
-    """The braced argument, or the one sign, that starts at the position; and where it ends."""
+    """The braced argument or single character at the position, and where it ends."""
     while position < len(text) and text[position] == " ":
         position += 1
     if position >= len(text) or text[position] != "{":
@@ -109,7 +109,7 @@ def _argument(text: str, position: int) -> tuple[str, int]:
         position += 1
         if depth == 0:
             return text[start + 1 : position - 1], position
-    raise Unreadable("a brace that is never closed")
+    raise Unreadable("an unclosed brace")
 
 
 def _text(command: str, inside: str, spaced: bool) -> Iterator[Token]:
@@ -119,7 +119,7 @@ def _text(command: str, inside: str, spaced: bool) -> Iterator[Token]:
         return
     plain = stripped.strip("().")
     if len(plain) <= 1 or not any(letter.isalpha() for letter in plain) or command.startswith(("math", "bo", "bm")):
-        # \text{E}, \mathrm{e}, \text{(C)}, \text{13}: the content, read as mathematics; units of \mathrm stay words.
+        # \text{E}, \mathrm{e}, \text{(C)}, \text{13}: read the content as mathematics; units in \mathrm stay words.
         for token in _tokens(stripped, True):
             kind = "roman" if token.kind == "sym" and token.text not in "ei" else token.kind
             yield Token(kind, token.text, token.spaced or spaced)
@@ -133,7 +133,7 @@ def _text(command: str, inside: str, spaced: bool) -> Iterator[Token]:
 
 
 def _plain(words: str) -> Iterator[Token]:
-    """Words of \\text{…}; numbers within stay numbers, and 4:30 a time."""
+    """The words in \\text{…}; numbers among them stay numbers, 4:30 stays a time."""
     for part in re.split(r"([0-9]+(?:\.[0-9]+)?|:)", words):
         if part == ":":
             yield Token(":", ":", False)
@@ -161,5 +161,5 @@ def _word(value: str, spaced: bool) -> Token:
 
 
 def is_grouped(text: str) -> bool:
-    """Whether a comma of the text may be a thousands separator as well as one between values."""
+    """Whether a comma in the text may be either a thousands separator or a list separator."""
     return _GROUPED.search(text) is not None

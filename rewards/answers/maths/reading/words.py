@@ -1,18 +1,18 @@
-"""Words in answers: texts, units, and words that may be left out."""
+"""Words in answers: texts, units, and words that may be dropped."""
 
 import re
 
 from rewards.answers.maths.nodes import Node, Op, Sym, Text, Union
 from rewards.answers.maths.reading.tokens import Token
 
-# Words that change what the value beside them means: such an answer is not read as the value.
+# Words that change the meaning of the value next to them: such an answer is not read as the value.
 _QUALIFIERS = {
     *("not", "no", "never", "except", "less", "more", "least", "most", "greater", "than", "under", "over", "between"),
     *("false", "incorrect", "wrong", "isn't", "cannot", "unless", "without", "approximately less", "maybe", "either"),
     *("mod", "modulo", "base", "minus", "plus", "times", "half", "twice", "double", "dozen", "hundred", "thousand"),
     *("million", "billion", "trillion", "squared", "cubed", "factorial"),
 }
-# Words before a value that say nothing about it.
+# Words before a value that carry no meaning.
 _LEADING = {
     *("the", "answer", "is", "are", "only", "final", "value", "of", "equals", "thus", "therefore", "so", "hence", "a"),
     *("approximately", "about", "total", "exactly", "we", "get", "have", "for", "all", "option", "choice", "result"),
@@ -61,7 +61,7 @@ _VOWEL = re.compile("[aeiouAEIOU\u00c0-\uffff]")
 
 
 def is_word(token: Token) -> bool:
-    """Letters that are a word or a name, not a product of letters: `odd`, `Paolo`; not `xy`."""
+    """Whether letters form a word or a name (`odd`, `Paolo`), not a product of variables (`xy`)."""
     if token.kind == "text":
         return True
     short = len(token.text) < 3 and token.text.lower() not in _SHORT_WORDS
@@ -69,7 +69,7 @@ def is_word(token: Token) -> bool:
 
 
 def is_unit(token: Token) -> bool:
-    """A token that may follow a number as its unit."""
+    """Whether a token may follow a number as its unit."""
     if token.kind == "roman":
         return True
     if token.kind == "word" and token.text.lower() in _CANONICAL:
@@ -78,7 +78,7 @@ def is_unit(token: Token) -> bool:
 
 
 def without_quantifier(tokens: list[Token]) -> list[Token]:
-    """Without a final `for all x > 0`, `where k is an integer`, `(n \\in \\mathbb{Z})`."""
+    """The tokens without a final `for all x > 0`, `where k is an integer`, `(n \\in \\mathbb{Z})`."""
     for i in range(1, len(tokens)):
         begins = tokens[i].kind in ("text", "word") and tokens[i].text.lower().split()[0] in _QUANTIFIERS
         if begins or tokens[i][:2] == ("cmd", "forall"):
@@ -89,7 +89,7 @@ def without_quantifier(tokens: list[Token]) -> list[Token]:
 
 
 def leading(tokens: list[Token]) -> tuple[list[Token], str]:
-    """The tokens after words that say nothing, and these words."""
+    """The tokens after meaningless leading words, and those words."""
     count = 0
     for token in tokens:
         said = token.text.lower().split()
@@ -106,7 +106,7 @@ def leading(tokens: list[Token]) -> tuple[list[Token], str]:
 
 
 def trailing(tokens: list[Token]) -> tuple[list[Token], str]:
-    """The tokens before a unit or a remark, and its words: `5 cm^{2}`, `7 stuffed goats`."""
+    """The tokens before a unit or a remark, and the words of that: `5 cm^{2}`, `7 stuffed goats`."""
     depth = 0
     for i, token in enumerate(tokens):
         depth += (token.kind in ("(", "[", "{", "\\{")) - (token.kind in (")", "]", "}", "\\}"))
@@ -124,12 +124,12 @@ def _ends_in_words(tokens: list[Token]) -> bool:
     allowed = {"text", "word", "roman", "^", "{", "}", "/", ".", "(", ")", "num", "'", "-"}
     if any(token.kind not in allowed and token.text not in ("cdot", "A", "B", "C", "a", "x", "n") for token in tokens):
         return False
-    # A number within words is an exponent of the unit.
+    # A number among words is the unit's exponent.
     return all(token.kind != "num" or tokens[i - 1].kind in ("^", "{", "-") for i, token in enumerate(tokens))
 
 
 def qualifier(*texts: str) -> str | None:
-    """A word that changes the meaning of the value beside it."""
+    """A word that changes the meaning of the value next to it, or None."""
     for text in texts:
         for word in re.split(r"[^a-z']+", text.lower()):
             if word in _QUALIFIERS:
@@ -152,7 +152,7 @@ def text(said: str) -> Node:
 
 
 def unit(said: str) -> str | None:
-    """The unit that words name, in one spelling: `square centimeters` and `cm^2` are cm2; None: none that we know."""
+    """The unit in canonical spelling: `square centimeters` and `cm^2` are cm2; None if unknown."""
     said = said.lower().replace("{", "").replace("}", "").replace("^", "").strip(" .")
     power = ""
     for name, digit in (("square ", "2"), ("sq ", "2"), ("cubic ", "3")):
@@ -166,7 +166,7 @@ def unit(said: str) -> str | None:
 
 
 def remark(tokens: list[Token]) -> int | None:
-    """Where a remark of four or more words begins: the value stands before it."""
+    """The index at which a remark of four or more words begins, after the value; or None."""
     for i in range(1, len(tokens)):
         if tokens[i].kind == "text" and len(tokens[i].text.split()) > 3 and _may_end(tokens[i - 1]):
             return i

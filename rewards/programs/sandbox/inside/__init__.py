@@ -1,1 +1,1 @@
-"""What runs inside a sandbox. Sent there as source: standard library only, and nothing outside this folder."""
+"""What runs inside a sandbox. Sent there as source: standard library only, no imports from outside this folder."""

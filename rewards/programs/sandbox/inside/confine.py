@@ -1,9 +1,9 @@
 """What a process gives up before it runs a submission: resources, the file system (Landlock), system calls (seccomp).
 
-Each is done by the process to itself and cannot be undone, neither by it nor by its children. Runs inside the sandbox:
+A process applies each restriction to itself; neither it nor its children can undo them. Runs inside the sandbox:
 standard library only, system calls through ctypes. Linux on x86-64 and aarch64.
 
-Left out: cgroups. The memory of a whole tree is watched from outside (box.py).
+Left out: cgroups. The memory of the process tree is monitored from outside (running.py).
 """
 
 import ctypes
@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 
-# Denied outright, as (x86-64, aarch64) numbers; None: that machine has no such call.
+# Denied outright, as (x86-64, aarch64) numbers; None: the architecture lacks the call.
 _DENIED = {
     # other processes
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
@@ -29,9 +29,9 @@ _DENIED = {
     "ioprio_set": (251, 30), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
     "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "migrate_pages": (256, 238),
     "move_pages": (279, 239),
-    # leaving the process group, by which a tree is killed
+    # leaving the process group, which is how a process tree is killed
     "setsid": (112, 157), "setpgid": (109, 154),
-    # network, and memory that outlives its process or is counted nowhere
+    # network, and memory that outlives its process or is not accounted for
     "socket": (41, 198), "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "msgget": (68, 186),
     "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "semget": (64, 190), "semop": (65, 193),
     "semctl": (66, 191), "semtimedop": (220, 192), "mq_open": (240, 180), "mq_unlink": (241, 181),
@@ -65,7 +65,7 @@ _KILL, _TGKILL, _PRLIMIT, _CLONE, _CLONE3 = (62, 129), (234, 131), (302, 261), (
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID and NET
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH
 _FIRST_X32 = 0x40000000
-_SELF = 0x7E1F5E1F  # stands for the process itself until it is known; beyond all pids
+_SELF = 0x7E1F5E1F  # placeholder for the process's own pid; larger than any pid
 
 _LOAD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
@@ -73,7 +73,7 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, co
 
 
 def call(name: str, *arguments: object) -> int:
-    """A function of the C library; OSError when it fails."""
+    """Call a C library function; OSError if it fails."""
     result = getattr(_libc, name)(*arguments)
     if result < 0:
         number = ctypes.get_errno()
@@ -86,17 +86,17 @@ def prctl(option: int, value: int = 0) -> None:
 
 
 def can_filter() -> bool:
-    """Whether this machine and kernel have seccomp filters that this file can write."""
+    """Whether this machine and kernel support the seccomp filters built here."""
     if os.uname().machine not in _MACHINES:
         return False
     result = _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), None, ctypes.c_ulong(0), ctypes.c_ulong(0))
-    return result == -1 and ctypes.get_errno() == errno.EFAULT  # it wanted to read the filter
+    return result == -1 and ctypes.get_errno() == errno.EFAULT  # it tried to read the filter
 
 
 def filter_system_calls(*, metadata: bool) -> None:
-    """Install the seccomp filter. metadata: let it change modes and times of files.
+    """Install the seccomp filter. metadata: allow changing modes and times of files.
 
-    A process may signal itself and its process group alone, and change limits of itself alone.
+    A process may signal only itself and its process group, and change only its own limits.
     """
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     packed = _assemble(metadata).replace(struct.pack("I", _SELF), struct.pack("I", os.getpid()))
@@ -106,7 +106,7 @@ def filter_system_calls(*, metadata: bool) -> None:
 
 
 def prepare_filters() -> None:
-    """Assemble them once, for all processes that are forked from this one."""
+    """Assemble the filters once, for all processes forked from this one."""
     for metadata in (False, True):
         _assemble(metadata)
 
@@ -124,7 +124,7 @@ def _program(pid: int, metadata: bool) -> list[Instruction]:
 
     def only_if_first_argument(number: int, allowed: Sequence[int], argument: int = 16) -> Iterator[Instruction]:
         yield (_JEQ, 0, len(allowed) + 3, number)
-        yield (_LOAD, 0, 0, argument)  # the low half: pids have 32 bits
+        yield (_LOAD, 0, 0, argument)  # the low half: a pid has 32 bits
         for index, value in enumerate(allowed):
             yield (_JEQ, len(allowed) - index, 0, value)
         yield refuse(errno.EPERM)
@@ -146,7 +146,7 @@ def _program(pid: int, metadata: bool) -> list[Instruction]:
     return [*program, (_RET, 0, 0, _ALLOW)]
 
 
-# Landlock: system calls and rights, by the ABI version that brought them.
+# Landlock: system calls and rights, by the ABI version that introduced them.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE, _IOCTL_DEV = 1, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
 _REFER = 1 << 13
@@ -154,12 +154,12 @@ _TCP, _SCOPES = 3, 3  # bind and connect; abstract Unix sockets and signals
 
 
 def landlock_abi() -> int:
-    """The kernel's version of Landlock; 0 without."""
+    """The kernel's Landlock ABI version; 0 if unsupported."""
     return max(0, _libc.syscall(ctypes.c_long(_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint(1)))
 
 
 def landlock_rules(readable: Sequence[str], writable: Sequence[str]) -> int:
-    """A ruleset as a descriptor: read and execute below `readable`, everything below `writable`, nothing elsewhere."""
+    """A ruleset's descriptor: read and execute below `readable`, everything below `writable`, nothing elsewhere."""
     abi = landlock_abi()
     handled = 0x1FFF | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0) | (_IOCTL_DEV if abi >= 5 else 0)
     attributes = struct.pack("QQQ", handled, _TCP if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
@@ -187,10 +187,10 @@ def restrict_files(rules: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up what root of a user namespace may do there."""
+    """Give up the capabilities of root in a user namespace."""
     for capability in range(64):
         if _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
-            break  # beyond the kernel's last one
+            break  # past the last one the kernel knows
     header = struct.pack("Ii", 0x20080522, 0)
     call("capset", ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
 
@@ -198,7 +198,7 @@ def drop_capabilities() -> None:
 def limit_resources(
     *, cpu_seconds: int, address_space: int, file_size: int, open_files: int, processes: int, stack: int
 ) -> None:
-    """Sizes in bytes; `processes` counts threads too, and all of the same user id."""
+    """Sizes in bytes; `processes` includes threads and counts everything under the same user id."""
     limits = {
         resource.RLIMIT_CPU: cpu_seconds,
         resource.RLIMIT_AS: address_space,

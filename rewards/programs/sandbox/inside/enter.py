@@ -1,9 +1,9 @@
 """From a bare Python process to the inside of a sandbox. Standard library only; runs once, before zygote.py.
 
-main(control, spec):  as root, take an unprivileged user id;  then, by spec["level"],
-  "bubblewrap"   execute bwrap, with Python and zygote.py in it
-  "namespaces"   new user, mount, pid, network, IPC and UTS namespaces with a file system of what is readable
-  "landlock", "none"   stay as it is
+main(control, spec):  as root, switch to an unprivileged user id;  then, depending on spec["level"],
+  "bubblewrap"   execute bwrap, with Python and zygote.py inside
+  "namespaces"   enter new user, mount, pid, network, IPC and UTS namespaces whose file system holds only readable paths
+  "landlock", "none"   nothing more
 """
 
 import os
@@ -21,7 +21,7 @@ _NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 _NEWUSER, _NEWPID, _NEWNET = 0x10000000, 0x20000000, 0x40000000
 _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 0x20, 0x1000, 0x4000, 0x40000
 _MOUNT_SETATTR, _PIVOT_ROOT = 442, {"x86_64": 155, "aarch64": 41}
-NOBODY = 65534  # the user id that a sandbox sees
+NOBODY = 65534  # the user id seen inside a sandbox
 
 
 def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
@@ -40,11 +40,11 @@ def become_user(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    confine.prctl(confine.PR_SET_DUMPABLE, 1)  # its own /proc files are its own again: it maps its user id there
+    confine.prctl(confine.PR_SET_DUMPABLE, 1)  # makes its /proc files its own again, to map its user id
 
 
 def expose(paths: Sequence[str]) -> None:
-    """Let other users reach `paths` that lie in closed folders (Python below /root), in this process's view alone."""
+    """Let other users reach `paths` inside private folders (Python below /root), in this process's view only."""
     closed = {path: top for path in paths if (top := _closed_ancestor(path))}
     if not closed:
         return
@@ -67,7 +67,7 @@ def _closed_ancestor(path: str) -> str | None:
 
 
 def _enter_namespaces(control: socket.socket, spec: dict[str, Any]) -> None:
-    """Returns in process 1 of the new pid namespace; the process before it waits for that one to end."""
+    """Returns in process 1 of the new pid namespace; the original process waits for it to exit."""
     uid, gid = os.getuid(), os.getgid()
     confine.call("unshare", _NEWUSER | _NEWNS | _NEWPID | _NEWNET | _NEWIPC | _NEWUTS | _NEWCGROUP)
     for name, text in [("setgroups", "deny"), ("uid_map", f"{NOBODY} {uid} 1"), ("gid_map", f"{NOBODY} {gid} 1")]:
@@ -106,7 +106,7 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
 
 
 def _bind(handle: int, target: str) -> None:
-    """Mount what `handle` is open on; its path may be hidden by now."""
+    """Bind-mount what `handle` refers to; its path may be hidden by now."""
     source = f"/proc/self/fd/{handle}"
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)

@@ -1,14 +1,14 @@
-"""What a submission's process does: run a script, serve calls, check, or run another program. Standard library only.
+"""What a process in the sandbox does: run a script, serve calls, check, or run a program. Standard library only.
 
     run(job, stdin, stdout, stderr)     job["mode"]:
-      "script"   job["source"] as __main__, on the three pipes
-      "serve"    define job["source"], then answer requests (a line on stdin) by replies (a line on stdout)
-      "check"    run job["tests"], trusted code, whose calls of the submission are requests to another process
+      "script"   run job["source"] as __main__ on the three pipes
+      "serve"    define job["source"], then answer requests (a line on stdin) with replies (a line on stdout)
+      "check"    run job["tests"], trusted code, whose calls to the submission become requests to another process
       "compile", "program"   execute job["argv"] on the three pipes
 
-In "serve" the submission shares this interpreter, and may say whatever it likes on the pipe: it knows no answers. A
-reply counts if it carries the nonce of its request, so that nothing can be said in advance. It is `NONCE value TEXT` or
-`NONCE error [NAME, MESSAGE]`, and read where what it says is needed: reading a hostile one may take long.
+In "serve" the submission shares this interpreter and may write anything to the pipe, but it knows no expected values. A
+reply counts only if it carries its request's nonce, so none can be written in advance. It is `NONCE value TEXT` or
+`NONCE error [NAME, MESSAGE]`, and parsed only where its content is needed: parsing a hostile one may take long.
 """
 
 import atexit
@@ -74,7 +74,7 @@ def run(job: dict[str, Any], stdin: int, stdout: int, stderr: int) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """End as the interpreter would: threads are waited for, exit functions run, output is written."""
+    """Exit as the interpreter would: join threads, run exit functions, flush output."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
@@ -86,7 +86,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _define(job: dict[str, Any]) -> dict[str, Any]:
-    """The namespace of the submission, run as the main module."""
+    """Run the submission as the main module; its namespace."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = ["main.py"]
@@ -127,7 +127,7 @@ def _operate(operation: str, arguments: Any, namespace: dict[str, Any]) -> Any:
 
 
 def _find(name: str, namespace: dict[str, Any]) -> Any:
-    """`Class.method` of a new object, a method of `Solution`, or the function `f`."""
+    """`Class.method` of a new instance, a method of `Solution`, or the function `f`."""
     owner, _, method = name.rpartition(".")
     kind = namespace.get(owner or "Solution")
     if kind is not None and hasattr(kind, method):
@@ -145,8 +145,8 @@ def _message(error: BaseException) -> str:
 
 
 def _check(job: dict[str, Any], requests: io.BufferedReader, replies: io.TextIOBase) -> None:
-    """Run the tests one after the other; say before each that it begins, and after it how it ended."""
-    module = sys.modules["tests"] = types.ModuleType("tests")  # where dataclasses look for names in annotations
+    """Run the tests in order, announcing each before it starts and reporting how it ended."""
+    module = sys.modules["tests"] = types.ModuleType("tests")  # where dataclasses look up names in annotations
     namespace = module.__dict__
     if job["reference"]:
         exec(compile(job["reference"], "setup.py", "exec", dont_inherit=True), namespace)
@@ -154,7 +154,7 @@ def _check(job: dict[str, Any], requests: io.BufferedReader, replies: io.TextIOB
         namespace[name] = importlib.import_module(name)
     link = _Link(requests, replies, {name: namespace[name] for name in job["classes"]})
     for name in job["names"]:
-        # What the reference has by `import *` is not the submission's; the function to write is, stub or not.
+        # Names the reference gets by `import *` stay; the requested function is the submission's even if a stub exists.
         if job["entry_point"] or name not in namespace:
             namespace[name] = _Function(link, name)
     if job["setup"]:
@@ -172,7 +172,7 @@ def _check(job: dict[str, Any], requests: io.BufferedReader, replies: io.TextIOB
 
 
 class _Link:
-    """The checker's way to the submission's process."""
+    """The checker's connection to the submission's process."""
 
     def __init__(self, requests: io.BufferedReader, replies: io.TextIOBase, classes: plain.Classes) -> None:
         self._requests, self._replies, self._classes = requests, replies, classes
@@ -185,7 +185,7 @@ class _Link:
         def reference(value: Any) -> int:
             if isinstance(value, Remote):
                 return value._number
-            raise plain.NotPlainError(f"a test gives the submission a {type(value).__name__}, which is no plain value")
+            raise plain.NotPlainError(f"a test passes a {type(value).__name__} to the submission, which is not plain")
 
         self.say(operation=operation, arguments=plain.dumps(list(arguments), reference, self._classes))
         outcome, _, text = self._requests.readline().partition(b" ")
@@ -200,7 +200,7 @@ class _Link:
 
 
 class _Function:
-    """A function of the submission, by name."""
+    """One of the submission's functions, by name."""
 
     def __init__(self, link: _Link, name: str) -> None:
         self._link, self._name = link, name
@@ -210,7 +210,7 @@ class _Function:
 
 
 class Remote:
-    """An object of the submission that is no plain value. It equals nothing, and has no truth."""
+    """Proxy for one of the submission's objects that is not plain. It equals only itself and has no truth value."""
 
     def __init__(self, link: _Link, number: int) -> None:
         object.__setattr__(self, "_link", link)
@@ -220,7 +220,7 @@ class Remote:
         return self._link.ask("call", self, arguments, keywords)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # NumPy would read this process's memory at an address of `__array_interface__`
+        if name.startswith("__"):  # NumPy would read this process's memory at the address in `__array_interface__`
             raise AttributeError(name)
         return self._link.ask("get", self, name)
 
@@ -243,7 +243,7 @@ class Remote:
         return self._link.ask("contains", self, item)
 
     def __bool__(self) -> bool:
-        raise TypeError("the submission returned an object, which is neither true nor false")
+        raise TypeError("the submission returned an object that is neither true nor false")
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -1,10 +1,10 @@
-"""Values as text between processes that do not trust each other: JSON, and tags for the plain types that JSON lacks.
+"""Values as text between processes that do not trust each other: JSON plus tags for the plain types it lacks.
 
     dumps((1, {2: b"x"})) == '{"t":"tuple","v":[1,{"t":"dict","v":[[2,{"t":"bytes","v":"78"}]]}]}'
 
-`loads` builds exact built-in types and nothing else (no subclass, no pickle), so that comparing them calls no code of
-the sender. Objects of `classes` that both sides define, such as linked lists, go by their fields, and what arrives is
-of the receiver's class. They are numbered in one flat list, so that long, shared and circular ones travel:
+`loads` builds exact built-in types and nothing else (no subclass, no pickle), so comparing them never runs the sender's
+code. Objects of `classes` defined on both sides, such as linked lists, are sent as their fields and rebuilt as the
+receiver's class. They are numbered in one flat list, so long, shared and circular structures work:
 
     dumps(ListNode(1, ListNode(2)), classes={"ListNode": ListNode}) == '{"t":"objects","v":[{"t":"object","v":0},
         [["ListNode",{"val":1,"next":{"t":"object","v":1}}],["ListNode",{"val":2,"next":null}]]]}'
@@ -20,19 +20,19 @@ from typing import Any
 
 MAX_DEPTH = 200
 Classes = Mapping[str, type]
-MAX_KEYS = 10_000  # of a set or dict, words aside: whoever chooses numbers can make them collide
+MAX_KEYS = 10_000  # of a set or dict, strings aside: whoever picks the numbers can make them collide
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
-_LONG = 10**4000  # Python reads no longer decimals than 4300 digits; longer integers go in base 16
+_LONG = 10**4000  # Python parses at most 4300 decimal digits; longer integers are sent in base 16
 
 
 class NotPlainError(TypeError):
-    """A value that is no plain data, or a text that is no such value."""
+    """A value that is not plain data, or a text that does not encode one."""
 
 
 def dumps(value: Any, handle: Callable[[Any], int] | None = None, classes: Classes | None = None) -> str:
-    """The value as one line of ASCII. `handle` numbers what is not plain; without it, NotPlainError is raised.
+    """The value as one line of ASCII. `handle` numbers objects that are not plain; without it, NotPlainError is raised.
 
-    Subclasses go as the plain value they extend: what arrives is data, whatever class it had.
+    Instances of subclasses are sent as the plain type they extend.
     """
     objects: list[Any] = []
     places: dict[int, int] = {}  # by id
@@ -55,7 +55,7 @@ def dumps(value: Any, handle: Callable[[Any], int] | None = None, classes: Class
 
 
 def loads(text: str | bytes, remote: Callable[[int], Any] | None = None, classes: Classes | None = None) -> Any:
-    """The value of a text made by `dumps`. `remote` makes what stands here for a numbered object of the other side."""
+    """The inverse of `dumps`. `remote` makes the local stand-in for one of the other side's numbered objects."""
     try:
         data = json.loads(text)
         if not isinstance(data, dict) or data["t"] != "objects":
@@ -65,7 +65,7 @@ def loads(text: str | bytes, remote: Callable[[int], Any] | None = None, classes
         for made, (_, values) in zip(objects, fields, strict=True):
             for name, value in values.items():
                 if callable(getattr(type(made), name, None)):
-                    raise NotPlainError(f"a field {name[:40]!r} in the place of a method")
+                    raise NotPlainError(f"the field {name[:40]!r} shadows a method")
                 vars(made)[name] = _decode(value, remote, objects)
         return _decode(data, remote, objects)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -148,14 +148,14 @@ def _decode(data: Any, remote: Callable[[int], Any] | None, objects: list[Any]) 
             return _TYPES[value]
         case "Fraction":
             numerator, denominator = value
-            return Fraction(int(numerator), int(denominator))  # of at most 4300 digits: reducing longer ones takes long
+            return Fraction(int(numerator), int(denominator))  # at most 4300 digits: reducing longer fractions is slow
         case "object":
             return objects[value]
         case "ref" if remote is not None:
             return remote(int(value))
-    raise NotPlainError(f"no such type: {str(data['t'])[:40]}")
+    raise NotPlainError(f"unknown type: {str(data['t'])[:40]}")
 
 
 def _check_keys(keys: list[Any]) -> None:
     if sum(not isinstance(key, str) for key in keys) > MAX_KEYS:
-        raise NotPlainError(f"a set or dict of more than {MAX_KEYS} keys that are no words")
+        raise NotPlainError(f"a set or dict with more than {MAX_KEYS} keys that are not strings")

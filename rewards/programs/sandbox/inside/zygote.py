@@ -1,8 +1,8 @@
 """The process that waits inside a sandbox and forks for each submission. Standard library only.
 
-It has imported what submissions import, so that a run costs a fork and no start of Python. It reads nothing that a
-submission writes: input, output and results are pipes of the parent's, handed over for one run. When the parent's end
-of the control socket closes, for whatever reason, it kills what runs and ends, and the sandbox with it.
+It has already imported what submissions commonly import, so a run costs a fork instead of a Python start. It reads
+nothing a submission writes: input, output and results go through the parent's pipes, handed over for one run. When the
+parent's end of the control socket closes, for whatever reason, it kills the running job and exits; the sandbox ends.
 """
 
 import gc
@@ -27,13 +27,13 @@ Job = dict[str, Any]
 
 
 def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
-    """Serve jobs until the parent goes. spec: see box.py."""
+    """Serve jobs until the parent has gone. spec: see isolation.py."""
     for name in WARM.split():
         __import__(name)
-    random.seed(0)  # submissions that draw numbers draw the same in every run
+    random.seed(0)  # submissions draw the same random numbers in every run
     sys.path[:] = [*sys.path, *spec["packages"]]
     confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
-    confine.prctl(confine.PR_SET_DUMPABLE, 0)  # same user, but not to be traced or read
+    confine.prctl(confine.PR_SET_DUMPABLE, 0)  # same user, but must not be traced or read
     rules: dict[bool, int] = {}
     if spec["landlock"]:
         for may_write in (False, True):
@@ -60,7 +60,7 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
             _become(job, pipes, rules, spec)
         for fd in pipes:
             os.close(fd)
-        with suppress(OSError):  # the child does it as well, and may have ended
+        with suppress(OSError):  # the child does so as well, and may have exited
             os.setpgid(pid, pid)
         usage, status = _wait(control, pid, spec["folder"] if spec["private"] else None)
         _send(
@@ -75,7 +75,7 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
 
 
 def _state(folder: str) -> tuple[int, set[str]] | None:
-    """What a submission may have changed; None where it has closed its folder."""
+    """What a submission may have changed; None if it made its folder unreadable."""
     try:
         return os.stat(folder).st_mode, set(os.listdir(folder))
     except PermissionError:
@@ -105,14 +105,14 @@ def _send(control: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _wait(control: socket.socket, pid: int, folder: str | None) -> tuple[Any, int]:
-    """Wait for the child, then kill and reap what it has left. End everything when the parent goes.
+    """Wait for the child, then kill and reap its remaining processes. Exit if the parent goes.
 
-    A submission that makes more than MAX_FILES files in `folder` is killed: empty ones cost the kernel memory, too.
+    A submission that creates more than MAX_FILES files in `folder` is killed: even empty ones cost kernel memory.
     """
     child = os.pidfd_open(pid)
     poll = select.poll()
     poll.register(child, select.POLLIN)
-    poll.register(control, select.POLLIN)  # the parent says nothing during a run: this is the end of the connection
+    poll.register(control, select.POLLIN)  # the parent sends nothing during a run: readable means closed
     while not (events := poll.poll(100)):
         if folder is not None and (files := os.statvfs(folder)).f_files - files.f_ffree > MAX_FILES:
             _kill_group(pid)
@@ -136,7 +136,7 @@ def _kill_group(pid: int) -> None:
 
 
 def _become(job: Job, pipes: list[int], rules: dict[bool, int], spec: dict[str, Any]) -> NoReturn:
-    """Give up every right that the job does not have, and do it."""
+    """Give up every right the job does not need, then run it."""
     os.setpgid(0, 0)
     confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)
     may_write = spec["private"] or job["mode"] == "compile"

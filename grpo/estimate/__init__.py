@@ -1,0 +1,1 @@
+"""What a recipe needs: parameters, memory, tokens and FLOPs, estimated without running it."""

@@ -1,0 +1,54 @@
+"""An evaluation's results on disk: results.json, and results.md for people."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from grpo.evaluation.results.table import markdown
+
+RESULTS_FILE = "results.json"
+TABLE_FILE = "results.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """An evaluation's metrics by task, and how they were obtained.
+
+    Results(
+        model="recipes/v3_base",
+        protocol="deepseek-r1: template chat, temperature 0.6, top_p 0.95, up to 32768 tokens, seed 42",
+        tasks={"math500": {
+            "metrics": {"pass@1": 0.84, …},                # summary.summarize
+            "groups": {"level": {"1": {…}, "2": {…}}},     # the same for each subject, level, …
+            "unreadable": {"math500/3": "…"},              # problems that cannot be graded, and why
+            "reward": "accuracy", "options": {},           # the grader
+            "timing": {"generated_tokens": 51200, "seconds": 60.1, "tokens_per_second": 852.0, …},
+            "dataset": {"name": "HuggingFaceH4/MATH-500", "split": "test", "files": [], "where": {},
+                        "revision": "6e4e…", "sha": "9c0f…"},
+        }},
+        folder=Path("runs/eval"),
+    )
+    """
+
+    model: str
+    protocol: str
+    tasks: dict[str, dict[str, Any]]
+    folder: Path
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read a folder's results; ValueError if it has none."""
+        path = folder / RESULTS_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} has no {RESULTS_FILE}, so it is not a finished evaluation. Name the output folder of one."
+            )
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(values["model"], values["protocol"], values["tasks"], folder)
+
+    def write(self) -> None:
+        values = {"model": self.model, "protocol": self.protocol, "tasks": self.tasks}
+        path = self.folder / RESULTS_FILE
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (self.folder / TABLE_FILE).write_text(markdown(self.model, self.protocol, self.tasks), encoding="utf-8")

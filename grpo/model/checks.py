@@ -1,0 +1,105 @@
+"""What is checked about a model before it trains, so that nothing wrong is found at step 40, or never.
+
+Each check raises a ValueError of one sentence with value, rule and remedy.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from grpo.model.load import CompletionLogProbs
+from grpo.model.moe import moe_layers
+
+HEAD_TOLERANCE = 1e-3  # nats; in float32 the two computations agree to 1e-5
+
+
+def check_model(
+    model: PreTrainedModel, *, tokenizer_size: int, max_model_len: int, balance_bias_update_speed: float
+) -> None:
+    """Raise unless this toolkit can train the model right; freeze the parameters that text never reaches.
+
+    Args:
+        tokenizer_size: entries of the tokenizer, added tokens included.
+        max_model_len: tokens of the longest sequence, prompt and completion together.
+    """
+    name = model.config.name_or_path
+    check_finite(model)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer_size > rows:
+        raise ValueError(
+            f"{name}: the tokenizer has {tokenizer_size} entries and the embedding {rows} rows, so a token would have "
+            "no embedding. Resize the embedding (model.resize_token_embeddings) or use the model's own tokenizer."
+        )
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and max_model_len > longest:
+        raise ValueError(
+            f"{name} has max_position_embeddings={longest}, and prompt and completion may take {max_model_len} tokens. "
+            "Lower data.max_prompt_length, rollout.max_completion_length or rollout.max_model_len."
+        )
+    if balance_bias_update_speed and not all(
+        hasattr(block.gate, "e_score_correction_bias") for block in moe_layers(model).values() or [model]
+    ):
+        raise ValueError(
+            f"model.balance_bias_update_speed={balance_bias_update_speed}: {name} has no router with a balance bias "
+            "(DeepSeek-V3's e_score_correction_bias). Set it to 0."
+        )
+    reached = _check_head(model)
+    _freeze_unreached(model, reached)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise if a weight is NaN or infinite."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"weight {name} has {count} values that are NaN or infinite. Use a checkpoint from before they appeared."
+            )
+
+
+def _check_head(model: PreTrainedModel) -> set[int]:
+    """Compare our log-probs with those of the model's own forward; returns the ids of the parameters that took part."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (2, 9), generator=generator).to(model.device)
+    positions = torch.arange(8, device=model.device).repeat(2, 1) + torch.tensor([[0], [9]], device=model.device)
+    targets = ids[:, 1:].flatten()
+    position_ids = torch.arange(9, device=model.device).expand(2, 9)
+    ours, _ = CompletionLogProbs(model, 1.0)(ids, position_ids, positions.flatten(), targets)
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+        theirs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    difference = float((ours.detach() - theirs).abs().max())
+    if not difference <= HEAD_TOLERANCE:
+        raise ValueError(
+            f"{model.config.name_or_path} ({model.config.model_type}): log-probs from its hidden states and head differ "
+            f"from its own forward by {difference:.2g}, so its logits are not a linear head's (soft caps, multipliers). "
+            "The policy would learn from wrong gradients. Choose another model."
+        )
+    return {id(parameter) for parameter in _leaves(ours)}
+
+
+def _leaves(output: Tensor) -> Iterator[Any]:
+    """The parameters in an output's graph."""
+    seen, stack = set(), [output.grad_fn]
+    while stack:
+        node: Any = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        stack += [following for following, _ in node.next_functions]
+
+
+def _freeze_unreached(model: PreTrainedModel, reached: set[int]) -> None:
+    """Freeze what text never reaches, such as a vision tower: DDP waits for gradients of every parameter.
+
+    Experts may be unreached by a few tokens and be reached by others, so they are never frozen.
+    """
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in reached and ".experts." not in name:
+            parameter.requires_grad_(False)

@@ -1,0 +1,64 @@
+"""Loading a causal language model as a policy, and seeing it as a function from tokens to log-probs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from grpo.model.head import token_logprobs
+from grpo.model.moe import moe_layers
+from grpo.recipe.config import ModelConfig
+
+
+def load_model(config: ModelConfig, path: str | Path | None = None) -> PreTrainedModel:
+    """A causal language model to train: float32 weights, whatever precision it computes in.
+
+    With `dtype: bfloat16` the forward runs in bfloat16 (autocast) and the optimizer updates float32 weights: in
+    bfloat16 itself, updates of RL's learning rates round to nothing.
+
+    path: a folder whose weights replace those of `config`, such as a checkpoint.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        path or config.model_name_or_path,
+        revision=None if path else config.revision,
+        dtype=torch.float32,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if moe_layers(model):
+        model.set_experts_implementation(config.experts_implementation)
+    if config.disable_dropout:
+        disable_dropout(model)
+    return model
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch every dropout off: ratios compare log-probs of two forwards, which must not differ by a random mask."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # rates that modules pass to functional dropout
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+class CompletionLogProbs(nn.Module):
+    """A causal language model as a function from token rows to log-probs of the sampled tokens.
+
+    One module with one forward, so that DDP sees the whole computation.
+    """
+
+    def __init__(self, model: PreTrainedModel, temperature: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, logit_positions: Tensor, targets: Tensor) -> tuple:
+        """logprobs [T] with gradient and entropy [T]; see `MicroBatch` for the shapes."""
+        hidden = self.model.base_model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state.flatten(0, 1)
+        head: Any = self.model.get_output_embeddings()
+        return token_logprobs(hidden[logit_positions], head.weight, targets, self.temperature, head.bias)

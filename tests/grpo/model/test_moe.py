@@ -1,0 +1,153 @@
+"""Routes, loads and balancing of V3-style mixtures of experts."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+from grpo.model.moe import Routes, load_metrics, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
+
+
+@pytest.fixture
+def model() -> DeepseekV3ForCausalLM:
+    torch.manual_seed(0)
+    config = DeepseekV3Config(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        moe_intermediate_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        kv_lora_rank=8,
+        q_lora_rank=None,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        num_nextn_predict_layers=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = DeepseekV3ForCausalLM(config)
+    for block in moe_layers(model).values():
+        torch.nn.init.normal_(block.gate.weight)
+    return model
+
+
+def oracle_routes(block, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """V3's gate, spelled out: (scores, experts taken) for hidden states [N, H]."""
+    scores = 1 / (1 + np.exp(-hidden @ block.gate.weight.detach().numpy().T))
+    biased = scores + block.gate.e_score_correction_bias.numpy()
+    taken = []
+    for row in biased:
+        groups = row.reshape(2, 4)
+        best = np.argmax(np.sort(groups, axis=1)[:, -2:].sum(1))
+        taken.append(best * 4 + np.argsort(groups[best])[-2:])
+    return scores, np.sort(np.array(taken), axis=1)
+
+
+def test_routes_are_those_of_the_gate(model):
+    inputs = []
+    block = list(moe_layers(model).values())[1]
+    handle = block.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    with record_routes(model) as routes:
+        model(input_ids=torch.randint(0, 32, (2, 5)))
+    handle.remove()
+    scores, taken = oracle_routes(block, inputs[0].flatten(0, 1).numpy())
+    assert len(routes.indices) == 2
+    np.testing.assert_allclose(routes.scores[1].detach().numpy(), scores, rtol=1e-5)
+    np.testing.assert_array_equal(routes.indices[1].sort(-1).values.numpy(), taken)
+
+
+def test_recording_stops_with_the_block_and_keeps_the_latest_forward(model):
+    tokens = torch.randint(0, 32, (1, 6))
+    with record_routes(model) as routes:
+        model(input_ids=torch.randint(0, 32, (3, 4)))
+        model(input_ids=tokens)
+    kept = [i.clone() for i in routes.indices]
+    model(input_ids=torch.randint(0, 32, (1, 9)))
+    assert [tuple(i.shape) for i in kept] == [(6, 2), (6, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(kept, routes.indices, strict=True))
+
+
+def test_gradient_checkpointing_records_the_same_routes(model):
+    tokens = torch.randint(0, 32, (2, 7))
+    with record_routes(model) as plain:
+        model(input_ids=tokens)
+    model.train()
+    model.gradient_checkpointing_enable()
+    with record_routes(model) as routes:
+        model(input_ids=tokens, labels=tokens).loss.backward()
+    assert not plain.differ(routes).any()
+
+
+def test_counts_leave_padding_out():
+    routes = Routes(indices=[torch.tensor([[0, 1], [0, 3], [2, 3]])], scores=[torch.zeros(3, 4)])
+    assert routes.counts().tolist() == [[2, 1, 1, 2]]
+    assert routes.counts(torch.tensor([[1, 1, 0]])).tolist() == [[2, 1, 0, 1]]
+
+
+def test_routes_differ_whatever_their_order():
+    a = Routes(indices=[torch.tensor([[0, 1], [2, 3]])])
+    b = Routes(indices=[torch.tensor([[1, 0], [2, 1]])])
+    assert a.differ(b).tolist() == [[False, True]]
+
+
+def test_load_metrics():
+    metrics = load_metrics(torch.tensor([[4, 2, 2, 0], [2, 2, 2, 2]]))
+    assert metrics == {"moe/load_max_violation": 0.5, "moe/dead_experts": 1.0}
+
+
+def test_bias_moves_towards_even_loads_and_no_gradient_sees_it(model):
+    counts = torch.tensor([[5, 1, 3, 3, 3, 3, 3, 3], [0, 6, 3, 3, 3, 3, 3, 3]])
+    update_balance_bias(model, counts, 0.001)
+    biases = [block.gate.e_score_correction_bias for block in moe_layers(model).values()]
+    torch.testing.assert_close(biases[0], torch.tensor([-0.001, 0.001, 0, 0, 0, 0, 0, 0]))
+    torch.testing.assert_close(biases[1], torch.tensor([0.001, -0.001, 0, 0, 0, 0, 0, 0]))
+    assert not any(bias.requires_grad for bias in biases)
+
+
+def test_bias_updates_even_out_the_loads(model):
+    tokens = torch.randint(0, 32, (8, 32))
+    violations = []
+    with record_routes(model) as routes, torch.no_grad():
+        for _ in range(60):
+            model(input_ids=tokens)
+            violations.append(load_metrics(routes.counts())["moe/load_max_violation"])
+            update_balance_bias(model, routes.counts(), 0.02)
+    assert violations[-1] < 0.5 * violations[0]
+
+
+def test_sequence_balance_loss_is_equations_17_to_20():
+    rng = np.random.default_rng(0)
+    batch, length, experts, top_k, alpha = 3, 6, 4, 2, 1e-4
+    scores = rng.uniform(0.05, 0.95, (batch, length, experts))
+    indices = np.argsort(scores, axis=-1)[..., -top_k:]
+    lengths = [6, 4, 1]
+    expected = []
+    for s, taken, T in zip(scores, indices, lengths, strict=True):
+        total = 0.0
+        for i in range(experts):
+            f = experts / (top_k * T) * sum(i in taken[t] for t in range(T))
+            p = sum(s[t, i] / s[t].sum() for t in range(T)) / T
+            total += f * p
+        expected.append(alpha * total)
+    mask = torch.tensor([[1] * n + [0] * (length - n) for n in lengths])
+    loss = sequence_balance_loss(torch.tensor(scores), torch.tensor(indices), mask, alpha)
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+def test_even_load_costs_alpha():
+    scores = torch.full((1, 2, 4), 0.5)
+    loss = sequence_balance_loss(scores, torch.tensor([[[0, 1], [2, 3]]]), torch.ones(1, 2), alpha=0.3)
+    assert loss.item() == pytest.approx(0.3)
+
+
+def test_dense_models_have_no_routes():
+    with record_routes(torch.nn.Linear(2, 2)) as routes:
+        assert routes.indices == []

@@ -1,0 +1,104 @@
+"""The stream's order, shards, resume and length limit, and the choice of held-out problems."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rollout.data.dataset import DatasetSource
+from rollout.data.generated import TaskSource
+from rollout.data.prompts import Prompter
+from rollout.data.stream import ProblemStream, held_out
+from tests.conftest import byte_tokenizer
+
+
+def numbered(tmp_path: Path, prompts: list[str]) -> DatasetSource:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"prompt": prompt} for prompt in prompts]))
+    return DatasetSource(str(path))
+
+
+def prompter(max_prompt_length: int = 300) -> Prompter:
+    return Prompter(byte_tokenizer(), template="{prompt}", max_prompt_length=max_prompt_length)
+
+
+def stream(source, *, seed: int = 0, max_prompt_length: int = 300, **shard: int) -> ProblemStream:
+    return ProblemStream(source, prompter(max_prompt_length), seed=seed, **shard)
+
+
+def ids(prompts) -> list[str]:
+    return [prompt.problem.id for prompt in prompts]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+def test_processes_together_take_what_one_process_would(num_processes: int, tmp_path: Path):
+    prompts = ["x" * (1 + i % 7) for i in range(30)]
+    for source, expected_dropped in ((TaskSource("arithmetic", {}), 0), (numbered(tmp_path, prompts), 4)):
+        budget = 6 if source.size else 300
+        alone = stream(source, max_prompt_length=budget)
+        whole = [ids(alone.take(8)) for _ in range(3)]
+        shards = [
+            stream(source, max_prompt_length=budget, process_index=i, num_processes=num_processes)
+            for i in range(num_processes)
+        ]
+        for step in whole:
+            assert sorted(id for shard in shards for id in ids(shard.take(8))) == sorted(step)
+        for shard in shards:
+            assert shard.state_dict() == alone.state_dict()
+            assert shard.num_dropped == alone.num_dropped >= expected_dropped
+
+
+def test_each_process_takes_every_nth_prompt():
+    whole = ids(stream(TaskSource("arithmetic", {})).take(6))
+    share = ids(stream(TaskSource("arithmetic", {}), process_index=1, num_processes=2).take(6))
+    assert share == [whole[1], whole[3], whole[5]] == ["arithmetic/train/1", "arithmetic/train/3", "arithmetic/train/5"]
+
+
+def test_resuming_continues_at_the_exact_position(tmp_path: Path):
+    source = numbered(tmp_path, ["x" * (1 + i % 7) for i in range(30)])
+    uninterrupted = stream(source, max_prompt_length=6)
+    killed = stream(source, max_prompt_length=6)
+    assert ids(uninterrupted.take(7)) == ids(killed.take(7))
+    resumed = stream(source, max_prompt_length=6)
+    resumed.load_state_dict(json.loads(json.dumps(killed.state_dict())))
+    for _ in range(8):
+        assert ids(resumed.take(7)) == ids(uninterrupted.take(7))
+    assert resumed.num_dropped == uninterrupted.num_dropped > 4
+
+
+def test_each_epoch_visits_every_row_once_in_a_new_order(tmp_path: Path):
+    walk = stream(numbered(tmp_path, [str(i) for i in range(20)]))
+    first, second = ids(walk.take(20)), ids(walk.take(20))
+    assert sorted(first) == sorted(f"rows.json/train/{i}" for i in range(20))
+    assert sorted(second) == sorted(f"rows.json/train/{i}@1" for i in range(20))
+    assert [i.removesuffix("@1") for i in second] != first
+    assert ids(stream(walk.source, seed=1).take(20)) != first
+
+
+def test_long_prompts_are_skipped_and_counted(tmp_path: Path):
+    walk = stream(numbered(tmp_path, ["1", "22", "a long one", "4"]), max_prompt_length=5)
+    assert {prompt.problem.prompt for prompt in walk.take(3)} == {"1", "22", "4"}
+    walk.take(9)
+    assert walk.num_dropped == 4
+
+
+def test_a_stream_with_only_long_prompts_is_an_error_with_a_remedy(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"max_prompt_length=2: the last 3 prompts were all longer. Raise it"):
+        stream(numbered(tmp_path, ["aaa", "bbb", "ccc"]), max_prompt_length=2).take(3)
+    with pytest.raises(ValueError, match=r"max_prompt_length=2: the last 1.* prompts were all longer"):
+        stream(TaskSource("arithmetic", {}), max_prompt_length=2).take(8)
+
+
+def test_held_out_prompts_are_distinct_fixed_and_within_the_limit(tmp_path: Path):
+    rows = numbered(tmp_path, ["1", "1", "22", "a long one", "4"])
+    chosen = [prompt.problem.prompt for prompt in held_out(rows, prompter(5), 10)]
+    assert sorted(chosen) == ["1", "22", "4"]
+    assert [prompt.problem.prompt for prompt in held_out(rows, prompter(5), 2)] == chosen[:2]
+    with pytest.raises(ValueError, match=r"max_prompt_length=0: every held-out prompt is longer"):
+        held_out(rows, prompter(0), 2)
+
+
+def test_held_out_problems_from_a_small_task_do_not_repeat():
+    source = TaskSource("countdown", {"numbers": 2, "high": 6, "max_ways": 0}, split="eval")
+    prompts = [prompt.problem.prompt for prompt in held_out(source, prompter(), 200)]
+    assert 1 < len(prompts) < 200 and len(set(prompts)) == len(prompts)

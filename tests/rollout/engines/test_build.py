@@ -1,0 +1,57 @@
+"""One builder for every engine: each gets the settings it takes, and its libraries load only when it is built."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout.engines.build import build_engine
+from rollout.engines.hf import HFEngine
+from rollout.types import Problem, Prompt, Sampling
+from tests.test_imports import files, imports
+
+SETTINGS: dict[str, Any] = {
+    "dtype": "float32",
+    "device": "cpu",
+    "max_model_len": 64,
+    "max_num_seqs": 4,
+    "kv_cache_gib": 0.1,
+    "gpu_memory_utilization": 0.1,
+    "vllm_options": {},
+}
+
+
+def test_hf_is_built_by_name_and_generates(tiny_llama: Path) -> None:
+    engine = build_engine("hf", str(tiny_llama), **SETTINGS)
+    assert isinstance(engine, HFEngine)
+    prompt = Prompt(problem=Problem(id="p", prompt="hi"), token_ids=[104, 105])
+    (group,) = engine.generate([prompt], Sampling(num_generations=2, max_completion_length=3))
+    assert len(group.completions) == 2
+    engine.close()
+
+
+def test_server_gets_its_address(tiny_llama: Path) -> None:
+    with pytest.raises(ValueError, match=r"http://127\.0\.0\.1:9/v1/models.*ConnectError"):
+        build_engine("server", str(tiny_llama), base_url="http://127.0.0.1:9/v1", **SETTINGS)
+
+
+def test_unknown_engine_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown engine 'vlm'. Did you mean 'vllm'\? Engines: vllm, hf, server"):
+        build_engine("vlm", "model", **SETTINGS)
+
+
+def test_the_builder_loads_no_engine() -> None:
+    code = (
+        "import sys, rollout.engines.build; print([name for name in ('torch', 'vllm', 'httpx', 'transformers') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_vllm_is_imported_in_its_own_files_alone() -> None:
+    for path in files("rollout/**/*.py"):
+        if not path.name.startswith("vllm"):
+            assert not {name for name in imports(path) if name.split(".")[0] == "vllm"}, path
