@@ -1,1 +1,1 @@
-"""Generation: problems, prompts and the engines that answer them. Knows no reward and no trainer."""
+"""Generation: problems, prompts and the engines that sample completions for them. Knows no reward and no trainer."""

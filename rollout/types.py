@@ -14,12 +14,12 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One question, as the dataset or the task gives it.
+    """One question, as provided by the dataset or task.
 
     Problem(
         id="countdown/train/17",
         prompt="use 3,8,2 make 26",                   # or a list of chat messages
-        columns={"numbers": [3, 8, 2], "target": 26},  # everything else; reaches the reward functions by name
+        columns={"numbers": [3, 8, 2], "target": 26},  # everything else, passed to the reward functions by name
     )
     """
 
@@ -30,7 +30,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A problem as the engine sees it: the template applied, then tokenized.
+    """A problem as the engine sees it: rendered with the template and tokenized.
 
     Prompt(problem=Problem(...), token_ids=[1, 40, 17])
     """
@@ -44,12 +44,12 @@ class Completion:
     """One sampled answer.
 
     Completion(
-        token_ids=[5, 9, 2],           # ends with EOS when finish_reason is "stop"; empty is possible
-        logprobs=[-0.1, -2.3, -0.01],  # the engine's log-prob of each sampled token, at the sampling temperature
-        text="<think>…</answer>",      # without special tokens such as EOS
-        finish_reason="stop",          # "length": cut at the token budget
-        policy_version=3,              # optimizer steps behind the weights that sampled it
-        mask=None,                     # None: the policy sampled every token; else False for a tool's tokens
+        token_ids=[5, 9, 2],           # ends with EOS if finish_reason is "stop"; may be empty
+        logprobs=[-0.1, -2.3, -0.01],  # the engine's log-prob of each token, at the sampling temperature
+        text="<think>…</answer>",      # without EOS, BOS and PAD; other special tokens are kept
+        finish_reason="stop",          # "length": truncated at the token budget
+        policy_version=3,              # optimizer steps taken before the weights that sampled it were published
+        mask=None,                     # None: the policy sampled every token; False: a tool's token, not trained on
     )
     """
 
@@ -77,10 +77,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How completions are drawn. Names as in transformers' GenerationConfig and TRL.
+    """Sampling parameters, named as in transformers' GenerationConfig and TRL.
 
-    `seed` and the problem's id determine the random numbers of a group, so that a resumed run draws what the
-    uninterrupted one would have drawn.
+    `seed` and the problem's id determine a group's random numbers, so a resumed run samples the same completions as an
+    uninterrupted one.
     """
 
     num_generations: int
@@ -89,5 +89,5 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit
     seed: int = 0
-    stop: tuple[str, ...] = ()  # texts that end a completion as an end token does; the text goes up to the first
-    logprobs: bool = True  # False: an engine may leave Completion.logprobs empty, which costs less
+    stop: tuple[str, ...] = ()  # texts that end a completion; `text` stops before the first one
+    logprobs: bool = True  # False: the engine may leave Completion.logprobs empty, which is cheaper

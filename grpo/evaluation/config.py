@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from grpo.recipe.config import EngineSection, Fraction
 from grpo.recipe.section import Section
+from rollout.engines.build import check_name
 from rollout.support.names import nearest
 from rollout.types import Sampling
 
@@ -94,7 +95,8 @@ class SamplingConfig(Section):
 class EngineConfig(EngineSection):
     """The engine that generates completions."""
 
-    name: Literal["vllm", "hf", "server", "reference"] = "vllm"  # reference: the task's own reference completions
+    # vllm, hf, server, or reference: the task's own reference completions
+    name: Annotated[str, AfterValidator(lambda name: name if name == "reference" else check_name(name))] = "vllm"
     base_url: str = "http://localhost:8000/v1"  # for engine "server", OpenAI-compatible
     gpu_memory_utilization: Fraction = 0.9  # vLLM on GPU
 

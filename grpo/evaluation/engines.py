@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,9 +36,6 @@ class ReferenceEngine:
                 policy_version=0,
             )
             yield Group(problem=prompt.problem, prompt_ids=[], completions=[answer] * sampling.num_generations)
-
-    def load_weights(self, weights: Iterable[Any], policy_version: int) -> None:  # noqa: ARG002
-        raise ValueError("reference completions come from the dataset, without a model: there are no weights to load.")
 
     def close(self) -> None:
         pass

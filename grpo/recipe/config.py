@@ -20,6 +20,7 @@ from pydantic import (
 
 from grpo.recipe.registry import LOSSES
 from grpo.recipe.section import Section
+from rollout.engines.build import check_trainable
 from rollout.support.names import nearest
 from rollout.types import Sampling
 
@@ -108,7 +109,7 @@ class DataConfig(Section):
 class RolloutConfig(EngineSection):
     """How groups of completions are sampled."""
 
-    engine: Literal["vllm", "hf"] = "vllm"
+    engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf
     problems_per_step: PositiveInt = 32  # problems per optimizer step, summed over processes
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
     max_completion_length: PositiveInt = 512

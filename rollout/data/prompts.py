@@ -1,7 +1,7 @@
-"""From a problem to what the engine reads: the template applied, then tokenized.
+"""From a problem to the engine's input: apply the template, then tokenize.
 
 A template is "r1_zero" (the paper's, for base models), "chat" (the tokenizer's own chat template), or any string with
-`{prompt}` in it. Prompts are never cut: one that is longer than the budget is left out, and the stream counts it.
+`{prompt}` in it. Prompts are never truncated: those over the length limit are dropped, and the stream counts them.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,16 @@ R1_ZERO = (
 class Prompter:
     """Applies one template with one tokenizer.
 
-    template: "r1_zero", "chat" or a string with `{prompt}`. system_prompt: for "chat" only; a problem that brings a
-    system message of its own keeps that. max_prompt_length: in tokens, BOS included.
+    Args:
+        template: "r1_zero", "chat" or a string with `{prompt}`.
+        system_prompt: for "chat" only; a problem with its own system message keeps it.
+        max_prompt_length: in tokens, BOS included.
 
-    Plain templates are tokenized as the tokenizer does by default, so a BOS is there exactly when the model was trained
-    with one; one already written in the template is not doubled. Chat templates write their own special tokens.
+    Plain templates use the tokenizer's default special tokens, so the prompt starts with a BOS exactly if the model was
+    trained with one; a BOS in the template is not doubled. Chat templates write their own special tokens.
 
-    Raises ValueError where tokenizer and template do not fit each other.
+    Raises:
+        ValueError: the tokenizer and the template are incompatible.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Prompter:
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
-                "the tokenizer has no EOS token, so no completion could ever end. "
+                "the tokenizer has no EOS token, so completions could not end. "
                 "Set `eos_token` in its tokenizer_config.json to the token that ends a text."
             )
         self.is_chat = template == "chat"
@@ -53,7 +56,9 @@ class Prompter:
                 "or use template 'r1_zero' or a string with {prompt}."
             )
         if not self.is_chat and system_prompt is not None:
-            raise ValueError(f"system_prompt is for template 'chat': write it into the template, here {template!r}.")
+            raise ValueError(
+                f"system_prompt only works with template 'chat'. Write it into the template instead, here {template!r}."
+            )
         self.template = R1_ZERO if template == "r1_zero" else template
         if not self.is_chat and "{prompt}" not in self.template:
             raise ValueError(
@@ -64,11 +69,11 @@ class Prompter:
         self.max_prompt_length = max_prompt_length
 
     def encode(self, problem: Problem) -> Prompt | None:
-        """The problem's prompt, or None where it is longer than max_prompt_length."""
+        """The problem's prompt, or None if it exceeds max_prompt_length."""
         return self.encode_batch([problem])[0]
 
     def encode_batch(self, problems: Sequence[Problem]) -> list[Prompt | None]:
-        """As `encode`, for many at once: fast tokenizers work on them in parallel."""
+        """Like `encode`, for many problems at once: fast tokenizers process them in parallel."""
         texts = [self.render(problem) for problem in problems]
         batch = self.tokenizer(texts, add_special_tokens=not self.is_chat, return_attention_mask=False, verbose=False)
         prompts: list[Prompt | None] = []
@@ -78,7 +83,7 @@ class Prompter:
         return prompts
 
     def render(self, problem: Problem) -> str:
-        """The text that is tokenized."""
+        """The text to tokenize."""
         if not self.is_chat:
             if not isinstance(problem.prompt, str):
                 raise ValueError(
@@ -87,7 +92,7 @@ class Prompter:
             # Not str.format: questions and templates hold LaTeX braces.
             return self.template.replace("{prompt}", problem.prompt)
         messages = self._messages(problem)
-        # An assistant's message at the end is the beginning of the answer (TRL reads it so, too).
+        # A trailing assistant message is the start of the answer, as in TRL.
         prefilled = messages[-1]["role"] == "assistant"
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=not prefilled, continue_final_message=prefilled
@@ -110,7 +115,7 @@ class Prompter:
             return ids[1:]
         if not self.is_chat and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
             raise ValueError(
-                "the tokenizer ends every text with EOS, so the model would be asked to continue a text that is over. "
+                "the tokenizer ends every text with EOS, so the model would have to continue a finished text. "
                 "Set `add_eos_token` to false in its tokenizer_config.json."
             )
         return ids

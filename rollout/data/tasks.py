@@ -1,8 +1,8 @@
-"""Generated problems: `countdown` and `arithmetic`, functions (random generator, split) -> columns of one problem.
+"""Generators of problems, `countdown` and `arithmetic`: functions (rng, split) -> the columns of one problem.
 
-Problems of the splits "pretrain", "train" and "eval" are disjoint: a problem belongs to the split that a hash of its
-canonical key names, so the same numbers in another order are the same problem. Pure Python, no state; streams,
-shuffling and resuming are `rollout.data.problems`' business.
+The splits "pretrain", "train" and "eval" are disjoint: a hash of a problem's canonical key determines its split, and
+the same numbers in another order have the same key. Pure Python, no state; `rollout.data.stream` does ordering,
+sharding and resuming.
 """
 
 import random
@@ -12,14 +12,14 @@ from hashlib import blake2b
 from itertools import combinations, product
 
 SPLITS = ("pretrain", "train", "eval")
-_SHARES = ("pretrain", "pretrain", "pretrain", "train", "eval")  # three fifths for the base
+_SHARES = ("pretrain", "pretrain", "pretrain", "train", "eval")  # three fifths for pretraining
 _MAX_DRAWS = 100_000
 
 Pair = tuple[int, str, int, int | None, list[int]]  # left, operation, right, value, the other numbers
 
 
 def split_of(key: str) -> str:
-    """The split that the problem with this canonical key belongs to: the same on every machine and in every version."""
+    """The split that a canonical key belongs to: the same on every machine and in every version."""
     return _SHARES[int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % len(_SHARES)]
 
 
@@ -36,10 +36,13 @@ def countdown(
 ) -> dict:
     """Numbers to combine into a target, each once: {"prompt": "use 3,8,2 make 26", "numbers": [3, 8, 2], "target": 26}
 
-    A pair of the numbers under one of `operations` and then every other number added or subtracted always solves it, so
-    a systematic search ends; any other expression that is right counts too. No value on that way leaves 0..limit.
-    max_ways: at most so many choices of pair and operation lead to the target (0: any number), so that a first guess
-    is mostly wrong. 2 leaves +, - and * about equally often right; 1 would leave - never right.
+    Always solvable by combining two of the numbers with one of `operations` and then adding or subtracting each other
+    number, so a systematic search terminates; other correct expressions count too. Intermediate values stay within
+    0..limit.
+
+    Args:
+        max_ways: at most this many choices of pair and operation lead to the target (0: no limit), so that a first
+            guess is usually wrong. With 2, the operations +, - and * are right about equally often; with 1, - never is.
     """
     _check(split, operations, "+-*/")
     if numbers < 2 or low < 0 or high < low or limit < 1 or max_ways < 0:
@@ -61,14 +64,14 @@ def countdown(
 
 
 def countdown_key(numbers: list[int], target: int) -> str:
-    """Canonical key: the order of the numbers does not make another problem."""
+    """Canonical key: the same for every order of the numbers."""
     return f"countdown {sorted(numbers)} {target}"
 
 
 def pairs(numbers: list[int], operations: str = "+-*", limit: int = 99) -> Iterator[Pair]:
-    """Every way to combine two of the numbers: what a systematic search goes through.
+    """Every way to combine two of the numbers: the candidates of a systematic search.
 
-    The larger number stands left under - and /. value is None where it is not a whole number within 0..limit.
+    For - and /, the larger number comes first. value is None unless it is a whole number within 0..limit.
     """
     for (i, a), (j, b) in combinations(enumerate(numbers), 2):
         rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
@@ -88,9 +91,9 @@ def arithmetic(
     operations: str = "+-",
     limit: int = 99,
 ) -> dict:
-    """A chain worked from left to right: {"prompt": "8-3+2-3=?", "answer": "4"}. No running value leaves 0..limit.
+    """A chain evaluated from left to right: {"prompt": "8-3+2-3=?", "answer": "4"}. Running values stay in 0..limit.
 
-    Every operation takes the value so far (no precedence), which only matters where `operations` has * or /.
+    Each operation applies to the value so far (no precedence), which only matters if `operations` contains * or /.
     """
     _check(split, operations, "+-*/")
     if not 2 <= min_terms <= max_terms or not 0 <= low <= high or high > limit:
@@ -124,7 +127,7 @@ def _apply(left: int, operation: str, right: int, limit: int) -> int | None:
 
 
 def _ways(numbers: list[int], operations: str, limit: int) -> Counter[int]:
-    """target -> how many (pair, operation) choices reach it, every further number being added or subtracted in turn."""
+    """target -> number of (pair, operation) choices that reach it once every other number is added or subtracted."""
     ways: Counter[int] = Counter()
     for _, _, _, value, rest in pairs(numbers, operations, limit):
         if value is None:

@@ -1,4 +1,4 @@
-"""Rollout engines: the protocol in `base`, and vLLM, transformers and an OpenAI-compatible server behind it.
+"""Rollout engines: interfaces in `base`, implementations on vLLM, transformers and an OpenAI-compatible server.
 
-Knows no reward and no trainer. vLLM is imported in `vllm` alone.
+`build` creates an engine by name. No rewards, no training. Only `vllm` and `vllm_setup` import vLLM.
 """

@@ -45,13 +45,13 @@ class Publisher(Protocol):
 
 
 def request_seed(sampling: Sampling, prompt: Prompt) -> int:
-    """A 63-bit seed for one prompt's group: equal on every machine, process count and order of prompts."""
+    """A 63-bit seed for one prompt's group, independent of machine, number of processes and prompt order."""
     key = f"{sampling.seed}/{prompt.problem.id}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
 def end_token_ids(model_path: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Ids that end a completion: the tokenizer's EOS and whatever the model's generation_config adds to it."""
+    """Token ids that end a completion: the tokenizer's EOS plus those in the model's generation_config."""
     from transformers import GenerationConfig
 
     try:
@@ -62,7 +62,7 @@ def end_token_ids(model_path: str, tokenizer: "PreTrainedTokenizerBase") -> list
     ids = sorted({i for i in [tokenizer.eos_token_id, *configured] if i is not None})
     if not ids:
         raise ValueError(
-            f"{model_path} has no EOS token: a completion ends with one. "
+            f"{model_path} has no EOS token, so completions could not end. "
             "Set eos_token in its tokenizer_config.json or eos_token_id in its generation_config.json."
         )
     return ids
@@ -71,18 +71,18 @@ def end_token_ids(model_path: str, tokenizer: "PreTrainedTokenizerBase") -> list
 def completion_texts(
     tokenizer: "PreTrainedTokenizerBase", end_ids: Sequence[int], completions: Sequence[Sequence[int]]
 ) -> list[str]:
-    """Text of each completion without end tokens, BOS and PAD; other special tokens stay, as <think> may be one."""
+    """Text of each completion without end tokens, BOS and PAD. Other special tokens stay: <think> may be one."""
     hidden = [tokenizer.bos_token_id, tokenizer.pad_token_id, *end_ids]
     return tokenizer.batch_decode([[i for i in ids if i not in hidden] for ids in completions])
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first of the stop texts."""
+    """The text before the first stop text."""
     return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
 def completion_budgets(prompts: Sequence[Prompt], sampling: Sampling, max_model_len: int) -> list[int]:
-    """Tokens that may follow each prompt: min(max_completion_length, max_model_len - len(prompt)), at least 1."""
+    """Token budget of each completion: min(max_completion_length, max_model_len - len(prompt)), at least 1."""
     for prompt in prompts:
         if len(prompt.token_ids) >= max_model_len:
             raise ValueError(

@@ -5,6 +5,7 @@ constructor takes the model and, by name, whichever of `build_engine`'s settings
 """
 
 import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rollout.engines.base import Engine
@@ -14,12 +15,35 @@ from rollout.support.names import nearest
 if TYPE_CHECKING:
     import torch
 
-# References, not classes: an engine's libraries are imported only when that engine is built.
+
+@dataclass(frozen=True, slots=True)
+class EngineEntry:
+    """A reference, not a class: an engine's libraries are imported only when that engine is built."""
+
+    reference: str
+    publishes: bool  # it takes new weights (`Publisher`), so it can train
+
+
 ENGINES = {
-    "vllm": "rollout.engines.vllm:VLLMEngine",
-    "hf": "rollout.engines.hf:HFEngine",
-    "server": "rollout.engines.server:ServerEngine",
+    "vllm": EngineEntry("rollout.engines.vllm:VLLMEngine", publishes=True),
+    "hf": EngineEntry("rollout.engines.hf:HFEngine", publishes=True),
+    "server": EngineEntry("rollout.engines.server:ServerEngine", publishes=False),
 }
+
+
+def check_name(name: str) -> str:
+    """The name of an engine. ValueError for any other."""
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}.{nearest(name, ENGINES)} Engines: {', '.join(ENGINES)}.")
+    return name
+
+
+def check_trainable(name: str) -> str:
+    """The name of an engine that takes new weights. ValueError for any other."""
+    if not ENGINES[check_name(name)].publishes:
+        able = ", ".join(name for name, entry in ENGINES.items() if entry.publishes)
+        raise ValueError(f"engine {name!r} serves its own model and cannot take the trainer's weights. Use {able}.")
+    return name
 
 
 def build_engine(
@@ -66,9 +90,7 @@ def build_engine(
         "revision": revision,
         "trust_remote_code": trust_remote_code,
     }
-    if name not in ENGINES:
-        raise ValueError(f"unknown engine {name!r}.{nearest(name, ENGINES)} Engines: {', '.join(ENGINES)}.")
-    constructor = load_object(ENGINES[name], kind="engine")
+    constructor = load_object(ENGINES[check_name(name)].reference, kind="engine")
     accepted = inspect.signature(constructor).parameters
     return constructor(
         model_name_or_path, **{setting: value for setting, value in settings.items() if setting in accepted}

@@ -1,8 +1,8 @@
-"""transformers' own `generate`: the reference engine, for tests and for machines without vLLM.
+"""The reference engine, on transformers' `generate`: for tests and for machines without vLLM.
 
-Sequences are decoded in fixed batches, so a batch lasts as long as its longest completion; vLLM refills instead.
+Decodes in fixed batches, each as long as its longest completion.
 
-Left out: continuous batching, sharing a prompt's computation between its samples.
+Left out: continuous batching, sharing the prefill between a prompt's samples.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,14 +29,14 @@ from rollout.types import Completion, Group, Prompt, Sampling
 
 
 class HFEngine:
-    """`rollout.engines.base.Engine` on transformers.
+    """`rollout.engines.base.Engine` and `Publisher` on transformers.
 
     Args:
         model_path: Hugging Face folder or Hub name. Its weights are the first policy, version 0.
         dtype: "float32", "bfloat16" or "float16".
-        device: where the engine keeps its own copy of the weights and generates.
-        max_num_seqs: sequences decoded at once.
-        max_model_len: context, prompt and completion together, in tokens.
+        device: where the engine runs, with its own copy of the weights.
+        max_num_seqs: sequences decoded concurrently.
+        max_model_len: context length in tokens, prompt and completion together.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class HFEngine:
         model = AutoModelForCausalLM.from_pretrained(
             model_path, dtype=getattr(torch, dtype), device_map={"": torch.device(device)}, **source
         )
-        self._model: Any = model.eval().requires_grad_(False)  # Any: transformers' generation types fit no model
-        # Otherwise generate would add the model's own sampling defaults, such as a repetition penalty, to ours.
+        self._model: Any = model.eval().requires_grad_(False)  # Any: transformers' types for generate do not fit
+        # Otherwise generate would apply the model's own sampling defaults as well, such as a repetition penalty.
         self._model.generation_config = GenerationConfig(
             eos_token_id=self._end_ids,
             pad_token_id=self._end_ids[0] if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id,
         )
-        disable_progress_bar()  # each update of the weights would show one
+        disable_progress_bar()  # every publish would show one
         self._max_num_seqs = max_num_seqs
         self._max_model_len = max_model_len
         self._policy_version = 0
@@ -110,7 +110,7 @@ class HFEngine:
         tokens = output[:, prompt_length:]  # [B, T]
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()  # [B, T]
         is_end = torch.isin(tokens, torch.tensor(self._end_ids, device=tokens.device))
-        # A row is padded once it has ended, and PAD may be an end token: the first one counts.
+        # Finished rows are padded, and PAD may be an end token: the first one counts.
         first_end = torch.where(is_end.any(1), is_end.int().argmax(1), tokens.shape[1])
         first_end = torch.minimum(first_end, stop.last_tokens(tokens))
         lengths = torch.minimum(first_end + 1, budgets).tolist()
@@ -129,9 +129,9 @@ class HFEngine:
         ]
 
     def publish(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Replace all weights, given under checkpoint names (`grpo.model.weights.checkpoint_weights`)."""
+        """Sample with these weights from now on; `grpo.model.weights.checkpoint_weights(model)` gives them."""
         # from_pretrained knows how checkpoint names map to this architecture's modules. Its result may share memory
-        # with what it was given, so it is copied, not kept.
+        # with the given tensors, hence the copy.
         loaded, info = type(self._model).from_pretrained(
             None,
             config=self._model.config,
@@ -142,8 +142,8 @@ class HFEngine:
         )
         if unmatched := sorted(info["missing_keys"] | info["unexpected_keys"]):
             raise ValueError(
-                f"weights {unmatched[:5]} ({len(unmatched)} in all) are missing or unknown: an update has every weight "
-                "of the checkpoint under its name there. Send grpo.model.weights.checkpoint_weights(model)."
+                f"weights {unmatched[:5]} ({len(unmatched)} in all) are missing or unknown: an update must contain "
+                "every weight under its checkpoint name. Send grpo.model.weights.checkpoint_weights(model)."
             )
         source = loaded.state_dict()
         for name, tensor in self._model.state_dict().items():
@@ -160,8 +160,8 @@ class HFEngine:
 class _Sampler(LogitsProcessor):
     """Samples by the Gumbel-max trick: the argmax of log-probs plus Gumbel noise is a draw from their softmax.
 
-    `generate` then takes that argmax as if decoding greedily. So every row has a random stream of its own, whatever
-    shares its batch, and the log-probs of what was drawn are kept without keeping all logits.
+    `generate` then takes that argmax as if decoding greedily. Each row has its own random stream, independent of the
+    rest of the batch, and only the sampled tokens' log-probs are kept, not all logits.
     """
 
     def __init__(self, sampling: Sampling, seeds: list[int], device: torch.device) -> None:
@@ -199,16 +199,16 @@ class _RowBudget(StoppingCriteria):
 
 
 class _StopTexts(StoppingCriteria):
-    """Ends a row whose completion has one of the stop texts in it."""
+    """Ends a row once its completion contains one of the stop texts."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int) -> None:
         self._tokenizer, self._stop, self._prompt_length = tokenizer, stop, prompt_length
-        # A token may be one byte; and one more token may reach beyond the text.
+        # A token may be a single byte; one extra token, as the last one may extend past the stop text.
         self._window = max((len(text.encode()) for text in stop), default=0) + 1
-        self._last: dict[int, int] = {}  # row -> place of the token that completes the text
+        self._last: dict[int, int] = {}  # row -> index of the token that completes the stop text
 
     def last_tokens(self, tokens: Tensor) -> Tensor:
-        """[B]: place in the completion of the token that completed a stop text, T where none did; tokens: [B, T]."""
+        """[B]: index within the completion of the token that completed a stop text, else T; tokens: [B, T]."""
         rows, length = tokens.shape
         return torch.tensor([self._last.get(row, length) for row in range(rows)], device=tokens.device)
 

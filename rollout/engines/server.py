@@ -1,7 +1,7 @@
 """A server with OpenAI's completions API, such as `vllm serve`: for evaluating a model that runs elsewhere.
 
-Prompts are sent as token ids, templates and BOS applied here, so that every engine asks the same thing. Of servers that
-do not return token ids (vLLM does), the ids are those of the text tokenized again.
+Prompts are rendered here and sent as token ids, so that every engine sees the same input. If a server does not return
+token ids (vLLM does), they are obtained by retokenizing the text.
 
 Left out: weight updates, log-probs (they are empty), chat endpoints without the model's tokenizer.
 """
@@ -27,13 +27,13 @@ class ServerEngine:
 
     Args:
         model_path: Hugging Face folder or Hub name of the tokenizer. Also the served model's name, unless the server
-            has one model alone.
-        base_url: up to and with /v1.
-        max_num_seqs: requests under way at once.
-        max_model_len: context, prompt and completion together, in tokens.
+            has only one model.
+        base_url: URL including /v1.
+        max_num_seqs: concurrent requests.
+        max_model_len: context length in tokens, prompt and completion together.
 
     Raises:
-        ValueError: there is no such server, or it has several models and none of this name.
+        ValueError: the server does not answer, or it serves several models and none has this name.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ServerEngine:
 
     def _complete(self, prompt: Prompt, budget: int, sampling: Sampling) -> Group:
         completions: list[Completion] = []
-        # Greedy completions are all the same: ask for one and repeat it.
+        # Greedy completions are identical: request one and repeat it.
         count = sampling.num_generations if sampling.temperature > 0 else 1
         body: dict[str, Any] = {
             "model": self._model,
@@ -84,7 +84,7 @@ class ServerEngine:
             "top_p": sampling.top_p,
             "seed": request_seed(sampling, prompt),
             "stop": list(sampling.stop) or None,
-            # Of vLLM and SGLang; left out where they say nothing, since other servers refuse what they do not know.
+            # Extensions of vLLM and SGLang, sent only if needed: other servers reject unknown fields.
             **({"top_k": sampling.top_k} if sampling.top_k else {}),
             **({"return_token_ids": True, "skip_special_tokens": False} if self._is_vllm else {}),
         }
@@ -107,7 +107,7 @@ class ServerEngine:
         return Group(problem=prompt.problem, prompt_ids=prompt.token_ids, completions=completions)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._threads.shutdown(cancel_futures=True)
         self._client.close()
 

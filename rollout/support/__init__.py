@@ -1,4 +1,4 @@
-"""What all three packages need and none is about: help with misspelt names, functions loaded by reference, HTTP.
+"""Helpers for all three packages: suggestions for misspelt names, loading functions by reference, HTTP with retries.
 
-Standard library and httpx only. `rewards` and `grpo` import it, it imports neither.
+Uses only the standard library and httpx; imports neither `rewards` nor `grpo`.
 """

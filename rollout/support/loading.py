@@ -1,4 +1,4 @@
-"""Functions by reference: `package.module:name` or `path/to/file.py:name`."""
+"""Load functions by reference: `package.module:name` or `path/to/file.py:name`."""
 
 import importlib
 import importlib.util
@@ -11,15 +11,15 @@ from rollout.support.names import nearest
 
 
 def load_object(reference: str, *, kind: str, base_dir: Path | None = None) -> Any:
-    """The object that `reference` names. A file is executed once per process, whoever asks for it.
+    """The object that `reference` names. Each file is executed only once per process.
 
     Args:
         reference: `package.module:name`, or `path/to/file.py:name`.
-        kind: what it is to the user, such as "reward"; for error messages.
-        base_dir: where relative paths start; None: the working directory.
+        kind: what the object is to the user, such as "reward"; used in error messages.
+        base_dir: directory that relative paths start from; None: the working directory.
 
     Raises:
-        ValueError: there is no such module, file or name.
+        ValueError: the module, file or name does not exist.
     """
     where, _, name = reference.rpartition(":")
     if where.endswith(".py"):
@@ -37,7 +37,7 @@ def _load_module(name: str, kind: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module exists; one that it imports does not
+            raise  # the module exists, but one of its own imports does not
         raise ValueError(
             f"{kind}: module {name!r} cannot be imported: {error}. Install it, or give path/to/file.py:function."
         ) from error
@@ -52,7 +52,7 @@ def _load_file(path: Path, kind: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # before it runs, as the import system does: dataclasses look themselves up there
+        sys.modules[name] = module  # before execution, like the import system: dataclasses look themselves up there
         try:
             spec.loader.exec_module(module)
         except BaseException:

@@ -1,4 +1,4 @@
-"""Templates, BOS, budgets and the tokenizers that cannot work."""
+"""Templates, BOS, length limits and unusable tokenizers."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def text_of(prompter: Prompter, prompt: str | list[dict[str, str]]) -> str:
 
 
 def with_bos_added():
-    """The byte tokenizer, putting <bos> in front as Llama's and DeepSeek's do."""
+    """The byte tokenizer with <bos> prepended, as Llama's and DeepSeek's do."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = byte_tokenizer()
@@ -52,13 +52,13 @@ def test_plain_prompt_becomes_these_tokens():
     assert list(encoded.token_ids) == [*tokenizer.convert_tokens_to_ids(["1", "+", "2"]), 259]
 
 
-def test_bos_is_there_once_when_the_tokenizer_adds_it():
+def test_bos_appears_once_if_the_tokenizer_adds_it():
     plain = Prompter(with_bos_added(), template="{prompt}", max_prompt_length=10)
     written = Prompter(with_bos_added(), template="<bos>{prompt}", max_prompt_length=10)
     assert text_of(plain, "hi") == text_of(written, "hi") == "<bos>hi"
 
 
-def test_bos_is_absent_when_the_tokenizer_does_not_add_it():
+def test_no_bos_if_the_tokenizer_adds_none():
     assert text_of(Prompter(byte_tokenizer(), template="{prompt}", max_prompt_length=10), "hi") == "hi"
 
 
@@ -79,7 +79,7 @@ def test_chat_puts_the_system_prompt_first_unless_the_problem_has_one():
     assert text_of(prompter, [{"role": "system", "content": "Rhyme."}, user]) == "<system>Rhyme.<user>hi<assistant>"
 
 
-def test_chat_continues_an_answer_that_the_prompt_begins():
+def test_chat_continues_a_prefilled_answer():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHAT
     prompter = Prompter(tokenizer, template="chat", max_prompt_length=100)
@@ -87,7 +87,7 @@ def test_chat_continues_an_answer_that_the_prompt_begins():
     assert text_of(prompter, messages) == "<user>hi<assistant><think>"
 
 
-def test_prompt_at_the_budget_is_kept_and_one_over_it_is_none():
+def test_prompt_at_the_limit_is_kept_and_a_longer_one_dropped():
     prompter = Prompter(byte_tokenizer(), template="{prompt}:", max_prompt_length=5)
     kept, dropped = prompter.encode_batch([Problem(id="a", prompt="1234"), Problem(id="b", prompt="12345")])
     assert kept is not None and len(kept.token_ids) == 5
@@ -102,7 +102,7 @@ def test_errors_name_the_remedy():
         prompter(template="chat")
     with pytest.raises(ValueError, match=r"'r1-zero' is neither 'r1_zero' nor 'chat', and has no {prompt}"):
         prompter(template="r1-zero")
-    with pytest.raises(ValueError, match=r"system_prompt is for template 'chat': write it"):
+    with pytest.raises(ValueError, match=r"system_prompt only works with template 'chat'. Write it"):
         prompter(system_prompt="Be brief.")
     with pytest.raises(ValueError, match=r"row/3: the prompt is a list of messages, which only template 'chat'"):
         prompter().encode(Problem(id="row/3", prompt=[{"role": "user", "content": "hi"}]))
@@ -110,7 +110,7 @@ def test_errors_name_the_remedy():
         prompter().encode(Problem(id="row/4", prompt=""))
 
 
-def test_tokenizer_without_eos_is_refused():
+def test_tokenizer_without_eos_is_rejected():
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match=r"no EOS token.*tokenizer_config.json"):
@@ -124,7 +124,7 @@ def test_tokenizer_without_pad_is_fine():
     assert len(prompter.encode_batch([Problem(id="a", prompt="1"), Problem(id="b", prompt="123")])) == 2
 
 
-def test_tokenizer_that_appends_eos_is_refused():
+def test_tokenizer_that_appends_eos_is_rejected():
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = byte_tokenizer()

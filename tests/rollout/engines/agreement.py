@@ -1,4 +1,4 @@
-"""Whether an engine's log-probs are the trainer's, and if not, whether a near-tie between experts explains it."""
+"""Do an engine's log-probs match the trainer's, and if not, does a near-tie between experts explain it?"""
 
 import re
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def make_prompts(num_prompts: int, shortest: int = 3, prefix: Sequence[int] = ()
 
 
 def _padded(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-    """All completions after their prompts, padded on the right (a causal model does not see it), and what was sampled.
+    """All prompts with their completions, right-padded (invisible to a causal model), and the positions sampled.
 
     Returns ids [B, L] and a mask [B, L - 1] of the positions whose next token was sampled.
     """
@@ -42,23 +42,23 @@ def _padded(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def trainer_logprobs(model: PreTrainedModel, groups: Sequence[Group], temperature: float = 1.0) -> Tensor:
-    """Log-probs of all sampled tokens in a plain forward without cache: [T]."""
+    """Log-probs of all sampled tokens from a plain forward pass without cache: [T]."""
     ids, sampled = _padded(groups)
     logits = model(ids, use_cache=False).logits[:, :-1] / temperature
     return logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0][sampled]
 
 
 def engine_logprobs(groups: Sequence[Group]) -> Tensor:
-    """The engine's own, in the same order: [T]."""
+    """The engine's log-probs, in the same order: [T]."""
     return torch.tensor([p for group in groups for completion in group.completions for p in completion.logprobs])
 
 
 @torch.no_grad()
 def smallest_margins(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
-    """How nearly the prediction of each sampled token went through other experts: [T], infinite in a dense model.
+    """How close each sampled token's prediction came to using other experts: [T], infinite for a dense model.
 
-    The margin of a position in a layer is the distance between the last expert chosen and the first one left out, or
-    between groups of experts. A flip at one position changes what later ones attend to, hence the minimum up to it.
+    The margin at a position in a layer is the score gap between the last expert chosen and the first one left out, or
+    between groups of experts. A flip changes what later positions attend to, hence the cumulative minimum.
     """
     margins: list[Tensor] = []
 
@@ -87,7 +87,7 @@ def _gap(scores: Tensor, k: int) -> Tensor:
 
 
 def unexplained(model: PreTrainedModel, groups: Sequence[Group], temperature: float = 1.0) -> Tensor:
-    """|log p_trainer - log p_engine| of the tokens above 1e-4 that no near-tie excuses: [U], empty when all is well."""
+    """|log p_trainer - log p_engine| of tokens above 1e-4 that no near-tie explains: [U], empty on agreement."""
     difference = (trainer_logprobs(model, groups, temperature) - engine_logprobs(groups)).abs()
     if difference.max() <= 1e-4:
         return difference[:0]

@@ -10,7 +10,6 @@ import pytest
 from rollout.engines.build import build_engine
 from rollout.engines.hf import HFEngine
 from rollout.types import Problem, Prompt, Sampling
-from tests.test_imports import files, imports
 
 SETTINGS: dict[str, Any] = {
     "dtype": "float32",
@@ -49,9 +48,3 @@ def test_the_builder_loads_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_vllm_is_imported_in_its_own_files_alone() -> None:
-    for path in files("rollout/**/*.py"):
-        if not path.name.startswith("vllm"):
-            assert not {name for name in imports(path) if name.split(".")[0] == "vllm"}, path

@@ -1,4 +1,4 @@
-"""What an engine promises: the trainer's log-probs, whole groups, defined ends, the same samples from the same seed."""
+"""What an engine guarantees: the trainer's log-probs, complete groups, defined ends, reproducible samples."""
 
 import dataclasses
 import json
@@ -60,12 +60,12 @@ def tokens(groups: list[Group]) -> dict[str, list[list[int]]]:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_are_the_trainers(engine: Engine, tiny_v3: Path, temperature: float):
+def test_logprobs_match_the_trainers(engine: Engine, tiny_v3: Path, temperature: float):
     sampling = dataclasses.replace(SAMPLING, temperature=temperature)
     assert_agrees(load(tiny_v3), list(engine.generate(make_prompts(8), sampling)), temperature)
 
 
-def test_every_prompt_gets_one_group_of_different_samples(engine: Engine):
+def test_every_prompt_gets_one_group_of_distinct_samples(engine: Engine):
     prompts = make_prompts(8)
     groups = list(engine.generate(prompts, SAMPLING))
     assert sorted(g.problem.id for g in groups) == ["0", "1", "2", "3", "4", "5", "6", "7"]
@@ -75,14 +75,14 @@ def test_every_prompt_gets_one_group_of_different_samples(engine: Engine):
         assert all(len(c.token_ids) == len(c.logprobs) for c in group.completions)
 
 
-def test_groups_come_as_they_finish(engine: Engine):
+def test_groups_are_yielded_as_they_finish(engine: Engine):
     stream = engine.generate(make_prompts(12), Sampling(num_generations=4, max_completion_length=30))
     assert isinstance(next(stream), Group)
-    stream.close()  # the caller had enough: the engine is free again
+    stream.close()  # closing frees the engine
     assert len(list(engine.generate(make_prompts(2), SAMPLING))) == 2
 
 
-def test_the_seed_decides_the_samples_and_the_past_does_not(engine: Engine):
+def test_samples_depend_on_the_seed_and_not_on_earlier_calls(engine: Engine):
     first = list(engine.generate(make_prompts(6), SAMPLING))
     list(engine.generate(make_prompts(9, shortest=4), dataclasses.replace(SAMPLING, temperature=0.5)))
     again = list(engine.generate(make_prompts(6), SAMPLING))
@@ -91,7 +91,7 @@ def test_the_seed_decides_the_samples_and_the_past_does_not(engine: Engine):
     assert tokens(first) != tokens(list(engine.generate(make_prompts(6), dataclasses.replace(SAMPLING, seed=1))))
 
 
-def test_samples_do_not_depend_on_the_company_of_a_prompt(engine: Engine):
+def test_samples_do_not_depend_on_the_other_prompts(engine: Engine):
     assert (
         tokens(list(engine.generate(make_prompts(8)[5:6], SAMPLING))).items()
         <= tokens(list(engine.generate(make_prompts(8), SAMPLING))).items()
@@ -108,10 +108,10 @@ def test_samples_follow_the_distribution(engine: Engine, tiny_v3: Path):
     z = (counts - 1500 * expected) / (1500 * expected * (1 - expected)).sqrt()
     assert likely.sum() >= 20
     assert z[likely].abs().max() < 4
-    assert 0.5 < z[likely].square().mean() < 1.6  # correlated samples would spread more, too regular ones less
+    assert 0.5 < z[likely].square().mean() < 1.6  # correlated samples would vary more, overly regular ones less
 
 
-def test_top_p_samples_from_the_kept_tokens_and_says_their_logprobs(engine: Engine, tiny_v3: Path):
+def test_top_p_samples_kept_tokens_with_renormalised_logprobs(engine: Engine, tiny_v3: Path):
     sampling = Sampling(num_generations=50, max_completion_length=1, top_p=0.3)
     (group,) = engine.generate(make_prompts(1), sampling)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_completions_end_at_the_budget(engine: Engine):
 
 
 def ending_at_once(folder: Path, prompt: Prompt) -> PreTrainedModel:
-    """A model that answers this prompt with EOS: the head's row of EOS points where the prompt's last state does."""
+    """A model that answers this prompt with EOS: the head's EOS row is aligned with the prompt's last hidden state."""
     model = load(folder)
     with torch.no_grad():
         state = model.model(torch.tensor([prompt.token_ids])).last_hidden_state[0, -1]
@@ -160,7 +160,7 @@ def test_completions_that_stop_end_with_eos(engine: Engine, tiny_v3: Path):
     assert_agrees(model, groups)
 
 
-def test_text_shows_the_tags_and_hides_eos_bos_and_pad(engine: Engine, tiny_v3: Path):
+def test_text_keeps_tags_and_drops_eos_bos_and_pad(engine: Engine, tiny_v3: Path):
     model = load(tiny_v3)
     with torch.no_grad():
         for token in (BOS, EOS, PAD, 259, 262):  # 259: <think>, 262: </answer>
@@ -181,20 +181,20 @@ def test_a_prompt_just_below_the_context_limit_gets_one_token(engine: Engine, ti
     assert_agrees(load(tiny_v3), groups)
 
 
-def test_a_prompt_at_the_context_limit_is_an_error_before_anything_is_generated(engine: Engine):
+def test_a_prompt_at_the_context_limit_is_an_error_before_generation(engine: Engine):
     prompt = Prompt(problem=Problem(id="too-long", prompt=""), token_ids=[1] * 256)
     with pytest.raises(ValueError, match=r"'too-long' has 256 tokens, max_model_len is 256.*rollout\.max_model_len"):
         engine.generate([prompt], SAMPLING)
 
 
-def test_temperature_zero_takes_the_most_likely_token_and_all_samples_are_equal(engine: Engine, tiny_v3: Path):
+def test_temperature_zero_is_greedy_with_identical_samples(engine: Engine, tiny_v3: Path):
     groups = list(engine.generate(make_prompts(4), dataclasses.replace(SAMPLING, temperature=0.0)))
     assert all(len(g.completions) == 3 and len({tuple(c.token_ids) for c in g.completions}) == 1 for g in groups)
     assert_agrees(load(tiny_v3), groups)
 
 
 @pytest.mark.vllm
-def test_greedy_tokens_of_both_engines_are_equal(vllm_v3: VLLMEngine, tiny_v3: Path):
+def test_both_engines_decode_the_same_tokens_greedily(vllm_v3: VLLMEngine, tiny_v3: Path):
     vllm_v3.publish(checkpoint_weights(load(tiny_v3)), 0)
     greedy = Sampling(num_generations=1, max_completion_length=40, temperature=0.0)
     assert tokens(list(vllm_v3.generate(make_prompts(6), greedy))) == tokens(
@@ -202,17 +202,17 @@ def test_greedy_tokens_of_both_engines_are_equal(vllm_v3: VLLMEngine, tiny_v3: P
     )
 
 
-def test_a_near_tie_excuses_a_difference_and_a_wrong_weight_does_not(engine: Engine, tiny_v3: Path):
+def test_a_near_tie_explains_a_difference_and_a_wrong_weight_does_not(engine: Engine, tiny_v3: Path):
     model = load(tiny_v3)
     gate = model.model.layers[1].mlp.gate
     with torch.no_grad():
-        gate.weight.copy_(gate.weight[:1].expand_as(gate.weight))  # all experts score alike
+        gate.weight.copy_(gate.weight[:1].expand_as(gate.weight))  # all experts get the same score
         gate.e_score_correction_bias.zero_()
     engine.publish(checkpoint_weights(model), 1)
     tied = list(engine.generate(make_prompts(4), SAMPLING))
     assert smallest_margins(model, tied).max() < 1e-5
     assert len(unexplained(model, tied)) == 0
-    assert len(unexplained(load(tiny_v3), tied)) > 20  # its own margins are wide
+    assert len(unexplained(load(tiny_v3), tied)) > 20  # the original model's margins are wide
 
 
 @pytest.mark.parametrize("start", [start_hf, pytest.param(start_vllm, marks=pytest.mark.vllm)])
@@ -223,7 +223,7 @@ def test_dense_model_with_tied_head_agrees_before_and_after_an_update(
     model = load(tiny_llama)
     assert_agrees(model, list(engine.generate(make_prompts(4), SAMPLING)))
     perturb(model, "embed_tokens")
-    if start is start_vllm:  # the trap: the head's packed copy of the embeddings stays the old one
+    if start is start_vllm:  # the trap: the head's packed copy of the embeddings becomes stale
         with monkeypatch.context() as patch:
             patch.setattr("rollout.engines.vllm.repack_for_cpu", lambda worker: None)
             engine.publish(checkpoint_weights(model), 1)
@@ -233,7 +233,7 @@ def test_dense_model_with_tied_head_agrees_before_and_after_an_update(
     engine.close()
 
 
-# What a user may meet at start-up.
+# Errors at start-up.
 
 
 def with_config(folder: Path, target: Path, **changes) -> Path:
@@ -244,26 +244,22 @@ def with_config(folder: Path, target: Path, **changes) -> Path:
 
 
 @pytest.mark.parametrize(("key", "needed"), [("topk_method", "noaux_tc"), ("scoring_func", "sigmoid")])
-def test_v3_config_without_the_keys_that_vllm_routes_by_is_an_error(
-    tiny_v3: Path, tmp_path: Path, key: str, needed: str
-):
+def test_v3_config_without_vllms_routing_keys_is_an_error(tiny_v3: Path, tmp_path: Path, key: str, needed: str):
     folder = with_config(tiny_v3, tmp_path / "model", **{key: None})
     with pytest.raises(ValueError, match=rf'has {key}=None: .*Add "{key}": "{needed}"'):
         start_vllm(folder)
 
 
 @pytest.mark.vllm
-def test_heads_of_a_size_without_a_kernel_are_an_error(tmp_path: Path):
+def test_an_unsupported_head_size_is_an_error(tmp_path: Path):
     config = tiny_v3_config()
     config.qk_nope_head_dim, config.qk_head_dim = 16, 24
     folder = save_tiny(DeepseekV3ForCausalLM(config), tmp_path)
-    with pytest.raises(
-        ValueError, match=r"heads of 24 dimensions: vLLM on CPU supports \[32, 64, .*rollout\.engine=hf"
-    ):
+    with pytest.raises(ValueError, match=r"heads of 24 dimensions: vLLM on CPU supports \[32, .*rollout\.engine=hf"):
         start_vllm(folder)
 
 
-def test_missing_vllm_is_an_error_with_its_remedy(tiny_v3: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_vllm_is_an_error_with_a_remedy(tiny_v3: Path, monkeypatch: pytest.MonkeyPatch):
     for module in ("vllm", "vllm.platforms"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=r"pip install vllm.*rollout\.engine=hf"):
@@ -305,7 +301,7 @@ def test_a_kv_cache_with_room_for_one_sequence_is_enough(tiny_v3: Path):
 
 
 @pytest.mark.vllm
-def test_starting_vllm_leaves_threads_and_environment_as_they_were(tiny_v3: Path):
+def test_starting_vllm_restores_threads_and_environment(tiny_v3: Path):
     threads = torch.get_num_threads()
     before = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LOCAL_WORLD_SIZE")}
     start_vllm(tiny_v3).close()
@@ -316,18 +312,18 @@ def test_starting_vllm_leaves_threads_and_environment_as_they_were(tiny_v3: Path
     torch.set_num_threads(threads)
 
 
-# Traps of vLLM at start-up; those of weight updates are in test_weight_updates.py.
+# vLLM's traps at start-up; test_weight_updates.py has those of weight updates.
 
 
 @pytest.mark.vllm
-def test_trap_rotary_kernel_of_the_cpu(tiny_v3: Path):
+def test_trap_cpu_rotary_kernel(tiny_v3: Path):
     engine = start_vllm(tiny_v3, vllm_options={"compilation_config": {"custom_ops": ["all"]}})
     assert len(unexplained(load(tiny_v3), list(engine.generate(make_prompts(4), SAMPLING)))) > 20
     engine.close()
 
 
 @pytest.mark.vllm
-def test_trap_prompts_in_chunks_rewind_a_generator_that_cannot(tiny_v3: Path):
+def test_trap_chunked_prefill_rewinds_the_cpu_generator(tiny_v3: Path):
     prompts = make_prompts(8, shortest=20)  # 216 tokens, 3 times each
     engine = start_vllm(tiny_v3, vllm_options={"max_num_batched_tokens": 64})
     assert_agrees(load(tiny_v3), list(engine.generate(prompts, SAMPLING)))
@@ -339,7 +335,7 @@ def test_trap_prompts_in_chunks_rewind_a_generator_that_cannot(tiny_v3: Path):
 
 
 @pytest.mark.vllm
-def test_trap_latent_attention_has_kernels_for_576_alone(
+def test_trap_latent_attention_only_has_kernels_for_576(
     vllm_v3: VLLMEngine, tiny_v3: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("rollout.engines.vllm_setup._has_mla_kernel", lambda config: True)
@@ -358,10 +354,10 @@ def test_trap_logprobs_before_temperature(tiny_v3: Path):
 
 
 @pytest.mark.vllm
-def test_two_processes_have_an_engine_each(tiny_v3: Path):
+def test_two_processes_each_run_their_own_engine(tiny_v3: Path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
     here = Path(__file__).parent
-    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # what grpo starts processes with
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # how grpo starts processes
     result = subprocess.run(
         [sys.executable, "-m", *command, str(here / "two_process_engines.py"), str(tiny_v3)],
         env=os.environ | {"PYTHONPATH": str(here.parent)},

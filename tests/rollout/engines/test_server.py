@@ -1,4 +1,4 @@
-"""The server engine over real HTTP, against a server of OpenAI's completions API with the reference engine behind it.
+"""The server engine over real HTTP, against a completions server backed by the reference engine.
 
 benchmarks/eval_server.py does the same with `vllm serve`.
 """
@@ -27,7 +27,7 @@ def seed_of(problem: Problem, seed: int) -> int:
 
 
 class Served:
-    """What the server was asked, how it names itself, and which errors it gives first."""
+    """The requests received, the models listed, and the errors to return first."""
 
     def __init__(self, model: Path) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -103,7 +103,9 @@ def groups_of(engine: Any, sampling: Sampling) -> dict[str, list[tuple]]:
 
 
 @pytest.mark.parametrize("returns_ids", [True, False])
-def test_server_gives_what_its_engine_gives(tiny_llama: Path, served: tuple[Served, str], returns_ids: bool) -> None:
+def test_server_engine_matches_the_engine_behind_the_server(
+    tiny_llama: Path, served: tuple[Served, str], returns_ids: bool
+) -> None:
     state, url = served
     state.returns_ids = returns_ids
     reference = HFEngine(str(tiny_llama), dtype="float32", device="cpu", max_num_seqs=4, max_model_len=24)
@@ -124,7 +126,7 @@ def test_server_gives_what_its_engine_gives(tiny_llama: Path, served: tuple[Serv
     engine.close()
 
 
-def test_a_busy_server_is_asked_again_and_a_refusal_is_said(
+def test_a_busy_server_is_retried_and_a_refusal_is_reported(
     tiny_llama: Path, served: tuple[Served, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, url = served
@@ -143,7 +145,7 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_said(
         groups_of(engine, sampling)
 
 
-def test_what_is_not_there_is_said(tiny_llama: Path, served: tuple[Served, str]) -> None:
+def test_unknown_model_and_wrong_address_are_errors(tiny_llama: Path, served: tuple[Served, str]) -> None:
     state, url = served
     state.models = [{"id": "a"}, {"id": "b"}]
     with pytest.raises(ValueError, match=r"serves a, b, not '.*tiny_llama'. Name one of them"):

@@ -1,4 +1,4 @@
-"""After every update of every kind of weight the engines say what the trainer says."""
+"""After an update of any kind of weight, the engines' log-probs match the trainer's."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_engine_follows_an_update_of(kind: str, engine: Engine, tiny_v3: Path):
     groups = list(engine.generate(make_prompts(4), SAMPLING))
     assert_agrees(model, groups)
     before = (trainer_logprobs(load(tiny_v3), groups) - engine_logprobs(groups)).abs()
-    assert before.mean() > 1e-3  # the old weights say something else
+    assert before.mean() > 1e-3  # the old weights disagree
     assert {c.policy_version for g in groups for c in g.completions} == {7}
 
 
@@ -69,7 +69,7 @@ def test_engine_keeps_its_weights_while_the_trainer_steps(engine: Engine, tiny_v
     assert_agrees(load(tiny_v3), list(engine.generate(make_prompts(2), SAMPLING)))
 
 
-def test_checkpoint_weights_are_what_the_folder_has(tiny_v3: Path, tiny_llama: Path):
+def test_checkpoint_weights_match_the_saved_checkpoint(tiny_v3: Path, tiny_llama: Path):
     for folder in (tiny_v3, tiny_llama):
         saved = load_file(folder / "model.safetensors")
         sent = dict(checkpoint_weights(load(folder)))
@@ -77,7 +77,7 @@ def test_checkpoint_weights_are_what_the_folder_has(tiny_v3: Path, tiny_llama: P
         assert all(torch.equal(sent[name], saved[name]) for name in saved)
 
 
-def test_checkpoint_weights_of_a_model_that_was_never_on_disk(tiny_v3: Path):
+def test_checkpoint_weights_of_a_model_never_saved(tiny_v3: Path):
     model = DeepseekV3ForCausalLM(load(tiny_v3).config)
     names = [name for name, _ in checkpoint_weights(model)]
     assert "model.layers.2.mlp.experts.7.up_proj.weight" in names
@@ -85,18 +85,18 @@ def test_checkpoint_weights_of_a_model_that_was_never_on_disk(tiny_v3: Path):
     assert names == [name for name, _ in checkpoint_weights(load(tiny_v3))]
 
 
-def test_hf_engine_refuses_an_update_with_a_weight_missing(tiny_v3: Path):
+def test_hf_engine_rejects_an_update_with_a_missing_weight(tiny_v3: Path):
     engine = HFEngine(str(tiny_v3), dtype="float32", device="cpu", max_num_seqs=12, max_model_len=256)
     weights = [w for w in checkpoint_weights(load(tiny_v3)) if w[0] != "model.norm.weight"]
     with pytest.raises(ValueError, match=r"'model\.norm\.weight'.*checkpoint_weights\(model\)"):
         engine.publish(weights, 1)
 
 
-# Each trap of vLLM, met on purpose: without its remedy the samples are wrong and nothing says so.
+# vLLM's traps, triggered on purpose: without the remedy the samples are wrong, and no error is raised.
 
 
 @pytest.mark.vllm
-def test_trap_experts_are_packed_at_load_and_not_at_reload(vllm_v3, tiny_v3: Path, monkeypatch: pytest.MonkeyPatch):
+def test_trap_experts_are_packed_at_load_but_not_at_reload(vllm_v3, tiny_v3: Path, monkeypatch: pytest.MonkeyPatch):
     model = load(tiny_v3)
     perturb(model, r"mlp\.experts")
     with monkeypatch.context() as patch:

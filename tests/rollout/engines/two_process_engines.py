@@ -1,4 +1,4 @@
-"""Run by test_engines.py in two processes that train together over gloo: each has an engine of its own."""
+"""Run by test_engines.py in two processes that train together over gloo, each with its own engine."""
 
 import os
 import sys
@@ -25,12 +25,12 @@ def main(folder: Path) -> None:
     model = load(folder)
     prompts = make_prompts(2 if rank == 0 else 7)
     assert_agrees(model, list(engine.generate(prompts, sampling)))
-    if rank == 1:  # a process may generate while the other does something else
+    if rank == 1:  # a process can generate while the other does something else
         assert_agrees(model, list(engine.generate(prompts, sampling)))
     perturb(model, "", seed=rank)
     engine.publish(checkpoint_weights(model), 1)
     assert_agrees(model, list(engine.generate(prompts, sampling)))
-    engine.close()  # and the trainer's process group is still there
+    engine.close()  # the trainer's process group survives
     accelerator.wait_for_everyone()
     total = accelerator.reduce(torch.tensor(float(rank + 1)), reduction="sum")
     print(f"process {rank}: sum {total.item()}", flush=True)
