@@ -19,7 +19,7 @@ from grpo.model.head import CHUNK_ELEMENTS
 from grpo.recipe.config import GRPORecipe, ModelConfig
 from grpo.recipe.load import RecipeError
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2}
 _MLA_KERNEL_WIDTH = 576  # kv_lora_rank + qk_rope_head_dim; vLLM on CPU caches latents only at this size
 
 
@@ -135,11 +135,15 @@ def memory_parts(recipe: GRPORecipe, shape: ModelShape, *, device: str, num_proc
     width = BYTES[recipe.model.dtype]
     rows, length = micro_batch(recipe)
     config = shape.config
-    parts = {"weights": shape.total * width, "gradients": shape.total * width, "AdamW": 2 * shape.total * width}
+    # Trained in float32, whatever it computes in.
+    state = shape.total * BYTES["float32"]
+    parts = {"weights": state, "gradients": state, "AdamW": 2 * state}
+    if width < BYTES["float32"]:
+        parts["weights, cast for the forward"] = shape.total * width
     if num_processes > 1:
-        parts["gradient buckets"] = shape.total * width
+        parts["gradient buckets"] = state
     if recipe.algorithm.beta > 0:
-        parts["reference"] = shape.total * width
+        parts["reference"] = state
     # In backward, one layer at a time needs about as much again for gradients and intermediate values.
     layers = config.num_hidden_layers
     scores = shape.score_bytes if device == "cpu" else 0

@@ -3,12 +3,11 @@
 Runs in one process or data-parallel in many (DDP). Sharded training (FSDP, DeepSpeed) is refused, not pretended.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import math
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ LossFunction = Callable[[Tensor, MicroBatch], LossOutput]
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite. Raised before the optimizer step, so that the weights stay as they were."""
+    """A loss or gradient is NaN or infinite. Raised before the optimizer step: the weights are those of before."""
 
 
 class Policy:
@@ -155,4 +154,4 @@ def _suspect(batch: MicroBatch) -> str:
     """Which of the loss's inputs is already not finite, as a sentence, or nothing."""
     inputs = {"advantages": batch.advantages, "old log-probs": batch.old_logprobs, "reference": batch.ref_logprobs}
     bad = [name for name, tensor in inputs.items() if tensor is not None and not tensor.isfinite().all()]
-    return f"Not finite before the forward: {', '.join(bad)}. " if bad else "The forward itself gave it: see the weights. "
+    return f"Its {', '.join(bad)} are not finite. " if bad else "Its inputs are finite: the weights have diverged. "

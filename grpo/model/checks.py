@@ -27,7 +27,7 @@ def check_model(
     """
     name = model.config.name_or_path
     check_finite(model)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = _num_embeddings(model)
     if tokenizer_size > rows:
         raise ValueError(
             f"{name}: the tokenizer has {tokenizer_size} entries and the embedding {rows} rows, so a token would have "
@@ -50,19 +50,24 @@ def check_model(
     _freeze_unreached(model, reached)
 
 
+def _num_embeddings(model: PreTrainedModel) -> int:
+    embedding: Any = model.get_input_embeddings()
+    return embedding.weight.shape[0]
+
+
 def check_finite(model: nn.Module) -> None:
     """Raise if a weight is NaN or infinite."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             count = int((~tensor.isfinite()).sum())
             raise ValueError(
-                f"weight {name} has {count} values that are NaN or infinite. Use a checkpoint from before they appeared."
+                f"weight {name} has {count} NaN or infinite values. Use a checkpoint from before they appeared."
             )
 
 
 def _check_head(model: PreTrainedModel) -> set[int]:
     """Compare our log-probs with those of the model's own forward; returns the ids of the parameters that took part."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = _num_embeddings(model)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (2, 9), generator=generator).to(model.device)
     positions = torch.arange(8, device=model.device).repeat(2, 1) + torch.tensor([[0], [9]], device=model.device)
@@ -75,9 +80,9 @@ def _check_head(model: PreTrainedModel) -> set[int]:
     difference = float((ours.detach() - theirs).abs().max())
     if not difference <= HEAD_TOLERANCE:
         raise ValueError(
-            f"{model.config.name_or_path} ({model.config.model_type}): log-probs from its hidden states and head differ "
-            f"from its own forward by {difference:.2g}, so its logits are not a linear head's (soft caps, multipliers). "
-            "The policy would learn from wrong gradients. Choose another model."
+            f"{model.config.name_or_path} ({model.config.model_type}): log-probs from its hidden states and its head "
+            f"differ by {difference:.2g} from those of its own forward, so its logits are not a linear head's (soft caps, "
+            "multipliers), and gradients would be wrong. Choose another model."
         )
     return {id(parameter) for parameter in _leaves(ours)}
 

@@ -13,6 +13,7 @@ from rollout.support.names import nearest
 
 # Reasons for rules that are not obvious from pydantic's message.
 REASONS = {
+    "model.dtype": "float16's range is too small for RL's gradients and log-probs",
     "rollout.num_generations": "advantages compare the completions of a group",
     "rollout.temperature": "greedy decoding makes all completions of a group equal",
     "rewards": "without a reward there is nothing to learn",

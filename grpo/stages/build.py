@@ -5,18 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.learner import checkpoint as checkpoints
+from grpo.learner.mismatch import max_logp_difference
 from grpo.learner.policy import Policy
 from grpo.learner.reference import FOLDER, Reference
 from grpo.learner.scoring import Batching
+from grpo.model.checks import check_model
 from grpo.model.load import load_model
 from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
+from grpo.stages.verify import verify_engine
 from rewards.runner.preflight import check_problems
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.prompts import Prompter
@@ -54,7 +57,7 @@ class Parts:
 
 def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Parts:
     """Build a run's parts, cheap and fallible ones first: a wrong dataset or reward is found before a model loads."""
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    accelerator = _accelerator(recipe)
     set_seed(recipe.trainer.seed)
     checkpoint = checkpoints.find_checkpoint(recipe.output_dir, recipe.trainer.resume_from_checkpoint)
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -69,6 +72,12 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         check_problems(training, source.size, ours, rewards, Console(stderr=True))
 
     model = load_model(recipe.model, checkpoint)
+    check_model(
+        model,
+        tokenizer_size=len(tokenizer),
+        max_model_len=recipe.max_model_len,
+        balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+    )
     batching = Batching(
         max_tokens=recipe.trainer.max_tokens_per_micro_batch,
         pad_token_id=tokenizer.pad_token_id or 0,  # type: ignore[arg-type]
@@ -94,7 +103,15 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     if checkpoint:
         accelerator.load_state(str(checkpoint / checkpoints.STATE))
     engine: Any = _engine(recipe, accelerator)  # both an Engine and a Publisher: it lives in this process
-    engine.publish(policy.weights(), first_step)
+    verify_engine(
+        policy,
+        engine,
+        engine,
+        problems,
+        step=first_step,
+        temperature=recipe.rollout.temperature,
+        bound=max_logp_difference(recipe.algorithm, accelerator),
+    )
     report = Report(recipe.output_dir, recipe, accelerator=accelerator, resume_step=first_step if checkpoint else None)
     return Parts(
         recipe=recipe,
@@ -110,6 +127,21 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         report=report,
         first_step=first_step,
     )
+
+
+def _accelerator(recipe: GRPORecipe) -> Accelerator:
+    """accelerate with the recipe's precision; one backward is one backward, whatever the environment says."""
+    accelerator = Accelerator(
+        mixed_precision="bf16" if recipe.model.dtype == "bfloat16" else None,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError(
+            "accelerate was configured for mixed precision fp16, whose range is too small for RL's gradients. "
+            "Use bf16 or no."
+        )
+    return accelerator
 
 
 def _problems(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> ProblemStream:
@@ -151,7 +183,7 @@ def _engine(recipe: GRPORecipe, accelerator: Accelerator) -> Engine:
     return build_engine(
         rollout.engine,
         recipe.model.model_name_or_path,
-        dtype={"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision, recipe.model.dtype),
+        dtype="bfloat16" if accelerator.mixed_precision == "bf16" else "float32",
         device=accelerator.device,
         max_model_len=recipe.max_model_len,
         max_num_seqs=rollout.max_num_seqs,

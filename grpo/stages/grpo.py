@@ -24,8 +24,9 @@ from accelerate.utils import gather_object
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.batch import Sample, assemble, attach
-from grpo.learner.mismatch import check_mismatch, mismatch
+from grpo.learner.mismatch import check_mismatch, max_logp_difference, mismatch
 from grpo.learner.objective import loss_function
+from grpo.model.checks import check_finite
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
 from grpo.report.metrics import ExpertLoad, Metric, merge, values
@@ -147,6 +148,7 @@ class Trainer:
         ):
             processes.wait_for_everyone()
             processes.save_state(str(folder / checkpoints.STATE))
+            check_finite(parts.policy.model)
             if processes.is_main_process:
                 parts.policy.save(folder)
                 parts.tokenizer.save_pretrained(folder)
@@ -172,7 +174,7 @@ class Trainer:
         algorithm = self.recipe.algorithm
         check_mismatch(
             metrics,
-            algorithm.max_logp_difference,
+            max_logp_difference(algorithm, self.parts.accelerator),
             step=self.step,
             updated=self.step > algorithm.steps_per_generation,
         )

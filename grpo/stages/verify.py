@@ -13,7 +13,13 @@ MAX_TOKENS = 16
 
 
 def verify_engine(
-    policy: Policy, engine: Engine, publisher: Publisher, problems: ProblemStream, *, step: int, temperature: float,
+    policy: Policy,
+    engine: Engine,
+    publisher: Publisher,
+    problems: ProblemStream,
+    *,
+    step: int,
+    temperature: float,
     bound: float,
 ) -> None:
     """Publish the policy's weights and compare log-probs on a few completions, before and after.
@@ -33,8 +39,8 @@ def verify_engine(
         else "already with the weights it loaded itself: it computes the model differently"
     )
     raise ValueError(
-        f"{policy.model.config.name_or_path} ({policy.model.config.model_type}): the engine's log-probs differ from the "
-        f"trainer's by {after:.2g} on average, above {bound:g}, {where}. Set rollout.engine=hf."
+        f"{policy.model.config.name_or_path} ({policy.model.config.model_type}): the engine's log-probs differ from "
+        f"the trainer's by {after:.2g} on average, above {bound:g}, {where}. Set rollout.engine=hf."
     )
 
 

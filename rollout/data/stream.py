@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source
@@ -47,6 +48,12 @@ class ProblemStream:
                     "were all longer. Raise it, or choose shorter problems or a shorter template."
                 )
         return taken[self.process_index :: self.num_processes]
+
+    def first(self, count: int) -> list[Prompt]:
+        """Some prompts within the length limit, always the same ones, without moving the stream: at most `count`."""
+        size = _MAX_DROPPED_IN_A_ROW if self.source.size is None else self.source.size
+        prompts = (self.prompter.encode(self.source[index]) for index in range(min(size, _MAX_DROPPED_IN_A_ROW)))
+        return list(islice((prompt for prompt in prompts if prompt is not None), count))
 
     def state_dict(self) -> dict[str, int]:
         """All that resuming needs; plain integers, the same on every process."""
