@@ -31,7 +31,8 @@ def train(arguments: Sequence[str]) -> None:
     options, path, overrides = _split(arguments)
     if is_launched():
         use_all_cores()
-    from grpo.recipe.load import RecipeError, load_recipe
+    from grpo.recipe.errors import RunError
+    from grpo.recipe.load import load_recipe
     from grpo.recipe.record import check_world
 
     try:
@@ -44,7 +45,7 @@ def train(arguments: Sequence[str]) -> None:
 
             run(recipe)
             return
-    except RecipeError as error:
+    except RunError as error:
         _fail(str(error))
     launch(options, ["train", path, *overrides])
 

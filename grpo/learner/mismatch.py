@@ -10,6 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from grpo.recipe.config import AlgorithmConfig
+from grpo.recipe.errors import RunError
 from grpo.report.metrics import LogHistogram, Max, Mean, Metric
 
 PREFIX = "sampling/sampling_logp_difference"
@@ -35,7 +36,7 @@ def mismatch(trainer: Sequence[np.ndarray], engine: Sequence[np.ndarray]) -> dic
     }
 
 
-class MismatchError(RuntimeError):
+class MismatchError(RunError, RuntimeError):
     """Trainer and engine do not compute the same log-probs."""
 
 

@@ -39,9 +39,9 @@ def check_model(
             f"{name} has max_position_embeddings={longest}, and prompt and completion may take {max_model_len} tokens. "
             "Lower data.max_prompt_length, rollout.max_completion_length or rollout.max_model_len."
         )
-    if balance_bias_update_speed and not all(
-        hasattr(block.gate, "e_score_correction_bias") for block in moe_layers(model).values() or [model]
-    ):
+    blocks = moe_layers(model).values()
+    biased = bool(blocks) and all(hasattr(block.gate, "e_score_correction_bias") for block in blocks)
+    if balance_bias_update_speed and not biased:
         raise ValueError(
             f"model.balance_bias_update_speed={balance_bias_update_speed}: {name} has no router with a balance bias "
             "(DeepSeek-V3's e_score_correction_bias). Set it to 0."
@@ -81,7 +81,7 @@ def _check_head(model: PreTrainedModel) -> set[int]:
     if not difference <= HEAD_TOLERANCE:
         raise ValueError(
             f"{model.config.name_or_path} ({model.config.model_type}): log-probs from its hidden states and its head "
-            f"differ by {difference:.2g} from those of its own forward, so its logits are not a linear head's (soft caps, "
+            f"differ by {difference:.2g} from those of its own forward: its logits are not a linear head's (soft caps, "
             "multipliers), and gradients would be wrong. Choose another model."
         )
     return {id(parameter) for parameter in _leaves(ours)}

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from grpo.recipe.errors import RunError
 from grpo.recipe.explain import explain
 from grpo.recipe.registry import STAGES
 from grpo.recipe.section import Section
@@ -24,7 +25,7 @@ from rollout.support.names import nearest
 SectionT = TypeVar("SectionT", bound=Section)
 
 
-class RecipeError(ValueError):
+class RecipeError(RunError, ValueError):
     """A recipe that cannot be run; the message lists all its errors."""
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -131,6 +132,7 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
 
 def _accelerator(recipe: GRPORecipe) -> Accelerator:
     """accelerate with the recipe's precision; one backward is one backward, whatever the environment says."""
+    AcceleratorState._reset_state()  # that of an earlier run in this process, maybe of another precision
     accelerator = Accelerator(
         mixed_precision="bf16" if recipe.model.dtype == "bfloat16" else None,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

@@ -29,6 +29,7 @@ from grpo.learner.objective import loss_function
 from grpo.model.checks import check_finite
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
+from grpo.recipe.errors import RefusedError
 from grpo.report.metrics import ExpertLoad, Metric, merge, values
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
@@ -37,8 +38,16 @@ from rewards.runner.score import ScoredGroup, TrainerState
 
 
 def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
-    """Run a recipe of stage `grpo`; returns the last checkpoint's folder."""
-    with closing(build(recipe, reward_functions)) as parts:
+    """Run a recipe of stage `grpo`; returns the last checkpoint's folder.
+
+    Raises:
+        RefusedError: the run cannot be right; nothing was trained.
+    """
+    try:
+        parts = build(recipe, reward_functions)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
+    with closing(parts):
         return Trainer(parts).train()
 
 

@@ -1,0 +1,9 @@
+"""Errors that end a run with a sentence for its user instead of a traceback."""
+
+
+class RunError(Exception):
+    """The message states value, rule and remedy."""
+
+
+class RefusedError(RunError, ValueError):
+    """A run that cannot be right, refused before its first step."""

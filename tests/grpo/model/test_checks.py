@@ -1,0 +1,94 @@
+"""What is refused about a model before it trains."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
+
+from grpo.model.checks import check_finite, check_model
+from grpo.model.load import CompletionLogProbs, disable_dropout
+from tests.conftest import tiny_llama_config
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def check(model: Any, **changes: Any) -> None:
+    options = {"tokenizer_size": 60, "max_model_len": 64, "balance_bias_update_speed": 0.0, **changes}
+    check_model(model, **options)
+
+
+def test_a_head_with_a_bias_has_the_models_own_log_probs_and_gradients() -> None:
+    torch.manual_seed(0)
+    model = PhiForCausalLM(PhiConfig(**SHAPE))
+    model.lm_head.bias.data.normal_(0, 1.0)
+    check(model)
+    ids = torch.randint(0, 60, (1, 7))
+    logits = model(input_ids=ids).logits[0, :-1]
+    expected = torch.autograd.grad(logits.log_softmax(-1).gather(1, ids[0, 1:, None]).sum(), model.lm_head.bias)[0]
+    ours, _ = CompletionLogProbs(model, 1.0)(ids, torch.arange(7)[None], torch.arange(6), ids[0, 1:])
+    (got,) = torch.autograd.grad(ours.sum(), model.lm_head.bias)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_soft_cap_is_refused_whatever_its_name() -> None:
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(
+        Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=16, final_logit_softcapping=2.0, query_pre_attn_scalar=16)
+    )
+    model.get_input_embeddings().weight.data.mul_(30)
+    with pytest.raises(ValueError, match=r"\(gemma2\): log-probs .* differ by .* not a linear head's \(soft caps"):
+        check(model)
+
+
+def test_sizes_that_do_not_fit_are_refused(tiny_llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"the tokenizer has 264 entries and the embedding 263 rows"):
+        check(model, tokenizer_size=264)
+    with pytest.raises(ValueError, match=r"max_position_embeddings=512, and prompt and completion may take 513 tokens"):
+        check(model, max_model_len=513)
+    with pytest.raises(ValueError, match=r"balance_bias_update_speed=0.001: .* no router with a balance bias"):
+        check(model, balance_bias_update_speed=0.001)
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    model = LlamaForCausalLM(tiny_llama_config())
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = torch.nan
+    with pytest.raises(ValueError, match=r"weight model\.layers\.1\.mlp\.up_proj\.weight has 1 NaN or infinite values"):
+        check_finite(model)
+
+
+def test_parameters_that_text_never_reaches_are_frozen() -> None:
+    model = LlamaForCausalLM(tiny_llama_config())
+    model.vision_tower = torch.nn.Linear(4, 4)
+    check(model)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["vision_tower.weight", "vision_tower.bias"]
+
+
+def test_two_training_forwards_agree_without_dropout() -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2)).train()
+    ids = torch.arange(8)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    disable_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert model.config.resid_pdrop == 0.1  # a checkpoint keeps its configuration
