@@ -44,7 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "deepseek_v2": MLA | {"topk_method": "greedy", "n_group": 1},
     "llama": GROUPED,
     "mistral": GROUPED,
-    "ministral": GROUPED | {"sliding_window": None},
+    "ministral": GROUPED | {"sliding_window": 128},
     "mixtral": GROUPED | {"num_local_experts": 4},
     "qwen2": BASE | {"num_key_value_heads": 2},
     "qwen2_moe": EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 32},
@@ -90,7 +90,7 @@ def make(model_type: str, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "recipes/v3_base")
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **ids, **MODELS[model_type])
+    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer) + 8, **ids, **MODELS[model_type])
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).float()
     for name, parameter in model.named_parameters():
@@ -121,7 +121,11 @@ def run(model_type: str, engine: str, scratch: Path) -> Outcome:
         "evaluation={}",
     ]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_MIXED_PRECISION": "no", "OMP_WAIT_POLICY": "PASSIVE"},
     )
     said = done.stderr.strip().splitlines() or [""]
     if done.returncode == 0:

@@ -81,8 +81,8 @@ def _check_head(model: PreTrainedModel) -> set[int]:
     if not difference <= HEAD_TOLERANCE:
         raise ValueError(
             f"{model.config.name_or_path} ({model.config.model_type}): log-probs from its hidden states and its head "
-            f"differ by {difference:.2g} from those of its own forward: its logits are not a linear head's (soft caps, "
-            "multipliers), and gradients would be wrong. Choose another model."
+            f"differ by {difference:.2g} from those of its own forward: its logits are not a linear head's (as with "
+            "final_logit_softcapping), and gradients would be wrong. Choose another model."
         )
     return {id(parameter) for parameter in _leaves(ours)}
 

@@ -44,6 +44,14 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def logit_multiplier(model: PreTrainedModel) -> float:
+    """What the model multiplies its head's output with, under the names architectures have for it."""
+    config = model.config.get_text_config()
+    multiplier = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    multiplier *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
+    return multiplier / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+
+
 class CompletionLogProbs(nn.Module):
     """A causal language model as a function from token rows to log-probs of the sampled tokens.
 
@@ -53,7 +61,7 @@ class CompletionLogProbs(nn.Module):
     def __init__(self, model: PreTrainedModel, temperature: float) -> None:
         super().__init__()
         self.model = model
-        self.temperature = temperature
+        self.temperature = temperature / logit_multiplier(model)  # a multiplier of logits is an inverse temperature
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, logit_positions: Tensor, targets: Tensor) -> tuple:
         """logprobs [T] with gradient and entropy [T]; see `MicroBatch` for the shapes."""

@@ -11,6 +11,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaForCausalLM,
     PhiConfig,
     PhiForCausalLM,
@@ -49,13 +51,22 @@ def test_a_head_with_a_bias_has_the_models_own_log_probs_and_gradients() -> None
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_multiplier_of_the_logits_is_part_of_the_log_probs() -> None:
+    torch.manual_seed(0)
+    model = GraniteForCausalLM(GraniteConfig(**SHAPE, num_key_value_heads=2, logits_scaling=4.0))
+    model.get_input_embeddings().weight.data.mul_(30)
+    check(model)
+
+
 def test_a_soft_cap_is_refused_whatever_its_name() -> None:
     torch.manual_seed(0)
     model = Gemma2ForCausalLM(
         Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=16, final_logit_softcapping=2.0, query_pre_attn_scalar=16)
     )
     model.get_input_embeddings().weight.data.mul_(30)
-    with pytest.raises(ValueError, match=r"\(gemma2\): log-probs .* differ by .* not a linear head's \(soft caps"):
+    with pytest.raises(
+        ValueError, match=r"\(gemma2\): log-probs .* differ by .* not a linear head's \(as with final_logit_softcapping"
+    ):
         check(model)
 
 
