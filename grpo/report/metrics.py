@@ -141,6 +141,16 @@ def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
     return merged
 
 
+def per_step(metrics: Metrics, steps: int) -> dict[str, Metric]:
+    """One optimizer step's metrics, each sum divided by the number of steps they will be merged over.
+
+    The loss is a sum within a step (over micro-batches and processes) and a mean over a rollout's steps.
+    """
+    return {
+        name: Sum(metric.value / steps) if isinstance(metric, Sum) else metric for name, metric in metrics.items()
+    }
+
+
 def values(metrics: Metrics) -> dict[str, Value]:
     """The reported value of each metric."""
     return {name: metric.value for name, metric in metrics.items()}

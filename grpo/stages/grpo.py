@@ -28,7 +28,7 @@ from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.objective import loss_function
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
-from grpo.report.metrics import ExpertLoad, Metric, merge, values
+from grpo.report.metrics import ExpertLoad, Metric, merge, per_step, values
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.collect import collect
@@ -73,10 +73,11 @@ class Trainer:
         policy, reference = self.parts.policy, self.parts.reference
         groups = self.rollout()
         samples, metrics = self.prepare(groups)
-        for index in range(self.recipe.algorithm.steps_per_generation):
+        steps = self.recipe.algorithm.steps_per_generation
+        for index in range(steps):
             with self.report.phase("update"):
                 mini_batch = [s for s in samples if s.mini_batch == index]
-                metrics = merge([metrics, policy.update(mini_batch, self.loss)])
+                metrics = merge([metrics, per_step(policy.update(mini_batch, self.loss), steps)])
             self.step += 1
             if self._is_due(self.recipe.algorithm.ref_model_sync_steps) and reference is not None:
                 reference.refresh(policy.model)
