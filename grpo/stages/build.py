@@ -17,6 +17,7 @@ from grpo.learner.scoring import Batching
 from grpo.model.load import load_model
 from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
+from grpo.report.rollout_metrics import Totals
 from rewards.runner.preflight import check_problems
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.prompts import Prompter
@@ -41,6 +42,7 @@ class Parts:
     engine: Engine
     publisher: Publisher
     report: Report
+    totals: Totals
     first_step: int  # 0, or that of the checkpoint the run continues from
 
     def close(self) -> None:
@@ -90,7 +92,8 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         moved = checkpoint / FOLDER if checkpoint and (checkpoint / FOLDER).exists() else None
         temperature = recipe.rollout.temperature
         reference = Reference(load_model(recipe.model, moved), accelerator, temperature=temperature, batching=batching)
-    accelerator.register_for_checkpointing(problems)
+    totals = Totals()
+    accelerator.register_for_checkpointing(problems, totals)
     if checkpoint:
         accelerator.load_state(str(checkpoint / checkpoints.STATE))
     engine: Any = _engine(recipe, accelerator)  # both an Engine and a Publisher: it lives in this process
@@ -108,6 +111,7 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         engine=engine,
         publisher=engine,
         report=report,
+        totals=totals,
         first_step=first_step,
     )
 

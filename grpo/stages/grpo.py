@@ -28,7 +28,7 @@ from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.objective import loss_function
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
-from grpo.report.metrics import ExpertLoad, Metric, merge, per_step, values
+from grpo.report.metrics import ExpertLoad, Mean, Metric, merge, per_step, values
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.collect import collect
@@ -113,6 +113,7 @@ class Trainer:
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())
         samples = assemble(groups, local, keep_zero_advantage=algorithm.beta > 0)
         metrics = rollout_metrics(groups)
+        metrics["frac_trained_samples"] = Mean(len(samples), sum(len(group.rewards) for group in groups))
         with self.report.phase("score"):
             if algorithm.steps_per_generation > 1:
                 samples = attach(samples, old_logprobs=policy.logprobs(samples))
@@ -165,8 +166,9 @@ class Trainer:
     def _log(self, local: dict[str, Metric], seconds: float) -> None:
         merged = merge(gather_object([local]))
         metrics: dict[str, Any] = values(merged)
-        if isinstance(load := merged.get("moe/load"), ExpertLoad):
+        if isinstance(load := merged.get("moe/load"), ExpertLoad) and load.value is not None:
             metrics |= load_metrics(torch.from_numpy(load.counts))
+        metrics["num_tokens"] = self.parts.totals.count(metrics["num_tokens"])
         metrics["step_time"] = seconds
         metrics["data/dropped_prompts"] = self.parts.problems.num_dropped
         self.report.log(self.step, metrics)
