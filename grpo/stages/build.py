@@ -1,5 +1,6 @@
 """From a recipe to the parts of a run. What each part needs of the recipe is said here and nowhere else."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class Parts:
 
     def close(self) -> None:
         """Write the page, also of an interrupted run, and end engine and workers."""
-        self.report.close()
+        self.report.close(error=sys.exc_info()[1])  # the error that is ending the run, if any
         for part in self.held_out:
             part.grader.close()
         self.rewards.close()

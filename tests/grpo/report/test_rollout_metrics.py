@@ -144,3 +144,11 @@ def test_num_tokens_continues_after_a_resume(tiny_v3: Path, tmp_path: Path) -> N
     assert first["num_tokens"] > 8 * 8 and second["num_tokens"] > first["num_tokens"] + 8 * 8
     assert resumed["num_tokens"] == second["num_tokens"]
     assert first["frac_trained_samples"] == 1.0  # every random reward differs from its group's mean
+
+
+def test_run_stopped_by_an_error_names_it_on_its_page(tiny_v3: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="max_logp_difference"):
+        run_recipe(tiny_v3, tmp_path, algorithm={"max_logp_difference": 1e-12})
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert "<b>Stopped after step 1.</b> MismatchError: step 1: mean |log p_trainer - log p_engine| is" in page
+    assert "last finite value, step 1" in page
