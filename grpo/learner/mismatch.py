@@ -7,21 +7,11 @@ gradient is that of another policy than the one that sampled.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from accelerate import Accelerator
 
-from grpo.recipe.config import AlgorithmConfig
 from grpo.recipe.errors import RunError
 from grpo.report.metrics import LogHistogram, Max, Mean, Metric
 
 PREFIX = "sampling/sampling_logp_difference"
-# Mean over tokens, by the precision both compute in. Measured: 1e-6 in float32; 7e-3 to 2e-2 in bfloat16 on a random
-# MoE, whose near-ties between experts fall differently.
-BOUNDS = {"no": 1e-3, "bf16": 0.05}
-
-
-def max_logp_difference(algorithm: AlgorithmConfig, accelerator: Accelerator) -> float:
-    """The bound of the recipe, or that of the precision."""
-    return algorithm.max_logp_difference or BOUNDS[accelerator.mixed_precision]
 
 
 def mismatch(trainer: Sequence[np.ndarray], engine: Sequence[np.ndarray]) -> dict[str, Metric]:

@@ -19,7 +19,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean, kept as sum and count; 0 if the count is 0."""
+    """A mean, kept as sum and count; None if the count is 0."""
 
     total: float
     count: float = 1.0
@@ -33,32 +33,41 @@ class Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
     @property
-    def value(self) -> float:
-        return self.total / self.count if self.count else 0.0
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
 
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """Population standard deviation, kept as sums that merge."""
+    """Sample standard deviation (n - 1 in the denominator), as TRL's `nanstd`; None for fewer than two values.
+
+    Kept as count, mean and sum of squared differences from the mean, which merge without cancellation (Chan et al.).
+    """
 
     count: float
-    total: float
+    mean: float
     squares: float
 
     @classmethod
     def of(cls, values: ArrayLike) -> "Deviation":
         values = np.asarray(values, dtype=np.float64)
-        return cls(float(values.size), float(values.sum()), float((values**2).sum()))
+        mean = float(values.mean()) if values.size else 0.0
+        return cls(float(values.size), mean, float(((values - mean) ** 2).sum()))
 
     def __add__(self, other: "Deviation") -> "Deviation":
-        return Deviation(self.count + other.count, self.total + other.total, self.squares + other.squares)
+        count = self.count + other.count
+        if not count:
+            return self
+        difference = other.mean - self.mean
+        return Deviation(
+            count,
+            self.mean + difference * other.count / count,
+            self.squares + other.squares + difference**2 * self.count * other.count / count,
+        )
 
     @property
-    def value(self) -> float:
-        if not self.count:
-            return 0.0
-        mean = self.total / self.count
-        return max(self.squares / self.count - mean**2, 0.0) ** 0.5
+    def value(self) -> float | None:
+        return (self.squares / (self.count - 1)) ** 0.5 if self.count > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,8 @@ class Min:
 class LogHistogram:
     """Counts of magnitudes in bins of a tenth of a decade; reports the upper edge of the bin that holds a quantile.
 
-    Quantiles do not merge, but counts do. The value is at most 26% above the exact quantile and never below it.
+    Quantiles do not merge, but counts do. The value is at most 26% above the exact quantile and never below it;
+    None without values.
     """
 
     counts: np.ndarray = field(repr=False)  # [len(EDGES) + 1]
@@ -106,17 +116,17 @@ class LogHistogram:
         return LogHistogram(self.counts + other.counts, self.quantile)
 
     @property
-    def value(self) -> float:
+    def value(self) -> float | None:
         cumulative = np.cumsum(self.counts)
         if cumulative[-1] == 0:
-            return 0.0
+            return None
         index = int(np.searchsorted(cumulative, self.quantile * cumulative[-1]))
         return float(self.EDGES[index]) if index < len(self.EDGES) else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertLoad:
-    """Tokens routed to each expert, [layers, experts]; reports each expert's share of its layer."""
+    """Tokens routed to each expert, [layers, experts]; reports their shares of each layer, None without tokens."""
 
     counts: np.ndarray
 
@@ -124,12 +134,14 @@ class ExpertLoad:
         return ExpertLoad(self.counts + other.counts)
 
     @property
-    def value(self) -> list[list[float]]:
+    def value(self) -> list[list[float]] | None:
+        if not self.counts.any():
+            return None
         return (self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)).tolist()
 
 
 Metrics = Mapping[str, Metric]
-Value = float | list[list[float]]
+Value = float | list[list[float]] | None  # None: nothing to measure; null in files, "–" when shown
 
 
 def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
@@ -139,6 +151,14 @@ def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
         for name, metric in part.items():
             merged[name] = merged[name] + metric if name in merged else metric
     return merged
+
+
+def per_step(metrics: Metrics, steps: int) -> dict[str, Metric]:
+    """One optimizer step's metrics, each sum divided by the number of steps they will be merged over.
+
+    The loss is a sum within a step (over micro-batches and processes) and a mean over a rollout's steps.
+    """
+    return {name: Sum(metric.value / steps) if isinstance(metric, Sum) else metric for name, metric in metrics.items()}
 
 
 def values(metrics: Metrics) -> dict[str, Value]:

@@ -12,8 +12,11 @@ from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+ERROR_FILE = "error.json"  # only of a run that an error stopped: {"step": 12, "error": "MismatchError: …"}
 
 Row = dict[str, Any]
+
+COUNTS = ("num_problems", "num_samples", "num_unreadable")  # of an evaluation: shown in captions, not as metrics
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -52,7 +55,7 @@ def is_evaluation(row: Mapping[str, Any]) -> bool:
 
 
 def held_out_keys(row: Mapping[str, Any]) -> list[str]:
-    """A row's `eval/` keys without interval bounds, by task: pass@1, pass@2, …, then the others by name."""
+    """A row's `eval/` metrics without interval bounds and counts, by task: pass@1, pass@2, …, then others by name."""
 
     def order(key: str) -> tuple[str, bool, int, str]:
         task, _, name = key.rpartition("/")
@@ -60,7 +63,23 @@ def held_out_keys(row: Mapping[str, Any]) -> list[str]:
         return (task, not k.isdigit(), int(k) if k.isdigit() else 0, name)
 
     keys = [key for key, value in row.items() if key.startswith("eval/") and value is not None]
-    return sorted((key for key in keys if not key.endswith(("_low", "_high"))), key=order)
+    metrics = [key for key in keys if not key.endswith(("_low", "_high")) and key.rpartition("/")[2] not in COUNTS]
+    return sorted(metrics, key=order)
+
+
+def held_out_counts(row: Mapping[str, Any]) -> list[str]:
+    """What an evaluation's row measured: ["gsm8k: 30 problems × 4 samples (1 ungradable)"], one entry per task."""
+    found = []
+    for key in sorted(key for key in row if key.startswith("eval/") and key.endswith("/num_problems")):
+        prefix = key.removesuffix("num_problems")
+        task = prefix.removeprefix("eval/").rstrip("/")
+        ungradable = row.get(f"{prefix}num_unreadable")
+        found.append(
+            (f"{task}: " if task else "")
+            + f"{row[key]} problems × {row.get(f'{prefix}num_samples', 0)} samples"
+            + (f" ({ungradable} ungradable)" if ungradable else "")
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A run's report: metrics.jsonl, samples.jsonl, trackers, terminal output and the page.
 
     report = Report(output_dir, recipe, accelerator=accelerator)
-    with closing(report):                                  # an interrupted run gets a page as well
+    with closing(report):                                  # an interrupted run gets a page too
         report.log_evaluation(0, {"eval/pass@1": 0.18, …})
         with report.phase("generate"):
             …
@@ -25,9 +25,20 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 
 from grpo.recipe.config import GRPORecipe
+from grpo.report.alarms import Alarms
 from grpo.report.metrics import Value
 from grpo.report.page.write import write_page
-from grpo.report.records import METRICS_FILE, SAMPLES_FILE, Row, compare, cut_after, read_rows
+from grpo.report.records import (
+    ERROR_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    Row,
+    compare,
+    cut_after,
+    held_out_counts,
+    is_evaluation,
+    read_rows,
+)
 from grpo.report.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -59,6 +70,8 @@ class Report:
         self.seconds: defaultdict[str, float] = defaultdict(float)  # per phase, since the last row
         self.intervals: deque[float] = deque(maxlen=20)  # wall seconds of the latest steps
         self.mark = time.perf_counter()
+        self.step = resume_step or 0
+        self.alarms = Alarms(recipe.max_logp_difference)
         self.terminal: Terminal | None = None
         self.closed = False
         self._start_trackers(resume_step)
@@ -66,6 +79,10 @@ class Report:
             output_dir.mkdir(parents=True, exist_ok=True)
             self.metrics_file = _open(output_dir / METRICS_FILE, resume_step)
             self.samples_file = _open(output_dir / SAMPLES_FILE, resume_step)
+            (output_dir / ERROR_FILE).unlink(missing_ok=True)
+            for row in read_rows(output_dir / METRICS_FILE):  # of the run that is resumed
+                if not is_evaluation(row):
+                    self.alarms.update(row)
             self.terminal = Terminal(
                 console or Console(), max_steps=recipe.trainer.max_steps, first_step=resume_step or 0
             )
@@ -82,17 +99,24 @@ class Report:
             self.seconds[name] += time.perf_counter() - start
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Write a training step's row. List-valued metrics go to the file and the page, not to trackers."""
+        """Write a training step's row, with `warnings` if any. Only finite numbers go to trackers."""
         times = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
         self.seconds.clear()
         now = time.perf_counter()
         self.intervals.append(now - self.mark)
         self.mark = now
         shown = step % self.recipe.report.logging_steps == 0 or step == self.recipe.trainer.max_steps
-        row = self._write_metrics(step, {**metrics, **times}, track=shown)
-        if self.terminal is not None and shown:
+        warnings = self.alarms.update(metrics)
+        row = self._write_metrics(
+            step, {**metrics, **times, **({"warnings": warnings} if warnings else {})}, track=shown
+        )
+        if self.terminal is None:
+            return
+        if shown:
             steps_left = self.recipe.trainer.max_steps - step
             self.terminal.step(step, row, steps_left * sum(self.intervals) / len(self.intervals))
+        for warning in warnings:
+            self.terminal.warning(f"step {step}: {warning}")
 
     def log_evaluation(self, step: int, metrics: Mapping[str, Value]) -> None:
         """Write a held-out evaluation's row, whose keys start with `eval/`, and refresh the page."""
@@ -121,29 +145,35 @@ class Report:
     def summary(self) -> None:
         """Print the held-out metrics, base against trained."""
         if self.terminal is not None:
-            comparisons = compare(list(read_rows(self.output_dir / METRICS_FILE)))
-            if comparisons:
-                self.terminal.comparison(comparisons)
+            evaluations = [row for row in read_rows(self.output_dir / METRICS_FILE) if is_evaluation(row)]
+            if comparisons := compare(evaluations):
+                self.terminal.comparison(comparisons, held_out_counts(evaluations[-1]))
 
-    def close(self) -> None:
-        """Close files and trackers and write the page. Idempotent."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Close files and trackers and write the page, headed by the error that stopped the run. Idempotent."""
         if self.closed:
             return
         self.closed = True
+        failure = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else None  # not Ctrl-C
+        if failure and self.output_dir.exists():
+            _write_once(self.output_dir / ERROR_FILE, {"step": self.step, "error": failure})
         for tracker in self.accelerator.trackers:
             tracker.finish()
         if self.terminal is not None:
             self.terminal.stop()
             self.metrics_file.close()
             self.samples_file.close()
+            if failure:
+                self.terminal.failure(f"stopped after step {self.step}: {failure}")
             self.terminal.message(f"page: {write_page(self.output_dir)}")
 
     def _write_metrics(self, step: int, metrics: Mapping[str, Any], *, track: bool) -> Row:
+        self.step = step
         row = {"step": step, **{key: _finite(metrics[key]) for key in sorted(metrics)}}
         if self.terminal is not None:
             _write_row(self.metrics_file, row)
         if track:
-            scalars = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+            scalars = {key: row[key] for key in metrics if isinstance(row[key], int | float)}
             self.accelerator.log(scalars, step=step)
         return row
 
@@ -175,6 +205,15 @@ def _open(path: Path, resume_step: int | None) -> TextIO:
     elif path.exists():
         path.replace(path.with_name(path.name + ".previous"))
     return path.open("a", encoding="utf-8")
+
+
+def _write_once(path: Path, row: Row) -> None:
+    """Write a row unless the file exists: of several processes, the first to fail has the cause."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            _write_row(file, row)
+    except FileExistsError:
+        pass
 
 
 def _write_row(file: TextIO, row: Row) -> None:

@@ -1,6 +1,7 @@
 """A rollout's metrics: rewards and completion lengths, under TRL's names."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,21 +10,27 @@ from rewards.runner.score import ScoredGroup
 
 
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Metric]:
-    """Reward and length metrics of this process's groups."""
-    rewards = np.array([scored.rewards for scored in groups], dtype=np.float64)  # [groups, G]
+    """Reward and length metrics of this process's groups.
+
+    `num_tokens` counts this rollout; `Totals` accumulates it over the run.
+    """
+    rewards = np.array([scored.rewards for scored in groups], dtype=np.float64)  # [groups, G]; NaN: no reward applied
     completions = [completion for scored in groups for completion in scored.group.completions]
-    lengths = np.array([len(completion.token_ids) for completion in completions])
-    deviations = np.nanstd(rewards, axis=1, ddof=1)
+    lengths = np.array([completion.num_sampled for completion in completions])
+    prompt_tokens = sum(len(scored.group.prompt_ids) * len(scored.rewards) for scored in groups)
+    comparable = (~np.isnan(rewards)).sum(axis=1) > 1
+    deviations = np.nanstd(rewards[comparable], axis=1, ddof=1)
     metrics: dict[str, Metric] = {
         "reward": Mean.of(rewards[~np.isnan(rewards)]),
         "reward_std": Mean.of(deviations),
-        "frac_reward_zero_std": Mean.of(np.isclose(deviations, 0.0)),
+        "frac_reward_zero_std": Mean(float(np.isclose(deviations, 0.0).sum()), len(groups)),
+        "frac_unrewarded_samples": Mean.of(np.isnan(rewards)),
         "completions/mean_length": Mean.of(lengths),
         "completions/min_length": Min(float(lengths.min())),
         "completions/max_length": Max(float(lengths.max())),
         "completions/clipped_ratio": Mean.of([c.finish_reason == "length" for c in completions]),
         "completions/empty_ratio": Mean.of([not c.text.strip() for c in completions]),
-        "num_tokens": Sum(float(lengths.sum() + sum(len(s.group.prompt_ids) * len(s.rewards) for s in groups))),
+        "num_tokens": Sum(float(lengths.sum() + prompt_tokens)),
     }
     for name in groups[0].breakdown:
         scores = np.array([scored.breakdown[name] for scored in groups], dtype=np.float64)  # None becomes NaN
@@ -41,3 +48,21 @@ def logged_metrics(groups: Sequence[ScoredGroup], taken: Iterable[str] = ()) -> 
     if clash := logged.keys() & set(taken):
         raise ValueError(f"a reward logs the metrics {sorted(clash)}, which the run itself reports. Rename them.")
     return logged
+
+
+class Totals:
+    """Counts over the whole run, kept in checkpoints."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0.0
+
+    def count(self, num_tokens: float) -> float:
+        """Add a rollout's tokens over all processes; returns the run's tokens so far."""
+        self.num_tokens += num_tokens
+        return self.num_tokens
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_tokens": self.num_tokens}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_tokens = state["num_tokens"]

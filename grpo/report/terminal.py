@@ -88,9 +88,8 @@ class Terminal:
         eta = duration(seconds_left)
         if self.progress is not None:
             self.progress.update(self.task, completed=step, eta=eta)
-        if not self.columns:
-            self.columns = self._fitting(row)
         if self.lines % HEADER_EVERY == 0:
+            self.columns = self._fitting(row)
             titles = [f"{column.title:>{column.width}}" for column in self.columns]
             self._print(Text("  ".join([f"{'step':>{self._step_width}}", *titles, f"{'left':>{ETA_WIDTH}}"]), "bold"))
         self.lines += 1
@@ -115,10 +114,10 @@ class Terminal:
             line.append("  ").append(part)
         self._print(line)
 
-    def comparison(self, comparisons: Sequence[Comparison]) -> None:
-        """Print the final table, base against trained."""
+    def comparison(self, comparisons: Sequence[Comparison], counts: Sequence[str]) -> None:
+        """Print the final table, base against trained, with what was measured as its caption."""
         self.stop()
-        table = Table(box=SIMPLE_HEAD)
+        table = Table(box=SIMPLE_HEAD, caption="\n".join(counts), caption_justify="left")
         table.add_column("held out")
         table.add_column("base", justify="right")
         table.add_column("trained", justify="right", style="bold green")
@@ -129,6 +128,12 @@ class Terminal:
 
     def message(self, text: str) -> None:
         self._print(Text(text))
+
+    def warning(self, text: str) -> None:
+        self._print(Text(f"warning: {text}", "bold yellow"))
+
+    def failure(self, text: str) -> None:
+        self._print(Text(text, "bold red"))
 
     def stop(self) -> None:
         if self.progress is not None:

@@ -1,5 +1,7 @@
 """From a recipe to the parts of a run. What each part needs of the recipe is said here and nowhere else."""
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.learner import checkpoint as checkpoints
-from grpo.learner.mismatch import max_logp_difference
 from grpo.learner.policy import Policy
 from grpo.learner.reference import FOLDER, Reference
 from grpo.learner.scoring import Batching
@@ -20,6 +21,7 @@ from grpo.model.checks import check_model
 from grpo.model.load import load_model
 from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
+from grpo.report.rollout_metrics import Totals
 from grpo.stages.verify import verify_engine
 from rewards.runner.preflight import check_problems
 from rewards.runner.score import Rewards, RewardSpec
@@ -45,11 +47,12 @@ class Parts:
     engine: Engine
     publisher: Publisher
     report: Report
+    totals: Totals
     first_step: int  # 0, or that of the checkpoint the run continues from
 
     def close(self) -> None:
         """Write the page, also of an interrupted run, and end engine and workers."""
-        self.report.close()
+        self.report.close(error=sys.exc_info()[1])  # the error that is ending the run, if any
         for part in self.held_out:
             part.grader.close()
         self.rewards.close()
@@ -100,7 +103,8 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         moved = checkpoint / FOLDER if checkpoint and (checkpoint / FOLDER).exists() else None
         temperature = recipe.rollout.temperature
         reference = Reference(load_model(recipe.model, moved), accelerator, temperature=temperature, batching=batching)
-    accelerator.register_for_checkpointing(problems)
+    totals = Totals()
+    accelerator.register_for_checkpointing(problems, totals)
     if checkpoint:
         accelerator.load_state(str(checkpoint / checkpoints.STATE))
     engine: Any = _engine(recipe, accelerator)  # both an Engine and a Publisher: it lives in this process
@@ -111,7 +115,7 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         problems,
         step=first_step,
         temperature=recipe.rollout.temperature,
-        bound=max_logp_difference(recipe.algorithm, accelerator),
+        bound=recipe.max_logp_difference,
     )
     report = Report(recipe.output_dir, recipe, accelerator=accelerator, resume_step=first_step if checkpoint else None)
     return Parts(
@@ -126,24 +130,26 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         engine=engine,
         publisher=engine,
         report=report,
+        totals=totals,
         first_step=first_step,
     )
 
 
 def _accelerator(recipe: GRPORecipe) -> Accelerator:
-    """accelerate with the recipe's precision; one backward is one backward, whatever the environment says."""
+    """accelerate in the recipe's precision; one backward is one backward, whatever the environment says."""
+    precision = "bf16" if recipe.model.dtype == "bfloat16" else "no"
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision):
+        raise ValueError(
+            f"accelerate was configured for mixed precision {asked}, and model.dtype={recipe.model.dtype} decides the "
+            "precision here. Set model.dtype=bfloat16 for bf16, and --mixed_precision no."
+        )
     AcceleratorState._reset_state()  # that of an earlier run in this process, maybe of another precision
-    accelerator = Accelerator(
-        mixed_precision="bf16" if recipe.model.dtype == "bfloat16" else None,
+    return Accelerator(
+        mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError(
-            "accelerate was configured for mixed precision fp16, whose range is too small for RL's gradients. "
-            "Use bf16 or no."
-        )
-    return accelerator
 
 
 def _problems(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> ProblemStream:
@@ -185,7 +191,7 @@ def _engine(recipe: GRPORecipe, accelerator: Accelerator) -> Engine:
     return build_engine(
         rollout.engine,
         recipe.model.model_name_or_path,
-        dtype="bfloat16" if accelerator.mixed_precision == "bf16" else "float32",
+        dtype=recipe.model.dtype,
         device=accelerator.device,
         max_model_len=recipe.max_model_len,
         max_num_seqs=rollout.max_num_seqs,

@@ -24,13 +24,13 @@ from accelerate.utils import gather_object
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.batch import Sample, assemble, attach
-from grpo.learner.mismatch import check_mismatch, max_logp_difference, mismatch
+from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.objective import loss_function
 from grpo.model.checks import check_finite
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import RefusedError
-from grpo.report.metrics import ExpertLoad, Metric, merge, values
+from grpo.report.metrics import ExpertLoad, Mean, Metric, merge, per_step, values
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.collect import collect
@@ -83,10 +83,11 @@ class Trainer:
         policy, reference = self.parts.policy, self.parts.reference
         groups = self.rollout()
         samples, metrics = self.prepare(groups)
-        for index in range(self.recipe.algorithm.steps_per_generation):
+        steps = self.recipe.algorithm.steps_per_generation
+        for index in range(steps):
             with self.report.phase("update"):
                 mini_batch = [s for s in samples if s.mini_batch == index]
-                metrics = merge([metrics, policy.update(mini_batch, self.loss)])
+                metrics = merge([metrics, per_step(policy.update(mini_batch, self.loss), steps)])
             self.step += 1
             if self._is_due(self.recipe.algorithm.ref_model_sync_steps) and reference is not None:
                 reference.refresh(policy.model)
@@ -122,6 +123,7 @@ class Trainer:
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())
         samples = assemble(groups, local, keep_zero_advantage=algorithm.beta > 0)
         metrics = rollout_metrics(groups)
+        metrics["frac_trained_samples"] = Mean(len(samples), sum(len(group.rewards) for group in groups))
         with self.report.phase("score"):
             if algorithm.steps_per_generation > 1:
                 samples = attach(samples, old_logprobs=policy.logprobs(samples))
@@ -175,15 +177,16 @@ class Trainer:
     def _log(self, local: dict[str, Metric], seconds: float) -> None:
         merged = merge(gather_object([local]))
         metrics: dict[str, Any] = values(merged)
-        if isinstance(load := merged.get("moe/load"), ExpertLoad):
+        if isinstance(load := merged.get("moe/load"), ExpertLoad) and load.value is not None:
             metrics |= load_metrics(torch.from_numpy(load.counts))
+        metrics["num_tokens"] = self.parts.totals.count(metrics["num_tokens"])
         metrics["step_time"] = seconds
         metrics["data/dropped_prompts"] = self.parts.problems.num_dropped
         self.report.log(self.step, metrics)
         algorithm = self.recipe.algorithm
         check_mismatch(
             metrics,
-            max_logp_difference(algorithm, self.parts.accelerator),
+            self.recipe.max_logp_difference,
             step=self.step,
             updated=self.step > algorithm.steps_per_generation,
         )

@@ -48,10 +48,11 @@ const KINDS = {
   "all": () => true,
 };
 
-function sampleCard(sample) {
+function sampleCard({ item: sample, all }) {
   const sign = sample.verdict === "right" ? "up" : "down";
   const header = node("header", {}, node("span", { className: "verdict" }, sample.verdict ?? "not graded"),
-    node("span", {}, `sample ${sample.sample + 1}`), node("span", {}, `${sample.num_tokens} tokens`));
+    ...times(all),
+    node("span", {}, `sample${all.length > 1 ? "s" : ""} ${all.map((one) => one.sample + 1).join(", ")}`), tokenRange(all));
   if (sample.finish_reason === "length") header.append(node("span", { className: "flag" }, "truncated"));
   if (typeof sample.published === "boolean") header.append(node("span", {}, `published as ${sample.published ? "right" : "wrong"}`));
   const facts = node("dl", { className: "grading" });
@@ -96,7 +97,9 @@ function browse() {
     $("problem").replaceChildren(...(problem ? [node("h3", {}, id), node("pre", {}, problem.prompt),
       node("dl", {}, node("dt", {}, "reference answer"), node("dd", {}, problem.reference_answer ?? "–"))] : []));
     $("problem").scrollTop = $("problem").scrollHeight; // the question follows the worked examples
-    $("completions").replaceChildren(...chosen.filter((s) => s.problem_id === id).map(sampleCard));
+    const distinct = fold(chosen.filter((s) => s.problem_id === id),
+      (s) => JSON.stringify([normalized(s.completion), s.finish_reason, s.verdict, s.answer, s.reason, s.published]));
+    $("completions").replaceChildren(...distinct.map(sampleCard));
   };
   $("task").addEventListener("change", () => { place = 0; refresh(); });
   $("earlier").addEventListener("click", () => { place -= 1; refresh(); });

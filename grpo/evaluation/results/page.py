@@ -54,6 +54,7 @@ def write_page(results: Results, rows: Sequence[Row]) -> Path:
     parts = {
         "title": html.escape(Path(results.model).name if results.model.startswith(("/", ".")) else results.model),
         "facts": html.escape(results.protocol),
+        "banners": "",
         "cards": "\n".join(_cards(tasks)),
         "tables": "\n".join(_tables(tasks)),
         "origin": "\n".join(_origin(tasks)),
@@ -136,11 +137,15 @@ def _tables(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _html_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "".join(row(line, "td") for line in lines)
-    return f'<div class="scroll"><table>{row(header, "th")}{body}</table></div>'
+    """On a phone each row is a block of its own, each cell behind its column's title (page.css)."""
+    titles = [html.escape(cell) for cell in header]
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    rows = [
+        "".join(f'<td data-title="{title}">{html.escape(cell)}</td>' for title, cell in zip(titles, line, strict=True))
+        for line in lines
+    ]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _origin(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -28,36 +28,37 @@ function sections() {
   const phases = keysOf(run.train, /^time\//).sort((a, b) => (order.indexOf(a.slice(5)) + 99) % 99 - (order.indexOf(b.slice(5)) + 99) % 99);
   const differences = "sampling/sampling_logp_difference/";
   const learning = [
-    { title: "Held-out accuracy", note: "band: confidence interval of pass@1", size: "half", range: [0, 1], format: percent, series: [
+    { title: "Held-out accuracy", note: [run.counts, "band: confidence interval of pass@1"].filter(Boolean).join("; "), size: "half", range: [0, 1], format: percent, series: [
       ...passes.map((key, i) => i === 0
         ? band(curve(key, key.slice(5), { color: "--c0", width: 2.5 }), `${key}_low`, `${key}_high`)
         : curve(key, key.slice(5), { color: "--c2", opacity: 0.4 + 0.6 * i / (passes.length - 1) })),
       ...keysOf(run.eval, /^eval\/cons@/).map((key) => curve(key, key.slice(5), { color: "--c1", dash: "5 4" })),
     ] },
-    { title: "Held-out accuracy by task", note: "pass@1; band: confidence interval", size: "half", range: [0, 1], format: percent,
+    { title: "Held-out accuracy by task", note: `pass@1; band: confidence interval; ${run.counts}`, size: "half", range: [0, 1], format: percent,
       series: keysOf(run.eval, /^eval\/[^/]+\/pass@1$/).map((key) => band(curve(key, key.slice(5, -7)), `${key}_low`, `${key}_high`)) },
     { title: "Reward", note: "mean over the step's completions", size: "half", series: [curve("reward", "reward", { width: 2.5 })] },
     components.length > 1 && { title: "Reward parts", series: components.map((key) => curve(key, key.slice(8, -5))) },
-    { title: "Reward spread", note: "standard deviation", series: [
-      curve("reward_std", "within groups"), ...spreads.map((key) => curve(key, key.slice(8, -4)))] },
+    { title: "Reward spread", note: "standard deviation; of single rewards over all completions", series: [
+      curve("reward_std", "mean within groups"), ...spreads.map((key) => curve(key, key.slice(8, -4)))] },
     { title: "Shares", note: "of completions or groups", format: percent, series: [
       curve("frac_reward_zero_std", "groups without signal"), curve("completions/clipped_ratio", "truncated"),
-      curve("completions/empty_ratio", "empty"), curve("eval/truncated_ratio", "truncated, held-out")] },
+      curve("completions/empty_ratio", "empty"), curve("frac_trained_samples", "trained on"), curve("frac_unrewarded_samples", "without reward"),
+      curve("eval/truncated_ratio", "truncated, held-out")] },
   ];
   const behaviour = [
     { title: "Completion length", note: "tokens; band: shortest to longest", size: "half", series: [
       band(curve("completions/mean_length", "mean", { width: 2 }), "completions/min_length", "completions/max_length"),
       curve("eval/mean_length", "held-out mean", { color: "--c1" })] },
-    { title: "Entropy", note: "nats per token", size: "half", series: [curve("entropy", "entropy")] },
+    { title: "Entropy", note: "nats per token, trained samples", size: "half", series: [curve("entropy", "entropy")] },
   ];
   const health = [
-    { title: "Trainer vs. engine", note: "|Δ log p| per token", log: true, series: [
+    { title: "Trainer vs. engine", note: "|Δ log p| per token, trained samples", log: true, series: [
       curve(`${differences}max`, "max", { color: "--c1" }), curve(`${differences}p999`, "99.9%", { color: "--c3" }),
       curve(`${differences}mean`, "mean", { color: "--c0" })] },
-    { title: "KL to the reference model", note: "nats per token", series: [curve("kl", "kl")] },
-    { title: "Clipped ratios", note: "share of tokens", format: percent, series: [
+    { title: "KL to the reference model", note: "nats per token, trained samples", series: [curve("kl", "kl")] },
+    { title: "Clipped ratios", note: "share of tokens, trained samples", format: percent, series: [
       curve("clip_ratio/low_mean", "low"), curve("clip_ratio/high_mean", "high"), curve("clip_ratio/region_mean", "either")] },
-    { title: "Loss", series: [curve("loss", "loss")] },
+    { title: "Loss", note: "mean over the rollout's optimizer steps", series: [curve("loss", "loss")] },
     { title: "Gradient norm", note: "before clipping", series: [curve("grad_norm", "norm")] },
     { title: "Learning rate", series: [curve("learning_rate", "learning rate")] },
   ];
@@ -70,6 +71,7 @@ function sections() {
       series: phases.filter((key) => key !== "time/evaluate").map((key) => curve(key, key.slice(5))) },
   ];
   ["step_time", "time/evaluate", "sampling/policy_version"].forEach((key) => drawn.add(key));
+  keysOf(run.eval, /\/num_(problems|samples|unreadable)$/).forEach((key) => drawn.add(key)); // in the charts' captions
   const rest = [run.train, run.eval].flatMap((source) => Object.keys(source.series).filter((key) => !drawn.has(key)))
     .map((key) => ({ title: key, series: [curve(key, "value")] }));
   return [["Learning", learning], ["Behaviour", behaviour], ["Health", health], ["Experts", experts], ["Time", time], ["Other metrics", rest]]
@@ -89,15 +91,15 @@ function marked(text) { // styles think and answer parts, leaves the rest as is
   });
 }
 
-function completionCard(completion) {
+function completionCard({ item: completion, all }) {
   const sign = completion.advantage > 0 ? "up" : completion.advantage < 0 ? "down" : "";
   const fact = (label, value, className = "") => node("span", {}, `${label} `, node("b", { className }, value));
   const advantage = completion.advantage === null ? "–" : (completion.advantage > 0 ? "+" : "") + completion.advantage.toFixed(2);
-  const header = node("header", {}, fact("advantage", advantage.replace("-", "−"), "advantage"), fact("reward", show(completion.reward)));
+  const header = node("header", {}, ...times(all), fact("advantage", advantage.replace("-", "−"), "advantage"), fact("reward", show(completion.reward)));
   const parts = Object.entries(completion.rewards);
   const gated = completion.gated ?? []; // gate closed: counted as 0
   if (parts.length > 1) header.append(...parts.map(([name, value]) => fact(gated.includes(name) ? `${name} (gated)` : name, show(value))));
-  header.append(node("span", {}, `${completion.num_tokens} tokens`));
+  header.append(tokenRange(all));
   if (completion.finish_reason === "length") header.append(node("span", { className: "flag" }, "truncated"));
   const body = node("pre", {}, ...(completion.text ? marked(completion.text) : [node("span", { className: "empty" }, "(empty)")]));
   const card = node("article", { className: `completion ${sign}` }, header, body);
@@ -133,7 +135,8 @@ function browseSamples() {
     $("earlier").disabled = slider.value === "0";
     $("later").disabled = slider.value === slider.max;
     $("groups").replaceChildren(...rows.map((row, i) => {
-      const mean = row.completions.reduce((sum, c) => sum + (c.reward ?? 0), 0) / row.completions.length;
+      const rewards = row.completions.map((c) => c.reward).filter((reward) => reward !== null);
+      const mean = rewards.length ? rewards.reduce((sum, reward) => sum + reward, 0) / rewards.length : null;
       const button = node("button", { title: row.problem_id }, `group ${i + 1} · reward ${show(mean)}`);
       button.setAttribute("aria-pressed", String(i === group));
       button.addEventListener("click", () => { group = i; refresh(); });
@@ -141,7 +144,8 @@ function browseSamples() {
     }));
     const byAdvantage = rows[group].completions.toSorted((a, b) => (b.advantage ?? 0) - (a.advantage ?? 0));
     $("problem").replaceChildren(...problemPanel(rows[group]));
-    $("completions").replaceChildren(...byAdvantage.map(completionCard));
+    const distinct = fold(byAdvantage, (c) => JSON.stringify([normalized(c.text), c.finish_reason, c.reward, c.rewards]));
+    $("completions").replaceChildren(...distinct.map(completionCard));
   };
   const move = (by) => () => { slider.value = String(Number(slider.value) + by); refresh(); };
   slider.addEventListener("input", refresh);

@@ -30,6 +30,25 @@ function show(value) {
 
 const percent = (value) => (value === null || value === undefined ? "–" : `${Number((100 * value).toFixed(1))}%`);
 
+// ---- completions -----------------------------------------------------------------------------------------------
+
+function fold(items, keyOf) { // equal keys become one entry: [{ item, all: [item, …] }, …]
+  const found = new Map();
+  for (const item of items) {
+    const entry = found.get(keyOf(item));
+    if (entry) entry.all.push(item); else found.set(keyOf(item), { item, all: [item] });
+  }
+  return [...found.values()];
+}
+
+const normalized = (text) => text.toLowerCase().split(/\s+/).filter(Boolean).join(" ");
+const times = (all) => (all.length > 1 ? [node("span", { className: "times", title: "completions that differ at most in case and whitespace" }, `×${all.length}`)] : []);
+
+function tokenRange(all) {
+  const counts = all.map((one) => one.num_tokens), low = Math.min(...counts), high = Math.max(...counts);
+  return node("span", {}, low === high ? `${low} tokens` : `${low}–${high} tokens`);
+}
+
 // ---- one chart -------------------------------------------------------------------------------------------------
 
 const redraws = []; // called on a new width or colour scheme
@@ -78,11 +97,14 @@ function segments(steps, values, point) { // null breaks the line
   return path;
 }
 
-function area(steps, low, high, point) {
-  const there = steps.map((_, i) => i).filter((i) => low[i] !== null && high[i] !== null);
+function area(steps, low, high, point) { // one piece per run without nulls
+  const pieces = [[]];
+  steps.forEach((_, i) => (low[i] === null || high[i] === null ? pieces.push([]) : pieces.at(-1).push(i)));
   const edge = (values, order) => order.map((i) => point(steps[i], values[i]).map((v) => v.toFixed(1)).join(",")).join("L");
-  return there.length ? `M${edge(high, there)}L${edge(low, there.toReversed())}Z` : "";
+  return pieces.filter((piece) => piece.length).map((piece) => `M${edge(high, piece)}L${edge(low, piece.toReversed())}Z`).join("");
 }
+
+const alone = (values, i) => (values[i - 1] ?? null) === null && (values[i + 1] ?? null) === null; // a line would not show it
 
 function stack(series) {
   const below = series[0].steps.map(() => 0);
@@ -118,7 +140,7 @@ function draw(svg, chart) {
     if (one.low) svg.append(shape("path", { d: area(one.steps, one.low, one.high, point), fill: color, opacity: 0.14 }));
     svg.append(shape("path", { d: segments(one.steps, one.values, point), fill: "none", stroke: color, "stroke-width": one.width ?? 1.6,
       "stroke-linejoin": "round", "stroke-linecap": "round", "stroke-dasharray": one.dash ?? "none", opacity: one.opacity ?? 1 }));
-    if (one.dots || one.values.length === 1) one.values.forEach((value, i) => value !== null &&
+    one.values.forEach((value, i) => value !== null && (one.dots || alone(one.values, i)) &&
       svg.append(shape("circle", { cx: x(one.steps[i]), cy: y(value), r: 3, fill: color, opacity: one.opacity ?? 1 })));
   }
   const cross = shape("line", { class: "cross", y1: margin.top, y2: margin.top + h, visibility: "hidden" });
@@ -154,7 +176,9 @@ function drawChart(chart) {
     when.textContent = step === null ? "" : ` · ${xName} ${xLabel(step)}`;
     chart.series.forEach((one, i) => {
       const at = step === null ? lastIndex(one.values) : nearest(one.steps, step);
-      keys[i].value.textContent = (chart.format ?? show)(one.values[at]);
+      const stale = step === null && at < one.values.length - 1; // the curve ends before its last step
+      keys[i].value.textContent = (chart.format ?? show)(one.values[at]) + (stale ? ` (${xName} ${xLabel(one.steps[at])})` : "");
+      keys[i].value.classList.toggle("stale", stale);
     });
     plot?.cross.setAttribute("visibility", step === null ? "hidden" : "visible");
     if (step !== null && plot) for (const end of ["x1", "x2"]) plot.cross.setAttribute(end, plot.x(step));

@@ -19,7 +19,18 @@ from typing import Any
 
 import yaml
 
-from grpo.report.records import METRICS_FILE, SAMPLES_FILE, Comparison, Estimate, Row, compare, is_evaluation, read_rows
+from grpo.report.records import (
+    ERROR_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    Comparison,
+    Estimate,
+    Row,
+    compare,
+    held_out_counts,
+    is_evaluation,
+    read_rows,
+)
 
 PAGE_FILE = "index.html"
 RECIPE_FILE = "recipe.yaml"
@@ -31,7 +42,7 @@ MIN_SAMPLE_STEPS = 8  # texts are shortened until this many steps fit
 
 
 def write_page(run_dir: Path) -> Path:
-    """Build `index.html` from `run_dir`'s metrics.jsonl, and samples.jsonl and recipe.yaml if they exist."""
+    """Build `index.html` from `run_dir`'s metrics.jsonl, and from its samples, recipe and error if they exist."""
     if not (run_dir / METRICS_FILE).exists():
         raise ValueError(f"{run_dir} has no {METRICS_FILE}, so it is not a run's folder. Give trainer.output_dir.")
     recipe_path = run_dir / RECIPE_FILE
@@ -41,6 +52,7 @@ def write_page(run_dir: Path) -> Path:
         recipe_text=recipe_text,
         rows=list(read_rows(run_dir / METRICS_FILE)),
         samples=thin_samples(run_dir / SAMPLES_FILE),
+        error=next(read_rows(run_dir / ERROR_FILE), None),
     )
     path = run_dir / PAGE_FILE
     draft = path.with_name(PAGE_FILE + ".draft")
@@ -49,8 +61,10 @@ def write_page(run_dir: Path) -> Path:
     return path
 
 
-def render(*, name: str, recipe_text: str, rows: Sequence[Row], samples: Sequence[Row]) -> str:
-    """The page as a string."""
+def render(
+    *, name: str, recipe_text: str, rows: Sequence[Row], samples: Sequence[Row], error: Row | None = None
+) -> str:
+    """The page as a string; `error` is the row of error.json."""
     recipe: dict[str, Any] = yaml.safe_load(recipe_text) or {}
     training = [row for row in rows if not is_evaluation(row)]
     evaluations = [row for row in rows if is_evaluation(row)]
@@ -58,13 +72,15 @@ def render(*, name: str, recipe_text: str, rows: Sequence[Row], samples: Sequenc
         "train": thin_curves(training),
         "eval": thin_curves(evaluations),
         "load": thin_load(training),
+        "counts": "; ".join(held_out_counts(evaluations[-1])) if evaluations else "",
         "samples": samples,
         "recipe": recipe_text,
     }
     parts = {
         "title": html.escape(recipe.get("report", {}).get("run_name") or name),
         "facts": html.escape(_facts(recipe, rows)),
-        "cards": "\n".join(_cards(compare(rows), training)),
+        "banners": "\n".join(_banners(error, training)),
+        "cards": "\n".join(_cards(compare(rows), training, is_stopped=error is not None)),
         "css": asset("page.css"),
         "js": asset("page_charts.js") + asset("page.js"),
         "data": embed(data),
@@ -207,10 +223,20 @@ def _facts(recipe: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return " · ".join([*known, steps, f"{minutes:.1f} minutes"])
 
 
-def _cards(comparisons: Sequence[Comparison], training: Sequence[Row]) -> Iterator[str]:
+def _banners(error: Row | None, training: Sequence[Row]) -> Iterator[str]:
+    """The error that stopped the run, then the run's warnings."""
+    if error is not None:
+        text = html.escape(error["error"])
+        yield f'<p class="banner error" role="alert"><b>Stopped after step {error["step"]}.</b> {text}</p>'
+    for row in training:
+        for warning in row.get("warnings", ()):
+            yield f'<p class="banner"><b>Warning at step {row["step"]}:</b> {html.escape(warning)}</p>'
+
+
+def _cards(comparisons: Sequence[Comparison], training: Sequence[Row], *, is_stopped: bool) -> Iterator[str]:
     """Headline cards: pass@1, the largest pass@k, cons@k and length, base -> trained; reward, first -> last step.
 
-    For each task, only pass@1.
+    For each task, only pass@1. The last finite reward is marked as such if a null follows or an error stopped the run.
     """
     by_name = {comparison.name: comparison for comparison in comparisons}
     passes = [name for name in by_name if name.startswith("pass@")]
@@ -222,12 +248,16 @@ def _cards(comparisons: Sequence[Comparison], training: Sequence[Row]) -> Iterat
         comparison = by_name[name]
         label = {"mean_length": "mean length, tokens"}.get(name, f"held-out {name}")
         yield _card(label, name, comparison.base, comparison.trained)
-    rewards = [row["reward"] for row in training if row.get("reward") is not None]
+    rewards = [(row["step"], row["reward"]) for row in training if row.get("reward") is not None]
     if rewards:
-        yield _card("training reward", "reward", Estimate(value=rewards[0]), Estimate(value=rewards[-1]))
+        step, last = rewards[-1]
+        stale = f"last finite value, step {step}" if is_stopped or step < training[-1]["step"] else ""
+        yield _card("training reward", "reward", Estimate(value=rewards[0][1]), Estimate(value=last), stale)
 
 
-def _card(label: str, name: str, base: Estimate, trained: Estimate | None) -> str:
+def _card(label: str, name: str, base: Estimate, trained: Estimate | None, stale: str = "") -> str:
+    """stale: why the last value is not a result; it is then not in bold."""
+
     def number(estimate: Estimate) -> str:
         return f"{estimate.value:.1f}" if name.endswith("length") else f"{estimate.value:.3f}"
 
@@ -238,8 +268,9 @@ def _card(label: str, name: str, base: Estimate, trained: Estimate | None) -> st
 
     last = trained or base
     arrow = "" if trained is None else f'<span class="from">{number(base)} →</span> '
-    note = " → ".join(filter(None, [interval(base), interval(last) if trained else ""]))
+    note = stale or " → ".join(filter(None, [interval(base), interval(last) if trained else ""]))
+    tag = "span" if stale else "strong"
     return (
         f'<div class="card"><div class="label">{html.escape(label)}</div>'
-        f'<div class="figure">{arrow}<strong>{number(last)}</strong></div><div class="note">{note}</div></div>'
+        f'<div class="figure">{arrow}<{tag}>{number(last)}</{tag}></div><div class="note">{note}</div></div>'
     )

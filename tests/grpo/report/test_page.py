@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from grpo.report.page.write import thin_curves, thin_load, thin_samples, write_page
+from grpo.report.records import compare, held_out_counts, held_out_keys
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}} & \u2028 end"
 
@@ -138,19 +139,78 @@ def test_long_texts_keep_head_and_tail(tmp_path: Path) -> None:
     assert text.startswith("HEAD") and text.endswith("TAIL") and "characters omitted" in text and len(text) < 1_100_000
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser: apt-get install chromium")
-def test_browser_draws_curves_and_samples(tmp_path: Path) -> None:
-    path = write_page(write_run(tmp_path, METRICS, [sample(2, f"<think>{HOSTILE}</think><answer>2</answer>")], RECIPE))
-    browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+def test_card_marks_the_last_finite_value_when_nulls_follow(tmp_path: Path) -> None:
+    rows = [{"step": 1, "reward": 0.25}, {"step": 2, "reward": 0.75}, {"step": 3, "reward": None}]
+    page = write_page(write_run(tmp_path, rows)).read_text()
+    assert '<span class="from">0.250 →</span> <span>0.750</span>' in page and "last finite value, step 2" in page
+    page = write_page(write_run(tmp_path, rows[:2])).read_text()
+    assert "<strong>0.750</strong>" in page and "last finite value" not in page
+
+
+def test_banners_name_the_error_and_the_warnings(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [*METRICS[:2], {"step": 2, "reward": 0.5, "warnings": [HOSTILE]}])
+    (run / "error.json").write_text(json.dumps({"step": 2, "error": f"RewardError: {HOSTILE}"}) + "\n")
+    page = write_page(run).read_text()
+    assert page.index("<b>Stopped after step 2.</b> RewardError: &lt;/script&gt;") < page.index("Warning at step 2:")
+    assert "<img" not in page and "last finite value, step 2" in page
+    (run / "error.json").unlink()
+    assert "Stopped" not in write_page(run).read_text()
+
+
+def test_counts_of_an_evaluation_are_a_caption_not_metrics() -> None:
+    row = {"step": 0, "eval/gsm8k/pass@1": 0.5, "eval/gsm8k/num_problems": 30, "eval/gsm8k/num_samples": 4}
+    assert held_out_keys({**row, "eval/gsm8k/num_unreadable": 1}) == ["eval/gsm8k/pass@1"]
+    assert held_out_counts({**row, "eval/gsm8k/num_unreadable": 1}) == ["gsm8k: 30 problems × 4 samples (1 ungradable)"]
+    assert held_out_counts({"eval/num_problems": 64, "eval/num_samples": 2, "eval/num_unreadable": 0}) == [
+        "64 problems × 2 samples"
+    ]
+    assert [one.name for one in compare([row])] == ["gsm8k/pass@1"]
+
+
+needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser: apt-get install chromium")
+
+
+def drawn(page: Path, profile: Path) -> str:
+    """The document after a browser ran the page's scripts, without errors."""
+    browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
     shown = subprocess.run(
-        [*browser, "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom", path.as_uri()],
+        [*browser, "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
     assert "Uncaught" not in shown.stderr
-    document = shown.stdout
+    return shown.stdout
+
+
+def figure(document: str, title: str) -> str:
+    """A chart's HTML."""
+    return next(part for part in document.split("<figure") if f"<h3>{title} " in part)
+
+
+@needs_browser
+def test_browser_draws_curves_and_samples(tmp_path: Path) -> None:
+    path = write_page(write_run(tmp_path, METRICS, [sample(2, f"<think>{HOSTILE}</think><answer>2</answer>")], RECIPE))
+    document = drawn(path, tmp_path / "profile")
     assert document.count("<svg") >= 3 and document.count("<canvas") == 1 and "step 2" in document
     assert '<span class="answer">2</span>' in document
     assert "&lt;script&gt;alert(1)" in document and "<script>alert" not in document and "<img" not in document
+
+
+@needs_browser
+def test_browser_draws_around_nulls_and_folds_equal_completions(tmp_path: Path) -> None:
+    nulls = [{"step": i, "reward": 0.5, "entropy": 0.25 * i if i in (1, 3, 4) else None} for i in range(1, 6)]
+    samples = [sample(5, "The answer\nis 2", completions=3)]
+    samples[0]["completions"] += [
+        dict(samples[0]["completions"][0], text="the  answer is 2 ", num_tokens=5, reward=None)
+    ]
+    samples[0]["completions"] += [dict(samples[0]["completions"][0], text="the  answer is 2 ", num_tokens=5)]
+    document = drawn(write_page(write_run(tmp_path, nulls, samples)), tmp_path / "profile")
+    entropy = figure(document, "Entropy")
+    assert entropy.count("<circle") == 1  # step 1 stands alone
+    assert re.search(r' d="M[\d.,]+M[\d.,]+L[\d.,]+"', entropy)
+    assert '<b class="stale">1 (step 4)</b>' in entropy
+    assert re.search(r' d="M[\d.,]+(L[\d.,]+){4}"', figure(document, "Reward"))
+    assert "group 1 · reward 1<" in document  # without the completion that has no reward
+    assert document.count("<article") == 2 and ">×4</span>" in document and "3–5 tokens" in document

@@ -259,3 +259,63 @@ def test_tensorboard_receives_the_scalars(tmp_path: Path) -> None:
 def test_missing_tracker_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['dvclive'\] cannot be imported.*pip install dvclive"):
         report(tmp_path, report_to=["dvclive"])
+
+
+def test_trackers_skip_what_has_no_finite_value(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = report(tmp_path, report_to=["tensorboard"])
+    run.log(1, {"reward": None, "loss": float("nan"), "entropy": 0.5})
+    run.log(2, {"reward": 0.5, "loss": 0.25, "entropy": None})
+    run.close()
+    events = EventAccumulator(str(tmp_path / "grpo")).Reload()
+    tags = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert tags == {"reward": [(2, 0.5)], "loss": [(2, 0.25)], "entropy": [(1, 0.5)]}
+
+
+def test_null_metrics_are_a_dash_and_their_column_returns_with_the_next_header(tmp_path: Path) -> None:
+    out = io.StringIO()
+    run = report(tmp_path, console=Console(file=out))
+    run.log(1, {"reward": None, "step_time": 1.0})
+    for step in range(2, 27):
+        run.log(step, {"reward": 0.5, "entropy": 0.25, "step_time": 1.0})
+    run.close()
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert lines[0] == ["step", "reward", "s/step", "left"] and lines[1][:2] == ["1/40", "–"]
+    assert lines[2][:2] == ["warning:", "step"]
+    assert lines[27] == ["step", "reward", "entropy", "s/step", "left"]
+
+
+def test_warnings_are_written_to_the_row_and_printed_once_also_after_a_resume(tmp_path: Path) -> None:
+    silent = {"reward": 0.0, "reward_std": 0.0}
+
+    def logged(run: Report, first: int, last: int) -> list[int]:
+        for step in range(first, last + 1):
+            run.log(step, silent)
+        run.close()
+        return [row["step"] for row in rows(tmp_path / "metrics.jsonl") if "warnings" in row]
+
+    out = io.StringIO()
+    assert logged(report(tmp_path, console=Console(file=out), logging_steps=100), 1, 12) == [10]
+    (warning,) = rows(tmp_path / "metrics.jsonl")[9]["warnings"]
+    assert warning.startswith("no group has had a reward signal for 10 rollouts: ")
+    assert out.getvalue().count(f"warning: step 10: {warning}") == 1
+    assert logged(report(tmp_path, resume_step=9), 10, 12) == [10]  # counts on from the rows it kept
+    assert logged(report(tmp_path, resume_step=11), 12, 30) == [10]
+
+
+def test_error_is_named_on_terminal_and_page_until_the_run_is_resumed(tmp_path: Path) -> None:
+    out = io.StringIO()
+    run = report(tmp_path, console=Console(file=out))
+    run.log(3, {"reward": 0.5})
+    run.close(error=ValueError("loss is nan <b>"))
+    run.close(error=ValueError("another"))
+    assert "stopped after step 3: ValueError: loss is nan <b>" in out.getvalue()
+    assert rows(tmp_path / "error.json") == [{"step": 3, "error": "ValueError: loss is nan <b>"}]
+    assert "ValueError: loss is nan &lt;b&gt;" in (tmp_path / "index.html").read_text()
+    run = report(tmp_path, resume_step=3)
+    assert not (tmp_path / "error.json").exists()
+    run.close(error=KeyboardInterrupt())
+    assert not (tmp_path / "error.json").exists()
+    assert "ValueError" not in (tmp_path / "index.html").read_text()

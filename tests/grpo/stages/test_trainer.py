@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import grpo
+from grpo.recipe.errors import RunError
 from grpo.report.records import deterministic
 
 ROOT = Path(__file__).parents[3]
@@ -167,16 +168,35 @@ def rollout_of(model: Path, folder: Path) -> dict[str, Any]:
     return yaml.safe_load(write_recipe(folder, model).read_text())["rollout"]
 
 
-def test_mismatch_beyond_the_bound_stops_the_run_and_names_a_cause(tiny_v3: Path, tmp_path: Path) -> None:
+def test_an_engine_beyond_the_bound_is_refused_before_the_first_step(tiny_v3: Path, tmp_path: Path) -> None:
     recipe = write_recipe(
         tmp_path,
         tiny_v3,
         rollout={**rollout_of(tiny_v3, tmp_path), "engine": "hf"},
         algorithm={"max_logp_difference": 1e-12},
     )
-    with pytest.raises(RuntimeError, match=r"max_logp_difference=1e-12.*Likely cause: no update came before"):
+    with pytest.raises(
+        ValueError, match=r"log-probs differ from the trainer's by .* above 1e-12, already with"
+    ):
+        grpo.train(str(recipe))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_learning_rate_that_destroys_the_model_stops_with_the_cause_and_keeps_the_page(
+    tiny_v3: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        tiny_v3,
+        rollout={**rollout_of(tiny_v3, tmp_path), "engine": "hf"},
+        trainer={"max_steps": 6, "learning_rate": 1e30, "max_grad_norm": 1e30, "output_dir": str(tmp_path / "run")},
+    )
+    with pytest.raises(
+        RunError, match=r"micro-batch 1 of 1: the loss is nan\. Its inputs are finite: the"
+    ):
         grpo.train(str(recipe))
     assert (tmp_path / "run" / "index.html").exists()
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 def test_tasks_of_grpo_eval_are_asked_in_the_template_of_training(tiny_v3: Path, tmp_path: Path) -> None:
