@@ -32,6 +32,7 @@ from grpo.report.metrics import ExpertLoad, Metric, merge, values
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.collect import collect
+from grpo.stages.schedule import due_within, is_due
 from rewards.runner.score import ScoredGroup, TrainerState
 
 
@@ -58,11 +59,12 @@ class Trainer:
         if self.step == 0:
             self.evaluate()
         while self.step < self.recipe.trainer.max_steps:
+            before = self.step
             self.train_step()
             done = self.step >= self.recipe.trainer.max_steps
-            if done or self._is_due(self.recipe.evaluation.eval_steps):
+            if done or due_within(before, self.step, self.recipe.evaluation.eval_steps):
                 self.evaluate()
-            if done or self._is_due(self.recipe.trainer.save_steps):
+            if done or due_within(before, self.step, self.recipe.trainer.save_steps):
                 self.save()
         self.report.summary()
         return checkpoints.checkpoint_path(self.recipe.output_dir, self.step)
@@ -78,7 +80,7 @@ class Trainer:
                 mini_batch = [s for s in samples if s.mini_batch == index]
                 metrics = merge([metrics, policy.update(mini_batch, self.loss)])
             self.step += 1
-            if self._is_due(self.recipe.algorithm.ref_model_sync_steps) and reference is not None:
+            if reference is not None and is_due(self.step, self.recipe.algorithm.ref_model_sync_steps):
                 reference.refresh(policy.model)
         with self.report.phase("sync"):
             self.parts.publisher.publish(policy.weights(), self.step)
@@ -156,10 +158,6 @@ class Trainer:
         if processes.is_main_process:
             checkpoints.rotate(self.recipe.output_dir, self.recipe.trainer.save_total_limit)
         processes.wait_for_everyone()
-
-    def _is_due(self, every: int) -> bool:
-        """Whether a multiple of `every` lies within the optimizer steps of the last rollout."""
-        return every > 0 and self.step // every > (self.step - self.recipe.algorithm.steps_per_generation) // every
 
     def _log(self, local: dict[str, Metric], seconds: float) -> None:
         merged = merge(gather_object([local]))
