@@ -1,5 +1,6 @@
 """When a run refreshes its reference model, evaluates and saves: whole schedules, written out by hand."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,7 @@ def run(max_steps: int, steps_per_generation: int, *, sync: int = 0, save: int =
 
         def save(self) -> None:
             noted.saved.append(self.step)
+            self.saved = Path()
 
         def _log(self, local: dict[str, Metric], seconds: float) -> None:
             pass
