@@ -24,14 +24,10 @@ from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import moe_layers, record_routes, update_balance_bias
 from grpo.model.weights import checkpoint_weights
 from grpo.recipe.config import OptimizerConfig
-from grpo.recipe.errors import RunError
+from grpo.recipe.errors import NonFiniteError
 from grpo.report.metrics import ExpertLoad, Mean, Metric, Sum, merge
 
 LossFunction = Callable[[Tensor, MicroBatch], LossOutput]
-
-
-class NonFiniteError(RunError, RuntimeError):
-    """A loss or gradient is NaN or infinite. Raised before the optimizer step: the weights are those of before."""
 
 
 class Policy:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import moe_layers
+from grpo.recipe.errors import NonFiniteError
 
 HEAD_TOLERANCE = 1e-3  # nats; in float32 the two computations agree to 1e-5
 
@@ -60,7 +61,7 @@ def check_finite(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             count = int((~tensor.isfinite()).sum())
-            raise ValueError(
+            raise NonFiniteError(
                 f"weight {name} has {count} NaN or infinite values. Use a checkpoint from before they appeared."
             )
 

@@ -120,10 +120,23 @@ class RolloutConfig(EngineSection):
     temperature: PositiveFloat = 1.0
 
 
+NOT_IMPORTABLE = "not importable: "  # how recipe.yaml records a Python function that a relaunch cannot find
+
+
+def _importable(function: str) -> str:
+    if function.startswith(NOT_IMPORTABLE):
+        name = function.removeprefix(NOT_IMPORTABLE)
+        raise ValueError(
+            f"{function!r} was passed from Python and cannot be imported. Define {name!r} at the top level of a module "
+            "and name it here as path/to/file.py:function, or remove this entry and pass reward_functions again."
+        )
+    return function
+
+
 class RewardConfig(Section):
     """One reward function: a built-in name, `package.module:function` or `path/to/file.py:function`."""
 
-    function: str
+    function: Annotated[str, AfterValidator(_importable)]
     weight: float = 1.0
     options: dict[str, Any] = {}  # keyword arguments, fixed for the run
     name: str = ""  # used in metrics and `evaluation.reward`; empty: the function's name
@@ -166,6 +179,7 @@ class TrainerConfig(OptimizerConfig):
     save_steps: NonNegativeInt = 0  # 0: only at the end
     save_total_limit: PositiveInt = 2
     resume_from_checkpoint: bool | str = False  # true: the newest in output_dir
+    allow_changes: list[str] = []  # keys that may differ from the resumed run's recipe, docs/recipes.md
 
 
 class EvaluationConfig(Section):

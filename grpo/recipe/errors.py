@@ -7,3 +7,7 @@ class RunError(Exception):
 
 class RefusedError(RunError, ValueError):
     """A run that cannot be right, refused before its first step."""
+
+
+class NonFiniteError(RunError, ValueError):
+    """A weight, loss or gradient is NaN or infinite. Raised before the optimizer step that would spread it."""

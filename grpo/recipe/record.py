@@ -6,12 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from grpo.recipe.config import GRPORecipe
+from grpo.recipe.config import NOT_IMPORTABLE, GRPORecipe, RewardConfig
 from grpo.recipe.load import RecipeError
 from grpo.recipe.section import Section
 from rewards.runner.load import BUILTINS
@@ -52,6 +54,33 @@ def check_world(recipe: Section, num_processes: int) -> None:
             f"rollout.problems_per_step={problems} with {num_processes} processes: every process takes the same number "
             f"of problems. Set rollout.problems_per_step={remedy}, or change the number of processes."
         )
+
+
+def with_functions(recipe: GRPORecipe, functions: Sequence[Callable[..., Any]]) -> GRPORecipe:
+    """The recipe with reward functions given from Python among its rewards, as a relaunch needs them."""
+    given = [
+        RewardConfig.model_construct(function=import_path(function), name=_name(function)) for function in functions
+    ]
+    return recipe.model_copy(update={"rewards": [*recipe.rewards, *given]})
+
+
+def import_path(function: Callable[..., Any]) -> str:
+    """`package.module:function` or `/abs/path.py:function`; `not importable: name` for a closure, a lambda, a partial,
+    or what was typed into an interactive session.
+    """
+    name = getattr(function, "__qualname__", "")
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    if module is None or getattr(module, name, None) is not function:
+        return f"{NOT_IMPORTABLE}{_name(function)}"
+    # Modules outside packages are found only from certain folders, so they are recorded by file.
+    if "." in module.__name__:
+        return f"{module.__name__}:{name}"
+    file = getattr(module, "__file__", None)
+    return f"{Path(file).resolve()}:{name}" if file and file.endswith(".py") else f"{NOT_IMPORTABLE}{name}"
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def write_resolved(recipe: Section, run_dir: Path) -> None:

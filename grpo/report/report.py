@@ -51,8 +51,7 @@ class Report:
     """One run's report, in `output_dir`.
 
     Files get every step, terminal and trackers every `report.logging_steps`. With `resume_step=n`, rows after step n
-    are dropped: a killed run wrote them after its last checkpoint. Without it, an earlier run's files in the same
-    folder are kept as `*.previous`.
+    are dropped: a killed run wrote them after its last checkpoint. Without it, the files start empty.
     """
 
     def __init__(
@@ -202,9 +201,7 @@ class Report:
 def _open(path: Path, resume_step: int | None) -> TextIO:
     if resume_step is not None:
         cut_after(path, resume_step)
-    elif path.exists():
-        path.replace(path.with_name(path.name + ".previous"))
-    return path.open("a", encoding="utf-8")
+    return path.open("w" if resume_step is None else "a", encoding="utf-8")
 
 
 def _write_once(path: Path, row: Row) -> None:

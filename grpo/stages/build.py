@@ -16,6 +16,8 @@ from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.policy import Policy
 from grpo.learner.reference import FOLDER, Reference
+from grpo.learner.restore import restore
+from grpo.learner.savable import check_saving, normalise_generation_config
 from grpo.learner.scoring import Batching
 from grpo.model.checks import check_model
 from grpo.model.load import load_model
@@ -82,6 +84,7 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         max_model_len=recipe.max_model_len,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
     )
+    check_saving(model, tokenizer, recipe.output_dir, copies=4 if recipe.algorithm.ref_model_sync_steps else 3)
     batching = Batching(
         max_tokens=recipe.trainer.max_tokens_per_micro_batch,
         pad_token_id=tokenizer.pad_token_id or 0,  # type: ignore[arg-type]
@@ -102,11 +105,13 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     if recipe.algorithm.beta > 0:
         moved = checkpoint / FOLDER if checkpoint and (checkpoint / FOLDER).exists() else None
         temperature = recipe.rollout.temperature
-        reference = Reference(load_model(recipe.model, moved), accelerator, temperature=temperature, batching=batching)
+        base = load_model(recipe.model, moved)
+        normalise_generation_config(base)
+        reference = Reference(base, accelerator, temperature=temperature, batching=batching)
     totals = Totals()
     accelerator.register_for_checkpointing(problems, totals)
     if checkpoint:
-        accelerator.load_state(str(checkpoint / checkpoints.STATE))
+        restore(accelerator, policy, checkpoint / checkpoints.STATE)
     engine: Any = _engine(recipe, accelerator)  # both an Engine and a Publisher: it lives in this process
     verify_engine(
         policy,

@@ -22,11 +22,9 @@ import torch
 from accelerate.utils import gather_object
 
 from grpo.algorithm.plan import Plan, Shapes
-from grpo.learner import checkpoint as checkpoints
 from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.objective import loss_function
-from grpo.model.checks import check_finite
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import RefusedError
@@ -34,6 +32,8 @@ from grpo.report.metrics import ExpertLoad, Mean, Metric, merge, per_step, value
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.collect import collect
+from grpo.stages.saving import keeping_newest_on_failure, save
+from grpo.stages.schedule import due_within, is_due
 from rewards.runner.score import ScoredGroup, TrainerState
 
 
@@ -47,7 +47,7 @@ def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         parts = build(recipe, reward_functions)
     except ValueError as error:
         raise RefusedError(str(error)) from error
-    with closing(parts):
+    with closing(parts), keeping_newest_on_failure(parts):
         return Trainer(parts).train()
 
 
@@ -60,22 +60,31 @@ class Trainer:
         self.report = parts.report
         self.step = parts.first_step
         self.loss = loss_function(parts.recipe.algorithm)
+        self.score: float | None = None  # held-out pass@1 after the current rollout, if evaluated
+        self.saved: Path | None = None
 
     # -- the loop
 
     def train(self) -> Path:
-        """Train to `max_steps`; returns the folder of the last checkpoint."""
+        """Train to `max_steps`; returns the folder of the last checkpoint.
+
+        Raises:
+            RuntimeError: it could not be saved.
+        """
         if self.step == 0:
             self.evaluate()
         while self.step < self.recipe.trainer.max_steps:
+            before, self.score = self.step, None
             self.train_step()
             done = self.step >= self.recipe.trainer.max_steps
-            if done or self._is_due(self.recipe.evaluation.eval_steps):
+            if done or due_within(before, self.step, self.recipe.evaluation.eval_steps):
                 self.evaluate()
-            if done or self._is_due(self.recipe.trainer.save_steps):
+            if done or due_within(before, self.step, self.recipe.trainer.save_steps):
                 self.save()
         self.report.summary()
-        return checkpoints.checkpoint_path(self.recipe.output_dir, self.step)
+        if self.saved is None:
+            raise RuntimeError(f"step {self.step}, the last one, could not be saved; the warning above says why.")
+        return self.saved
 
     def train_step(self) -> None:
         """One rollout and the optimizer steps it feeds."""
@@ -89,7 +98,7 @@ class Trainer:
                 mini_batch = [s for s in samples if s.mini_batch == index]
                 metrics = merge([metrics, per_step(policy.update(mini_batch, self.loss), steps)])
             self.step += 1
-            if self._is_due(self.recipe.algorithm.ref_model_sync_steps) and reference is not None:
+            if reference is not None and is_due(self.step, self.recipe.algorithm.ref_model_sync_steps):
                 reference.refresh(policy.model)
         with self.report.phase("sync"):
             self.parts.publisher.publish(policy.weights(), self.step)
@@ -149,30 +158,13 @@ class Trainer:
                     num_processes=processes.num_processes,
                 ).metrics
         self.report.log_evaluation(self.step, metrics)
+        first = self.parts.held_out[0].name
+        self.score = metrics.get(f"eval/{first}/pass@1" if first else "eval/pass@1")
 
     def save(self) -> None:
         """Write a checkpoint from which a run continues exactly."""
-        parts, processes = self.parts, self.parts.accelerator
-        with (
-            self.report.phase("save"),
-            checkpoints.writing(self.recipe.output_dir, self.step, is_main_process=processes.is_main_process) as folder,
-        ):
-            processes.wait_for_everyone()
-            processes.save_state(str(folder / checkpoints.STATE))
-            check_finite(parts.policy.model)
-            if processes.is_main_process:
-                parts.policy.save(folder)
-                parts.tokenizer.save_pretrained(folder)
-                if parts.reference is not None and self.recipe.algorithm.ref_model_sync_steps:
-                    parts.reference.save(folder)
-            processes.wait_for_everyone()
-        if processes.is_main_process:
-            checkpoints.rotate(self.recipe.output_dir, self.recipe.trainer.save_total_limit)
-        processes.wait_for_everyone()
-
-    def _is_due(self, every: int) -> bool:
-        """Whether a multiple of `every` lies within the optimizer steps of the last rollout."""
-        return every > 0 and self.step // every > (self.step - self.recipe.algorithm.steps_per_generation) // every
+        with self.report.phase("save"):
+            self.saved = save(self.parts, self.step, self.score)
 
     def _log(self, local: dict[str, Metric], seconds: float) -> None:
         merged = merge(gather_object([local]))

@@ -5,31 +5,65 @@ module with a recipe class and a function, and add a line to grpo/recipe/registr
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from grpo.recipe.config import GRPORecipe
-from grpo.recipe.record import check_world, write_resolved
+from grpo.recipe.load import RecipeError
+from grpo.recipe.record import check_world, with_functions, write_resolved
 from grpo.recipe.registry import STAGES
 from grpo.recipe.section import Section
+from grpo.stages.run_folder import claimed
 
 
 def run(recipe: GRPORecipe | Section, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
     """Run a recipe's stage in this process; returns the folder it wrote. The resolved recipe goes to `output_dir`.
 
+    The run writes to `<output_dir>-2`, `-3`, … if its `output_dir` belongs to another run.
+
     Raises:
         ValueError: reward functions were given to a stage that has no rewards.
-        grpo.recipe.load.RecipeError: the problems cannot be shared among this many processes.
+        grpo.recipe.load.RecipeError: the problems cannot be shared among this many processes, or the recipe cannot
+            resume the run in its folder.
     """
     values: Any = recipe  # every recipe class has `stage` and `output_dir`
+    functions = list(reward_functions or ())
+    if functions and not isinstance(recipe, GRPORecipe):
+        raise ValueError(f"stage {values.stage!r} has no rewards, and reward_functions were given. Leave them out.")
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     stage = STAGES[values.stage].function()
-    # An evaluation writes it when it knows that the samples that may be there were drawn under the same settings.
-    if os.environ.get("RANK", "0") == "0" and values.stage != "eval":
-        write_resolved(recipe, values.output_dir)
-    if isinstance(recipe, GRPORecipe):
-        return stage(recipe, reward_functions)
-    if reward_functions:
-        raise ValueError(f"stage {values.stage!r} has no rewards, and reward_functions were given. Leave them out.")
-    return stage(recipe)
+    if values.stage == "eval":  # resumes by its own rules, grpo/evaluation/resume.py
+        return stage(recipe)
+    with _only_run(), claimed(_recorded(recipe, functions)) as claim:
+        if claim.finished:
+            return claim.finished
+        trainer = values.trainer.model_copy(update={"output_dir": str(claim.folder)})
+        recipe = recipe.model_copy(update={"trainer": trainer})
+        if os.environ.get("RANK", "0") == "0":
+            write_resolved(_recorded(recipe, functions), claim.folder)
+        return stage(recipe, functions) if isinstance(recipe, GRPORecipe) else stage(recipe)
+
+
+def _recorded(recipe: GRPORecipe | Section, functions: Sequence[Callable[..., Any]]) -> Section:
+    return with_functions(recipe, functions) if isinstance(recipe, GRPORecipe) else recipe
+
+
+_running = False
+
+
+@contextmanager
+def _only_run() -> Iterator[None]:
+    """Refuse a run within a run: importing a reward from a script that trains would start the script's run."""
+    global _running
+    if _running:
+        raise RecipeError(
+            "grpo.train was called while a run is starting: a reward's file calls it when imported. "
+            'Put that call under `if __name__ == "__main__":`.'
+        )
+    _running = True
+    try:
+        yield
+    finally:
+        _running = False

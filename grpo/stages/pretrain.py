@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.learner.optim import adamw
+from grpo.learner.savable import check_saving
 from grpo.model.moe import Routes, load_metrics, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
 from grpo.recipe.pretrain import PretrainModel, PretrainRecipe, PretrainTrainer
 from grpo.stages.documents import batches, rows
@@ -32,6 +33,7 @@ def run_pretrain(recipe: PretrainRecipe) -> Path:
     accelerator = Accelerator()
     set_seed(settings.seed)
     tokenizer, model = _load(recipe.model, Path(recipe.base_dir))
+    check_saving(model, tokenizer, output, copies=1)
     optimizer = adamw(model, settings)
     rank, world = accelerator.process_index, accelerator.num_processes
     documents = rows(recipe.data, tokenizer, settings.seed, Path(recipe.base_dir), rank, world)

@@ -165,15 +165,6 @@ def test_resuming_drops_rows_after_the_checkpoint(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.cut"))
 
 
-def test_new_run_in_a_used_folder_keeps_the_old_files(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
-    run = report(tmp_path)
-    run.log(1, {"reward": 0.0})
-    run.close()
-    assert rows(tmp_path / "metrics.jsonl") == [{"step": 1, "reward": 0.0}]
-    assert (tmp_path / "metrics.jsonl.previous").read_text() == '{"step": 1, "reward": 0.5}\n'
-
-
 METRICS = {
     "reward": 0.5,
     "completions/mean_length": 1024.25,

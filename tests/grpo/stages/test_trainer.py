@@ -175,9 +175,7 @@ def test_an_engine_beyond_the_bound_is_refused_before_the_first_step(tiny_v3: Pa
         rollout={**rollout_of(tiny_v3, tmp_path), "engine": "hf"},
         algorithm={"max_logp_difference": 1e-12},
     )
-    with pytest.raises(
-        ValueError, match=r"log-probs differ from the trainer's by .* above 1e-12, already with"
-    ):
+    with pytest.raises(ValueError, match=r"log-probs differ from the trainer's by .* above 1e-12, already with"):
         grpo.train(str(recipe))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -191,9 +189,7 @@ def test_a_learning_rate_that_destroys_the_model_stops_with_the_cause_and_keeps_
         rollout={**rollout_of(tiny_v3, tmp_path), "engine": "hf"},
         trainer={"max_steps": 6, "learning_rate": 1e30, "max_grad_norm": 1e30, "output_dir": str(tmp_path / "run")},
     )
-    with pytest.raises(
-        RunError, match=r"micro-batch 1 of 1: the loss is nan\. Its inputs are finite: the"
-    ):
+    with pytest.raises(RunError, match=r"micro-batch 1 of 1: the loss is nan\. Its inputs are finite: the"):
         grpo.train(str(recipe))
     assert (tmp_path / "run" / "index.html").exists()
     assert not list((tmp_path / "run").glob("checkpoint-*"))

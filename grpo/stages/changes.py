@@ -1,0 +1,77 @@
+"""What may differ between a run's recipe and the one it is resumed with."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grpo.recipe.load import RecipeError
+from grpo.recipe.section import Section
+
+# Keys that may always differ; a section's name covers all its keys. The table in docs/recipes.md lists them.
+FREE = (
+    "trainer.max_steps",
+    "trainer.output_dir",
+    "trainer.save_steps",
+    "trainer.save_total_limit",
+    "trainer.resume_from_checkpoint",
+    "trainer.allow_changes",
+    "trainer.num_reward_workers",
+    "trainer.max_tokens_per_micro_batch",
+    "trainer.gradient_checkpointing",
+    "rollout.max_num_seqs",
+    "rollout.max_model_len",
+    "rollout.gpu_memory_utilization",
+    "rollout.kv_cache_gib",
+    "evaluation.eval_steps",
+    "report",
+)
+MISSING = object()
+
+
+def check_unchanged(recipe: Section, recorded: Path, allowed: Sequence[str]) -> None:
+    """Compare a recipe with the `recipe.yaml` of the run it continues.
+
+    allowed: keys that may differ besides FREE, such as trainer.learning_rate, or whole sections.
+
+    Raises:
+        RecipeError: other keys differ.
+    """
+    before = dict(_flat(yaml.safe_load(recorded.read_text(encoding="utf-8"))))
+    now = dict(_flat(recipe.model_dump(mode="json")))
+    changed = [
+        key
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key, MISSING) != now.get(key, MISSING) and not _covered(key, (*FREE, *allowed))
+    ]
+    if changed:
+        differences = [f"  - {key}: was {_shown(before, key)}, now {_shown(now, key)}" for key in changed]
+        raise RecipeError(
+            "\n".join(
+                [
+                    f"The run to resume ({recorded}) has another recipe:",
+                    *differences,
+                    "Restore these values, allow the change with trainer.allow_changes="
+                    f"[{','.join(changed)}], or start a new run without trainer.resume_from_checkpoint.",
+                ]
+            )
+        )
+
+
+def _covered(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("rewards.0.weight", 1.0), …; empty mappings and lists are values."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    if not values or not items:
+        yield prefix.removesuffix("."), values
+        return
+    for key, value in items:
+        yield from _flat(value, f"{prefix}{key}.")
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return "not set" if key not in values else repr(values[key])
