@@ -25,7 +25,9 @@ def test_trls_rewards_return_the_same_values_as_in_trl(solution):
     names = [name for names in trl._import_structure.values() for name in names]
     assert len(names) >= 6 and set(FACTORIES) == {name for name in names if name.startswith("get_")}
     specs = [{"function": f"trl.rewards:{name}", "options": FACTORIES.get(name, {})} for name in names]
-    (scored,) = score_all(specs, [group(TEXTS, prompt=[{"role": "user", "content": "How much?"}], solution=solution)], 1)
+    (scored,) = score_all(
+        specs, [group(TEXTS, prompt=[{"role": "user", "content": "How much?"}], solution=solution)], 1
+    )
     extras = {}
     arguments = {
         "prompts": [[{"role": "user", "content": "How much?"}]] * 5,
