@@ -390,7 +390,7 @@ def test_a_hanging_callable_is_interrupted_and_the_next_call_works():
         return [1.0] * len(completions)
 
     rewards = Rewards([RewardSpec(function=mine)], num_workers=2, timeout=0.3)
-    with pytest.raises(RewardError, match="reward 'mine' did not return within the time limit of 0.3 s"):
+    with pytest.raises(RewardError, match=r"reward 'mine' did not return within the time limit of 0\.3 s"):
         list(rewards.score([group(["a"])]))
     hang[0] = False
     assert [scored.rewards for scored in rewards.score([group(["a"])])] == [[1.0]]
