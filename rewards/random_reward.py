@@ -1,12 +1,20 @@
 """A random reward, for control runs whose learning curve must stay flat."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rewards.runner.load import checked_by
 from rewards.text import Text, completion_text
 
 
+def _check(columns: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    p = options.get("p", 0.5)
+    if not 0 <= p <= 1:
+        raise ValueError(f"reward 'random' has p={p!r}, but p is a probability. Choose 0 <= p <= 1.")
+
+
+@checked_by(_check)
 def random_reward(
     prompts: Sequence[Text], completions: Sequence[Text], *, p: float = 0.5, seed: int = 0, **kwargs: Any
 ) -> list[float | None]:

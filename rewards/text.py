@@ -1,7 +1,9 @@
 r"""Find the answer in a completion. The functions accept any string and take time linear in its length."""
 
+import math
 import re
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from rollout.types import Message
 
@@ -28,9 +30,12 @@ _INTRODUCED = re.compile(r"[a-zA-Z]{3,}:?\s*(?:\$|\\\(|\\\[)")  # Answer: \[ 9 \
 _NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?(?:\s?\\?%)?|-?\.[0-9]+")
 
 
-def completion_text(completion: Text) -> str:
-    """A completion's text, from either of TRL's formats: a string, or [{"role": "assistant", "content": "…"}]."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+def completion_text(completion: Text, prefix: str = "") -> str:
+    """A completion's text, from either of TRL's formats: a string, or [{"role": "assistant", "content": "…"}].
+
+    prefix: text of the prompt that already belongs to the answer, such as "<think>".
+    """
+    return prefix + (completion if isinstance(completion, str) else completion[-1]["content"])
 
 
 def after_thinking(completion: str) -> str | None:
@@ -92,7 +97,25 @@ def last_box(text: str) -> str | None:
     return distinct[0] if len(distinct) == 1 else ", ".join(distinct)
 
 
-def gold_answer(solution: str) -> str:
+def reference_text(value: Any) -> str | None:
+    """A dataset's reference answer as text: "3" for 3, 3.0 and "3 "; None for null, NaN and empty text.
+
+    A whole number is written without a decimal point, because columns of integers with gaps become floats. A list of
+    answers, as in OlympiadBench, is one answer, "1, 2".
+    """
+    if hasattr(value, "tolist"):  # a NumPy scalar or array
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        parts = [reference_text(part) for part in value]
+        return ", ".join(part for part in parts if part is not None) if parts and None not in parts else None
+    return None if value is None else str(value).strip() or None
+
+
+def reference_answer(solution: str) -> str:
     r"""The answer in a reference solution: its last `\boxed{}`, the text after "final answer is" or `####`, or all."""
     if box := last_box(solution):
         return box

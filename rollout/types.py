@@ -73,6 +73,7 @@ class Group:
     problem: Problem
     prompt_ids: Sequence[int]
     completions: Sequence[Completion]
+    completion_prefix: str = ""  # text of the prompt that already belongs to the answer, such as "<think>\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

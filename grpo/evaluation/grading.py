@@ -20,7 +20,7 @@ from rewards.programs.cases import Tests
 from rewards.programs.datasets import read_tests, usual_columns
 from rewards.runner.load import bind, load_function, required_columns
 from rewards.runner.score import Rewards, RewardSpec
-from rewards.text import final_answer, gold_answer
+from rewards.text import final_answer, reference_answer
 from rollout.types import Group, Problem
 
 accuracy = import_module("rewards.answers.accuracy")  # as `rewards.answers.accuracy` is the function
@@ -87,7 +87,7 @@ class _VerifierGrader:
         done: SimpleQueue[tuple[Group, Future[Verdicts]]] = SimpleQueue()
         waiting = 0
         for group in groups:
-            texts = [completion.text for completion in group.completions]
+            texts = [group.completion_prefix + completion.text for completion in group.completions]
             future = self._threads.submit(self._verify, texts, group.problem)
             future.add_done_callback(lambda future, group=group: done.put((group, future)))
             waiting += 1
@@ -118,7 +118,7 @@ class MathGrader(_VerifierGrader):
         super().__init__(verify, workers=2)
 
     def reference_answer(self, problem: Problem) -> str | None:
-        return gold_answer(_solution(problem))
+        return reference_answer(_solution(problem))
 
     def unreadable(self, problem: Problem) -> str | None:
         return accuracy.check_reference(_solution(problem))
@@ -179,7 +179,7 @@ class RewardGrader:
     def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
         for scored in self._rewards.score(groups):
             verdicts = [
-                self._verdict(value, completion.text)
+                self._verdict(value, scored.group.completion_prefix + completion.text)
                 for value, completion in zip(scored.breakdown[self._decides], scored.group.completions, strict=True)
             ]
             yield Graded(scored.group, verdicts, scored.breakdown)

@@ -137,7 +137,7 @@ class RewardConfig(Section):
     """One reward function: a built-in name, `package.module:function` or `path/to/file.py:function`."""
 
     function: Annotated[str, AfterValidator(_importable)]
-    weight: float = 1.0
+    weight: Annotated[float, Field(ge=-1e18, le=1e18)] = 1.0
     options: dict[str, Any] = {}  # keyword arguments, fixed for the run
     name: str = ""  # used in metrics and `evaluation.reward`; empty: the function's name
     requires: str | None = None  # counts as 0 unless the completion scores above 0.5 on the reward with this name
@@ -175,6 +175,7 @@ class TrainerConfig(OptimizerConfig):
     max_tokens_per_micro_batch: PositiveInt = 8192  # per process; prompt and completion
     gradient_checkpointing: bool = False
     num_reward_workers: PositiveInt = 2  # processes that run reward functions
+    reward_timeout: PositiveFloat | None = 600.0  # seconds for one group's rewards
     seed: NonNegativeInt = 42
     save_steps: NonNegativeInt = 0  # 0: only at the end
     save_total_limit: PositiveInt = 2

@@ -8,8 +8,9 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object, set_seed
 from rich.console import Console
+from rich.progress import track
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
@@ -25,7 +26,7 @@ from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
 from grpo.report.rollout_metrics import Totals
 from grpo.stages.verify import verify_engine
-from rewards.runner.preflight import check_problems
+from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source, load_source
@@ -71,11 +72,7 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     problems = _problems(recipe, tokenizer, accelerator)
     rewards = _rewards(recipe, reward_functions)
     held_out = _held_out(recipe, tokenizer, rewards)
-    if accelerator.is_main_process:
-        source = problems.source
-        ours = [prompt.problem for part in held_out if not part.name for prompt in part.prompts]
-        training = map(source.__getitem__, range(source.size or 1))
-        check_problems(training, source.size, ours, rewards, Console(stderr=True))
+    _preflight(problems.source, held_out, rewards, accelerator)
 
     model = load_model(recipe.model, checkpoint)
     check_model(
@@ -182,11 +179,27 @@ def _held_out(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, rewards: R
     return [reward_held_out(prompts, rewards, config.reward, function)]
 
 
+def _preflight(source: Source, held_out: Sequence[HeldOut], rewards: Rewards, accelerator: Accelerator) -> None:
+    """Check that the rewards can grade the problems; each process checks its share, and all raise the same error."""
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    ours = [prompt.problem for part in held_out if not part.name for prompt in part.prompts]
+    indices = range(source.size or 1)[share]
+    console = Console(stderr=True) if accelerator.is_main_process else None
+    shown = console is not None and console.is_terminal and source.size is not None
+    counted = track(indices, "checking problems", console=console, transient=True, disable=not shown)
+    found = [inspect_problems(map(source.__getitem__, counted), rewards), inspect_problems(ours[share], rewards)]
+    everywhere = gather_object([found])  # one pair per process
+    training_found, held_out_found = zip(*everywhere, strict=True)
+    report_findings(training_found, held_out_found, rewards, console, complete=source.size is not None)
+
+
 def _rewards(recipe: GRPORecipe, functions: Sequence[Callable[..., Any]] | None = None) -> Rewards:
     """The recipe's rewards, followed by functions given from Python (weight 1)."""
     specs = [RewardSpec(**dict(reward)) for reward in recipe.rewards]
     return Rewards(
-        [*specs, *(RewardSpec(function=f) for f in functions or ())], num_workers=recipe.trainer.num_reward_workers
+        [*specs, *(RewardSpec(function=f) for f in functions or ())],
+        num_workers=recipe.trainer.num_reward_workers,
+        timeout=recipe.trainer.reward_timeout,
     )
 
 

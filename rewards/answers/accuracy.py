@@ -15,7 +15,15 @@ from typing import Any
 from rewards.answers.verdict import Verdict
 from rewards.runner.load import checked_by
 from rewards.runner.workers import WorkerError, WorkerPool
-from rewards.text import MAX_ANSWER, AnswerIn, Text, completion_text, final_answer, gold_answer
+from rewards.text import (
+    MAX_ANSWER,
+    AnswerIn,
+    Text,
+    completion_text,
+    final_answer,
+    reference_answer,
+    reference_text,
+)
 
 _CPU_SECONDS = 2  # per comparison; most take about a millisecond
 _MEMORY_MB = 2048
@@ -27,8 +35,8 @@ _FRACTION = re.compile(rf"([+-]?)(?:({_INTEGER})/({_INTEGER})|\\d?frac\{{({_INTE
 
 
 def _check_columns(columns: Mapping[str, Any]) -> str | None:
-    solution = columns["solution"]
-    return "no reference answer" if solution is None else check_reference(str(solution))
+    solution = reference_text(columns["solution"])
+    return "no reference answer" if solution is None else check_reference(solution)
 
 
 @checked_by(_check_columns)
@@ -40,6 +48,7 @@ def accuracy(
     answer_in: AnswerIn = "auto",
     log_metric: Callable[[str, float], None] | None = None,
     log_extra: Callable[[str, list[str]], None] | None = None,
+    completion_prefix: str = "",
     **kwargs: Any,
 ) -> list[float | None]:
     r"""1.0 if the final answer equals the reference answer, else 0.0; None if the reference answer is unreadable.
@@ -49,10 +58,10 @@ def accuracy(
     An answer that no rule can read or compute scores 0.0 and is counted in the metric accuracy/unverifiable. The
     samples' column accuracy/verdict says why an answer is not right.
     """
-    texts = [completion_text(completion) for completion in completions]
-    known = [i for i, reference in enumerate(solution) if reference is not None]
+    texts = [completion_text(completion, completion_prefix) for completion in completions]
+    known = {i: text for i, reference in enumerate(solution) if (text := reference_text(reference)) is not None}
     verdicts: list[Verdict | None] = [None] * len(texts)
-    found = verify([texts[i] for i in known], [str(solution[i]) for i in known], answer_in=answer_in)
+    found = verify([texts[i] for i in known], list(known.values()), answer_in=answer_in)
     for i, verdict in zip(known, found, strict=True):
         verdicts[i] = verdict
     if log_metric is not None and verdicts:
@@ -71,7 +80,7 @@ def verify(
 ) -> list[Verdict | None]:
     """A verdict per completion, None if its reference answer cannot be read. Identical pairs are compared once."""
     answers = [final_answer(completion, answer_in) for completion in completions]
-    pairs = [(gold_answer(reference), answer) for reference, answer in zip(references, answers, strict=True)]
+    pairs = [(reference_answer(reference), answer) for reference, answer in zip(references, answers, strict=True)]
     comparisons = _comparisons(pairs)
     return [_verdict(answer, *comparison) for answer, comparison in zip(answers, comparisons, strict=True)]
 
@@ -84,7 +93,7 @@ def equal_answers(pairs: Sequence[tuple[str, str]]) -> list[bool]:
 
 def check_reference(solution: str) -> str | None:
     """Why this reference answer is unreadable; None if it can be read."""
-    [(outcome, reason)] = _comparisons([(gold_answer(solution), None)])
+    [(outcome, reason)] = _comparisons([(reference_answer(solution), None)])
     return reason if outcome == "reference" else None
 
 

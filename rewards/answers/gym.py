@@ -5,29 +5,48 @@ answers that are plain data or arithmetic of moderate size.
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
-from rewards.text import Text, answer_text, completion_text
+from rewards.runner.load import checked_by
+from rewards.text import Text, answer_text, completion_text, reference_text
 
 _EVALUATE = frozenset({"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"})
 _SYMPY = frozenset(
     {"countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "intermediate_integration"}
 )
+_WITHOUT_ANSWER = frozenset({"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"})
 _MAX_LENGTH = 4000
 _MAX_EXPONENT = 30
 _FUNCTIONS = frozenset({"sin", "cos", "tan", "asin", "acos", "atan", "exp", "log", "ln", "sqrt"})
 _OPERATIONS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 
 
+def _check(columns: Mapping[str, Any]) -> str | None:
+    if find_spec("reasoning_gym") is None:
+        raise ValueError("reward 'reasoning_gym' needs its package. Install it: pip install reasoning-gym")
+    from reasoning_gym.factory import DATASETS  # pyright: ignore[reportMissingImports]  # an extra
+
+    task = _task(columns["metadata"])
+    if task not in DATASETS:
+        return f"metadata names no task of reasoning_gym in source_dataset, but {str(task)[:40]!r}"
+    return "no reference answer" if _reference(columns["answer"]) is None and task not in _WITHOUT_ANSWER else None
+
+
+@checked_by(_check)
 def reasoning_gym(
     prompts: Sequence[Text],
     completions: Sequence[Text],
     answer: Sequence[Any],
     metadata: Sequence[dict[str, Any]],
+    *,
+    completion_prefix: str = "",
     **kwargs: Any,
 ) -> list[float | None]:
     """The task scorer's score for the text of `<answer>`: 0.0 to 1.0, often with partial credit; 0.0 without an answer.
+
+    None if the problem names no known task or lacks the reference answer its scorer needs.
 
     `answer` and `metadata` are the columns of a reasoning_gym entry; metadata["source_dataset"] names the task.
     Needs the package reasoning-gym (2505.24760).
@@ -36,12 +55,25 @@ def reasoning_gym(
 
     rewards: list[float | None] = []
     for prompt, completion, reference, about in zip(prompts, completions, answer, metadata, strict=True):
-        text = answer_text(completion_text(completion))
-        task = about["source_dataset"]
-        score: Any = package.get_score_answer_fn(task)
-        entry = {"question": prompt, "answer": reference, "metadata": about}
-        rewards.append(float(score(answer=text, entry=entry)) if text and _is_harmless(text, task) else 0.0)
+        text = answer_text(completion_text(completion, completion_prefix))
+        if _check({"answer": reference, "metadata": about}) is not None:
+            rewards.append(None)
+        elif text and _is_harmless(text, about["source_dataset"]):
+            entry = {"question": prompt, "answer": _reference(reference), "metadata": about}
+            score: Any = package.get_score_answer_fn(about["source_dataset"])
+            rewards.append(float(score(answer=text, entry=entry)))
+        else:
+            rewards.append(0.0)
     return rewards
+
+
+def _task(metadata: Any) -> Any:
+    return metadata.get("source_dataset") if isinstance(metadata, Mapping) else None
+
+
+def _reference(answer: Any) -> str | None:
+    """The reference answer as the text a scorer expects; white space counts, as in a drawing."""
+    return answer if isinstance(answer, str) and answer.strip() else reference_text(answer)
 
 
 def _is_harmless(text: str, task: str) -> bool:

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from rewards.runner.load import checked_by
-from rewards.text import Text, completion_text, final_answer
+from rewards.text import Text, completion_text, final_answer, reference_text
 
 _MAX_LENGTH = 1000  # characters in an answer
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|rm|bf|boxed|fbox)\b")
@@ -22,8 +22,11 @@ _SECOND_LABEL = re.compile(r"\([A-Za-z]\)|\[[A-Za-z]\]|\b[B-Z]\b|\b[A-Z][).:]|\b
 
 
 def _check(columns: Mapping[str, Any]) -> str | None:
-    reference = _label(columns["answer"], *_options(columns.get("choices")))
-    return None if reference is not None else f"the answer {str(columns['answer'])[:40]!r} names no option"
+    if _reference(columns["answer"], *_options(columns.get("choices"))) is not None:
+        return None
+    if reference_text(columns["answer"]) is None:
+        return "no reference answer"
+    return f"the answer {str(columns['answer'])[:40]!r} names no option"
 
 
 @checked_by(_check)
@@ -32,6 +35,8 @@ def multiple_choice(
     completions: Sequence[Text],
     answer: Sequence[Any],
     choices: Sequence[Any] | None = None,
+    *,
+    completion_prefix: str = "",
     **kwargs: Any,
 ) -> list[float | None]:
     r"""1.0 if the final answer names the right option, and no other, else 0.0; None if the reference answer names none.
@@ -46,8 +51,8 @@ def multiple_choice(
     options = [_options(given) for given in choices or [None] * len(completions)]
     rewards: list[float | None] = []
     for completion, reference, (labels, texts) in zip(completions, answer, options, strict=True):
-        expected = _label(reference, labels, texts)
-        given = final_answer(completion_text(completion))
+        expected = _reference(reference, labels, texts)
+        given = final_answer(completion_text(completion, completion_prefix))
         if expected is None:
             rewards.append(None)
         else:
@@ -62,18 +67,33 @@ def same_choice(one: str, other: str) -> bool:
 
 
 def _options(choices: Any) -> tuple[list[str], list[str]]:
-    """The options' labels and texts."""
+    """The options' labels and texts; none, so that no answer names one, if `choices` has neither of its forms."""
     if choices is None:
         return list(ascii_uppercase), []
     if isinstance(choices, Mapping):
-        return [str(label).upper() for label in choices["label"]], [_plain(str(text)) for text in choices["text"]]
-    return list(ascii_uppercase[: len(choices)]), [_plain(str(text)) for text in choices]
+        labels, texts = choices.get("label"), choices.get("text")
+    else:
+        labels, texts = ascii_uppercase, choices
+    if labels is None or texts is None or isinstance(texts, str) or not hasattr(texts, "__len__"):
+        return [], []
+    if any(reference_text(text) is None for text in texts):
+        return [], []
+    return [str(label).upper() for label in labels][: len(texts)], [_plain(str(text)) for text in texts]
 
 
-def _label(answer: Any, labels: Sequence[str], texts: Sequence[str]) -> str | None:
+def _reference(answer: Any, labels: Sequence[str], texts: Sequence[str]) -> str | None:
+    """The label the reference answer names, by label, text or index, or None."""
+    if isinstance(answer, bool):
+        return None
+    text = reference_text(answer)
+    if text is None or isinstance(answer, str):
+        return None if text is None else _label(text, labels, texts)
+    index = int(text) if text.isdecimal() else len(labels)  # a number
+    return labels[index] if index < len(labels) else None
+
+
+def _label(answer: str, labels: Sequence[str], texts: Sequence[str]) -> str | None:
     """The label an answer names, or None."""
-    if isinstance(answer, int):
-        return labels[answer] if 0 <= answer < len(labels) else None
     if len(answer) > _MAX_LENGTH:
         return None
     plain = _plain(answer)

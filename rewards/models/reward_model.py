@@ -1,9 +1,10 @@
 """A trained reward model: a sequence classifier with one output.
 
-Every scoring process loads its own copy; for a recipe these are the reward workers. If it shares a GPU with the policy
-and the engine, plan for its memory or set `device: cpu`.
+Every scoring process loads its own copy; for a recipe these are the reward workers of each training process, on that
+process's GPU. Plan for its memory beside the policy and the engine, or set `device: cpu`.
 """
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,10 +19,11 @@ def reward_model(
     model_name_or_path: str,
     revision: str | None = None,
     dtype: str = "auto",
-    device: str | None = None,
+    device: str = "auto",
     batch_size: int = 16,
     max_length: int | None = None,
     summary_only: bool = False,
+    completion_prefix: str = "",
     **kwargs: Any,
 ) -> list[float | None]:
     """The first logit of a transformers sequence classifier: any real number.
@@ -29,7 +31,7 @@ def reward_model(
     The input is built as in TRL's trainer: prompt and completion go through the model's chat template if prompts are
     messages, and are concatenated otherwise.
 
-    device: "cuda:1", "cpu"; None: the first GPU if there is one.
+    device: "cuda:1", "cpu"; "auto": the GPU of this training process (LOCAL_RANK), or the CPU without GPUs.
     max_length: tokens, after which the input is truncated; None: the tokenizer's limit.
     summary_only: show the model only the text after the last `</think>`, or nothing if thinking is never closed (R1's
         helpfulness reward, 2501.12948 section 2.3.4).
@@ -37,7 +39,7 @@ def reward_model(
     scorer = _load(model_name_or_path, revision, dtype, device)
     texts = [
         scorer.text(prompt, (after_thinking(text) or "").strip() if summary_only else text)
-        for prompt, text in zip(prompts, map(completion_text, completions), strict=True)
+        for prompt, text in zip(prompts, (completion_text(c, completion_prefix) for c in completions), strict=True)
     ]
     return [
         value for start in range(0, len(texts), batch_size) for value in scorer(texts[start:][:batch_size], max_length)
@@ -47,11 +49,11 @@ def reward_model(
 class _Scorer:
     """A model and its tokenizer: maps texts to the first logit of each."""
 
-    def __init__(self, name: str, revision: str | None, dtype: str, device: str | None) -> None:
+    def __init__(self, name: str, revision: str | None, dtype: str, device: str) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(_device(torch.cuda.device_count()) if device == "auto" else device)
         self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         model = AutoModelForSequenceClassification.from_pretrained(name, revision=revision, dtype=dtype)
         if model.config.num_labels != 1:
@@ -86,6 +88,11 @@ class _Scorer:
             return self.model(**inputs).logits[:, 0].float().tolist()
 
 
+def _device(num_gpus: int) -> str:
+    """This process's device. A process that sees one GPU uses it, whatever its rank."""
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % num_gpus}" if num_gpus else "cpu"
+
+
 @lru_cache(maxsize=2)
-def _load(name: str, revision: str | None, dtype: str, device: str | None) -> _Scorer:
+def _load(name: str, revision: str | None, dtype: str, device: str) -> _Scorer:
     return _Scorer(name, revision, dtype, device)

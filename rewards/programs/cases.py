@@ -47,7 +47,9 @@ class Tests:
     def __post_init__(self) -> None:
         if not self.cases and not self.asserts:
             raise ValueError(f"{self.type} tests are empty, so any program would pass. Drop this problem.")
-        texts = (self.preamble, self.reference, self.setup, *self.asserts)
+        if self.type == "stdin" and not all(isinstance(c.input, str) and isinstance(c.output, str) for c in self.cases):
+            raise ValueError("stdin tests need text as input and output. Convert them, or drop this problem.")
+        texts = (self.preamble, self.reference, self.setup, self.checker or "", *self.asserts)
         if broken := [text for text in texts if not is_python(text)]:
             raise ValueError(f"the tests contain text that is not Python: {broken[0][:80]!r}. Drop this problem.")
         if self.type == "call" and not self.entry_point:

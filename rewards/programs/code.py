@@ -5,14 +5,15 @@ writes results as plain data, which another process compares. Its exit status an
 docs/sandbox.md describes the sandbox; `rewards.programs.datasets` lists the accepted formats of `tests`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
 from rewards.programs.cases import Language, Tests, last_block, with_limits
-from rewards.programs.datasets import read_tests, usual_columns
+from rewards.programs.datasets import read_tests, tests_or_reasons
 from rewards.programs.results import CodeResult, TestResult
 from rewards.programs.sandbox.isolation import Level
+from rewards.runner.load import checked_by
 from rewards.text import Text, completion_text
 
 
@@ -21,9 +22,19 @@ class Backend(Protocol):
 
     concurrency: int  # submissions at a time
 
+    def unsupported(self, tests: Tests, language: Language) -> str | None: ...
+
     def run(self, program: str, tests: Tests, language: Language, *, stop_early: bool) -> list[TestResult]: ...
 
 
+def _check(columns: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    where = {"backend": "local", "isolation": None, "allow_unsandboxed": False, **options}
+    runner = _backend(where["backend"], where["isolation"], where["allow_unsandboxed"])
+    [tests] = tests_or_reasons([""], {name: [value] for name, value in columns.items()})
+    return tests if isinstance(tests, str) else runner.unsupported(tests, options.get("language", "python"))
+
+
+@checked_by(_check)
 def code(
     prompts: Sequence[Text],
     completions: Sequence[Text],
@@ -39,9 +50,13 @@ def code(
     allow_unsandboxed: bool = False,
     log_metric: Callable[[str, float], None] | None = None,
     log_extra: Callable[[str, list[str]], None] | None = None,
+    all_columns: Mapping[str, Sequence[Any]] | None = None,
+    completion_prefix: str = "",
     **kwargs: Any,
 ) -> list[float | None]:
     """1.0 if the program in a completion passes every test, else 0.0; with scoring="fraction", the share that passes.
+
+    None if the problem's tests cannot be read, or run with this language and backend.
 
     Args:
         tests: per completion, {"type": "stdin" | "call" | "assert", "cases": […], …} or its JSON; see docs/rewards.md.
@@ -53,15 +68,20 @@ def code(
         backend: "local", or a remote sandbox: "piston+http://host:2000", "sandboxfusion+http://host:8080".
         isolation: a level from docs/sandbox.md; None, the strongest this machine supports.
         allow_unsandboxed: if no level works, run submissions with all the rights of this process.
+        all_columns: the dataset's columns, a value per completion; needed for CodeContests, whose column time_limit is
+            not this function's option. None: the other keyword arguments.
 
     Metrics: the shares code/no_code and code/timeout. The samples' column code/verdict says why a program failed.
 
-    Raises ValueError for an unknown format of tests, a problem without tests, and a machine without a sandbox.
+    Raises ValueError for columns of no known dataset and a machine without a sandbox.
     """
-    columns = tests if tests is not None else usual_columns(prompts, kwargs)
+    columns = kwargs | {"tests": tests} if all_columns is None else all_columns
+    runner = _backend(backend, isolation, allow_unsandboxed)
+    problems = [_supported(runner, found, language) for found in tests_or_reasons(prompts, columns)]
+    readable = {i: problem for i, problem in enumerate(problems) if isinstance(problem, Tests)}
     results = run_tests(
-        [completion_text(completion) for completion in completions],
-        columns,
+        [completion_text(completions[i], completion_prefix) for i in readable],
+        list(readable.values()),
         language=language,
         time_limit=time_limit,
         memory_mb=memory_mb,
@@ -75,9 +95,18 @@ def code(
         for name, reason in (("no_code", "no code"), ("timeout", "timeout")):
             log_metric(f"code/{name}", sum(result.reason == reason for result in results) / len(results))
     if log_extra is not None:
-        failures = [result.first_failure for result in results]
-        log_extra("code/verdict", [": ".join(filter(None, (f.reason, f.detail))) for f in failures])
-    return [result.fraction if scoring == "fraction" else float(result.passed) for result in results]
+        failures = {i: result.first_failure for i, result in zip(readable, results, strict=True)}
+        verdicts = {i: ": ".join(filter(None, (f.reason, f.detail))) for i, f in failures.items()}
+        log_extra("code/verdict", [verdicts.get(i, f"tests unreadable: {why}") for i, why in enumerate(problems)])
+    values = {
+        i: result.fraction if scoring == "fraction" else float(result.passed)
+        for i, result in zip(readable, results, strict=True)
+    }
+    return [values.get(i) for i in range(len(completions))]
+
+
+def _supported(runner: Backend, tests: Tests | str, language: Language) -> Tests | str:
+    return tests if isinstance(tests, str) else runner.unsupported(tests, language) or tests
 
 
 def run_tests(
@@ -96,6 +125,8 @@ def run_tests(
     """Each completion's results, test by test. Arguments as for `code`.
 
     stop_early: skip the tests after the first failure. A timeout or a crash ends the submission in any case.
+
+    Raises ValueError for tests that cannot be read, or run with this language and backend.
     """
     runner = _backend(backend, isolation, allow_unsandboxed)
     read: dict[int, Tests] = {}  # a group shares its tests
@@ -103,6 +134,8 @@ def run_tests(
     def tests_of(raw: Any) -> Tests:
         if id(raw) not in read:
             read[id(raw)] = with_limits(read_tests(raw), time_limit, memory_mb)
+            if reason := runner.unsupported(read[id(raw)], language):
+                raise ValueError(f"{reason}.")
         return read[id(raw)]
 
     jobs: dict[tuple[str, int], list[int]] = {}  # identical programs in a group run once

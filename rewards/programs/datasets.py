@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rewards.programs.cases import Case, Tests, is_python
@@ -83,30 +84,53 @@ def _read(tests: Any) -> Tests:
     raise ValueError(f"unknown format of tests: {keys}. docs/rewards.md lists the formats `code` accepts.")
 
 
-def usual_columns(prompts: Sequence[Text], columns: Mapping[str, Any]) -> list[Tests]:
-    """Each problem's tests, from the columns of a known dataset. Identical rows share one value.
+def tests_or_reasons(prompts: Sequence[Text], columns: Mapping[str, Any]) -> list[Tests | str]:
+    """Each problem's tests, or why they cannot be read. Identical rows share one value.
+
+    columns: by name, a value per problem: `tests`, else those of a known dataset.
+
+    ValueError for columns of no known dataset.
+    """
+    if columns.get("tests") is not None:
+        return _each(read_tests, [(tests,) for tests in columns["tests"]])
+    return usual_columns(prompts, columns)
+
+
+def usual_columns(prompts: Sequence[Text], columns: Mapping[str, Any]) -> list[Tests | str]:
+    """Each problem's tests, from the columns of a known dataset, or why they cannot be read.
 
     HumanEval's programs continue the text in the column `program_start`, or the prompt if it is missing.
 
-    ValueError for columns of no known dataset and for tests that cannot be read.
+    ValueError for columns of no known dataset.
     """
-    columns = {**columns, "prompt": list(map(completion_text, columns.get("program_start", prompts)))}
+    starts = columns.get("program_start", prompts)
+    columns = {**columns, "prompt": ["" if start is None else completion_text(start) for start in starts]}
     for read in _SETS:
         parameters = inspect.signature(read).parameters.values()
         if all(parameter.name in columns for parameter in parameters if parameter.default is parameter.empty):
             names = [parameter.name for parameter in parameters if parameter.name in columns]
-            made: dict[tuple[int, ...], Tests] = {}  # a group repeats one row, and parsing it may take seconds
-            found = []
-            for row in zip(*(columns[name] for name in names), strict=True):
-                key = tuple(map(id, row))
-                if key not in made:
-                    made[key] = _checked(read, **dict(zip(names, row, strict=True)))
-                found.append(made[key])
-            return found
+            rows = list(zip(*(columns[name] for name in names), strict=True))
+            return _each(partial(_read_row, read, names), rows)
     raise ValueError(
         f"no tests: the columns {sorted(columns)} include no `tests` and match no dataset listed in docs/rewards.md. "
         "Map the dataset's own column with data.columns, e.g. {tests: my_column}."
     )
+
+
+def _each(read: Callable[..., Tests], rows: Sequence[tuple[Any, ...]]) -> list[Tests | str]:
+    made: dict[tuple[int, ...], Tests | str] = {}  # a group repeats one row, and parsing it may take seconds
+    for row in rows:
+        key = tuple(map(id, row))
+        if key not in made:
+            try:
+                made[key] = read(*row)
+            except ValueError as error:
+                made[key] = str(error)
+    return [made[tuple(map(id, row))] for row in rows]
+
+
+def _read_row(read: Callable[..., Tests], names: Sequence[str], *row: Any) -> Tests:
+    return _checked(read, **dict(zip(names, row, strict=True)))
 
 
 def _checked(read: Callable[..., Tests], *arguments: Any, **columns: Any) -> Tests:

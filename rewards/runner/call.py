@@ -6,16 +6,15 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rewards.runner.load import RewardFunction, bind, check_signature, load_function
+from rewards.runner.limit import OutOfTime, time_limit
+from rewards.runner.load import RewardFunction, arguments_of, bind, check_options, check_signature, load_function
+from rewards.runner.values import Values, as_values
 from rollout.types import Group, Problem
-
-Values = list[float | None]  # one per completion; None: the reward does not apply
 
 
 class RewardError(ValueError):
@@ -37,7 +36,7 @@ class Scores:
     Scores(
         values=[[1.0, 0.0], [None, 0.5]],        # per function and completion
         metrics={"accuracy/unverifiable": [0.5]},  # values passed to log_metric
-        extras={"gold_parsed": ["[42]", "[42]"]},  # columns passed to log_extra, as JSON values
+        extras={"accuracy/verdict": ["right", "wrong"]},  # columns passed to log_extra, as JSON values
         seconds=[0.004, 0.001],                  # spent in each function
     )
     """
@@ -56,19 +55,24 @@ class Answers:
     texts: list[str]
     token_ids: list[list[int]]
     state: TrainerState = TrainerState()
+    prefix: str = ""  # text of the prompt that already belongs to the answers
 
     @classmethod
     def of(cls, group: Group, state: TrainerState) -> "Answers":
         completions = group.completions
-        return cls(group.problem, [c.text for c in completions], [list(c.token_ids) for c in completions], state)
+        return cls(
+            group.problem,
+            [c.text for c in completions],
+            [list(c.token_ids) for c in completions],
+            state,
+            group.completion_prefix,
+        )
 
-    def arguments(self, options: Mapping[str, Any], log: "_Log") -> dict[str, Any]:
+    def arguments(self, function: RewardFunction, options: Mapping[str, Any], log: "_Log") -> dict[str, Any]:
         """Keyword arguments as TRL passes them: the prompt and every column, repeated for each completion."""
         repeated = {name: [value] * len(self.texts) for name, value in self.problem.columns.items()}
         conversational = not isinstance(self.problem.prompt, str)
-        return {
-            **repeated,
-            **options,  # override a column of the same name
+        passed = {
             "prompts": [self.problem.prompt] * len(self.texts),
             "completions": [[{"role": "assistant", "content": text}] for text in self.texts]
             if conversational
@@ -77,7 +81,14 @@ class Answers:
             "trainer_state": self.state,
             "log_metric": log.metric,
             "log_extra": log.extra,
+            "all_columns": repeated,
+            "completion_prefix": self.prefix,
         }
+        return arguments_of(function, options, repeated, passed)
+
+    def alone(self, index: int) -> "Answers":
+        """One of the completions on its own."""
+        return replace(self, texts=[self.texts[index]], token_ids=[self.token_ids[index]])
 
     def describe(self, index: int) -> str:
         """Which sample: "completion 3 of 16 for problem 'gsm8k/train/17', which begins '<think>…'"."""
@@ -120,6 +131,7 @@ class Call:
         if isinstance(self.function, str):
             return bind(self.function, load_function(self.function, self.base_dir), self.options)
         check_signature(self.name, self.function)
+        check_options(self.name, self.function, self.options)
         return self.function, self.options
 
     def applies_to(self, problem: Problem) -> bool:
@@ -135,21 +147,30 @@ class Call:
 
 
 class Caller:
-    """Loaded reward functions: maps a group's Answers to Scores, with the functions in order."""
+    """Loaded reward functions: maps a group's Answers to Scores, with the functions in order.
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    timeout: seconds the functions may take for a group, together; None: no limit.
+    """
+
+    def __init__(self, calls: Sequence[Call], timeout: float | None = None) -> None:
         self._calls = [(call, *call.load()) for call in calls]
+        self._timeout = timeout
         self._loop = asyncio.Runner()  # one event loop for all calls, because async clients are bound to theirs
 
     def __call__(self, answers: Answers) -> Scores:
         scores = Scores([], {}, {}, [])
-        for call, function, options in self._calls:
-            started = time.perf_counter()
-            if not call.applies_to(answers.problem):
-                scores.values.append([None] * len(answers.texts))
-            else:
-                scores.values.append(self._call(call.name, function, options, answers, scores))
-            scores.seconds.append(time.perf_counter() - started)
+        name = ""
+        try:
+            with time_limit(self._timeout if self._calls else None):
+                for call, function, options in self._calls:
+                    started, name = time.perf_counter(), call.name
+                    if not call.applies_to(answers.problem):
+                        scores.values.append([None] * len(answers.texts))
+                    else:
+                        scores.values.append(self._call(name, function, options, answers, scores))
+                    scores.seconds.append(time.perf_counter() - started)
+        except OutOfTime:
+            raise RewardError(out_of_time(f"reward {name!r}", self._timeout or 0, answers)) from None
         return scores
 
     def close(self) -> None:
@@ -174,39 +195,32 @@ class Caller:
                     f"completions. Pass one per completion. It was given {answers.describe(0)}."
                 )
             scores.extras[f"{name}/{column}" if column in scores.extras else column] = values
-        return _check(name, returned, answers)
+        try:
+            return as_values(name, returned, len(answers.texts), answers.describe)
+        except ValueError as error:
+            raise RewardError(str(error)) from None
 
     def _run(self, function: RewardFunction, options: dict[str, Any], answers: Answers, log: _Log) -> Any:
-        returned = function(**answers.arguments(options, log))
+        returned = function(**answers.arguments(function, options, log))
         return self._loop.run(_wait_for(returned)) if inspect.isawaitable(returned) else returned
 
     def _first_failing(self, function: RewardFunction, options: dict[str, Any], answers: Answers) -> int | None:
         """Index of the first completion that makes the function raise on its own, if any."""
         for index in range(len(answers.texts)):
-            alone = Answers(answers.problem, [answers.texts[index]], [answers.token_ids[index]], answers.state)
             try:
-                self._run(function, options, alone, _Log())
-            except Exception:  # the original error is about to be raised
-                return index
+                self._run(function, options, answers.alone(index), _Log())
+            except (Exception, OutOfTime) as error:  # the original error is about to be raised
+                return index if isinstance(error, Exception) else None
         return None
+
+
+def out_of_time(who: str, timeout: float, answers: Answers) -> str:
+    """The error message for functions that exceeded the time limit."""
+    return (
+        f"{who} did not return within the time limit of {timeout:g} s for a group.\nIt was given "
+        f"{answers.describe(0)}. Make it faster or have it give up earlier, or raise trainer.reward_timeout."
+    )
 
 
 async def _wait_for(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
-
-
-def _check(name: str, returned: Any, answers: Answers) -> Values:
-    values = list(returned) if isinstance(returned, Iterable) else [returned]
-    if len(values) != len(answers.texts) or not isinstance(returned, Iterable):
-        what = f"{len(values)} values" if isinstance(returned, Iterable) else repr(returned)
-        raise RewardError(
-            f"reward {name!r} returned {what} for {len(answers.texts)} completions. It must return a list with one "
-            f"number or None per completion. It was given {answers.describe(0)}."
-        )
-    for index, value in enumerate(values):
-        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
-            raise RewardError(
-                f"reward {name!r} returned {value!r} ({type(value).__name__}) for {answers.describe(index)}. "
-                "A reward must be a finite number, or None if it does not apply."
-            )
-    return [None if value is None else float(value) for value in values]

@@ -9,7 +9,11 @@ from rollout.support.loading import load_object
 from rollout.support.names import nearest
 
 RewardFunction = Callable[..., Any]  # f(prompts, completions, completion_ids=…, **columns) -> list[float | None]
-PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")  # besides the columns
+# Arguments of every call besides the columns and options.
+PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
+# Passed only to functions that name them. all_columns: every column, including those with an option's name.
+# completion_prefix: text of the prompt that already belongs to the answer, such as "<think>\n".
+ON_REQUEST = ("all_columns", "completion_prefix")
 
 # Name in a recipe -> function. A new built-in needs one small file and one line here.
 BUILTINS = {
@@ -78,11 +82,11 @@ def bind(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> tup
     return made, {}
 
 
-def checked_by(check: Callable[[Mapping[str, Any]], str | None]) -> Callable[[RewardFunction], RewardFunction]:
+def checked_by(check: Callable[..., str | None]) -> Callable[[RewardFunction], RewardFunction]:
     """Decorator for a reward function: `check(columns)` returns why a problem's answers cannot be graded, or None.
 
-    It receives the row's columns and the reward's options. Every row of a dataset is checked before training.
-    Equivalent to setting the attribute `function.check_columns`.
+    With a second parameter it also receives the reward's options: `check(columns, options)`. Every row of a dataset is
+    checked before training. Equivalent to setting the attribute `function.check_columns`.
     """
 
     def mark(function: RewardFunction) -> RewardFunction:
@@ -92,6 +96,14 @@ def checked_by(check: Callable[[Mapping[str, Any]], str | None]) -> Callable[[Re
     return mark
 
 
+def run_check(function: RewardFunction, columns: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    """Why the function cannot grade a problem with these columns; None if it can or has no check."""
+    check = getattr(function, "check_columns", None)
+    if check is None:
+        return None
+    return check(columns, options) if len(inspect.signature(check).parameters) > 1 else check(columns)
+
+
 def required_columns(function: RewardFunction, options: Mapping[str, Any]) -> list[str]:
     """The columns a reward function needs: its parameters without a default that nothing else fills."""
     return [
@@ -99,8 +111,37 @@ def required_columns(function: RewardFunction, options: Mapping[str, Any]) -> li
         for parameter in inspect.signature(function).parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and parameter.name not in (*PASSED, *options)
+        and parameter.name not in (*PASSED, *ON_REQUEST, *options)
     ]
+
+
+def option_names(function: RewardFunction, options: Mapping[str, Any]) -> frozenset[str]:
+    """Parameters that no column fills: keyword-only ones with a default or a value in `options`."""
+    return frozenset(
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and (parameter.default is not parameter.empty or parameter.name in options)
+        and parameter.name not in (*PASSED, *ON_REQUEST)
+    )
+
+
+def arguments_of(
+    function: RewardFunction, options: Mapping[str, Any], columns: Mapping[str, Any], passed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keyword arguments of a call: options from the recipe, columns from the dataset, never one for the other.
+
+    Args:
+        columns: by name, a value per completion.
+        passed: values for names in PASSED and ON_REQUEST.
+    """
+    hidden = option_names(function, options)
+    named = inspect.signature(function).parameters
+    return {
+        **{name: values for name, values in columns.items() if name not in hidden},
+        **options,
+        **{name: value for name, value in passed.items() if name not in ON_REQUEST or name in named},
+    }
 
 
 def check_signature(name: str, function: RewardFunction) -> None:
@@ -114,10 +155,22 @@ def check_signature(name: str, function: RewardFunction) -> None:
 
 
 def check_options(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for a built-in's unknown option, which its **kwargs would swallow, or an invalid choice."""
+    """Raise ValueError for an option that the trainer passes itself, and for a built-in's unknown, missing or invalid
+    option; its **kwargs would swallow an unknown one."""
+    if reserved := [option for option in options if option in (*PASSED, *ON_REQUEST)]:
+        raise ValueError(
+            f"reward {spec!r}: the option {reserved[0]!r} has the name of an argument of every call. Rename it."
+        )
     if spec not in BUILTINS:
         return
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in (*PASSED, *ON_REQUEST)]
+    # A column with a default value, such as target_language="en", may be set once for all rows.
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or not (p.default is p.empty or p.default is None)]
+    needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if missing := [name for name in needed if name not in options]:
+        raise ValueError(
+            f"reward {spec!r} needs the option {missing[0]!r}. Set it in the recipe: options: {{{missing[0]}: …}}."
+        )
     types = get_type_hints(function)
     for option, value in options.items():
         if option not in known:

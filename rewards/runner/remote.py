@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from rewards.runner.call import Answers, Call, Caller, RewardError, Scores
+from rewards.runner.call import Answers, Call, Caller, RewardError, Scores, out_of_time
 from rewards.runner.workers import OriginalError, WorkerError, WorkerPool
+
+_GRACE = 5.0  # seconds after the limit, when the worker has not interrupted the function, as in C code: it is killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,12 @@ class RemoteCaller:
     def __init__(self, calls: Sequence[Call], num_workers: int, timeout: float | None) -> None:
         self._names = [call.name for call in calls]
         self._timeout = timeout
-        self._pool = WorkerPool(f"{__name__}:scorer", setup=calls, max_workers=num_workers, timeout=timeout)
+        self._pool = WorkerPool(
+            f"{__name__}:scorer",
+            setup=(calls, timeout),
+            max_workers=num_workers,
+            timeout=None if timeout is None else timeout + _GRACE,
+        )
 
     def submit(self, answers: Answers) -> Future[Scores | Raised]:
         return self._pool.submit(answers)
@@ -49,19 +56,16 @@ class RemoteCaller:
         if failure.kind == "closed":
             return "the reward workers were closed before this group was scored."
         if failure.kind == "time":
-            return (
-                f"reward {names} did not return within the time limit of {self._timeout:g} s for a group.\n"
-                f"It was given {answers.describe(0)}. Make it faster or have it give up earlier, or raise `timeout`."
-            )
+            return out_of_time(f"one of the rewards {names}", self._timeout or 0, answers)
         return (
             f"the worker process that computes reward {names} died twice (exit codes {failure.exit_codes}; -9: killed, "
             f"often for lack of memory).\nIt was given {answers.describe(0)}. Use fewer workers if memory is short."
         )
 
 
-def scorer(calls: Sequence[Call]) -> Callable[[Answers], Scores | Raised]:
+def scorer(setup: tuple[Sequence[Call], float | None]) -> Callable[[Answers], Scores | Raised]:
     """In the worker: the function that scores one group."""
-    caller = Caller(calls)
+    caller = Caller(*setup)
 
     def score(answers: Answers) -> Scores | Raised:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.runner.call import Answers, Call, Caller, RewardError, Scores, TrainerState
-from rewards.runner.load import RewardFunction, required_columns
+from rewards.runner.load import ON_REQUEST, PASSED, RewardFunction, option_names, required_columns, run_check
 from rewards.runner.remote import Raised, RemoteCaller
 from rollout.types import Group, Problem
 
@@ -48,7 +48,7 @@ class ScoredGroup:
         breakdown={"accuracy": [1.0, 1.0], "format": [1.0, 0.0]},  # unweighted values; None: does not apply
         gated={"accuracy": [False, True]},                       # for rewards with a gate: True if it is closed
         metrics={"accuracy/unverifiable": [0.5]},                # values passed to log_metric
-        extras={"gold_parsed": ["[42]", "[42]"]},                # and to log_extra, one value per completion
+        extras={"accuracy/verdict": ["right", "wrong"]},         # and to log_extra, one value per completion
         seconds={"accuracy": 0.004, "format": 0.001},            # spent in each function
     )
     """
@@ -77,8 +77,8 @@ class Rewards:
         specs: at least one function, each with its own name.
         num_workers: processes; two to four suffice unless a function is slow.
         base_dir: where relative paths in `path/to/file.py:function` start; None: the working directory.
-        timeout: wall seconds the functions run by workers may take per group, together; None: no limit. It does not
-            apply to functions that run in this process.
+        timeout: wall seconds the functions of a process may take per group, together; None: no limit. In this process
+            it cannot interrupt a computation in C.
 
     Attributes:
         names: the functions' names, in order.
@@ -92,7 +92,7 @@ class Rewards:
         *,
         num_workers: int,
         base_dir: Path | None = None,
-        timeout: float | None = None,
+        timeout: float | None = 600.0,
     ) -> None:
         self.names = [spec.name or _own_name(spec.function) for spec in specs]
         self.reward_weights = [spec.weight for spec in specs]
@@ -111,9 +111,10 @@ class Rewards:
         ]
         self._loaded = [call.load() for call in self._calls]
         self._needed = [required_columns(function, options) for function, options in self._loaded]
+        self._hidden = [option_names(function, options) for function, options in self._loaded]
         here = [call for call in self._calls if num_workers == 0 or not isinstance(call.function, str)]
         remote = [call for call in self._calls if call not in here]
-        self._caller = Caller(here)
+        self._caller = Caller(here, timeout)
         self._order = [call.name for call in (*here, *remote)]
         self._remote = RemoteCaller(remote, num_workers, timeout) if remote else None
 
@@ -134,10 +135,12 @@ class Rewards:
         they can, or if the function has no such check.
 
         Raises:
-            ValueError: a column that a function needs is missing.
+            ValueError: a column that a function needs is missing, or a column has the name of an option and would fill
+                the same parameter.
         """
         reasons: dict[str, str | None] = {}
-        for call, (function, options), needed in zip(self._calls, self._loaded, self._needed, strict=True):
+        parts = zip(self._calls, self._loaded, self._needed, self._hidden, strict=True)
+        for call, (function, options), needed, hidden in parts:
             if not call.applies_to(problem):
                 continue
             for column in needed:
@@ -146,9 +149,24 @@ class Rewards:
                         f"reward {call.name!r} needs the column {column!r}, but problem {problem.id!r} has "
                         f"{', '.join(problem.columns) or 'none'}. Map it in the recipe: columns: {{{column}: …}}."
                     )
-            check = getattr(function, "check_columns", None)
-            reasons[call.name] = None if check is None else check({**problem.columns, **options})
+            for option in options:
+                if option in problem.columns and option not in hidden:
+                    raise ValueError(
+                        f"reward {call.name!r} has the option {option!r}, but the dataset has a column of that name, "
+                        "and both would fill the same parameter. Remove the option to use the column, or rename one of "
+                        "them."
+                    )
+            reasons[call.name] = run_check(function, problem.columns, options)
         return reasons
+
+    def unread_columns(self, columns: Iterable[str]) -> dict[str, list[str]]:
+        """Per reward, the columns it does not receive by name, because an option or a fixed argument has that name."""
+        present = list(columns)
+        return {
+            call.name: found
+            for call, hidden in zip(self._calls, self._hidden, strict=True)
+            if (found := [column for column in present if column in hidden or column in (*PASSED, *ON_REQUEST)])
+        }
 
     def score(self, groups: Iterable[Group]) -> Iterator[ScoredGroup]:
         """Send each group to the workers as it arrives; yield scored groups in the same order as they become ready.

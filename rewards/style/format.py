@@ -11,17 +11,23 @@ _ANY_TAG = re.compile("(</?think>|</?answer>)")
 
 
 def format(
-    prompts: Sequence[Text], completions: Sequence[Text], *, think_prefilled: bool = False, **kwargs: Any
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    *,
+    think_prefilled: bool = False,
+    completion_prefix: str = "",
+    **kwargs: Any,
 ) -> list[float | None]:
     """1.0 if a completion is `<think>…</think> <answer>…</answer>`, else 0.0.
 
     Each tag must occur exactly once, in this order, with only white space before, between and after the two blocks
     (R1-Zero's format reward, 2501.12948 section 2.2.2). The content of the blocks is ignored.
 
-    think_prefilled: the prompt template ends in `<think>`, so completions start after it.
+    think_prefilled: completions start after a `<think>` that the prompt ends in. A run knows its own template's
+        (completion_prefix); this is for completions without it, such as a file's.
     """
-    opening = "<think>" if think_prefilled else ""
-    return [float(_is_well_formed(opening + completion_text(completion))) for completion in completions]
+    opening = completion_prefix or ("<think>" if think_prefilled else "")
+    return [float(_is_well_formed(completion_text(completion, opening))) for completion in completions]
 
 
 def _is_well_formed(text: str) -> bool:

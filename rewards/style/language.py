@@ -62,8 +62,10 @@ _INLINE = regex.compile(r"`[^`\n]*`|\$(?![\s$])[^$\n]*(?<!\s)\$(?!\d)")  # "$5 a
 _MARKUP = regex.compile(r"</?[A-Za-z][\w-]*\s*/?>|\\[A-Za-z]+|\\end\{[^}\n]*\}")
 
 
-def _check(columns: Mapping[str, Any]) -> str | None:
-    target = columns.get("target_language", "en")
+def _check(columns: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    if "target_language" in options:
+        _known(options["target_language"])
+    target = {**columns, **options}.get("target_language", "en")
     if target in _LATIN:
         _identifier()
     return None if target in _SCRIPTS or target in _LATIN else f"target_language {target!r} is not known"
@@ -73,8 +75,9 @@ def _check(columns: Mapping[str, Any]) -> str | None:
 def language(
     prompts: Sequence[Text],
     completions: Sequence[Text],
+    target_language: str | Sequence[str | None] = "en",
     *,
-    target_language: str | Sequence[str] = "en",
+    completion_prefix: str = "",
     **kwargs: Any,
 ) -> list[float | None]:
     """The share of words in the reasoning that are in the target language, 0.0 to 1.0; None without any words.
@@ -86,13 +89,20 @@ def language(
     it. A piece of text in Latin script counts as foreign if py3langid (pip install 'grpo-recipes[language]') assigns
     another language a probability of at least 0.7.
 
-    target_language: an ISO 639-1 code, given as an option or a dataset column.
+    target_language: an ISO 639-1 code, given as an option or a dataset column; None for a row whose code is unknown.
     """
-    targets = [target_language] * len(completions) if isinstance(target_language, str) else target_language
+    targets = [_known(target_language)] * len(completions) if isinstance(target_language, str) else target_language
     return [
-        _share(_prose(_reasoning(completion_text(completion))), target)
+        _share(_prose(_reasoning(completion_text(completion, completion_prefix))), target) if target else None
         for completion, target in zip(completions, targets, strict=True)
     ]
+
+
+def _known(target: str) -> str:
+    if target not in _SCRIPTS and target not in _LATIN:
+        known = ", ".join(sorted((*_SCRIPTS, *_LATIN)))
+        raise ValueError(f"target_language={target!r} is not one of the ISO 639-1 codes {known}.")
+    return target
 
 
 def _share(text: str, target: str) -> float | None:
@@ -103,8 +113,7 @@ def _share(text: str, target: str) -> float | None:
         words = list(_words(text))
         ours, total = sum(own_script.match(word) is not None for word in words), len(words)
     else:
-        known = ", ".join(sorted((*_SCRIPTS, *_LATIN)))
-        raise ValueError(f"target_language={target!r} is not one of the ISO 639-1 codes {known}.")
+        return None
     return ours / total if total else None
 
 

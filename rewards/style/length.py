@@ -4,13 +4,19 @@ They never read the text; whether a completion is correct is decided by another 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.runner.load import load_function
+from rewards.runner.load import checked_by
+from rewards.style.correctness import check_correctness, correctness_of
 from rewards.text import Text
 
 
+def _check_soft(columns: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    _check_cache(options["max_completion_len"], options["soft_punish_cache"])
+
+
+@checked_by(_check_soft)
 def soft_overlong_punishment(
     prompts: Sequence[Text],
     completions: Sequence[Text],
@@ -31,11 +37,7 @@ def soft_overlong_punishment(
     max_completion_len: L (DAPO: 20480).
     soft_punish_cache: C, the last tokens before L, over which the punishment grows (DAPO: 4096); 0: none.
     """
-    if not 0 <= soft_punish_cache <= max_completion_len:
-        raise ValueError(
-            f"soft_punish_cache={soft_punish_cache} with max_completion_len={max_completion_len}: the punished "
-            "part must lie within the allowed length. Choose 0 <= soft_punish_cache <= max_completion_len."
-        )
+    _check_cache(max_completion_len, soft_punish_cache)
 
     def punishment(length: int) -> float:
         if length <= max_completion_len - soft_punish_cache:
@@ -47,6 +49,20 @@ def soft_overlong_punishment(
     return [punishment(len(ids)) for ids in completion_ids]
 
 
+def _check_cache(max_completion_len: int, soft_punish_cache: int) -> None:
+    if not 0 <= soft_punish_cache <= max_completion_len:
+        raise ValueError(
+            f"soft_punish_cache={soft_punish_cache} with max_completion_len={max_completion_len}: the punished "
+            "part must lie within the allowed length. Choose 0 <= soft_punish_cache <= max_completion_len."
+        )
+
+
+def _check_cosine(columns: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    _check_max_len(options["max_len"])
+    return check_correctness(options.get("correctness", "accuracy"), columns)
+
+
+@checked_by(_check_cosine)
 def cosine_scaled(
     prompts: Sequence[Text],
     completions: Sequence[Text],
@@ -59,6 +75,8 @@ def cosine_scaled(
     max_value_correct: float = 1.0,
     exceed_penalty: float | None = None,
     correctness: str = "accuracy",
+    all_columns: Mapping[str, Sequence[Any]] | None = None,
+    completion_prefix: str = "",
     **kwargs: Any,
 ) -> list[float | None]:
     """Correctness scaled by length (2502.03373, appendix C.1): short correct answers earn most, short wrong ones least.
@@ -74,8 +92,10 @@ def cosine_scaled(
     correctness: the reward that decides whether a completion is correct (above 0.5): a name or `module:function`. Its
         columns are needed, too.
     """
-    verify = load_function(correctness)
-    correct = verify(prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs)
+    _check_max_len(max_len)
+    correct = correctness_of(
+        correctness, prompts, completions, completion_ids, all_columns, completion_prefix, passed=kwargs
+    )
     rewards: list[float | None] = []
     for value, ids in zip(correct, completion_ids, strict=True):
         if value is None:
@@ -89,12 +109,24 @@ def cosine_scaled(
     return rewards
 
 
+def _check_max_len(max_len: int) -> None:
+    if max_len < 1:
+        raise ValueError(f"reward 'cosine_scaled' has max_len={max_len}, a number of tokens. Choose max_len >= 1.")
+
+
+def _check_relative(columns: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    return check_correctness(options.get("correctness", "accuracy"), columns)
+
+
+@checked_by(_check_relative)
 def relative_length(
     prompts: Sequence[Text],
     completions: Sequence[Text],
     completion_ids: Sequence[Sequence[int]],
     *,
     correctness: str = "accuracy",
+    all_columns: Mapping[str, Sequence[Any]] | None = None,
+    completion_prefix: str = "",
     **kwargs: Any,
 ) -> list[float | None]:
     """Kimi k1.5's length reward, relative to the group (2501.12599, section 2.3.3), -0.5 to 0.5:
@@ -110,8 +142,9 @@ def relative_length(
     correctness: the reward that decides whether a completion is correct (above 0.5): a name or `module:function`. Its
         columns are needed, too.
     """
-    verify = load_function(correctness)
-    correct = verify(prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs)
+    correct = correctness_of(
+        correctness, prompts, completions, completion_ids, all_columns, completion_prefix, passed=kwargs
+    )
     lengths = [len(ids) for ids in completion_ids]
     shortest, longest = min(lengths), max(lengths)
     rewards: list[float | None] = []

@@ -22,10 +22,7 @@ def load_object(reference: str, *, kind: str, base_dir: Path | None = None) -> A
         ValueError: the module, file or name does not exist.
     """
     where, _, name = reference.rpartition(":")
-    if where.endswith(".py"):
-        module = _load_file((base_dir or Path.cwd()) / Path(where).expanduser(), kind)
-    else:
-        module = _load_module(where, kind)
+    module = _load_file(where, kind, base_dir) if where.endswith(".py") else _load_module(where, kind)
     if not hasattr(module, name):
         known = [known for known, value in vars(module).items() if callable(value)]
         raise ValueError(f"{kind} {reference!r}: {where} does not define {name!r}.{nearest(name, known)}")
@@ -43,10 +40,13 @@ def _load_module(name: str, kind: str) -> ModuleType:
         ) from error
 
 
-def _load_file(path: Path, kind: str) -> ModuleType:
-    path = path.resolve()
+def _load_file(where: str, kind: str, base_dir: Path | None) -> ModuleType:
+    path = ((base_dir or Path.cwd()) / Path(where).expanduser()).resolve()
     if not path.is_file():
-        raise ValueError(f"{kind}: file {path} does not exist. Correct the path; relative paths start at the recipe.")
+        raise ValueError(
+            f"{kind}: file {path} does not exist. Correct the path: it is relative to the "
+            f"{'working directory' if base_dir is None else 'recipe'}, and with ./ or ../ in a recipe to the recipe."
+        )
     name = f"_loaded_{path.stem}_{abs(hash(path)):x}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)

@@ -29,6 +29,14 @@ class LocalBackend:
         self._submissions, self._checkers = submissions, checkers
         self.concurrency = submissions.size
 
+    def unsupported(self, tests: Tests, language: Language) -> str | None:
+        """Why these tests cannot run here; None if they can."""
+        if language != "python" and tests.type != "stdin":
+            return f"{tests.type} tests need language 'python'; {language!r} supports stdin tests only"
+        if language == "cpp" and shutil.which("g++") is None:
+            return "language 'cpp' needs g++ on this machine: install it, or set backend to a remote sandbox"
+        return None
+
     def run(self, program: str, tests: Tests, language: Language, *, stop_early: bool) -> list[TestResult]:
         """One result per test, in order; with stop_early, tests after the first failure are not run."""
         for attempt in (1, 2):
@@ -41,8 +49,6 @@ class LocalBackend:
 
     def _run(self, program: str, tests: Tests, language: Language, stop_early: bool) -> list[TestResult]:
         assert tests.time_limit and tests.memory_mb
-        if language != "python" and tests.type != "stdin":
-            raise ValueError(f"{tests.type} tests need language 'python'; {language!r} supports stdin tests only.")
         limits = Limits(time_limit=tests.time_limit, memory_mb=tests.memory_mb)
         with self._submissions.box() as box:
             if tests.type == "assert":
@@ -237,10 +243,7 @@ def _mediate(check: Running, server: _Server) -> Iterator[TestResult]:
 
 
 def _compile(box: Box, program: str) -> TestResult | None:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise ValueError("language 'cpp' needs g++ on this machine. Install it, or set backend to a remote sandbox.")
-    argv = [compiler, "-x", "c++", "-std=c++17", "-O2", "-o", f"{box.folder}/main", "-"]
+    argv = [shutil.which("g++") or "g++", "-x", "c++", "-std=c++17", "-O2", "-o", f"{box.folder}/main", "-"]
     try:
         with Running(box, {"mode": "compile", "argv": argv}, _COMPILING) as running:
             running.feed(program.encode(errors="replace"), last=True)

@@ -106,9 +106,15 @@ class RemoteBackend:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def run(self, program: str, tests: Tests, language: Language, *, stop_early: bool) -> list[TestResult]:
+    def unsupported(self, tests: Tests, language: Language) -> str | None:
+        """Why these tests cannot run there; None if they can."""
         if tests.type == "assert" or tests.checker is not None:
-            raise ValueError("assert tests and checkers need backend 'local': a remote run cannot talk to a check.")
+            return "assert tests and checkers need backend 'local': a remote run cannot talk to a check"
+        if language != "python" and tests.type != "stdin":
+            return f"{tests.type} tests need language 'python'; {language!r} supports stdin tests only"
+        return None
+
+    def run(self, program: str, tests: Tests, language: Language, *, stop_early: bool) -> list[TestResult]:
         one_by_one = self._calls(program, tests) if tests.type == "call" else self._scripts(program, tests, language)
         found: list[TestResult] = []
         for result in one_by_one:

@@ -10,7 +10,7 @@ import pytest
 from rewards import accuracy
 from rewards.answers.accuracy import _pool, check_reference, equal_answers, verify
 from rewards.runner.workers import WorkerPool
-from rewards.text import final_answer, gold_answer
+from rewards.text import final_answer, reference_answer
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_free_text_is_searched_on_request(completion, expected):
     ],
 )
 def test_reference_answers_of_gsm8k_and_math_are_extracted(solution, expected):
-    assert gold_answer(solution) == expected
+    assert reference_answer(solution) == expected
 
 
 @pytest.mark.parametrize(

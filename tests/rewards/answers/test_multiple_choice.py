@@ -115,7 +115,7 @@ def test_arcs_own_labels_are_read():
     assert grade("Rome", "2", arc) == 0.0
 
 
-@pytest.mark.parametrize("reference", ["Berlin", "E", 4, -1, ""])
+@pytest.mark.parametrize("reference", ["Berlin", "E", 4, -1, 1.5, True])
 def test_a_reference_answer_that_names_no_option_yields_no_reward(reference):
     assert grade("B", reference, CITIES) is None
     check = multiple_choice.check_columns  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 
 import grpo
 from rewards.runner.load import checked_by
-from rewards.runner.preflight import check_problems
+from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.sources import load_source
 from tests.grpo.stages.test_trainer import rollout_of, write_recipe
@@ -26,16 +27,21 @@ def source_of(folder: Path, *rows: dict):
     return load_source(dataset_name=str(path))
 
 
-def warnings(source, *specs: RewardSpec) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    problems = map(source.__getitem__, range(source.size or 1))
-    check_problems(problems, source.size, [], Rewards(specs, num_workers=0), console)
+def warnings(source, *specs: RewardSpec, processes: int = 1) -> str:
+    console, rewards = Console(file=io.StringIO(), width=200), Rewards(specs, num_workers=0)
+    shares = [range(rank, source.size or 1, processes) for rank in range(processes)]
+    found = [inspect_problems(map(source.__getitem__, share), rewards) for share in shares]
+    found = pickle.loads(pickle.dumps(found))
+    report_findings(found, [inspect_problems([], rewards)], rewards, console, complete=source.size is not None)
     return console.file.getvalue()
 
 
-def test_unreadable_reference_answers_are_counted_and_ten_are_named(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_unreadable_reference_answers_are_counted_and_ten_are_named(tmp_path, processes):
+    """However many processes share the work."""
     source = source_of(tmp_path, *[{"solution": "x" if i % 2 else "7"} for i in range(24)])
-    assert warnings(source, RewardSpec(function=numeric), RewardSpec(function="format")) == (
+    specs = [RewardSpec(function=numeric), RewardSpec(function="format")]
+    assert warnings(source, *specs, processes=processes) == (
         "reward 'numeric' cannot grade 12 of 24 problems:\n"
         f"  12: not a number ({', '.join(f'rows.jsonl/train/{i}' for i in range(1, 20, 2))}, …)\n"
     )

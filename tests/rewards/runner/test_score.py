@@ -1,5 +1,6 @@
 """The scorer: weighted sums, workers that score while groups arrive, and failures."""
 
+import asyncio
 import math
 import os
 import signal
@@ -7,10 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rewards.runner.score import RewardError, Rewards, RewardSpec
 from rollout.types import Completion, Group, Problem
@@ -68,13 +71,13 @@ def test_functions_get_the_arguments_trl_passes():
         assert (trainer_state.global_step, trainer_state.max_steps) == (0, 0)
         return [0.0, 0.0]
 
-    score_all([{"function": look, "options": {"rate": 3}}], [group(["a", "bb"], prompt="q", target=26, rate=1)])
+    score_all([{"function": look, "options": {"rate": 3}}], [group(["a", "bb"], prompt="q", target=26)])
     assert seen == {
         "prompts": ["q", "q"],
         "completions": ["a", "bb"],
         "completion_ids": [[7], [7, 7]],
         "target": [26, 26],
-        "rate": 3,  # an option overrides a column of the same name
+        "rate": 3,
     }
     score_all([{"function": look}], [group(["a", "bb"], prompt=[{"role": "user", "content": "q"}])])
     assert seen["prompts"] == [[{"role": "user", "content": "q"}]] * 2
@@ -296,9 +299,9 @@ def test_a_reward_that_exceeds_the_time_limit_stops_the_run_and_loses_its_worker
     with pytest.raises(RewardError) as error:
         score_all(specs, groups, 1, tmp_path, timeout=0.5)
     assert str(error.value) == (
-        "reward 'mine', 'format' did not return within the time limit of 0.5 s for a group.\n"
+        "reward 'mine' did not return within the time limit of 0.5 s for a group.\n"
         "It was given completion 1 of 2 for problem 'p/1', which begins 'slow'. "
-        "Make it faster or have it give up earlier, or raise `timeout`."
+        "Make it faster or have it give up earlier, or raise trainer.reward_timeout."
     )
     assert not Path(f"/proc/{pid_file.read_text()}").exists()
 
@@ -310,10 +313,16 @@ def test_a_reward_that_exceeds_the_time_limit_stops_the_run_and_loses_its_worker
         (None, "reward 'mine' returned None for 2 completions"),
         (1.0, "reward 'mine' returned 1.0 for 2 completions"),
         (
-            [1.0, math.nan],
-            "reward 'mine' returned nan (float) for completion 2 of 2 for problem 'p/0', which begins 'b'",
+            [1.0, math.inf],
+            "reward 'mine' returned inf (float) for completion 2 of 2 for problem 'p/0', which begins 'b'. "
+            "A reward must be a number between -1e+18 and 1e+18, or None if it does not apply.",
         ),
-        ([math.inf, 0.0], "reward 'mine' returned inf (float) for completion 1 of 2"),
+        ([0.0, -1e308], "reward 'mine' returned -1e+308 (float) for completion 2 of 2"),  # its square overflows
+        ([10**400, 0.0], "reward 'mine' returned an integer of more than 300 digits (int) for completion 1 of 2"),
+        (np.array([0.0, -np.inf]), "reward 'mine' returned -inf (float) for completion 2 of 2"),
+        (torch.zeros(3), "reward 'mine' returned 3 values for 2 completions"),
+        (torch.zeros(2, 1), "reward 'mine' returned [0.0] (list) for completion 1 of 2"),
+        (torch.tensor(0.5), "reward 'mine' returned 0.5 for 2 completions"),
         ([0.0, "1"], "reward 'mine' returned '1' (str) for completion 2 of 2"),
         ([[0.0], 1], "reward 'mine' returned [0.0] (list) for completion 1 of 2"),
     ],
@@ -322,6 +331,84 @@ def test_anything_but_one_finite_number_per_completion_stops_the_run(returned, m
     with pytest.raises(RewardError) as error:
         score_all([{"function": lambda **kwargs: returned, "name": "mine"}], [group(["a", "b"])])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        torch.tensor([0.5, math.nan]),
+        torch.tensor([0.5, math.nan], dtype=torch.bfloat16, requires_grad=True),
+        [torch.tensor(0.5), torch.tensor(math.nan)],
+        np.array([0.5, np.nan], dtype=np.float32),
+        [np.float16(0.5), np.float64("nan")],
+        (value for value in (0.5, None)),
+        [Fraction(1, 2), math.nan],
+    ],
+)
+def test_tensors_arrays_and_their_scalars_are_values_and_nan_is_none(returned):
+    (scored,) = score_all([{"function": lambda **kwargs: returned, "name": "mine"}], [group(["a", "b"])])
+    assert scored.breakdown == {"mine": [0.5, None]}
+    assert scored.rewards[0] == 0.5 and math.isnan(scored.rewards[1])
+
+
+def test_booleans_and_integers_of_numpy_are_values():
+    (scored,) = score_all([{"function": lambda **kwargs: [np.True_, np.int64(3)], "name": "mine"}], [group("ab")])
+    assert scored.breakdown == {"mine": [1.0, 3.0]}
+
+
+HANGING = {
+    "sleep": "def mine(prompts, completions, **kwargs):\n    time.sleep(600)",
+    "loop": "def mine(prompts, completions, **kwargs):\n    while True: pass",
+    "async": "import asyncio\nasync def mine(prompts, completions, **kwargs):\n    await asyncio.sleep(600)",
+    "suppressed": (  # as in a function that gives such completions 0
+        "def mine(prompts, completions, **kwargs):\n    try: time.sleep(600)\n    except Exception: return [0.0]"
+    ),
+    "alarm": (  # as math_verify uses it
+        "import signal\ndef mine(prompts, completions, **kwargs):\n"
+        "    signal.alarm(5)\n    signal.alarm(0)\n    time.sleep(600)"
+    ),
+}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kind", HANGING)
+def test_a_hanging_reward_is_named_after_the_time_limit_and_nothing_is_left_running(tmp_path, kind, num_workers):
+    specs = [{"function": "format"}, {"function": write_reward(tmp_path, HANGING[kind])}]
+    started, threads = time.perf_counter(), threading.active_count()
+    with pytest.raises(RewardError, match=r"^reward 'mine' did not return within the time limit of 0\.5 s for a group"):
+        score_all(specs, [group(["a"])], num_workers, tmp_path, timeout=0.5)
+    assert time.perf_counter() - started < 60
+    assert children() == set() and threading.active_count() <= threads
+
+
+def test_a_hanging_callable_is_interrupted_and_the_next_call_works():
+    hang = [True]
+
+    async def mine(completions, **kwargs):
+        if hang[0]:
+            await asyncio.sleep(600)
+        return [1.0] * len(completions)
+
+    rewards = Rewards([RewardSpec(function=mine)], num_workers=2, timeout=0.3)
+    with pytest.raises(RewardError, match=r"reward 'mine' did not return within the time limit of 0\.3 s"):
+        list(rewards.score([group(["a"])]))
+    hang[0] = False
+    assert [scored.rewards for scored in rewards.score([group(["a"])])] == [[1.0]]
+    rewards.close()
+
+
+def test_a_reward_that_cannot_be_interrupted_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("rewards.runner.remote._GRACE", 0.5)
+    body = (
+        "import signal\ndef mine(prompts, completions, **kwargs):\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n    time.sleep(600)"
+    )
+    specs = [{"function": write_reward(tmp_path, body)}, {"function": "format"}]
+    with pytest.raises(
+        RewardError, match="one of the rewards 'mine', 'format' did not return within the time limit of 1 s"
+    ):
+        score_all(specs, [group(["a"])], 1, tmp_path, timeout=1.0)
+    assert children() == set()
 
 
 def test_an_error_leaves_the_rest_unscored_and_close_returns_at_once(tmp_path):

@@ -19,19 +19,21 @@ FACTORIES = {
 }
 
 
-@pytest.mark.parametrize("gold", [r"\frac{1}{3}", "no mathematics"])
-def test_trls_rewards_return_the_same_values_as_in_trl(gold):
+@pytest.mark.parametrize("solution", [r"\frac{1}{3}", "no mathematics"])
+def test_trls_rewards_return_the_same_values_as_in_trl(solution):
     trl = pytest.importorskip("trl.rewards")
     names = [name for names in trl._import_structure.values() for name in names]
     assert len(names) >= 6 and set(FACTORIES) == {name for name in names if name.startswith("get_")}
     specs = [{"function": f"trl.rewards:{name}", "options": FACTORIES.get(name, {})} for name in names]
-    (scored,) = score_all(specs, [group(TEXTS, prompt=[{"role": "user", "content": "How much?"}], solution=gold)], 1)
+    (scored,) = score_all(
+        specs, [group(TEXTS, prompt=[{"role": "user", "content": "How much?"}], solution=solution)], 1
+    )
     extras = {}
     arguments = {
         "prompts": [[{"role": "user", "content": "How much?"}]] * 5,
         "completions": [[{"role": "assistant", "content": text}] for text in TEXTS],
         "completion_ids": [[7] * len(text) for text in TEXTS],
-        "solution": [gold] * 5,
+        "solution": [solution] * 5,
         "log_extra": lambda column, values: extras.setdefault(column, values),
     }
     for name in names:

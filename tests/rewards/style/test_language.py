@@ -77,8 +77,12 @@ def test_an_unknown_language_is_found_before_training():
     with pytest.raises(ValueError, match="target_language='xx' is not one of the ISO 639-1 codes af, am, ar"):
         language([""], ["word"], target_language="xx")
     check = language.check_columns  # type: ignore[attr-defined]
-    assert check({"target_language": "xx"}) == "target_language 'xx' is not known"
-    assert check({"target_language": "zh"}) is None and check({}) is None
+    assert check({"target_language": "xx"}, {}) == "target_language 'xx' is not known"
+    assert check({"target_language": None}, {}) == "target_language None is not known"
+    assert check({"target_language": "zh"}, {}) is None and check({}, {}) is None
+    with pytest.raises(ValueError, match="target_language='xx' is not one of"):
+        check({}, {"target_language": "xx"})
+    assert language([""] * 3, ["我们"] * 3, target_language=["zh", "xx", None]) == [1.0, None, None]
 
 
 def test_a_missing_identifier_is_named_only_when_needed(monkeypatch):
