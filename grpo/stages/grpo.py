@@ -27,8 +27,10 @@ from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.objective import loss_function
 from grpo.model.moe import load_metrics
+from grpo.recipe import signals
 from grpo.recipe.config import GRPORecipe
 from grpo.report.metrics import ExpertLoad, Metric, merge, values
+from grpo.report.records import METRICS_FILE, is_evaluation, read_rows
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.collect import collect
@@ -55,15 +57,20 @@ class Trainer:
 
     def train(self) -> Path:
         """Train to `max_steps`; returns the folder of the last checkpoint."""
-        if self.step == 0:
+        if self._evaluation_is_missing():
             self.evaluate()
+        signals.defer()
         while self.step < self.recipe.trainer.max_steps:
             self.train_step()
             done = self.step >= self.recipe.trainer.max_steps
-            if done or self._is_due(self.recipe.evaluation.eval_steps):
+            stop = self._stop_signal()
+            if not stop and (done or self._is_due(self.recipe.evaluation.eval_steps)):
                 self.evaluate()
-            if done or self._is_due(self.recipe.trainer.save_steps):
+                stop = self._stop_signal()
+            if done or stop or self._is_due(self.recipe.trainer.save_steps):
                 self.save()
+            if stop:
+                raise signals.Stopped(stop, self.step)
         self.report.summary()
         return checkpoints.checkpoint_path(self.recipe.output_dir, self.step)
 
@@ -160,6 +167,19 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         """Whether a multiple of `every` lies within the optimizer steps of the last rollout."""
         return every > 0 and self.step // every > (self.step - self.recipe.algorithm.steps_per_generation) // every
+
+    def _stop_signal(self) -> int:
+        """The signal that any process received, in all of them; or 0."""
+        return max(gather_object([signals.received()]))
+
+    def _evaluation_is_missing(self) -> bool:
+        """Whether this step's evaluation is due and a signal came first, or nothing has been trained yet."""
+        if self.step == 0:
+            return True
+        due = self.step >= self.recipe.trainer.max_steps or self._is_due(self.recipe.evaluation.eval_steps)
+        rows = read_rows(self.recipe.output_dir / METRICS_FILE)
+        done = any(is_evaluation(row) and row["step"] == self.step for row in rows)
+        return gather_object([due and not done])[0]
 
     def _log(self, local: dict[str, Metric], seconds: float) -> None:
         merged = merge(gather_object([local]))
