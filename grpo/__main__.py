@@ -27,9 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(arguments: Sequence[str]) -> None:
     """`grpo train`: run the recipe in a launched process; otherwise launch the processes."""
     from grpo.recipe.launch import is_launched, launch, launch_on_cpu, missing_processes, use_all_cores
+    from grpo.recipe.signals import Stopped, command_to_continue, end, end_with_launcher, listen
 
     options, path, overrides = _split(arguments)
+    command = ["train", path, *overrides]
     if is_launched():
+        end_with_launcher()
         use_all_cores()
     from grpo.recipe.errors import RunError
     from grpo.recipe.load import load_recipe
@@ -39,15 +42,18 @@ def train(arguments: Sequence[str]) -> None:
         recipe = load_recipe(path, overrides)
         if missing := missing_processes():
             check_world(recipe, missing)
-            launch_on_cpu(missing, ["train", path, *overrides])
+            launch_on_cpu(missing, command)
         if is_launched():
+            listen(command_to_continue(["grpo", *command], resumes=recipe.stage == "grpo"))
             from grpo.stages.pipeline import run
 
             run(recipe)
             return
     except RunError as error:
         _fail(str(error))
-    launch(options, ["train", path, *overrides])
+    except Stopped as stopped:
+        end(str(stopped), stopped.number)
+    launch(options, command)
 
 
 def check(arguments: Sequence[str]) -> None:

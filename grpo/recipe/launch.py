@@ -1,12 +1,21 @@
 """Starts training processes and sets up the current one.
 
-Users start processes with `accelerate launch`, or with `grpo train`, which runs `accelerate launch`.
+Users start processes with `accelerate launch`, or with `grpo train`, which runs accelerate's launcher in its own
+process: it forwards signals, waits for the training processes, exits with their code and adds no traceback to theirs.
 """
 
+import logging
 import os
+import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
+
+import psutil
+
+from grpo.recipe.signals import COMMAND, LAUNCHER, SIGNALS, command_to_continue, end
 
 # Set by torchrun in each of several processes, and by `accelerate launch` in a single one.
 _MARKS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
@@ -36,37 +45,74 @@ def missing_processes() -> int:
     """
     if "RANK" in os.environ or "MASTER_ADDR" not in os.environ or not is_launched():
         return 0
-    import psutil
-
     command = psutil.Process().parent()
     words = command.cmdline() if command else []
-    if "launch" not in "".join(words[:4]):
+    starts = [i for i, word in enumerate(words[:4]) if "launch" in word or word == "train"]
+    if not starts:
         return 0
     from accelerate.commands.launch import launch_command_parser
 
-    start = next(i for i, word in enumerate(words) if "launch" in word) + 1
-    requested = launch_command_parser().parse_known_args(words[start:])[0].num_processes or 1
+    requested = launch_command_parser().parse_known_args(words[starts[0] + 1 :])[0].num_processes or 1
     return requested if requested > 1 else 0
 
 
 def launch_on_cpu(num_processes: int, command: Sequence[str]) -> NoReturn:
-    """Replace this process by torchrun with `num_processes` CPU processes, which communicate over gloo."""
+    """Run `grpo [command]` in `num_processes` CPU processes, which communicate over gloo, and exit as they do."""
+    from torch.distributed import run as torchrun
+
+    cores = len(os.sched_getaffinity(0))
+    if os.environ["OMP_NUM_THREADS"] == str(cores):  # set by use_all_cores for one process
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // num_processes))
     options = ["--standalone", "--nproc_per_node", str(num_processes)]
-    program = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "grpo", *command]
-    sys.stdout.flush()
-    os.execv(sys.executable, program)
+    arguments = torchrun.parse_args([*options, "-m", "grpo", *command])
+    arguments.signals_to_handle = "SIGQUIT"
+    _supervise(lambda: torchrun.run(arguments), command_to_continue(["grpo", *command], resumes=False))
 
 
 def launch(accelerate_options: Sequence[str], command: Sequence[str]) -> NoReturn:
-    """Replace this process by `accelerate launch [options] -m grpo [command]`."""
+    """Run `accelerate launch [options] -m grpo [command]` in this process, and exit as its training processes do."""
     from accelerate.commands.config.config_args import default_config_file
+    from accelerate.commands.launch import launch_command, launch_command_parser
 
     options = [*accelerate_options]
     if not os.path.isfile(default_config_file):  # noqa: PTH113 (a string)
         options = [*_defaults(accelerate_options), *options]
-    program = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options, "-m", "grpo", *command]
+    arguments = launch_command_parser().parse_args([*options, "-m", "grpo", *command])
+    arguments.signals_to_handle = "SIGQUIT"  # torchrun's: leave the others to _supervise
+    typed = shlex.join(["grpo", command[0], *accelerate_options, *command[1:]])
+    _supervise(lambda: launch_command(arguments), typed)
+
+
+def _supervise(start: Callable[[], object], typed: str) -> NoReturn:
+    """Run a launcher that waits for its processes; forward signals to them, and exit with their code.
+
+    typed: the command line, for the message that says how to continue.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    def forward(number: int, _frame: object) -> None:
+        children = psutil.Process().children()
+        if not children:
+            end(f"stopped before a step was done ({signal.Signals(number).name})", number, typed)
+        for child in children:
+            child.send_signal(number)
+
+    for number in SIGNALS:
+        signal.signal(number, forward)
+    os.environ |= {COMMAND: typed, LAUNCHER: str(os.getpid())}
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats the processes' own errors
     sys.stdout.flush()
-    os.execv(sys.executable, program)
+    code = 0
+    try:
+        start()
+    except subprocess.CalledProcessError as error:
+        code = error.returncode
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+    if code < 0:
+        name = signal.Signals(-code).name
+        print(f"a training process was ended by {name}; continue with: {typed}", file=sys.stderr)
+    sys.exit(code if code >= 0 else 128 - code)
 
 
 def _defaults(given: Sequence[str]) -> list[str]:

@@ -26,9 +26,11 @@ from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.objective import loss_function
 from grpo.model.moe import load_metrics
+from grpo.recipe import signals
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import RefusedError
 from grpo.report.metrics import ExpertLoad, Mean, Metric, merge, per_step, values
+from grpo.report.records import METRICS_FILE, is_evaluation, read_rows
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.collect import collect
@@ -71,16 +73,21 @@ class Trainer:
         Raises:
             RuntimeError: it could not be saved.
         """
-        if self.step == 0:
+        if self._evaluation_is_missing():
             self.evaluate()
+        signals.defer()
         while self.step < self.recipe.trainer.max_steps:
             before, self.score = self.step, None
             self.train_step()
             done = self.step >= self.recipe.trainer.max_steps
-            if done or due_within(before, self.step, self.recipe.evaluation.eval_steps):
+            stop = self._stop_signal()
+            if not stop and (done or due_within(before, self.step, self.recipe.evaluation.eval_steps)):
                 self.evaluate()
-            if done or due_within(before, self.step, self.recipe.trainer.save_steps):
+                stop = self._stop_signal()
+            if done or stop or due_within(before, self.step, self.recipe.trainer.save_steps):
                 self.save()
+            if stop:
+                raise signals.Stopped(stop, self.step)
         self.report.summary()
         if self.saved is None:
             raise RuntimeError(f"step {self.step}, the last one, could not be saved; the warning above says why.")
@@ -165,6 +172,22 @@ class Trainer:
         """Write a checkpoint from which a run continues exactly."""
         with self.report.phase("save"):
             self.saved = save(self.parts, self.step, self.score)
+
+    def _stop_signal(self) -> int:
+        """The signal that any process received, in all of them; or 0."""
+        return max(gather_object([signals.received()]))
+
+    def _evaluation_is_missing(self) -> bool:
+        """Whether this step's evaluation is due and a signal came first, or nothing has been trained yet."""
+        if self.step == 0:
+            return True
+        before = self.step - self.recipe.algorithm.steps_per_generation
+        due = self.step >= self.recipe.trainer.max_steps or due_within(
+            before, self.step, self.recipe.evaluation.eval_steps
+        )
+        rows = read_rows(self.recipe.output_dir / METRICS_FILE)
+        done = any(is_evaluation(row) and row["step"] == self.step for row in rows)
+        return gather_object([due and not done])[0]
 
     def _log(self, local: dict[str, Metric], seconds: float) -> None:
         merged = merge(gather_object([local]))

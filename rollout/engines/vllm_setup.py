@@ -5,6 +5,7 @@ each of them. docs/engines.md lists the traps this file avoids.
 """
 
 import gc
+import inspect
 import logging
 import os
 import warnings
@@ -60,6 +61,7 @@ def start(
         memory = f"rollout.gpu_memory_utilization={gpu_memory_utilization}"
         options["gpu_memory_utilization"] = gpu_memory_utilization
     llm = _construct(options | source | vllm_options, memory, on_cpu)
+    llm.collective_rpc(_separate_classes)
     _running.append(llm)
     return llm
 
@@ -96,6 +98,31 @@ def repack_for_cpu(worker: Any) -> None:
             module.quant_method.process_weights_after_loading(module)
         elif kernel := getattr(getattr(module, "quant_method", None), "moe_kernel", None):
             kernel.fused_experts.process_weights_after_loading(module)
+
+
+def _separate_classes(worker: Any) -> None:
+    """Give vLLM's transformers models classes of their own and restore the ones it decorated for torch.compile.
+
+    For architectures without an implementation of its own, vLLM decorates the class in transformers: `__call__` and
+    `__init__` of the trainer's model would then need attributes that only vLLM's instance has.
+    """
+    from vllm.compilation.decorators import IGNORE_COMPILE_KEY
+    from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
+
+    for module in worker.get_model().modules():
+        decorated = type(module)
+        bases = decorated.__bases__
+        if TorchCompileWithNoGuardsWrapper not in bases or not decorated.__module__.startswith("transformers"):
+            continue
+        added = ["__call__", "save_aot_compiled_function", IGNORE_COMPILE_KEY]
+        members = {name: decorated.__dict__[name] for name in added}
+        original_init = inspect.getclosurevars(decorated.__init__).nonlocals["old_init"]
+        for name in added:
+            delattr(decorated, name)
+        decorated.__init__ = original_init
+        decorated.__bases__ = tuple(base for base in bases if base is not TorchCompileWithNoGuardsWrapper)
+        members |= {"__module__": decorated.__module__}
+        module.__class__ = type(decorated.__name__, (decorated, TorchCompileWithNoGuardsWrapper), members)
 
 
 def _cpu_options(kv_cache_gib: float, max_model_len: int) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def engine(vllm_v3: VLLMEngine) -> VLLMEngine:
         ("vllm.distributed", "destroy_model_parallel"),
         ("vllm.logprobs", "FlatLogprobs"),
         ("vllm.sampling_params", "RequestOutputKind.FINAL_ONLY"),
+        ("vllm.compilation.decorators", "IGNORE_COMPILE_KEY"),
+        ("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrapper"),
         ("vllm.v1.attention.backends.cpu_attn", "CPUAttentionBackend.get_supported_head_sizes"),
         ("vllm.model_executor.layers.vocab_parallel_embedding", "ParallelLMHead"),
         ("vllm.v1.worker.gpu_worker", "Worker.reload_weights"),
@@ -98,6 +100,22 @@ def test_stopping_calls_the_cleanup_that_is_replaced() -> None:
     from vllm.v1.engine.core import EngineCore
 
     assert "cleanup_dist_env_and_memory()" in inspect.getsource(EngineCore.shutdown)
+
+
+def test_the_transformers_backend_decorates_the_model_class() -> None:
+    """`_separate_classes` undoes this; if `support_torch_compile` leaves classes alone, it can go."""
+    from vllm.compilation import decorators
+
+    source = inspect.getsource(decorators._support_torch_compile)
+    for line in (
+        "cls.__bases__ = cls.__bases__ + (TorchCompileWithNoGuardsWrapper,)",
+        "old_init = cls.__init__",
+        "cls.__init__ = __init__",
+        "cls.__call__ = __call__",
+        "cls.save_aot_compiled_function = save_aot_compiled_function",
+        "setattr(cls, IGNORE_COMPILE_KEY, False)",
+    ):
+        assert line in source
 
 
 def test_the_cpu_worker_replaces_set_num_threads() -> None:
