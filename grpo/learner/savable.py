@@ -40,15 +40,15 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
             tokenizer.save_pretrained(folder)
     except Exception as error:  # whatever it is, it would come again after training
         raise RecipeError(
-            f"{name} cannot be saved to {output_dir}, so its training would be lost: {error} "
+            f"{name} cannot be saved to {output_dir}, so its training would be lost: {' '.join(str(error).split())} "
             "Correct its files, or choose another model or trainer.output_dir."
         ) from error
     needed = copies * sum(p.numel() * p.element_size() for p in model.parameters())
     free = shutil.disk_usage(output_dir).free
     if free < needed:
         raise RecipeError(
-            f"trainer.output_dir={output_dir}: {free / 2**30:.2f} GiB are free, but one checkpoint takes "
-            f"{needed / 2**30:.2f} GiB. Free disk space, or choose another folder."
+            f"trainer.output_dir={output_dir}: {free / 2**30:.2g} GiB are free, but one checkpoint takes "
+            f"{needed / 2**30:.2g} GiB. Free disk space, or choose another folder."
         )
 
 

@@ -1,0 +1,200 @@
+"""One folder, one run: used folders, locks, resuming with the same and with another recipe."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import grpo
+from grpo.learner.checkpoint import STATE, read_mark
+from grpo.recipe.load import RecipeError
+from grpo.stages.run_folder import LOCK_FILE, is_used
+
+
+@pytest.fixture
+def base(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A recipe that takes about a second; the run's folder is `run` beside it."""
+    recipe = {
+        "model": {"model_name_or_path": str(tiny_llama)},
+        "data": {"task": "countdown", "template": "{prompt} :", "max_prompt_length": 40},
+        "rollout": {"engine": "hf", "problems_per_step": 2, "num_generations": 2, "max_completion_length": 4},
+        "rewards": [{"function": "random"}],
+        "trainer": {"output_dir": str(tmp_path / "run"), "num_reward_workers": 1, "learning_rate": 1e-3},
+    }
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def train(recipe: Path, max_steps: int, **trainer: Any) -> Path:
+    return grpo.train(recipe, trainer={"max_steps": max_steps, **trainer})
+
+
+def resume(recipe: Path, max_steps: int, **trainer: Any) -> Path:
+    return train(recipe, max_steps, **{"resume_from_checkpoint": True, **trainer})
+
+
+def steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def rates(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["learning_rate"] for row in rows]
+
+
+def test_a_run_never_writes_into_another_runs_folder(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(base, 3)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert train(base, 1) == tmp_path / "run-2" / "checkpoint-1"
+    assert capsys.readouterr().out.startswith(
+        f"{tmp_path}/run belongs to an earlier run, so this run writes to {tmp_path}/run-2. "
+        "To continue that run instead: trainer.resume_from_checkpoint=true.\n"
+    )
+    assert train(base, 1) == tmp_path / "run-3" / "checkpoint-1"
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    assert first == tmp_path / "run" / "checkpoint-3"
+    assert yaml.safe_load((tmp_path / "run-2" / "recipe.yaml").read_text())["trainer"]["output_dir"] == str(
+        tmp_path / "run-2"
+    )
+    assert (steps(tmp_path / "run"), steps(tmp_path / "run-2")) == ([1, 2, 3], [1])
+    assert resume(base, 4) == tmp_path / "run" / "checkpoint-4"
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def test_what_makes_a_folder_used(tmp_path: Path) -> None:
+    assert not is_used(tmp_path / "missing")
+    (tmp_path / "console.log").write_text("x")
+    (tmp_path / "metrics.jsonl").touch()  # a run that failed before its first row leaves these
+    (tmp_path / "recipe.yaml").write_text("stage: grpo\n")
+    (tmp_path / "environment.json").write_text("{}")
+    assert not is_used(tmp_path)
+    (tmp_path / "environment.json").unlink()  # not written by a run: somebody's own recipe
+    assert is_used(tmp_path)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from grpo.stages import run_folder
+lock = run_folder._lock(Path(sys.argv[1]))
+print(lock is not None, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_folder_in_use_is_left_alone_until_its_process_ends(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(base, 1)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(grpo.__file__).parents[1])},
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "True\n"
+        with pytest.raises(RecipeError, match=rf"run is in use by process {holder.pid}, and only one process"):
+            resume(base, 2)
+        assert train(base, 1).parent == tmp_path / "run-2"
+        assert f"run belongs to process {holder.pid}, which is writing to it" in capsys.readouterr().out
+    finally:
+        holder.kill()
+        holder.wait()
+    assert json.loads((tmp_path / "run" / LOCK_FILE).read_text())["pid"] == holder.pid
+    assert resume(base, 2) == tmp_path / "run" / "checkpoint-2"
+
+
+def test_resuming_at_or_beyond_the_last_step_returns_the_checkpoint(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = train(base, 2)
+    for max_steps in (2, 1):
+        assert resume(base, max_steps) == done
+        assert f"{done} is already at step 2, and trainer.max_steps={max_steps}: nothing" in capsys.readouterr().out
+    assert steps(tmp_path / "run") == [1, 2]
+
+
+def test_a_copied_checkpoint_continues_its_run_under_any_name(base: Path, tmp_path: Path) -> None:
+    train(base, 3, save_steps=1)
+    whole = (tmp_path / "run" / "metrics.jsonl").read_text()
+    copied = tmp_path / "copied-folder"
+    shutil.copytree(tmp_path / "run" / "checkpoint-2", copied)
+    assert train(base, 3, resume_from_checkpoint=str(copied)) == tmp_path / "run" / "checkpoint-3"
+    assert steps(tmp_path / "run") == [1, 2, 3] and len(whole.splitlines()) == 3
+    assert (tmp_path / "run" / "checkpoint-3.superseded").is_dir()
+    elsewhere = train(base, 3, resume_from_checkpoint=str(copied), output_dir=str(tmp_path / "other"))
+    assert elsewhere == tmp_path / "other" / "checkpoint-3"
+    assert steps(tmp_path / "other") == [3]
+    # a checkpoint of another run does not mix with the run in the folder
+    assert train(base, 4, resume_from_checkpoint=str(elsewhere)).parent == tmp_path / "run-2"
+
+
+def test_a_step_in_the_middle_of_a_rollout_is_refused(base: Path) -> None:
+    train(base, 2)
+    recipe = yaml.safe_load(base.read_text()) | {"algorithm": {"steps_per_generation": 3}}
+    base.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(RecipeError, match=r"algorithm\.steps_per_generation: was 1, now 3"):
+        resume(base, 6)
+    with pytest.raises(RecipeError, match=r"steps_per_generation=3: .*checkpoint-2 is at step 2, in the middle of a"):
+        resume(base, 6, allow_changes=["algorithm.steps_per_generation"])
+
+
+def test_a_changed_recipe_is_refused_by_key_and_value(base: Path, tmp_path: Path) -> None:
+    train(base, 1)
+    recipe = yaml.safe_load(base.read_text())
+    recipe["trainer"] |= {"seed": 7, "learning_rate": 1e-4}
+    recipe["data"]["task"] = "arithmetic"
+    recipe["rewards"].append({"function": "format"})
+    base.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(RecipeError) as refused:
+        resume(base, 2, allow_changes=["data"])
+    lines = str(refused.value).splitlines()
+    assert lines[1:3] == ["  - trainer.learning_rate: was 0.001, now 0.0001", "  - trainer.seed: was 42, now 7"]
+    assert lines[3] == "  - rewards.1.function: was not set, now 'format'"
+    assert "trainer.allow_changes=[trainer.learning_rate,trainer.seed,rewards.1.function," in lines[-1]
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["trainer"]["seed"] == 42
+
+
+def test_allowed_changes_take_effect(base: Path, tmp_path: Path) -> None:
+    shared = {"lr_scheduler_type": "linear", "save_steps": 2, "weight_decay": 0.0}
+    train(base, 4, **shared)
+    assert rates(tmp_path / "run") == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    resume(base, 8, **shared)  # a longer schedule: from step 4 of 8
+    assert rates(tmp_path / "run")[4:] == pytest.approx([5e-4, 3.75e-4, 2.5e-4, 1.25e-4])
+    change = {"learning_rate": 2e-3, "adam_beta1": 0.5, "weight_decay": 0.25, "lr_scheduler_type": "constant"}
+    allowed = [f"trainer.{name}" for name in change]
+    done = resume(base, 10, **shared | change, allow_changes=allowed)
+    assert rates(tmp_path / "run")[8:] == [2e-3, 2e-3]
+    import torch
+
+    groups = torch.load(done / STATE / "optimizer.bin")["param_groups"]
+    assert [(g["betas"], g["weight_decay"], g["lr"]) for g in groups] == [
+        ((0.5, 0.999), 0.25, 2e-3),
+        ((0.5, 0.999), 0.0, 2e-3),
+    ]
+    recorded = yaml.safe_load((done / STATE / "recipe.yaml").read_text())
+    assert recorded["trainer"]["learning_rate"] == 2e-3
+
+
+def test_checkpoints_record_the_held_out_score(base: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(base.read_text())
+    recipe["evaluation"] = {"num_problems": 2, "num_samples": 2, "eval_steps": 2}
+    base.write_text(yaml.safe_dump(recipe))
+    train(base, 3, save_steps=1, save_total_limit=3)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row["eval/pass@1"] for row in rows if "eval/pass@1" in row}
+    assert sorted(scores) == [0, 2, 3]
+    marks = [read_mark(tmp_path / "run" / f"checkpoint-{step}") for step in (1, 2, 3)]
+    assert [mark.score for mark in marks] == [None, scores[2], scores[3]]
+    assert {mark.run for mark in marks} == {json.loads((tmp_path / "run" / LOCK_FILE).read_text())["run"]}
