@@ -32,11 +32,21 @@ class Problem:
 class Prompt:
     """A problem as the engine sees it: rendered with the template and tokenized.
 
-    Prompt(problem=Problem(...), token_ids=[1, 40, 17])
+    Prompt(problem=Problem(...), token_ids=[1, 40, 17], prefix="<think>\\n")
     """
 
     problem: Problem
     token_ids: Sequence[int]
+    prefix: str = ""  # end of the prompt that already belongs to the completion: an open <think> or a prefilled answer
+
+    def group(self, completions: Sequence["Completion"]) -> "Group":
+        """The Group of these completions."""
+        return Group(
+            problem=self.problem,
+            prompt_ids=self.token_ids,
+            completions=completions,
+            completion_prefix=self.prefix,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

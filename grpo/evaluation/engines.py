@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from grpo.evaluation.config import EvalModelConfig, EvalRecipe
+from rollout.engines import base as engines
 from rollout.engines.base import Engine
 from rollout.engines.build import build_engine
 from rollout.types import Completion, Group, Prompt, Sampling
@@ -51,12 +52,10 @@ def base_of(model: EvalModelConfig) -> str:
 
 def load_tokenizer(model: EvalModelConfig) -> "PreTrainedTokenizerBase":
     """The model's tokenizer; loaded first, so a wrong model path raises its ValueError here."""
-    from transformers import AutoTokenizer
-
+    # an adapter's revision does not apply to its base
+    revision = model.revision if base_of(model) == model.model_name_or_path else None
     try:
-        return AutoTokenizer.from_pretrained(
-            base_of(model), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        return engines.load_tokenizer(base_of(model), revision, model.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model={model.model_name_or_path!r}: no tokenizer in {base_of(model)!r} ({error}). Give a Hugging Face "
@@ -92,12 +91,11 @@ def whole_model(model: EvalModelConfig) -> Iterator[str]:
         from peft import AutoPeftModelForCausalLM
     except ImportError as error:
         raise ValueError(f"{adapter} is a LoRA adapter, which requires peft: pip install peft") from error
-    from transformers import AutoTokenizer
 
     with TemporaryDirectory(prefix="merged-") as folder:
         merged: Any = AutoPeftModelForCausalLM.from_pretrained(str(adapter), dtype="auto")
         merged.merge_and_unload().save_pretrained(folder)
-        AutoTokenizer.from_pretrained(base_of(model)).save_pretrained(folder)
+        load_tokenizer(model).save_pretrained(folder)
         yield folder
 
 

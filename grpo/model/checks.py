@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import moe_layers
 from grpo.recipe.errors import NonFiniteError
+from rollout.engines.base import check_context
 
 HEAD_TOLERANCE = 1e-3  # nats; in float32 the two computations agree to 1e-5
 
@@ -34,12 +35,7 @@ def check_model(
             f"{name}: the tokenizer has {tokenizer_size} entries and the embedding {rows} rows, so a token would have "
             "no embedding. Resize the embedding (model.resize_token_embeddings) or use the model's own tokenizer."
         )
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and max_model_len > longest:
-        raise ValueError(
-            f"{name} has max_position_embeddings={longest}, and prompt and completion may take {max_model_len} tokens. "
-            "Lower data.max_prompt_length, rollout.max_completion_length or rollout.max_model_len."
-        )
+    check_context(model.config, max_model_len)
     blocks = moe_layers(model).values()
     biased = bool(blocks) and all(hasattr(block.gate, "e_score_correction_bias") for block in blocks)
     if balance_bias_update_speed and not biased:

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object, set_seed
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.learner import checkpoint as checkpoints
@@ -31,7 +31,7 @@ from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source, load_source
 from rollout.data.stream import ProblemStream, held_out
-from rollout.engines.base import Engine, Publisher
+from rollout.engines.base import Engine, Publisher, load_tokenizer
 from rollout.engines.build import build_engine
 
 
@@ -68,7 +68,8 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     set_seed(recipe.trainer.seed)
     checkpoint = checkpoints.find_checkpoint(recipe.output_dir, recipe.trainer.resume_from_checkpoint)
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint or recipe.model.model_name_or_path)
+    source = (str(checkpoint), None) if checkpoint else (recipe.model.model_name_or_path, recipe.model.revision)
+    tokenizer = load_tokenizer(*source, recipe.model.trust_remote_code)
     problems = _problems(recipe, tokenizer, accelerator)
     rewards = _rewards(recipe, reward_functions)
     held_out = _held_out(recipe, tokenizer, rewards)

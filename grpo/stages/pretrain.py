@@ -17,13 +17,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.learner.optim import adamw
 from grpo.learner.savable import check_saving
 from grpo.model.moe import Routes, load_metrics, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
 from grpo.recipe.pretrain import PretrainModel, PretrainRecipe, PretrainTrainer
 from grpo.stages.documents import batches, rows
+from rollout.engines.base import load_tokenizer
 from rollout.support.loading import load_object
 
 
@@ -115,7 +116,7 @@ def _load(section: PretrainModel, base_dir: Path) -> tuple[PreTrainedTokenizerBa
     if ".py:" in source:
         tokenizer = load_object(source, kind="model.tokenizer", base_dir=base_dir)()
     else:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = load_tokenizer(source, revision=None, trust_remote_code=False)
     if section.model_name_or_path:
         model = AutoModelForCausalLM.from_pretrained(section.model_name_or_path, dtype=torch.float32)
     else:

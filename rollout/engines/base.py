@@ -1,14 +1,16 @@
-"""The interfaces of rollout engines, and what all engines share: seeds, end tokens, texts and token budgets."""
+"""The interfaces of rollout engines, and what all engines share: tokenizer, seeds, end tokens, texts, token budgets."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rollout.types import Group, Prompt, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 class Engine(Protocol):
@@ -50,22 +52,73 @@ def request_seed(sampling: Sampling, prompt: Prompt) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
-def end_token_ids(model_path: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Token ids that end a completion: the tokenizer's EOS plus those in the model's generation_config."""
-    from transformers import GenerationConfig
+def load_tokenizer(model_name_or_path: str, revision: str | None, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a Hugging Face folder or Hub name.
+
+    Raises:
+        ValueError: the folder has no tokenizer, or its tokenizer needs remote code.
+    """
+    from transformers import AutoTokenizer
 
     try:
-        configured = GenerationConfig.from_pretrained(model_path).eos_token_id
-    except OSError:  # a model without generation_config.json
-        configured = None
-    configured = configured if isinstance(configured, list) else [configured]
-    ids = sorted({i for i in [tokenizer.eos_token_id, *configured] if i is not None})
+        return AutoTokenizer.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"model.trust_remote_code=false: the tokenizer of {model_name_or_path!r} runs code from that repository. "
+            "Read the code, then set model.trust_remote_code=true, or use another tokenizer."
+        ) from error
+
+
+def end_token_ids(model_path: str, tokenizer: "PreTrainedTokenizerBase", revision: str | None) -> list[int]:
+    """Ids that end a completion: the tokenizer's EOS and every eos_token_id in generation_config.json and config.json.
+
+    The files are read as they are: transformers' config classes would add their own default EOS.
+    """
+    config = _read_json(model_path, "config.json", revision)
+    sections = [config, config.get("text_config") or {}, _read_json(model_path, "generation_config.json", revision)]
+    found: list[Any] = [tokenizer.eos_token_id]
+    for section in sections:
+        configured = section.get("eos_token_id")
+        found += configured if isinstance(configured, list) else [configured]
+    ids = {i for i in found if i is not None}
     if not ids:
         raise ValueError(
             f"{model_path} has no EOS token, so completions could not end. "
             "Set eos_token in its tokenizer_config.json or eos_token_id in its generation_config.json."
         )
-    return ids
+    return sorted(ids)
+
+
+def _read_json(model_path: str, name: str, revision: str | None) -> dict[str, Any]:
+    """A file of the model; {} if it has none, as a folder with only a tokenizer has no config.json."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(model_path, name, revision=revision)
+    except OSError:
+        return {}
+    return json.loads(Path(str(path)).read_text(encoding="utf-8"))
+
+
+def check_context(config: "PretrainedConfig", max_model_len: int) -> None:
+    """Raise ValueError if the model's positions end before `max_model_len`: beyond them it produces noise."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is None:  # no positions, such as a state-space model's
+        return
+    rope = getattr(text, "rope_parameters", None) or {}
+    # Other kinds of scaling state the scaled context in max_position_embeddings.
+    if rope.get("rope_type") in ("linear", "dynamic"):
+        limit = int(limit * rope["factor"])
+    elif rope.get("rope_type") == "yarn":
+        limit = max(limit, int(rope.get("original_max_position_embeddings", limit) * rope["factor"]))
+    if max_model_len > limit:
+        raise ValueError(
+            f"max_model_len={max_model_len}: the model's context is {limit} tokens (max_position_embeddings in its "
+            f"config.json). Lower max_model_len, or the longest prompt plus completion, to at most {limit}."
+        )
 
 
 def completion_texts(

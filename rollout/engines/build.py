@@ -8,7 +8,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rollout.engines.base import Engine
+from rollout.engines.base import Engine, check_context
 from rollout.support.loading import load_object
 from rollout.support.names import nearest
 
@@ -92,26 +92,12 @@ def build_engine(
     }
     constructor = load_object(ENGINES[check_name(name)].reference, kind="engine")
     if name != "server" and "hf_overrides" not in vllm_options:  # vLLM's overrides may extend the context
+        from transformers import AutoConfig
+
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
-        check_context(model_name_or_path, vllm_options.get("max_model_len", max_model_len), **source)
+        config = AutoConfig.from_pretrained(model_name_or_path, **source)
+        check_context(config, vllm_options.get("max_model_len", max_model_len))
     accepted = inspect.signature(constructor).parameters
     return constructor(
         model_name_or_path, **{setting: value for setting, value in settings.items() if setting in accepted}
     )
-
-
-def check_context(model_name_or_path: str, max_model_len: int, **source: Any) -> None:
-    """Raise a ValueError if the engine's context, in tokens, exceeds the model's."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model_name_or_path, **source).get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if positions and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
-        original = rope.get("original_max_position_embeddings") or positions
-        positions = max(positions, int(original * rope["factor"]))
-    if positions and max_model_len > positions:
-        raise ValueError(
-            f"max_model_len={max_model_len}: {model_name_or_path} has a context of {positions} tokens "
-            f"(max_position_embeddings). Set max_model_len to at most {positions}, or shorten prompts or completions."
-        )

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -24,7 +23,14 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from rollout.engines.base import completion_budgets, completion_texts, cut_at_stop, end_token_ids, request_seed
+from rollout.engines.base import (
+    completion_budgets,
+    completion_texts,
+    cut_at_stop,
+    end_token_ids,
+    load_tokenizer,
+    request_seed,
+)
 from rollout.types import Completion, Group, Prompt, Sampling
 
 
@@ -37,6 +43,9 @@ class HFEngine:
         device: where the engine runs, with its own copy of the weights.
         max_num_seqs: sequences decoded concurrently.
         max_model_len: context length in tokens, prompt and completion together.
+
+    Raises:
+        ValueError: the tokenizer needs remote code.
     """
 
     def __init__(
@@ -51,17 +60,16 @@ class HFEngine:
         trust_remote_code: bool = False,
     ) -> None:
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path, padding_side="left", **source)
-        self._end_ids = end_token_ids(model_path, self._tokenizer)
+        self._tokenizer = load_tokenizer(model_path, revision, trust_remote_code)
+        self._end_ids = end_token_ids(model_path, self._tokenizer, revision)
+        pad = self._tokenizer.pad_token_id
+        self._pad_id = self._end_ids[0] if pad is None else int(pad)  # type: ignore[arg-type]
         model = AutoModelForCausalLM.from_pretrained(
             model_path, dtype=getattr(torch, dtype), device_map={"": torch.device(device)}, **source
         )
         self._model: Any = model.eval().requires_grad_(False)  # Any: transformers' types for generate do not fit
         # Otherwise generate would apply the model's own sampling defaults as well, such as a repetition penalty.
-        self._model.generation_config = GenerationConfig(
-            eos_token_id=self._end_ids,
-            pad_token_id=self._end_ids[0] if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id,
-        )
+        self._model.generation_config = GenerationConfig(eos_token_id=self._end_ids, pad_token_id=self._pad_id)
         disable_progress_bar()  # every publish would show one
         self._max_num_seqs = max_num_seqs
         self._max_model_len = max_model_len
@@ -88,20 +96,22 @@ class HFEngine:
             for (i, _), completion in zip(batch, completions, strict=True):
                 done[i].append(completion)
                 if len(done[i]) == sampling.num_generations:
-                    yield Group(problem=prompts[i].problem, prompt_ids=prompts[i].token_ids, completions=done.pop(i))
+                    yield prompts[i].group(done.pop(i))
 
     def _complete(
         self, prompt_ids: list[Sequence[int]], seeds: list[int], budgets: Tensor, sampling: Sampling
     ) -> list[Completion]:
         """One completion per row; budgets: [B] tokens."""
-        inputs = self._tokenizer.pad({"input_ids": [list(ids) for ids in prompt_ids]}, return_tensors="pt")
-        inputs = inputs.to(self._model.device)
-        prompt_length = inputs["input_ids"].shape[1]
+        # Padded here: the tokenizer may have no PAD token.
+        prompt_length = max(map(len, prompt_ids))
+        padding = [prompt_length - len(ids) for ids in prompt_ids]
+        rows = [[self._pad_id] * left + list(ids) for left, ids in zip(padding, prompt_ids, strict=True)]
+        mask = [[0] * left + [1] * (prompt_length - left) for left in padding]
         sampler = _Sampler(sampling, seeds, self._model.device)
         stop = _StopTexts(self._tokenizer, sampling.stop, prompt_length)
         output = self._model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=torch.tensor(rows, device=self._model.device),
+            attention_mask=torch.tensor(mask, device=self._model.device),
             max_new_tokens=int(budgets.max()),
             do_sample=False,
             logits_processor=LogitsProcessorList([sampler]),

@@ -11,9 +11,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx
-from transformers import AutoTokenizer
 
-from rollout.engines.base import completion_budgets, completion_texts, cut_at_stop, end_token_ids, request_seed
+from rollout.engines.base import (
+    completion_budgets,
+    completion_texts,
+    cut_at_stop,
+    end_token_ids,
+    load_tokenizer,
+    request_seed,
+)
 from rollout.support.http import RequestFailedError, request_json
 from rollout.types import Completion, Group, Prompt, Sampling
 
@@ -43,11 +49,12 @@ class ServerEngine:
         base_url: str,
         max_num_seqs: int,
         max_model_len: int,
+        revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self._url = base_url.rstrip("/")
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-        self._end_ids = end_token_ids(model_path, self._tokenizer)
+        self._tokenizer = load_tokenizer(model_path, revision, trust_remote_code)
+        self._end_ids = end_token_ids(model_path, self._tokenizer, revision)
         limits = httpx.Limits(max_connections=max_num_seqs, max_keepalive_connections=max_num_seqs)
         self._client = httpx.Client(limits=limits)
         self._threads = ThreadPoolExecutor(max_num_seqs, thread_name_prefix="server")
@@ -104,7 +111,7 @@ class ServerEngine:
                 )
             )
         completions *= sampling.num_generations // count
-        return Group(problem=prompt.problem, prompt_ids=prompt.token_ids, completions=completions)
+        return prompt.group(completions)
 
     def close(self) -> None:
         """Close the connections."""

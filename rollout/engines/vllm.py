@@ -11,9 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer
 
-from rollout.engines.base import completion_budgets, completion_texts, cut_at_stop, end_token_ids, request_seed
+from rollout.engines.base import (
+    completion_budgets,
+    completion_texts,
+    cut_at_stop,
+    end_token_ids,
+    load_tokenizer,
+    request_seed,
+)
 from rollout.engines.vllm_setup import free_memory, repack_for_cpu, start, stop
 from rollout.types import Completion, Group, Prompt, Sampling
 
@@ -71,8 +77,8 @@ class VLLMEngine:
             seed=seed,
         )
         self._max_model_len = max_model_len
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path, **source)
-        self._end_ids = end_token_ids(model_path, self._tokenizer)
+        self._tokenizer = load_tokenizer(model_path, **source)
+        self._end_ids = end_token_ids(model_path, self._tokenizer, source["revision"])
         self._request_ids = map(str, itertools.count())
         self._policy_version = 0
 
@@ -116,7 +122,7 @@ class VLLMEngine:
                     assert isinstance(output, RequestOutput)  # not a pooling model's output
                     prompt = pending.pop(output.request_id)
                     completions = self._completions(output, sampling) * (sampling.num_generations // num_samples)
-                    yield Group(problem=prompt.problem, prompt_ids=prompt.token_ids, completions=completions)
+                    yield prompt.group(completions)
         finally:
             if pending:  # the caller stopped early
                 engine.abort_request(list(pending))

@@ -74,7 +74,7 @@ def test_sizes_that_do_not_fit_are_refused(tiny_llama: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"the tokenizer has 264 entries and the embedding 263 rows"):
         check(model, tokenizer_size=264)
-    with pytest.raises(ValueError, match=r"max_position_embeddings=512, and prompt and completion may take 513 tokens"):
+    with pytest.raises(ValueError, match=r"max_model_len=513: the model's context is 512 tokens"):
         check(model, max_model_len=513)
     with pytest.raises(ValueError, match=r"balance_bias_update_speed=0.001: .* no router with a balance bias"):
         check(model, balance_bias_update_speed=0.001)
