@@ -409,11 +409,6 @@ def test_a_context_beyond_the_models_positions_is_refused(changes: dict, limit: 
         check_context(config, limit + 1)
 
 
-def test_hf_engine_refuses_a_context_beyond_the_models_positions(tiny_llama: Path):
-    with pytest.raises(ValueError, match="max_model_len=513: the model's context is 512 tokens"):
-        HFEngine(str(tiny_llama), dtype="float32", device="cpu", max_num_seqs=1, max_model_len=513)
-
-
 @pytest.mark.vllm
 @pytest.mark.parametrize("gib", [100_000.0, 1e-5])
 def test_a_kv_cache_that_does_not_fit_is_an_error(tiny_v3: Path, gib: float):
