@@ -44,7 +44,7 @@ def train(arguments: Sequence[str]) -> None:
             check_world(recipe, missing)
             launch_on_cpu(missing, command)
         if is_launched():
-            listen(command_to_continue(["grpo", *command], resumes=getattr(recipe, "stage") == "grpo"))
+            listen(command_to_continue(["grpo", *command], resumes=recipe.stage == "grpo"))
             from grpo.stages.pipeline import run
 
             run(recipe)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from grpo.learner import checkpoint as checkpoints
 from grpo.recipe.config import GRPORecipe
@@ -45,6 +45,9 @@ def claimed(recipe: Section) -> Iterator[Claim]:
     Raises:
         RecipeError: the folder cannot be written to or is in use, or the recipe cannot continue the run in it.
     """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1:
+        _connect(launched)
     lock: int | None = None
     answer: list[Any] = [None]
     if os.environ.get("RANK", "0") == "0":
@@ -53,8 +56,7 @@ def claimed(recipe: Section) -> Iterator[Claim]:
             answer = [claim]
         except RecipeError as error:
             answer = [error]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        PartialState()
+    if launched > 1:
         broadcast_object_list(answer)
     if isinstance(answer[0], RecipeError):
         raise answer[0]
@@ -122,6 +124,16 @@ def _continue(recipe: GRPORecipe, checkpoint: Path, folder: Path) -> Claim:
     for path in checkpoints.set_aside_after(folder, step):
         print(f"resuming at step {step}: the later {path.with_suffix('').name} was renamed to {path.name}.", flush=True)
     return Claim(folder)
+
+
+def _connect(launched: int) -> None:
+    """Start the process group, on CPU if `accelerate launch --cpu` says so, as Accelerator would."""
+    found = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes
+    if found != launched:
+        raise RecipeError(
+            f"{launched} processes were launched, but accelerate would run each of them on its own (it found no GPU "
+            f"for them). Launch with `accelerate launch --cpu --num_processes {launched}`."
+        )
 
 
 # -- folders

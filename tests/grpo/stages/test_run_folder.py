@@ -198,3 +198,36 @@ def test_checkpoints_record_the_held_out_score(base: Path, tmp_path: Path) -> No
     marks = [read_mark(tmp_path / "run" / f"checkpoint-{step}") for step in (1, 2, 3)]
     assert [mark.score for mark in marks] == [None, scores[2], scores[3]]
     assert {mark.run for mark in marks} == {json.loads((tmp_path / "run" / LOCK_FILE).read_text())["run"]}
+
+
+@pytest.mark.slow
+def test_all_processes_agree_on_the_folder_and_on_errors(base: Path, tmp_path: Path) -> None:
+    def launch(*overrides: str) -> subprocess.CompletedProcess[str]:
+        options = ["--cpu", "--num_processes", "2", "-m", "grpo", "train", str(base), *overrides]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *options]
+        environment = {**os.environ, "PYTHONPATH": str(Path(grpo.__file__).parents[1])}
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    train(base, 1)
+    done = launch("trainer.max_steps=1")
+    assert done.returncode == 0 and done.stdout.count("so this run writes to") == 1, done.stderr
+    assert (steps(tmp_path / "run"), steps(tmp_path / "run-2")) == ([1], [1])
+    refused = launch("trainer.max_steps=2", "trainer.seed=7", "trainer.resume_from_checkpoint=true")
+    assert refused.returncode != 0
+    assert refused.stderr.count("trainer.seed: was 42, now 7") == 1
+
+
+def test_pretraining_has_the_same_protection(base: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.jsonl").write_text('{"text": "one two three"}\n' * 4)
+    recipe = {
+        "stage": "pretrain",
+        "model": {"model_name_or_path": str(tiny_llama)},
+        "data": {"source": str(tmp_path / "words.jsonl")},
+        "trainer": {"output_dir": str(tmp_path / "base"), "max_steps": 1, "max_tokens_per_batch": 64},
+    }
+    base.write_text(yaml.safe_dump(recipe))
+    assert grpo.train(base) == tmp_path / "base"
+    weights = (tmp_path / "base" / "model.safetensors").read_bytes()
+    assert grpo.train(base, trainer={"learning_rate": 0.5}) == tmp_path / "base-2"
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == weights
+    assert (tmp_path / "base-2" / "recipe.yaml").exists()
