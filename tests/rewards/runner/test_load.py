@@ -50,7 +50,10 @@ def test_a_relative_file_starts_at_the_base_dir_and_is_loaded_once(tmp_path):
         ("rewards.style.format:fromat", "rewards.style.format does not define 'fromat'. Did you mean 'format'?"),
         ("no_such_package.x:f", "reward: module 'no_such_package.x' cannot be imported"),
         ("rewards.no_such:f", "reward: module 'rewards.no_such' cannot be imported"),
-        ("no_such_file.py:f", "no_such_file.py does not exist. Correct the path: it is relative to the recipe"),
+        (
+            "no_such_file.py:f",
+            "no_such_file.py does not exist. Correct the path. Relative paths start in the recipe folder",
+        ),
         ("operator:add", "reward 'operator:add' takes neither completions nor **kwargs"),
         ("sys:path", "reward 'sys:path' is not a function but ["),
     ],
@@ -78,8 +81,8 @@ def test_a_path_with_a_dot_starts_at_the_recipe_and_any_other_at_the_working_dir
     with pytest.raises(ValueError) as error:
         load_function(other.function)
     assert str(error.value) == (
-        f"reward: file {tmp_path}/mine.py does not exist. Correct the path: it is relative to the working directory, "
-        "and with ./ or ../ in a recipe to the recipe."
+        f"reward: file {tmp_path}/mine.py does not exist. Correct the path. Relative paths start in the working "
+        "directory; in a recipe, ./ and ../ mean its folder."
     )
 
 
