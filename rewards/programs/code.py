@@ -75,9 +75,10 @@ def code(
 
     Raises ValueError for columns of no known dataset and a machine without a sandbox.
     """
-    columns = kwargs | {"tests": tests} if all_columns is None else all_columns
+    if all_columns is None:
+        all_columns = kwargs if tests is None else {"tests": tests}
     runner = _backend(backend, isolation, allow_unsandboxed)
-    problems = [_supported(runner, found, language) for found in tests_or_reasons(prompts, columns)]
+    problems = [_supported(runner, found, language) for found in tests_or_reasons(prompts, all_columns)]
     readable = {i: problem for i, problem in enumerate(problems) if isinstance(problem, Tests)}
     results = run_tests(
         [completion_text(completions[i], completion_prefix) for i in readable],

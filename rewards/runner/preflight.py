@@ -36,7 +36,7 @@ class Findings:
         checked=Counter(accuracy=24),                              # problems each reward applies to
         ungradable={"accuracy": {"no reference answer": Ungradable(…)}},
         sources={"gsm8k"},                                         # values of the column data_source
-        unread={"code": ["language"]},                             # columns with the name of an option
+        unread={("code", "language")},                             # reward and column with the name of its option
         error="",                                                  # why the inspection stopped: a missing column
     )
     """
@@ -44,7 +44,7 @@ class Findings:
     checked: Counter[str] = field(default_factory=Counter)
     ungradable: dict[str, dict[str, Ungradable]] = field(default_factory=dict)
     sources: set[str] = field(default_factory=set)
-    unread: dict[str, list[str]] = field(default_factory=dict)
+    unread: set[tuple[str, str]] = field(default_factory=set)
     error: str = ""
 
     def add(self, position: int, problem: Problem, rewards: Rewards) -> None:
@@ -89,7 +89,14 @@ def report_findings(
         ValueError: a column is missing, a reward can grade none of its problems, or a name in `data_sources` does not
             occur in the dataset.
     """
-    seen = _report(_merged(training), rewards, console) | _report(_merged(held_out), rewards, console)
+    ours, others = _merged(training), _merged(held_out)
+    for name, column in sorted({pair for found in (ours, others) for pair in found.unread}):
+        _warn(
+            console,
+            f"reward {name!r}: the dataset's column {column!r} does not set the option or argument of that name. "
+            "Set the option in the recipe, or rename the column.",
+        )
+    seen = _report(ours, rewards, console) | _report(others, rewards, console)
     unknown = sorted(rewards.data_sources - seen)
     if unknown and complete:
         raise ValueError(
@@ -116,13 +123,6 @@ def _report(findings: Findings, rewards: Rewards, console: Console | None) -> se
     """Warn or raise; returns the values of the column data_source."""
     if findings.error:
         raise ValueError(findings.error)
-    for name, columns in findings.unread.items():
-        for column in columns:
-            _warn(
-                console,
-                f"reward {name!r}: the dataset's column {column!r} does not set the option or argument of that name. "
-                "Set the option in the recipe, or rename the column.",
-            )
     for name, reasons in findings.ungradable.items():
         count = sum(found.count for found in reasons.values())
         lines = [f"reward {name!r} cannot grade {count} of {findings.checked[name]} problems:"]

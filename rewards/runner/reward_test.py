@@ -1,8 +1,9 @@
 """`grpo reward-test`: score a file of completions and time the reward, in a worker process as in training.
 
 Each line of the .jsonl file has `completion`, a string or a list of one assistant message, or `completions`, a list of
-these that forms one group, and the columns the function reads. Optional: `prompt`, `completion_ids`, `id`, and
-`expected`, the expected reward (null: not applicable), or a list of them with `completions`.
+these that forms one group, and the columns the function reads. Optional: `prompt`, `completion_ids`, `id`;
+`completion_prefix`, the end of the prompt that already belongs to the answer, such as "<think>"; and `expected`, the
+expected reward (null: not applicable), or a list of them with `completions`.
 """
 
 import inspect
@@ -28,7 +29,7 @@ from rollout.types import Completion, Group, Message, Problem
 
 Encode = Callable[[str], list[int]]
 
-_OWN = ("prompt", "completion", "completions", "completion_ids", "expected", "id")
+_OWN = ("prompt", "completion", "completions", "completion_ids", "completion_prefix", "expected", "id")
 _SHOWN = 20  # completions in the table
 _SLOWEST = 3
 
@@ -155,6 +156,7 @@ def _example(
             Completion(token_ids=tokens, logprobs=[], text=text, finish_reason="stop", policy_version=0)
             for text, tokens in zip(texts, ids or [[]] * len(texts), strict=True)
         ],
+        completion_prefix=str(line.get("completion_prefix", "")),
     )
     if "expected" not in line:
         return Example(group, None)

@@ -159,13 +159,15 @@ class Rewards:
             reasons[call.name] = run_check(function, problem.columns, options)
         return reasons
 
-    def unread_columns(self, columns: Iterable[str]) -> dict[str, list[str]]:
-        """Per reward, the columns it does not receive by name, because an option or a fixed argument has that name."""
+    def unread_columns(self, columns: Iterable[str]) -> set[tuple[str, str]]:
+        """(reward, column) where the column is not passed, because an option or a fixed argument has that name."""
         present = list(columns)
+        fixed = (*PASSED, *ON_REQUEST)
         return {
-            call.name: found
+            (call.name, column)
             for call, hidden in zip(self._calls, self._hidden, strict=True)
-            if (found := [column for column in present if column in hidden or column in (*PASSED, *ON_REQUEST)])
+            for column in present
+            if column in hidden or column in fixed
         }
 
     def score(self, groups: Iterable[Group]) -> Iterator[ScoredGroup]:

@@ -44,8 +44,8 @@ def _load_file(where: str, kind: str, base_dir: Path | None) -> ModuleType:
     path = ((base_dir or Path.cwd()) / Path(where).expanduser()).resolve()
     if not path.is_file():
         raise ValueError(
-            f"{kind}: file {path} does not exist. Correct the path: it is relative to the "
-            f"{'working directory' if base_dir is None else 'recipe'}, and with ./ or ../ in a recipe to the recipe."
+            f"{kind}: file {path} does not exist. Correct the path. Relative paths start in the "
+            f"{'working directory' if base_dir is None else 'recipe folder'}; in a recipe, ./ and ../ mean its folder."
         )
     name = f"_loaded_{path.stem}_{abs(hash(path)):x}"
     if name not in sys.modules:

@@ -159,7 +159,7 @@ def a_decimal(rng: Random) -> Case:
     return Case(reference, equal, [(why, decimal(v)) for why, v in wrong])
 
 
-def a_rounded_gold(rng: Random) -> Case:
+def a_rounded_reference(rng: Random) -> Case:
     """The reference answer is a rounded decimal with at least three significant digits; the answer is exact."""
     while True:
         value = Fraction(rng.randint(1, 9999), rng.choice([3, 7, 9, 11, 13, 17, 19, 23, 27, 59, 64, 97]))
@@ -241,7 +241,7 @@ KINDS = {
     "integer": an_integer,
     "fraction": a_fraction,
     "decimal": a_decimal,
-    "rounded reference": a_rounded_gold,
+    "rounded reference": a_rounded_reference,
     "repeating decimal": a_repeating_decimal,
     "percentage": a_percentage,
     "factorial, binomial": a_count,

@@ -89,7 +89,7 @@ def test_local_copy_without_the_filter_column_is_used_whole_with_a_warning(
 def test_unreadable_reference_answers_are_listed_and_excluded(tmp_path: Path) -> None:
     rows = [("1", "1"), ("\\frac{", "\\frac{"), ("3", "3"), (None, "None")]
     (tmp_path / "t.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"q{gold}", "solution": gold, "said": said}) + "\n" for gold, said in rows)
+        "".join(json.dumps({"prompt": f"q{answer}", "solution": answer, "said": said}) + "\n" for answer, said in rows)
     )
     entry = {"dataset_name": str(tmp_path / "t.jsonl"), "reference": r"\boxed{{said}}"}
     results = grpo.evaluate(

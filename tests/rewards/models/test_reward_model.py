@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
 from rewards import reward_model
+from rewards.models.reward_model import _device
 from tests.conftest import byte_tokenizer, sharpen, tiny_llama_config
 from tests.rewards.runner.test_score import group, score_all
 
@@ -34,6 +35,17 @@ def alone(folder: str, text: str) -> float:
     ids = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False, return_tensors="pt").input_ids
     with torch.inference_mode():
         return model(ids).logits[0, 0].item()
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "num_gpus", "device"),
+    [("0", 0, "cpu"), ("3", 0, "cpu"), (None, 8, "cuda:0"), ("0", 8, "cuda:0"), ("3", 8, "cuda:3"), ("3", 1, "cuda:0")],
+)
+def test_each_rank_scores_on_its_own_gpu(monkeypatch, local_rank, num_gpus, device):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert _device(num_gpus) == device
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])

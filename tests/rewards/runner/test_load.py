@@ -5,6 +5,8 @@ from functools import partial
 import pytest
 
 import rewards
+from grpo.evaluation.config import TaskConfig
+from grpo.recipe.load import RecipeError, load_recipe, load_section
 from rewards.runner.load import load_function
 from rewards.runner.score import Rewards, RewardSpec
 
@@ -48,7 +50,10 @@ def test_a_relative_file_starts_at_the_base_dir_and_is_loaded_once(tmp_path):
         ("rewards.style.format:fromat", "rewards.style.format does not define 'fromat'. Did you mean 'format'?"),
         ("no_such_package.x:f", "reward: module 'no_such_package.x' cannot be imported"),
         ("rewards.no_such:f", "reward: module 'rewards.no_such' cannot be imported"),
-        ("no_such_file.py:f", "no_such_file.py does not exist"),
+        (
+            "no_such_file.py:f",
+            "no_such_file.py does not exist. Correct the path. Relative paths start in the recipe folder",
+        ),
         ("operator:add", "reward 'operator:add' takes neither completions nor **kwargs"),
         ("sys:path", "reward 'sys:path' is not a function but ["),
     ],
@@ -57,6 +62,38 @@ def test_the_error_for_a_wrong_name_says_what_is_wrong(spec, message, tmp_path):
     with pytest.raises(ValueError) as error:
         check({"function": spec}, base_dir=tmp_path)
     assert message in str(error.value)
+
+
+def test_a_path_with_a_dot_starts_at_the_recipe_and_any_other_at_the_working_directory(tmp_path, monkeypatch):
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "mine.py").write_text("def half(prompts, completions, **kwargs):\n    return [0.5] * len(completions)\n")
+    (folder / "r.yaml").write_text(
+        "model: {model_name_or_path: m}\ndata: {task: countdown}\n"
+        "rewards: [{function: './mine.py:half'}, {function: 'mine.py:half', name: other}]\n"
+    )
+    (folder / "task.yaml").write_text("dataset_name: x\ncolumns: {prompt: q}\nreward: ../recipes/mine.py:half\n")
+    monkeypatch.chdir(tmp_path)
+    ours, other = load_recipe(folder / "r.yaml").rewards  # type: ignore[attr-defined]
+    assert (ours.name, ours.function, other.function) == ("half", f"{folder}/mine.py:half", "mine.py:half")
+    assert load_function(ours.function)(prompts=["q"], completions=["a"]) == [0.5]
+    assert load_section(folder / "task.yaml", TaskConfig).reward == f"{folder}/mine.py:half"
+    with pytest.raises(ValueError) as error:
+        load_function(other.function)
+    assert str(error.value) == (
+        f"reward: file {tmp_path}/mine.py does not exist. Correct the path. Relative paths start in the working "
+        "directory; in a recipe, ./ and ../ mean its folder."
+    )
+
+
+@pytest.mark.parametrize("weight", [".inf", ".nan", "1e30"])
+def test_a_weight_must_be_a_number_that_can_be_squared(tmp_path, weight):
+    (tmp_path / "r.yaml").write_text(
+        "model: {model_name_or_path: m}\ndata: {task: countdown}\n"
+        f"rewards: [{{function: countdown, weight: {weight}}}]\n"
+    )
+    with pytest.raises(RecipeError, match=r"rewards\.0\.weight"):
+        load_recipe(tmp_path / "r.yaml")
 
 
 def test_an_error_inside_a_reward_file_propagates_unchanged(tmp_path):

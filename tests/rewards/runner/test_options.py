@@ -43,9 +43,9 @@ def shaped(prompts, completions, *, p=0.5, mode="x", **kwargs):
 def test_no_column_fills_a_keyword_only_option_and_one_warning_says_so():
     columns = {"p": 0.25, "mode": "a mode", "seed": 7}
     assert preflight(columns, RewardSpec(function=shaped, options={"p": 2.0})) == (
-        "reward 'shaped': the dataset's column 'p' does not set the option or argument of that name. "
-        "Set the option in the recipe, or rename the column.\n"
         "reward 'shaped': the dataset's column 'mode' does not set the option or argument of that name. "
+        "Set the option in the recipe, or rename the column.\n"
+        "reward 'shaped': the dataset's column 'p' does not set the option or argument of that name. "
         "Set the option in the recipe, or rename the column.\n"
     )
     assert score_all([{"function": shaped}], [group(["a"], **columns)])[0].rewards == [1.5]
@@ -77,9 +77,7 @@ def test_an_option_with_the_name_of_a_column_is_an_error():
         return [1.0]
 
     loaded = Rewards([RewardSpec(function=shorter, options={"limit": 100})], num_workers=0)
-    with pytest.raises(
-        ValueError, match=r"reward 'shorter' has the option 'limit', but the dataset has a column.*Remove"
-    ):
+    with pytest.raises(ValueError, match=r"reward 'shorter' has the option 'limit', but the dataset has a column"):
         loaded.check(Problem(id="p/0", prompt="q", columns={"limit": 3}))
     language = Rewards([RewardSpec(function="language", options={"target_language": "zh"})], num_workers=0)
     with pytest.raises(ValueError, match="has the option 'target_language', but the dataset has a column"):
@@ -115,9 +113,7 @@ def test_a_missing_option_of_a_builtin_is_an_error_at_start(name):
     option = {"cosine_scaled": "max_len", "soft_overlong_punishment": "max_completion_len", "judge": "model"}.get(
         name, "model_name_or_path"
     )
-    with pytest.raises(
-        ValueError, match=f"reward '{name}' needs the option '{option}'. Set it in the recipe: options:"
-    ):
+    with pytest.raises(ValueError, match=f"reward '{name}' needs the option '{option}'. Set it in the recipe"):
         Rewards([RewardSpec(function=name)], num_workers=0)
 
 
@@ -129,9 +125,9 @@ def test_an_option_cannot_replace_an_argument_of_every_call():
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_code_grades_a_row_of_code_contests(num_workers):
     assert preflight(CODE_CONTESTS, RewardSpec(function="code", options={"time_limit": 2.0})) == (
-        "reward 'code': the dataset's column 'time_limit' does not set the option or argument of that name. "
-        "Set the option in the recipe, or rename the column.\n"
         "reward 'code': the dataset's column 'language' does not set the option or argument of that name. "
+        "Set the option in the recipe, or rename the column.\n"
+        "reward 'code': the dataset's column 'time_limit' does not set the option or argument of that name. "
         "Set the option in the recipe, or rename the column.\n"
     )
     specs = [
@@ -160,12 +156,12 @@ def test_code_grades_a_row_of_code_contests(num_workers):
             {**CODE_CONTESTS, "public_tests": {"input": [1], "output": ["2"]}},
             "need text as input and output",
         ),
-        ("code", {}, {"solution": "2"}, "no tests: the columns \\['solution'\\]"),
+        ("code", {}, {"solution": "2"}, "no tests: the columns .* include no `tests`"),
         ("code", {"language": "cpp"}, {"test_list": ["assert f(1) == 2"]}, "assert tests need language 'python'"),
         ("cosine_scaled", {"max_len": 9}, {"solution": None}, "no reference answer"),
         ("cosine_scaled", {"max_len": 9}, {"answer": "2"}, "correctness='accuracy' needs the column 'solution'"),
         ("cosine_scaled", {"max_len": 0}, {"solution": "2"}, "max_len=0.*Choose max_len >= 1"),
-        ("relative_length", {"correctness": "countdown"}, {"numbers": [1], "target": "x"}, "'x' is not a whole number"),
+        ("relative_length", {"correctness": "countdown"}, {"numbers": [1], "target": "x"}, "'x' is not a whole"),
         ("relative_length", {"correctness": "cuntdown"}, {}, "Did you mean 'countdown'"),
         ("relative_length", {"correctness": "judge"}, {}, "reward 'judge' needs the option 'model'"),
         (

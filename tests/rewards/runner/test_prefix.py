@@ -43,7 +43,8 @@ def test_the_code_reward_and_the_length_rewards_read_the_prefix():
         {"function": "cosine_scaled", "options": {"max_len": 10**6, "correctness": "code"}},
         {"function": "multiple_choice"},
     ]
-    (scored,) = score_all(specs, [prefilled([block, f"</think>{block}<answer>B</answer>"], tests=tests, answer="B")])
+    texts = [block, f"</think>\n{block}\n<answer>B</answer>"]
+    (scored,) = score_all(specs, [prefilled(texts, tests=tests, answer="B")])
     assert scored.breakdown["code"] == [0.0, 1.0]
     assert scored.breakdown["cosine_scaled"] == pytest.approx([-1.0, 1.0], abs=1e-6)
     assert scored.breakdown["multiple_choice"] == [0.0, 1.0]
