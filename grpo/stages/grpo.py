@@ -28,7 +28,7 @@ from grpo.learner.objective import loss_function
 from grpo.model.moe import load_metrics
 from grpo.recipe import signals
 from grpo.recipe.config import GRPORecipe
-from grpo.recipe.errors import RefusedError
+from grpo.recipe.errors import RefusedError, RunError
 from grpo.report.metrics import ExpertLoad, Mean, Metric, merge, per_step, values
 from grpo.report.records import METRICS_FILE, is_evaluation, read_rows
 from grpo.report.rollout_metrics import rollout_metrics
@@ -47,6 +47,8 @@ def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     """
     try:
         parts = build(recipe, reward_functions)
+    except RunError:
+        raise
     except ValueError as error:
         raise RefusedError(str(error)) from error
     with closing(parts), keeping_newest_on_failure(parts):
