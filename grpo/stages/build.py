@@ -17,11 +17,12 @@ from grpo.learner.scoring import Batching
 from grpo.model.load import load_model
 from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
+from grpo.stages.preflight import check_prompts
 from rewards.runner.preflight import check_problems
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source, load_source
-from rollout.data.stream import ProblemStream, held_out
+from rollout.data.stream import ProblemStream, held_out, usable
 from rollout.engines.base import Engine, Publisher, load_tokenizer
 from rollout.engines.build import build_engine
 
@@ -61,12 +62,15 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     source = (str(checkpoint), None) if checkpoint else (recipe.model.model_name_or_path, recipe.model.revision)
     tokenizer = load_tokenizer(*source, recipe.model.trust_remote_code)
     problems = _problems(recipe, tokenizer, accelerator)
+    check_prompts("data", problems.source, problems.prompter, accelerator)
+    if (data := recipe.evaluation.data) and recipe.evaluation.num_problems and not recipe.evaluation.tasks:
+        check_prompts("evaluation.data", _source(data, split="eval", seed=0), _prompter(data, tokenizer), accelerator)
     rewards = _rewards(recipe, reward_functions)
     held_out = _held_out(recipe, tokenizer, rewards)
     if accelerator.is_main_process:
         source = problems.source
         ours = [prompt.problem for part in held_out if not part.name for prompt in part.prompts]
-        training = map(source.__getitem__, range(source.size or 1))
+        training = usable(source, range(source.size or 1))
         check_problems(training, source.size, ours, rewards, Console(stderr=True))
 
     model = load_model(recipe.model, checkpoint)
@@ -172,6 +176,8 @@ def _source(data: DataConfig, *, split: str, seed: int) -> Source:
         dataset_config=data.dataset_config,
         dataset_split=data.dataset_split,
         columns=data.columns,
+        streaming=data.streaming,
+        shuffle_buffer_size=data.shuffle_buffer_size,
         split=split,
         seed=seed,
     )
@@ -183,4 +189,5 @@ def _prompter(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prompter:
         template=data.template,
         system_prompt=data.system_prompt,
         max_prompt_length=data.max_prompt_length,
+        chat_template_kwargs=data.chat_template_kwargs,
     )

@@ -33,6 +33,7 @@ from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.collect import collect
 from rewards.runner.score import ScoredGroup, TrainerState
+from rollout.data.stream import counts
 
 
 def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
@@ -65,6 +66,8 @@ class Trainer:
             if done or self._is_due(self.recipe.trainer.save_steps):
                 self.save()
         self.report.summary()
+        if self.parts.problems.num_dropped and self.parts.accelerator.is_main_process:
+            print(f"rows skipped in training: {counts(self.parts.problems.dropped)}")
         return checkpoints.checkpoint_path(self.recipe.output_dir, self.step)
 
     def train_step(self) -> None:
