@@ -206,6 +206,34 @@ def test_nested_columns_have_dotted_names(tmp_path: Path):
             load_source(dataset_name=str(path), columns={"solution": "reward_model.ground_trth"}, streaming=streaming)
 
 
+def recipe(**sections) -> GRPORecipe:
+    given = {"model": {"model_name_or_path": "any"}, "rewards": [{"function": "accuracy"}]}
+    return GRPORecipe(**{**given, "data": {"dataset_name": "rows.jsonl"}, **sections})
+
+
+def test_rollout_stop_reaches_both_samplings():
+    built = recipe(rollout={"stop": ["\n\n", "User:"]})
+    assert built.rollout_sampling(0).stop == built.evaluation_sampling().stop == ("\n\n", "User:")
+    with pytest.raises(ValueError, match="at least 1 character"):
+        recipe(rollout={"stop": [""]})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"task": "countdown", "streaming": True}, "streaming=true with task='countdown'"),
+        (
+            {"dataset_name": "a", "dataset_split": "train[:5]", "streaming": True},
+            r"dataset_split='train\[:5\]': only whole splits",
+        ),
+        ({"task": "countdown", "chat_template_kwargs": {"a": 1}}, "only template chat uses them"),
+    ],
+)
+def test_data_settings_without_effect_are_refused(data: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        recipe(data=data)
+
+
 # -- documentation
 
 
