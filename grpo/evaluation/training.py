@@ -104,7 +104,12 @@ def task_held_out(recipe: GRPORecipe, tokenizer: "PreTrainedTokenizerBase") -> l
         task = load_task(name, data_dir=data_dir, limit=config.num_problems or None)
         check_columns(task.name, task.config.reward, task.config.options, task.problems[0].columns)
         prompts, _ = task_prompts(
-            task, tokenizer, template=data.template, system_prompt=data.system_prompt, instruct=False
+            task,
+            tokenizer,
+            template=data.template,
+            system_prompt=data.system_prompt,
+            instruct=False,
+            chat_template_kwargs=data.chat_template_kwargs,
         )
         _check_lengths(task, prompts, data.max_prompt_length)
         found.append(HeldOut(task.name, prompts, build_grader(task.config.reward, task.config.options)))

@@ -90,9 +90,12 @@ class DataConfig(Section):
     dataset_name: str | None = None  # Hub name, or a local .json/.jsonl/.parquet path
     dataset_config: str | None = None
     dataset_split: str = "train"
-    columns: dict[str, str] = {}  # ours -> theirs, e.g. {prompt: question, solution: answer}
+    streaming: bool = False  # read the dataset as it is needed instead of loading it
+    shuffle_buffer_size: PositiveInt = 10_000  # rows shuffled at once; streaming only
+    columns: dict[str, str] = {}  # ours -> theirs, e.g. {prompt: question, solution: reward_model.ground_truth}
     template: str = "{prompt}"  # "r1_zero", "chat" or a string with {prompt}
     system_prompt: str | None = None  # for "chat"
+    chat_template_kwargs: dict[str, Any] = {}  # for "chat": variables of the template, e.g. {enable_thinking: false}
     max_prompt_length: PositiveInt = 512  # longer prompts are dropped and counted
 
     @model_validator(mode="after")
@@ -101,6 +104,16 @@ class DataConfig(Section):
             raise ValueError(
                 f"task={self.task!r} and dataset_name={self.dataset_name!r}: problems come from exactly one of them. "
                 "Set one and remove the other."
+            )
+        if self.streaming and (self.task is not None or "[" in self.dataset_split):
+            raise ValueError(
+                f"streaming=true with task={self.task!r} and dataset_split={self.dataset_split!r}: only whole splits "
+                "of a dataset can be streamed. Set streaming=false, or name a dataset and a split without a slice."
+            )
+        if self.chat_template_kwargs and self.template != "chat":
+            raise ValueError(
+                f"chat_template_kwargs={self.chat_template_kwargs} with template={self.template!r}: only template chat "
+                "uses them. Remove them, or set template=chat."
             )
         if self.template not in ("r1_zero", "chat") and "{prompt}" not in self.template:
             raise ValueError(
@@ -118,6 +131,7 @@ class RolloutConfig(EngineSection):
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
     max_completion_length: PositiveInt = 512
     temperature: PositiveFloat = 1.0
+    stop: list[Annotated[str, Field(min_length=1)]] = []  # texts that end a completion, beside the end tokens
 
 
 NOT_IMPORTABLE = "not importable: "  # how recipe.yaml records a Python function that a relaunch cannot find
@@ -248,6 +262,7 @@ class GRPORecipe(Section):
             num_generations=self.rollout.num_generations,
             max_completion_length=self.rollout.max_completion_length,
             temperature=self.rollout.temperature,
+            stop=tuple(self.rollout.stop),
             seed=self.trainer.seed * 1_000_003 + index,
         )
 
@@ -258,6 +273,7 @@ class GRPORecipe(Section):
             max_completion_length=self.evaluation.max_completion_length or self.rollout.max_completion_length,
             temperature=self.evaluation.temperature,
             top_p=self.evaluation.top_p,
+            stop=tuple(self.rollout.stop),
             seed=self.trainer.seed,
         )
 

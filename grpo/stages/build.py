@@ -25,12 +25,13 @@ from grpo.model.load import load_model
 from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
 from grpo.report.rollout_metrics import Totals
+from grpo.stages.preflight import check_prompts
 from grpo.stages.verify import verify_engine
 from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source, load_source
-from rollout.data.stream import ProblemStream, held_out
+from rollout.data.stream import ProblemStream, held_out, usable
 from rollout.engines.base import Engine, Publisher, load_tokenizer
 from rollout.engines.build import build_engine
 
@@ -71,6 +72,9 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     source = (str(checkpoint), None) if checkpoint else (recipe.model.model_name_or_path, recipe.model.revision)
     tokenizer = load_tokenizer(*source, recipe.model.trust_remote_code)
     problems = _problems(recipe, tokenizer, accelerator)
+    check_prompts("data", problems.source, problems.prompter, accelerator)
+    if (data := recipe.evaluation.data) and recipe.evaluation.num_problems and not recipe.evaluation.tasks:
+        check_prompts("evaluation.data", _source(data, split="eval", seed=0), _prompter(data, tokenizer), accelerator)
     rewards = _rewards(recipe, reward_functions)
     held_out = _held_out(recipe, tokenizer, rewards)
     _preflight(problems.source, held_out, rewards, accelerator)
@@ -188,7 +192,7 @@ def _preflight(source: Source, held_out: Sequence[HeldOut], rewards: Rewards, ac
     console = Console(stderr=True) if accelerator.is_main_process else None
     shown = console is not None and console.is_terminal and source.size is not None
     counted = track(indices, "checking problems", console=console, transient=True, disable=not shown)
-    found = [inspect_problems(map(source.__getitem__, counted), rewards), inspect_problems(ours[share], rewards)]
+    found = [inspect_problems(usable(source, counted), rewards), inspect_problems(ours[share], rewards)]
     everywhere = gather_object([found])  # one pair per process
     training_found, held_out_found = zip(*everywhere, strict=True)
     report_findings(training_found, held_out_found, rewards, console, complete=source.size is not None)
@@ -230,6 +234,8 @@ def _source(data: DataConfig, *, split: str, seed: int) -> Source:
         dataset_config=data.dataset_config,
         dataset_split=data.dataset_split,
         columns=data.columns,
+        streaming=data.streaming,
+        shuffle_buffer_size=data.shuffle_buffer_size,
         split=split,
         seed=seed,
     )
@@ -241,4 +247,5 @@ def _prompter(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prompter:
         template=data.template,
         system_prompt=data.system_prompt,
         max_prompt_length=data.max_prompt_length,
+        chat_template_kwargs=data.chat_template_kwargs,
     )

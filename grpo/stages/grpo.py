@@ -37,6 +37,7 @@ from grpo.stages.collect import collect
 from grpo.stages.saving import keeping_newest_on_failure, save
 from grpo.stages.schedule import due_within, is_due
 from rewards.runner.score import ScoredGroup, TrainerState
+from rollout.data.stream import counts
 
 
 def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
@@ -91,6 +92,8 @@ class Trainer:
             if stop:
                 raise signals.Stopped(stop, self.step)
         self.report.summary()
+        if self.parts.problems.num_dropped and self.parts.accelerator.is_main_process:
+            print(f"rows skipped in training: {counts(self.parts.problems.dropped)}")
         if self.saved is None:
             raise RuntimeError(f"step {self.step}, the last one, could not be saved; the warning above says why.")
         return self.saved

@@ -1,6 +1,6 @@
-"""Datasets as a source of problems.
+"""Datasets with random access as a source of problems.
 
-Left out: streaming datasets (no random access), mixtures of datasets.
+Left out: streaming datasets (see `rollout.data.streaming`), mixtures of datasets.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rollout.data.columns import Columns, resolve_columns, to_problem
+from rollout.data.columns import Columns, column_names, resolve_columns, to_problem
 from rollout.types import Problem
 
 _FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -30,34 +30,15 @@ class DatasetSource:
         files: Sequence[str] = (),
         columns: Columns | None = None,
     ) -> None:
-        from datasets import Dataset, load_dataset
-        from datasets.exceptions import DatasetGenerationError
-
-        path = Path(name)
-        kind = name
-        options: dict[str, Any] = {"name": config, "revision": revision}
-        if files:
-            folder = name if path.is_dir() else f"hf://datasets/{name}@{revision or 'main'}"
-            kind, options = _file_format(files), {"data_files": [f"{folder}/{file}" for file in files]}
-        elif path.suffix in _FILE_FORMATS:
-            if not path.is_file():
-                raise ValueError(f"dataset_name={name!r}: no such file (looked for {path.absolute()}).")
-            if path.stat().st_size == 0:
-                raise ValueError(f"dataset_name={name!r}: the file is empty.")
-            kind, options = _FILE_FORMATS[path.suffix], {"data_files": str(path)}
-        try:
-            rows = load_dataset(kind, split=split, **options)
-        except (OSError, DatasetGenerationError) as error:
-            raise ValueError(f"dataset_name={name!r} cannot be read: {error.__cause__ or error}") from error
-        assert isinstance(rows, Dataset)
+        rows = open_dataset(name, config=config, split=split, revision=revision, files=files, streaming=False)
         if len(rows) == 0:
             raise ValueError(f"dataset_name={name!r}, dataset_split={split!r}: no rows.")
-        self.name = path.name if path.exists() else name
+        self.name = display_name(name)
         self.split = split
         self.size = len(rows)
         self.column_names: list[str] = rows.column_names
         self._rows = rows
-        self._columns = resolve_columns(f"dataset {name!r}", rows.column_names, columns or {})
+        self._columns = resolve_columns(f"dataset {name!r}", column_names(rows.features), columns or {})
 
     def __getitem__(self, index: int) -> Problem:
         return to_problem(f"{self.name}/{self.split}/{index}", self._rows[index], self._columns)
@@ -79,6 +60,36 @@ class DatasetSource:
             if low <= value < high:
                 found.append(index)
         return found
+
+
+def open_dataset(
+    name: str, *, config: str | None, split: str, revision: str | None, files: Sequence[str], streaming: bool
+) -> Any:
+    """A `datasets.Dataset`, or an `IterableDataset` if streaming; arguments as in `DatasetSource`."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    path = Path(name)
+    kind = name
+    options: dict[str, Any] = {"name": config, "revision": revision}
+    if files:
+        folder = name if path.is_dir() else f"hf://datasets/{name}@{revision or 'main'}"
+        kind, options = _file_format(files), {"data_files": [f"{folder}/{file}" for file in files]}
+    elif path.suffix in _FILE_FORMATS:
+        if not path.is_file():
+            raise ValueError(f"dataset_name={name!r}: no such file (looked for {path.absolute()}).")
+        if path.stat().st_size == 0:
+            raise ValueError(f"dataset_name={name!r}: the file is empty.")
+        kind, options = _FILE_FORMATS[path.suffix], {"data_files": str(path)}
+    try:
+        return load_dataset(kind, split=split, streaming=streaming, **options)
+    except (OSError, DatasetGenerationError) as error:
+        raise ValueError(f"dataset_name={name!r} cannot be read: {error.__cause__ or error}") from error
+
+
+def display_name(name: str) -> str:
+    """The dataset's name in problem ids: without the folders of a local path, which differ between machines."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def _file_format(files: Sequence[str]) -> str:

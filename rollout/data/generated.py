@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from rollout.data import tasks
-from rollout.data.columns import Columns, resolve_columns, to_problem
+from rollout.data.columns import Columns, column_names, resolve_columns, to_problem
 from rollout.support.names import nearest
 from rollout.types import Problem
 
@@ -36,7 +36,7 @@ class TaskSource:
     ) -> None:
         self.task, self.split, self.seed = task, split, seed
         self._generate = _generator(task, options)
-        self._columns = resolve_columns(f"task {task!r}", list(self._draw(0)), columns or {})
+        self._columns = resolve_columns(f"task {task!r}", column_names(self._draw(0)), columns or {})
 
     def __getitem__(self, index: int) -> Problem:
         return to_problem(f"{self.task}/{self.split}/{index}", self._draw(index), self._columns)

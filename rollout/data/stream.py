@@ -1,9 +1,12 @@
 """The order in which problems are used: an endless stream for training, a fixed selection for evaluation."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
+from rollout.data.columns import Reason, UnusableRowError
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source
 from rollout.types import Problem, Prompt
@@ -14,9 +17,9 @@ _MAX_DROPPED_IN_A_ROW = 1000  # of a generated task: if so many are all too long
 class ProblemStream:
     """An endless, resumable stream of prompts, sharded over processes.
 
-    Datasets are reshuffled every epoch; generated tasks are taken in index order. Prompts over the length limit are
-    skipped and counted in `num_dropped`. Every process walks the whole stream and keeps every num_processes-th prompt,
-    so order, `num_dropped` and state are identical on all processes and independent of their number.
+    Datasets are reshuffled every epoch; endless sources are taken in index order. Rows that cannot become a prompt (too
+    long, empty, malformed) are skipped and counted in `dropped`. Every process walks the whole stream and keeps every
+    num_processes-th prompt, so order, `dropped` and state are the same on all processes, whatever their number.
     """
 
     def __init__(
@@ -24,55 +27,82 @@ class ProblemStream:
     ) -> None:
         self.source, self.prompter, self.seed = source, prompter, seed
         self.process_index, self.num_processes = process_index, num_processes
-        self.num_dropped = 0
+        self.dropped: Counter[Reason] = Counter()
         self._position = 0  # problems consumed so far, dropped ones included
         self._dropped_in_a_row = 0
         self._epoch_order: tuple[int, list[int]] | None = None
+
+    @property
+    def num_dropped(self) -> int:
+        """Rows skipped so far, for any reason."""
+        return self.dropped.total()
 
     def take(self, total: int) -> list[Prompt]:
         """This process's share of the stream's next `total` prompts."""
         taken: list[Prompt] = []
         while (missing := total - len(taken)) > 0:
-            problems = [self._problem(self._position + i) for i in range(missing)]
-            self._position += missing
-            for prompt in self.prompter.encode_batch(problems):
-                if prompt is None:
-                    self.num_dropped += 1
+            for prompt in self._encoded([self._problem(self._position + i) for i in range(missing)]):
+                if isinstance(prompt, UnusableRowError):
+                    self.dropped[prompt.reason] += 1
                     self._dropped_in_a_row += 1
                 else:
                     taken.append(prompt)
                     self._dropped_in_a_row = 0
+            self._position += missing
             if self._dropped_in_a_row >= (self.source.size or _MAX_DROPPED_IN_A_ROW):
                 raise ValueError(
-                    f"max_prompt_length={self.prompter.max_prompt_length}: the last {self._dropped_in_a_row} prompts "
-                    "were all longer. Raise it, or choose shorter problems or a shorter template."
+                    f"max_prompt_length={self.prompter.max_prompt_length}: the last {self._dropped_in_a_row} rows were "
+                    f"all unusable ({counts(self.dropped)} so far). Raise it, or choose other problems or a shorter "
+                    "template."
                 )
         return taken[self.process_index :: self.num_processes]
 
     def first(self, count: int) -> list[Prompt]:
-        """Some prompts within the length limit, always the same ones, without moving the stream: at most `count`."""
+        """Some usable prompts, always the same ones, without moving the stream: at most `count`."""
         size = _MAX_DROPPED_IN_A_ROW if self.source.size is None else self.source.size
-        prompts = (self.prompter.encode(self.source[index]) for index in range(min(size, _MAX_DROPPED_IN_A_ROW)))
-        return list(islice((prompt for prompt in prompts if prompt is not None), count))
+        prompts = map(self.prompter.encode, usable(self.source, range(min(size, _MAX_DROPPED_IN_A_ROW))))
+        return list(islice((prompt for prompt in prompts if isinstance(prompt, Prompt)), count))
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """All that resuming needs; plain integers, the same on every process."""
-        return {"position": self._position, "num_dropped": self.num_dropped}
+        return {"position": self._position, "dropped": dict(self.dropped)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._position, self.num_dropped = state["position"], state["num_dropped"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._position, self.dropped = state["position"], Counter(state["dropped"])
 
-    def _problem(self, position: int) -> Problem:
+    def _encoded(self, rows: Sequence[Problem | UnusableRowError]) -> list[Prompt | UnusableRowError]:
+        encoded = iter(self.prompter.encode_batch([row for row in rows if isinstance(row, Problem)]))
+        return [next(encoded) if isinstance(row, Problem) else row for row in rows]
+
+    def _problem(self, position: int) -> Problem | UnusableRowError:
         if self.source.size is None:
-            return self.source[position]
+            return row_of(self.source, position)
         epoch, place = divmod(position, self.source.size)
         if self._epoch_order is None or self._epoch_order[0] != epoch:
             self._epoch_order = epoch, _shuffled(self.source.size, f"{self.seed}/{epoch}")
-        problem = self.source[self._epoch_order[1][place]]
-        if epoch == 0:
+        problem = row_of(self.source, self._epoch_order[1][place])
+        if epoch == 0 or isinstance(problem, UnusableRowError):
             return problem
         # A repeated row, possibly within one rollout, forms its own group with its own random numbers.
         return Problem(id=f"{problem.id}@{epoch}", prompt=problem.prompt, columns=problem.columns)
+
+
+def row_of(source: Source, index: int) -> Problem | UnusableRowError:
+    """A source's row, or why it is no problem."""
+    try:
+        return source[index]
+    except UnusableRowError as error:
+        return error
+
+
+def usable(source: Source, order: Iterable[int]) -> Iterator[Problem]:
+    """Problems in this order without rows that are none; `check_prompts` and the stream count those."""
+    return (row for index in order if isinstance(row := row_of(source, index), Problem))
+
+
+def counts(dropped: Mapping[Reason, int]) -> str:
+    """ "3 too long, 1 empty", the most frequent first."""
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(dropped).most_common())
 
 
 def held_out(source: Source, prompter: Prompter, num_problems: int) -> list[Prompt]:
@@ -81,11 +111,14 @@ def held_out(source: Source, prompter: Prompter, num_problems: int) -> list[Prom
     Fewer than num_problems if the source has too few distinct prompts within the length limit.
     """
     prompts: list[Prompt] = []
-    for problem in distinct(source, range(20 * num_problems) if source.size is None else fixed_order(source.size)):
+    order = range(20 * num_problems) if source.size is None else fixed_order(source.size)
+    for prompt in map(prompter.encode, distinct(source, order)):
+        if isinstance(prompt, Prompt):
+            prompts.append(prompt)
+        elif prompt.reason == "malformed":
+            raise prompt
         if len(prompts) == num_problems:
             break
-        if (prompt := prompter.encode(problem)) is not None:
-            prompts.append(prompt)
     if not prompts:
         raise ValueError(f"max_prompt_length={prompter.max_prompt_length}: every held-out prompt is longer. Raise it.")
     return prompts
@@ -99,8 +132,7 @@ def fixed_order(size: int) -> list[int]:
 def distinct(source: Source, order: Iterable[int]) -> Iterator[Problem]:
     """Problems in this order, skipping repeated prompts."""
     seen: set[str] = set()
-    for index in order:
-        problem = source[index]
+    for problem in usable(source, order):
         if (key := repr(problem.prompt)) not in seen:
             seen.add(key)
             yield problem

@@ -1,8 +1,8 @@
 """From a task's problems to token ids, using a template of `rollout.data.prompts` or few_shot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -29,6 +29,7 @@ def task_prompts(
     template: str,
     system_prompt: str | None,
     instruct: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[list[Prompt], list[str]]:
     """Each problem's prompt and its text.
 
@@ -39,10 +40,16 @@ def task_prompts(
         ValueError: the tokenizer does not support the template, or few_shot has no examples for the task.
     """
     text = few_shot_template(task) if template == "few_shot" else template
-    prompter = Prompter(tokenizer, template=text, system_prompt=system_prompt, max_prompt_length=1 << 30)
+    prompter = Prompter(
+        tokenizer,
+        template=text,
+        system_prompt=system_prompt,
+        max_prompt_length=1 << 30,
+        chat_template_kwargs=chat_template_kwargs,
+    )
     instructs = instruct and prompter.is_chat
     problems = [instructed(problem, task) for problem in task.problems] if instructs else task.problems
-    prompts = [prompt for prompt in prompter.encode_batch(problems) if prompt is not None]
+    prompts = [prompt for prompt in prompter.encode_batch(problems) if isinstance(prompt, Prompt)]
     assert len(prompts) == len(problems)  # none exceeds 2^30 tokens
     return prompts, [prompter.render(problem) for problem in problems]
 

@@ -1,9 +1,12 @@
 """Templates, BOS, length limits and unusable tokenizers."""
 
+import json
+
 import pytest
 
+from rollout.data.columns import UnusableRowError
 from rollout.data.prompts import Prompter
-from rollout.types import Problem
+from rollout.types import Problem, Prompt
 from tests.conftest import byte_tokenizer
 
 CHAT = (
@@ -11,10 +14,12 @@ CHAT = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
+WEATHER = {"type": "function", "function": {"name": "weather"}}
+
 
 def text_of(prompter: Prompter, prompt: str | list[dict[str, str]]) -> str:
     encoded = prompter.encode(Problem(id="p", prompt=prompt))
-    assert encoded is not None
+    assert isinstance(encoded, Prompt)
     return prompter.tokenizer.decode(encoded.token_ids)
 
 
@@ -48,7 +53,7 @@ def test_plain_prompt_becomes_these_tokens():
     problem = Problem(id="p", prompt="1+2", columns={"answer": "3"})
     encoded = prompter.encode(problem)
     tokenizer = byte_tokenizer()
-    assert encoded is not None and encoded.problem is problem
+    assert isinstance(encoded, Prompt) and encoded.problem is problem
     assert list(encoded.token_ids) == [*tokenizer.convert_tokens_to_ids(["1", "+", "2"]), 259]
 
 
@@ -90,8 +95,9 @@ def test_chat_continues_a_prefilled_answer():
 def test_prompt_at_the_limit_is_kept_and_a_longer_one_dropped():
     prompter = Prompter(byte_tokenizer(), template="{prompt}:", max_prompt_length=5)
     kept, dropped = prompter.encode_batch([Problem(id="a", prompt="1234"), Problem(id="b", prompt="12345")])
-    assert kept is not None and len(kept.token_ids) == 5
-    assert dropped is None
+    assert isinstance(kept, Prompt) and len(kept.token_ids) == 5
+    assert isinstance(dropped, UnusableRowError) and dropped.reason == "too long"
+    assert str(dropped) == "b: the prompt has 6 tokens, over max_prompt_length=5."
 
 
 def test_errors_name_the_remedy():
@@ -105,9 +111,69 @@ def test_errors_name_the_remedy():
     with pytest.raises(ValueError, match=r"system_prompt only works with template 'chat'. Write it"):
         prompter(system_prompt="Be brief.")
     with pytest.raises(ValueError, match=r"row/3: the prompt is a list of messages, which only template 'chat'"):
-        prompter().encode(Problem(id="row/3", prompt=[{"role": "user", "content": "hi"}]))
-    with pytest.raises(ValueError, match=r"row/4: the prompt is empty"):
-        prompter().encode(Problem(id="row/4", prompt=""))
+        prompter().render(Problem(id="row/3", prompt=[{"role": "user", "content": "hi"}]))
+    with pytest.raises(ValueError, match=r"row/4: only template 'chat' shows the column `tools`"):
+        prompter().render(Problem(id="row/4", prompt="hi", columns={"tools": [WEATHER]}))
+    with pytest.raises(ValueError, match=r"chat_template_kwargs={'enable_thinking': False}: only template 'chat' uses"):
+        prompter(chat_template_kwargs={"enable_thinking": False})
+
+
+def chat(template: str, **settings) -> Prompter:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return Prompter(tokenizer, template="chat", max_prompt_length=200, **settings)
+
+
+def test_chat_template_kwargs_reach_the_template():
+    template = CHAT + "{% if enable_thinking is false %}<off>{% endif %}"
+    assert text_of(chat(template), "hi") == "<user>hi<assistant>"
+    assert text_of(chat(template, chat_template_kwargs={"enable_thinking": False}), "hi") == "<user>hi<assistant><off>"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("enable_thinkin", "does not occur in"), ("tokenize", "is set by"), ("tools", "is set by")]
+)
+def test_chat_template_kwargs_without_effect_are_refused(name: str, why: str):
+    with pytest.raises(ValueError, match=f"'{name}' {why}"):
+        chat(CHAT + "{{ enable_thinking }}", chat_template_kwargs={name: False})
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}" + CHAT, "No system"),
+        ("{{ messages[-1].content }}", "it drops the message"),
+    ],
+)
+def test_system_prompt_for_a_template_without_the_role_is_refused(template: str, why: str):
+    with pytest.raises(ValueError, match=rf"system_prompt='Be brief.': .* has no system role \({why}\)"):
+        chat(template, system_prompt="Be brief.")
+
+
+def test_tools_reach_the_template():
+    prompter = chat("{% for tool in tools or [] %}[{{ tool.function.name }} {{ tool.note }}]{% endfor %}" + CHAT)
+    for tools in ([WEATHER | {"note": None}], json.dumps([WEATHER])):
+        encoded = prompter.encode(Problem(id="p", prompt="hi", columns={"tools": tools}))
+        assert isinstance(encoded, Prompt)
+        assert prompter.tokenizer.decode(encoded.token_ids) == "[weather ]<user>hi<assistant>"
+    with pytest.raises(ValueError, match=r"p: column `tools` is set, but the tokenizer's chat template ignores tools"):
+        chat(CHAT).render(Problem(id="p", prompt="hi", columns={"tools": [WEATHER]}))
+
+
+def test_prompts_know_the_text_that_belongs_to_the_completion():
+    def prefix(prompter: Prompter, prompt: str | list[dict[str, str]]) -> str:
+        encoded = prompter.encode(Problem(id="p", prompt=prompt))
+        assert isinstance(encoded, Prompt)
+        return encoded.prefix
+
+    begun = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>\nFirst"}]
+    assert prefix(chat(CHAT + "{{ '<think>\n' }}"), "hi") == "<think>\n"
+    assert prefix(chat(CHAT), begun) == "<think>\nFirst"
+    assert prefix(chat(CHAT), "hi <think>") == ""
+    assert prefix(chat(CHAT + "<think>\n\n</think>\n"), "hi") == ""
+    plain = {"tokenizer": byte_tokenizer(), "max_prompt_length": 1000}
+    assert prefix(Prompter(template="{prompt}<think>", **plain), "hi") == "<think>"
+    assert prefix(Prompter(template="r1_zero", **plain), "hi") == ""
 
 
 def test_tokenizer_without_eos_is_rejected():

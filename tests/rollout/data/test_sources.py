@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from grpo.recipe.config import GRPORecipe
+from rollout.data.columns import UnusableRowError
 from rollout.data.generated import TaskSource
 from rollout.data.prompts import Prompter
 from rollout.data.sources import load_source
@@ -149,7 +150,7 @@ def test_data_errors_name_what_the_source_has(gsm8k: str, tmp_path: Path):
         load_source(dataset_name=gsm8k, dataset_split="test", columns={"prompt": "question"})
     path = tmp_path / "null.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": null}\n')
-    with pytest.raises(ValueError, match=r"null.jsonl/train/1: the prompt is None"):
+    with pytest.raises(UnusableRowError, match=r"null.jsonl/train/1: the prompt is None; it must contain a question"):
         load_source(dataset_name=str(path))[1]
 
 
@@ -161,6 +162,76 @@ def test_real_gsm8k_loads_completely():
     assert source[0].columns["solution"].endswith("#### 18")
     prompts = held_out(source, Prompter(byte_tokenizer(), template="{prompt}", max_prompt_length=400), 64)
     assert len(prompts) == 64 and max(len(prompt.token_ids) for prompt in prompts) <= 400
+
+
+SHARE_GPT = [
+    {"conversations": [{"from": "system", "value": "Rhyme."}, {"from": "human", "value": "1+1"},
+                       {"from": "gpt", "value": "2"}]},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"},
+                       {"from": "human", "value": "c"}]},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "b"}]},
+]  # fmt: skip
+
+
+def test_share_gpt_conversations_become_prompt_and_solution(tmp_path: Path):
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in SHARE_GPT))
+    for columns in ({}, {"prompt": "conversations"}):
+        source = load_source(dataset_name=str(path), columns=columns)
+        rhyme, question = {"role": "system", "content": "Rhyme."}, {"role": "user", "content": "1+1"}
+        assert source[0] == Problem(id="chat.jsonl/train/0", prompt=[rhyme, question], columns={"solution": "2"})
+        assert [message["role"] for message in source[1].prompt if isinstance(message, dict)] == [
+            "user",
+            "assistant",
+            "user",
+        ]
+        with pytest.raises(UnusableRowError, match=r"chat.jsonl/train/2: a conversation has a turn from 'observation'"):
+            source[2]
+
+
+def test_nested_columns_have_dotted_names(tmp_path: Path):
+    path = tmp_path / "verl.jsonl"
+    model = {"ground_truth": "2", "style": "rule"}
+    rows = [
+        {"prompt": "1+1", "reward_model": model},
+        {"prompt": "2", "reward_model": None},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for streaming in (False, True):
+        columns = {"solution": "reward_model.ground_truth"}
+        source = load_source(dataset_name=str(path), columns=columns, streaming=streaming, shuffle_buffer_size=1)
+        assert source[0].columns == {"solution": "2", "reward_model": model}
+        assert source[1].columns["solution"] is None
+        with pytest.raises(ValueError, match=r"'reward_model.ground_trth'. Did you mean 'reward_model.ground_truth'"):
+            load_source(dataset_name=str(path), columns={"solution": "reward_model.ground_trth"}, streaming=streaming)
+
+
+def recipe(**sections) -> GRPORecipe:
+    given = {"model": {"model_name_or_path": "any"}, "rewards": [{"function": "accuracy"}]}
+    return GRPORecipe(**{**given, "data": {"dataset_name": "rows.jsonl"}, **sections})
+
+
+def test_rollout_stop_reaches_both_samplings():
+    built = recipe(rollout={"stop": ["\n\n", "User:"]})
+    assert built.rollout_sampling(0).stop == built.evaluation_sampling().stop == ("\n\n", "User:")
+    with pytest.raises(ValueError, match="at least 1 character"):
+        recipe(rollout={"stop": [""]})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"task": "countdown", "streaming": True}, "streaming=true with task='countdown'"),
+        (
+            {"dataset_name": "a", "dataset_split": "train[:5]", "streaming": True},
+            r"dataset_split='train\[:5\]': only whole splits",
+        ),
+        ({"task": "countdown", "chat_template_kwargs": {"a": 1}}, "only template chat uses them"),
+    ],
+)
+def test_data_settings_without_effect_are_refused(data: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        recipe(data=data)
 
 
 # -- documentation

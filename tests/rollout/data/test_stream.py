@@ -79,13 +79,25 @@ def test_long_prompts_are_skipped_and_counted(tmp_path: Path):
     walk = stream(numbered(tmp_path, ["1", "22", "a long one", "4"]), max_prompt_length=5)
     assert {prompt.problem.prompt for prompt in walk.take(3)} == {"1", "22", "4"}
     walk.take(9)
-    assert walk.num_dropped == 4
+    assert walk.dropped == {"too long": 4} and walk.num_dropped == 4
+
+
+def test_rows_without_a_question_are_skipped_and_counted_by_reason(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    prompts = ["1", None, "  ", "x" * 1_000_000, "2"]
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    walk = stream(DatasetSource(str(path)), max_prompt_length=5)
+    assert sorted(str(prompt.problem.prompt) for prompt in walk.take(2)) == ["1", "2"]
+    walk.take(2)
+    assert walk.num_dropped == 6
+    assert walk.dropped == {"empty": 4, "too long": 2}
+    assert walk.state_dict() == {"position": 10, "dropped": {"empty": 4, "too long": 2}}
 
 
 def test_a_stream_with_only_long_prompts_is_an_error_with_a_remedy(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"max_prompt_length=2: the last 3 prompts were all longer. Raise it"):
+    with pytest.raises(ValueError, match=r"length=2: the last 3 rows were all unusable \(3 too long so far\)"):
         stream(numbered(tmp_path, ["aaa", "bbb", "ccc"]), max_prompt_length=2).take(3)
-    with pytest.raises(ValueError, match=r"max_prompt_length=2: the last 1.* prompts were all longer"):
+    with pytest.raises(ValueError, match=r"max_prompt_length=2: the last 1.* rows were all unusable"):
         stream(TaskSource("arithmetic", {}), max_prompt_length=2).take(8)
 
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from grpo.model.weights import checkpoint_weights
-from rollout.engines.base import Engine, check_context, end_token_ids, load_tokenizer
+from rollout.engines.base import Engine
 from rollout.engines.hf import HFEngine
 from rollout.engines.vllm import VLLMEngine
 from rollout.types import Group, Problem, Prompt, Sampling
@@ -315,98 +315,6 @@ def test_a_model_without_eos_is_an_error(tmp_path: Path):
         (folder / name).write_text(json.dumps({k: v for k, v in settings.items() if not k.startswith("eos_token")}))
     with pytest.raises(ValueError, match=r"has no EOS token.*tokenizer_config\.json"):
         start_hf(folder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "ends"),
-    [
-        ({"eos_token_id": [257, 5]}, [5, 257]),
-        ({"eos_token_id": None, "text_config": {"eos_token_id": [7, 9]}}, [7, 9, 257]),
-        ({"eos_token_id": None}, [257]),  # not LlamaConfig's own default, 2
-        ({"eos_token_id": 6}, [6, 257]),
-    ],
-)
-def test_end_tokens_are_those_of_the_tokenizer_and_of_both_configs(
-    tiny_llama: Path, tmp_path: Path, changes: dict, ends: list[int]
-):
-    folder = with_config(tiny_llama, tmp_path / "model", **changes)
-    (folder / "generation_config.json").unlink()
-    assert end_token_ids(str(folder), load_tokenizer(str(folder), None, False), None) == ends
-    (folder / "generation_config.json").write_text('{"eos_token_id": [257, 11]}')
-    assert end_token_ids(str(folder), load_tokenizer(str(folder), None, False), None) == sorted({*ends, 11})
-
-
-def test_a_completion_ends_at_an_end_token_that_only_the_model_config_names(tiny_llama: Path, tmp_path: Path):
-    sampling = dataclasses.replace(SAMPLING, num_generations=1)
-    prompt = make_prompts(1)
-    ((free,),) = (group.completions for group in start_hf(tiny_llama).generate(prompt, sampling))
-    third = free.token_ids[2]
-    folder = with_config(tiny_llama, tmp_path / "model", eos_token_id=[257, third])
-    ((ended,),) = (group.completions for group in start_hf(folder).generate(prompt, sampling))
-    end = list(free.token_ids).index(third) + 1
-    assert (list(ended.token_ids), ended.finish_reason) == (list(free.token_ids[:end]), "stop")
-
-
-def test_hf_engine_pads_for_a_tokenizer_without_pad(tiny_llama: Path, tmp_path: Path):
-    folder = shutil.copytree(tiny_llama, tmp_path / "model")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    del settings["pad_token"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert load_tokenizer(str(folder), None, False).pad_token_id is None
-    without, with_pad = (start_hf(f).generate(make_prompts(4), SAMPLING) for f in (folder, tiny_llama))
-    assert tokens(list(without)) == tokens(list(with_pad))
-
-
-def with_remote_tokenizer(folder: Path, target: Path) -> Path:
-    shutil.copytree(folder, target)
-    settings = json.loads((target / "tokenizer_config.json").read_text())
-    settings |= {"tokenizer_class": "OwnTokenizerFast", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizerFast"]}}
-    (target / "tokenizer_config.json").write_text(json.dumps(settings))
-    (target / "own.py").write_text(
-        "from transformers import PreTrainedTokenizerFast\nclass OwnTokenizerFast(PreTrainedTokenizerFast): pass\n"
-    )
-    return target
-
-
-def test_a_tokenizer_with_remote_code_needs_the_models_permission(tiny_llama: Path, tmp_path: Path):
-    folder = with_remote_tokenizer(tiny_llama, tmp_path / "model")
-    with pytest.raises(ValueError, match=r"model\.trust_remote_code=false: the tokenizer of .* runs code"):
-        start_hf(folder)
-    options = {"dtype": "float32", "device": "cpu", "max_num_seqs": 12, "max_model_len": 256}
-    engine = HFEngine(str(folder), trust_remote_code=True, **options)
-    assert len(list(engine.generate(make_prompts(2), SAMPLING))) == 2
-    loaded = load_tokenizer(str(folder), None, True)
-    loaded.save_pretrained(tmp_path / "checkpoint")
-    assert type(load_tokenizer(str(tmp_path / "checkpoint"), None, True)).__name__ == "OwnTokenizerFast"
-
-
-@pytest.mark.parametrize(
-    ("changes", "limit"),
-    [
-        ({}, 512),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, 1024),
-        (
-            {
-                "rope_parameters": {
-                    "rope_type": "yarn",
-                    "rope_theta": 1e4,
-                    "factor": 4.0,
-                    "original_max_position_embeddings": 512,
-                }
-            },
-            2048,
-        ),
-    ],
-)
-def test_a_context_beyond_the_models_positions_is_refused(changes: dict, limit: int):
-    config = tiny_llama_config()
-    for name, value in changes.items():
-        setattr(config, name, value)
-    check_context(config, limit)
-    with pytest.raises(
-        ValueError, match=rf"max_model_len={limit + 1}: the model's context is {limit} tokens .*at most {limit}"
-    ):
-        check_context(config, limit + 1)
 
 
 @pytest.mark.vllm

@@ -3,6 +3,7 @@
 benchmarks/eval_server.py does the same with `vllm serve`.
 """
 
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -93,6 +94,13 @@ def served(tiny_llama: Path) -> Iterator[tuple[Served, str]]:
 
 def connect(model: Path, url: str) -> ServerEngine:
     return ServerEngine(str(model), base_url=url, max_num_seqs=2, max_model_len=24)
+
+
+def test_the_prompts_prefix_reaches_the_group(tiny_llama: Path, served: tuple[Served, str]) -> None:
+    prompts = [dataclasses.replace(PROMPTS[0], prefix="<think>\n")]
+    sampling = Sampling(num_generations=1, max_completion_length=2)
+    (group,) = connect(tiny_llama, served[1]).generate(prompts, sampling)
+    assert group.completion_prefix == "<think>\n"
 
 
 def groups_of(engine: Any, sampling: Sampling) -> dict[str, list[tuple]]:
