@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rollout.support.names import nearest
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(arguments: Sequence[str]) -> None:
     """`grpo train`: run the recipe in a launched process; otherwise launch the processes."""
-    from grpo.recipe.launch import is_launched, launch, launch_on_cpu, missing_processes, use_all_cores
+    from grpo.recipe.launch import is_launched, launch, launch_on_cpu, missing_processes, quieten, use_all_cores
     from grpo.recipe.signals import Stopped, command_to_continue, end, end_with_launcher, listen
 
     options, path, overrides = _split(arguments)
@@ -34,17 +34,20 @@ def train(arguments: Sequence[str]) -> None:
     if is_launched():
         end_with_launcher()
         use_all_cores()
+        quieten()
     from grpo.recipe.errors import RunError
     from grpo.recipe.load import load_recipe
     from grpo.recipe.record import check_world
 
     try:
-        recipe = load_recipe(path, overrides)
+        recipe: Any = load_recipe(path, overrides)  # of any stage
         if missing := missing_processes():
             check_world(recipe, missing)
             launch_on_cpu(missing, command)
         if is_launched():
-            listen(command_to_continue(["grpo", *command], resumes=recipe.stage == "grpo"))
+            is_grpo = recipe.stage == "grpo"  # other stages take the same command again
+            nothing_done = "stopped before a step was done" if is_grpo else "stopped"
+            listen(command_to_continue(["grpo", *command], resumes=is_grpo), nothing_done)
             from grpo.stages.pipeline import run
 
             run(recipe)
@@ -81,14 +84,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     """`grpo eval`: evaluate a checkpoint on tasks, or compare two evaluations. `grpo eval --help` lists the options."""
     from grpo.evaluation.cli import eval_command
 
-    _run_evaluation(eval_command, arguments)
+    _run_evaluation(eval_command, "eval", arguments)
 
 
 def regrade(arguments: Sequence[str]) -> None:
     """`grpo regrade`: grade saved samples again. `grpo regrade --help` lists the options."""
     from grpo.evaluation.cli import regrade_command
 
-    _run_evaluation(regrade_command, arguments)
+    _run_evaluation(regrade_command, "regrade", arguments)
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -175,11 +178,15 @@ def usage() -> str:
     return "\n".join(["The command line of grpo-recipes.", "", *lines])
 
 
-def _run_evaluation(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
-    from grpo.recipe.launch import is_launched, use_all_cores
+def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, arguments: Sequence[str]) -> None:
+    from grpo.recipe.launch import is_launched, quieten, use_all_cores
+    from grpo.recipe.signals import command_to_continue, end_with_launcher, listen
 
     if is_launched():
+        end_with_launcher()
         use_all_cores()
+    quieten()
+    listen(command_to_continue(["grpo", name, *arguments], resumes=False))
     try:
         command(arguments)
     except ValueError as error:

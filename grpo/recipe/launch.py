@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
@@ -35,6 +36,22 @@ def use_all_cores() -> None:
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+def quieten() -> None:
+    """Silence what users cannot act on: transformers' progress bars and C++ warnings. Call before torch is imported.
+
+    Downloads keep their bars. A value of TORCH_CPP_LOG_LEVEL set by the user wins.
+    """
+    # vLLM's CPU build warns about its NUMA binding at every start
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # about options that grpo passes to accelerate
+    warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate")
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # one per loading and saving of weights
+    enable_progress_bars()  # huggingface_hub's, which the line above switches off too
 
 
 def missing_processes() -> int:
@@ -97,6 +114,7 @@ def _supervise(start: Callable[[], object], typed: str) -> NoReturn:
         for child in children:
             child.send_signal(number)
 
+    signal.set_wakeup_fd(-1)  # of signals.listen, if this process called it
     for number in SIGNALS:
         signal.signal(number, forward)
     os.environ |= {COMMAND: typed, LAUNCHER: str(os.getpid())}

@@ -35,6 +35,7 @@ _SAME_SECONDS = 1.0  # Ctrl-C and schedulers signal launcher and trainer, and th
 _first: tuple[int, float] | None = None  # the signal to stop for, and when it arrived
 _deferred = False
 _command = ""
+_nothing_done = ""
 _parent = 0
 
 
@@ -59,10 +60,13 @@ def end_with_launcher() -> None:
         os._exit(1)
 
 
-def listen(command: str) -> None:
-    """End this process when a signal arrives: at once, or after `defer` when a second one does."""
-    global _command, _parent
-    _command, _parent = command, os.getppid()
+def listen(command: str, nothing_done: str = "stopped") -> None:
+    """End this process when a signal arrives: at once, or after `defer` when a second one does.
+
+    Before `defer`, it prints `nothing_done (SIGTERM)`; then `continue with: command`.
+    """
+    global _command, _nothing_done, _parent
+    _command, _nothing_done, _parent = command, nothing_done, os.getppid()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -116,7 +120,7 @@ def _watch(reader: int) -> None:
             if _first is None:
                 _first = (number, time.monotonic())
                 if not _deferred:
-                    end(f"stopped before a step was done ({signal.Signals(number).name})", number)
+                    end(f"{_nothing_done} ({signal.Signals(number).name})", number)
             elif os.getppid() != _parent:
                 _parent = os.getppid()  # the launcher's death is not the user's second signal
             elif time.monotonic() - _first[1] > _SAME_SECONDS:
