@@ -24,7 +24,7 @@ format: $(INSTALLED)  ## fix lint and formatting
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache
 
-$(INSTALLED): requirements/cpu.txt pyproject.toml grpo/recipe/codec.pth
+$(INSTALLED): requirements/cpu.txt pyproject.toml grpo/launch/codec.pth
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is required and $(PYTHON) is older. Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

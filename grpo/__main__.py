@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(arguments: Sequence[str]) -> None:
     """`grpo train`: run the recipe in a launched process; otherwise launch the processes."""
-    from grpo.recipe.launch import is_launched, launch, launch_on_cpu, missing_processes, quieten, use_all_cores
-    from grpo.recipe.signals import Stopped, command_to_continue, end, end_with_launcher, listen
+    from grpo.launch.processes import is_launched, launch, launch_on_cpu, missing_processes, quieten, use_all_cores
+    from grpo.launch.signals import Stopped, command_to_continue, end, end_with_launcher, listen
 
     options, path, overrides = _split(arguments)
     command = ["train", path, *overrides]
@@ -179,8 +179,8 @@ def usage() -> str:
 
 
 def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, arguments: Sequence[str]) -> None:
-    from grpo.recipe.launch import is_launched, quieten, use_all_cores
-    from grpo.recipe.signals import command_to_continue, end_with_launcher, listen
+    from grpo.launch.processes import is_launched, quieten, use_all_cores
+    from grpo.launch.signals import command_to_continue, end_with_launcher, listen
 
     if is_launched():
         end_with_launcher()

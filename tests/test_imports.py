@@ -16,7 +16,7 @@ PACKAGES = ("grpo", "rewards", "rollout")
 # A package's own __init__ comes last: it may import every room, and no room imports it.
 ROOMS = {
     "grpo": [
-        {"recipe"},
+        {"launch", "recipe"},
         {"report"},
         {"algorithm"},
         {"model"},

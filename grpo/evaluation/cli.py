@@ -59,7 +59,7 @@ def eval_command(arguments: Sequence[str]) -> None:
 
 def _launch(recipe: EvalRecipe, command: Sequence[str]) -> None:
     """Start several processes if requested, or if the machine has several GPUs."""
-    from grpo.recipe.launch import is_launched, launch, launch_on_cpu, missing_processes
+    from grpo.launch.processes import is_launched, launch, launch_on_cpu, missing_processes
 
     if missing := missing_processes():
         launch_on_cpu(missing, command)

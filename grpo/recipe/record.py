@@ -18,7 +18,7 @@ from grpo.recipe.load import RecipeError
 from grpo.recipe.section import Section
 from rewards.runner.load import BUILTINS
 
-RECIPE_HEADER = "# -*- coding: grpo-recipe -*-\n"  # lets `accelerate launch` run a recipe, see grpo/recipe/codec.py
+RECIPE_HEADER = "# -*- coding: grpo-recipe -*-\n"  # lets `accelerate launch` run a recipe, see grpo/launch/codec.py
 PACKAGES = (
     "grpo-recipes",
     "torch",

@@ -25,8 +25,8 @@ from grpo.model.load import load_model
 from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
 from grpo.report.rollout_metrics import Totals
-from grpo.stages.preflight import check_prompts
-from grpo.stages.verify import verify_engine
+from grpo.stages.checks.engine import verify_engine
+from grpo.stages.checks.prompts import check_prompts
 from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.prompts import Prompter

@@ -22,11 +22,11 @@ import torch
 from accelerate.utils import gather_object
 
 from grpo.algorithm.plan import Plan, Shapes
+from grpo.launch import signals
 from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.objective import loss_function
 from grpo.model.moe import load_metrics
-from grpo.recipe import signals
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import RefusedError, RunError
 from grpo.report.metrics import ExpertLoad, Mean, Metric, merge, per_step, values

@@ -13,13 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     DeepseekV3ForCausalLM,
     LlamaForCausalLM,
-    PhiConfig,
-    PreTrainedConfig,
     PreTrainedModel,
-    SmolLM3Config,
 )
 
 from grpo.model.weights import checkpoint_weights
@@ -236,31 +232,6 @@ def test_dense_model_with_tied_head_agrees_before_and_after_an_update(
             patch.setattr("rollout.engines.vllm.repack_for_cpu", lambda worker: None)
             engine.publish(checkpoint_weights(model), 1)
         assert len(unexplained(model, list(engine.generate(make_prompts(4), SAMPLING)))) > 20
-    engine.publish(checkpoint_weights(model), 1)
-    assert_agrees(model, list(engine.generate(make_prompts(4), SAMPLING)))
-    engine.close()
-
-
-@pytest.mark.vllm
-@pytest.mark.parametrize("config", [PhiConfig, SmolLM3Config])
-def test_a_model_vllm_takes_from_transformers_still_runs_in_the_trainer(config: type[PreTrainedConfig], tmp_path: Path):
-    """vLLM decorates the class of such a model, which is the trainer's class too."""
-    shape = {
-        "vocab_size": 263,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "pad_token_id": 258,
-    }
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "eos_token_id": 257, "pad_token_id": 258}
-    save_tiny(AutoModelForCausalLM.from_config(config(**shape, **heads)), tmp_path)
-    model = load(tmp_path)
-    ids = torch.arange(3, 20)[None]
-    before = model(ids).logits
-    engine = start_vllm(tmp_path)
-    assert torch.equal(model(ids).logits, before)
-    assert torch.equal(load(tmp_path)(ids).logits, before)  # constructed after the engine
-    perturb(model, "layers.1")
     engine.publish(checkpoint_weights(model), 1)
     assert_agrees(model, list(engine.generate(make_prompts(4), SAMPLING)))
     engine.close()

@@ -6,12 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedConfig, SmolLM3Config
 
+from grpo.model.weights import checkpoint_weights
 from rollout.engines.base import check_context, end_token_ids, load_tokenizer
 from rollout.engines.hf import HFEngine
 from rollout.types import Group, Problem, Prompt, Sampling
-from tests.conftest import tiny_llama_config
-from tests.rollout.engines.agreement import make_prompts
+from tests.conftest import save_tiny, tiny_llama_config
+from tests.rollout.engines.agreement import assert_agrees, load, make_prompts, perturb
+from tests.rollout.engines.test_engines import start_vllm
 
 SAMPLING = Sampling(num_generations=3, max_completion_length=24)
 
@@ -132,3 +136,28 @@ def test_the_prompts_prefix_reaches_the_group(tiny_llama: Path):
     prompt = Prompt(problem=Problem(id="p", prompt="hi"), token_ids=[104, 105, 259, 10], prefix="<think>\n")
     (group,) = start_hf(tiny_llama).generate([prompt], SAMPLING)
     assert group.completion_prefix == "<think>\n"
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("config", [PhiConfig, SmolLM3Config])
+def test_a_model_vllm_takes_from_transformers_still_runs_in_the_trainer(config: type[PreTrainedConfig], tmp_path: Path):
+    """vLLM decorates the class of such a model, which is the trainer's class too."""
+    shape = {
+        "vocab_size": 263,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "pad_token_id": 258,
+    }
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "eos_token_id": 257, "pad_token_id": 258}
+    save_tiny(AutoModelForCausalLM.from_config(config(**shape, **heads)), tmp_path)
+    model = load(tmp_path)
+    ids = torch.arange(3, 20)[None]
+    before = model(ids).logits
+    engine = start_vllm(tmp_path)
+    assert torch.equal(model(ids).logits, before)
+    assert torch.equal(load(tmp_path)(ids).logits, before)  # constructed after the engine
+    perturb(model, "layers.1")
+    engine.publish(checkpoint_weights(model), 1)
+    assert_agrees(model, list(engine.generate(make_prompts(4), SAMPLING)))
+    engine.close()

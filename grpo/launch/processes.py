@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import psutil
 
-from grpo.recipe.signals import COMMAND, LAUNCHER, SIGNALS, command_to_continue, end
+from grpo.launch.signals import COMMAND, LAUNCHER, SIGNALS, command_to_continue, end
 
 # Set by torchrun in each of several processes, and by `accelerate launch` in a single one.
 _MARKS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
@@ -33,6 +33,8 @@ def use_all_cores() -> None:
     `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves the other cores idle. Values above 1
     were set on purpose and are kept.
     """
+    # Waiting threads that spin take the cores from whatever else runs: 5 times slower beside other work instead of 2.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))

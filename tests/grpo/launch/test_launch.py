@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo.recipe.codec import PROGRAM
-from grpo.recipe.launch import is_launched, use_all_cores
+from grpo.launch.codec import PROGRAM
+from grpo.launch.processes import is_launched, use_all_cores
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -134,7 +134,7 @@ def test_a_wheel_installs_the_codec(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        assert "grpo_recipe_codec.pth" in names and "grpo/recipe/codec.py" in names and "rollout/types.py" in names
+        assert "grpo_recipe_codec.pth" in names and "grpo/launch/codec.py" in names and "rollout/types.py" in names
         (line,) = archive.read("grpo_recipe_codec.pth").decode().splitlines()
     assert line.startswith("import codecs;")  # a .pth runs only lines that start with import
 

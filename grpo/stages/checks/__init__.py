@@ -1,0 +1,1 @@
+"""What is checked about a run before its first step: its prompts, and its engine against its trainer."""
