@@ -127,11 +127,6 @@ def test_a_context_beyond_the_models_positions_is_refused(changes: dict, limit: 
         check_context(config, limit + 1)
 
 
-def test_hf_engine_refuses_a_context_beyond_the_models_positions(tiny_llama: Path):
-    with pytest.raises(ValueError, match="max_model_len=513: the model's context is 512 tokens"):
-        HFEngine(str(tiny_llama), dtype="float32", device="cpu", max_num_seqs=1, max_model_len=513)
-
-
 def test_the_prompts_prefix_reaches_the_group(tiny_llama: Path):
     prompt = Prompt(problem=Problem(id="p", prompt="hi"), token_ids=[104, 105, 259, 10], prefix="<think>\n")
     (group,) = start_hf(tiny_llama).generate([prompt], SAMPLING)
