@@ -7,8 +7,6 @@ compares every token with the in-process engine's.
 """
 
 import argparse
-import json
-import os
 import socket
 import subprocess
 import sys
@@ -25,13 +23,7 @@ from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
 
 MODEL = str(Path(__file__).parent.parent / "recipes" / "v3_base")
-# What rollout/engines/vllm.py sets on a CPU, as server options.
-SERVER = [
-    *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL, "--host", "127.0.0.1"),
-    *("--dtype", "float32", "--max-model-len", "192", "--max-num-seqs", "64", "--max-num-batched-tokens", "8192"),
-    *("--enforce-eager", "--no-enable-chunked-prefill", "--generation-config", "vllm"),
-    *("--compilation-config", json.dumps({"custom_ops": ["none"]})),
-]
+SERVER = [sys.executable, "-m", "grpo", "serve", MODEL, "--host", "127.0.0.1", "--max-model-len", "192"]
 
 
 def main() -> None:
@@ -43,8 +35,7 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "VLLM_MLA_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    server = subprocess.Popen([*SERVER, "--port", str(port)], env=environment)
+    server = subprocess.Popen([*SERVER, "--port", str(port), "--max-num-seqs", "64"])
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server)
         prompter = Prompter(AutoTokenizer.from_pretrained(MODEL), template="{prompt} :", max_prompt_length=32)

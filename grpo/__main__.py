@@ -94,6 +94,18 @@ def regrade(arguments: Sequence[str]) -> None:
     _run_evaluation(regrade_command, "regrade", arguments)
 
 
+def serve(arguments: Sequence[str]) -> None:
+    """`grpo serve`: become vLLM's OpenAI-compatible server."""
+    if not arguments or arguments[0].startswith("-"):
+        _fail_usage("serve takes a checkpoint's folder or Hub name, then vLLM's options.")
+    from rollout.engines.vllm_serve import serve as become_server
+
+    try:
+        become_server(arguments[0], arguments[1:])
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
 def report(arguments: Sequence[str]) -> None:
     """`grpo report`: rebuild a run's page from its files."""
     from grpo.report.page.write import write_page
@@ -162,6 +174,11 @@ COMMANDS = {
         regrade,
         "RUN | samples.jsonl [options]",
         "grade an evaluation's saved samples again, or external completions",
+    ),
+    "serve": Command(
+        serve,
+        "CHECKPOINT [vLLM's options, such as --port 8000]",
+        "serve a checkpoint with vLLM's OpenAI-compatible API",
     ),
     "report": Command(report, "RUN", "rebuild a run's page from its files"),
     "reward-test": Command(

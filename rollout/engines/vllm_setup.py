@@ -36,9 +36,9 @@ def start(
 ) -> "LLM":
     """Start vLLM in this process. Arguments and errors as in `VLLMEngine`; source: revision and trust_remote_code."""
     config = AutoConfig.from_pretrained(model_path, **source)
-    _check_routing_keys(model_path, config)
+    check_routing_keys(model_path, config)
     _set_environment(config)
-    on_cpu = _import_vllm()
+    on_cpu = import_vllm()
     options: dict[str, Any] = {
         "model": model_path,
         "dtype": dtype,
@@ -138,7 +138,7 @@ def _cpu_options(kv_cache_gib: float, max_model_len: int) -> dict[str, Any]:
     }
 
 
-def _check_routing_keys(model_path: str, config: PretrainedConfig) -> None:
+def check_routing_keys(model_path: str, config: PretrainedConfig) -> None:
     """vLLM reads DeepSeek-V3's routing from two config keys; transformers hard-codes it and does not write them."""
     if config.model_type != "deepseek_v3":
         return
@@ -168,8 +168,12 @@ def _set_environment(config: PretrainedConfig) -> None:
     """Variables vLLM reads, some of them while it is imported."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # else every start is reported over the network
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are passed in this process's memory
-    # Other sizes run as multi-head attention, with the same result.
-    os.environ["VLLM_MLA_DISABLE"] = "0" if _has_mla_kernel(config) else "1"
+    os.environ.update(mla_setting(config))
+
+
+def mla_setting(config: PretrainedConfig) -> dict[str, str]:
+    """Sizes without a latent-attention kernel run as multi-head attention, with the same result."""
+    return {"VLLM_MLA_DISABLE": "0" if _has_mla_kernel(config) else "1"}
 
 
 def _has_mla_kernel(config: PretrainedConfig) -> bool:
@@ -177,7 +181,7 @@ def _has_mla_kernel(config: PretrainedConfig) -> bool:
     return getattr(config, "kv_lora_rank", 0) + getattr(config, "qk_rope_head_dim", 0) == 576
 
 
-def _import_vllm() -> bool:
+def import_vllm() -> bool:
     """Import vLLM; return whether it runs on the CPU."""
     if "VLLM_LOGGING_LEVEL" not in os.environ:
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
