@@ -59,6 +59,7 @@ def run(max_steps: int, steps_per_generation: int, *, sync: int = 0, save: int =
         first_step=0,
         policy=SimpleNamespace(update=lambda samples, loss: {}, model=None, weights=list),
         reference=SimpleNamespace(refresh=lambda model: noted.refreshed.append(trainer.step)),
+        problems=SimpleNamespace(num_dropped=0),
         publisher=SimpleNamespace(publish=lambda weights, step: None),
     )
     trainer = Noting(parts)
