@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from rewards.runner.score import RewardError, Rewards, RewardSpec
@@ -141,10 +143,10 @@ def test_workers_import_no_torch_and_start_with_the_first_group(tmp_path):
 def children() -> set[int]:
     """Pids of this process's reward workers."""
     found = set()
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            if b"rewards.runner.remote" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.add(int(pid))
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if any("rewards.runner.remote" in word for word in child.cmdline()):
+                found.add(child.pid)
     return found
 
 

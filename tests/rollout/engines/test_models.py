@@ -142,7 +142,6 @@ def test_a_model_vllm_takes_from_transformers_still_runs_in_the_trainer(config: 
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
-        "pad_token_id": 258,
     }
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "eos_token_id": 257, "pad_token_id": 258}
     save_tiny(AutoModelForCausalLM.from_config(config(**shape, **heads)), tmp_path)
