@@ -33,8 +33,6 @@ def use_all_cores() -> None:
     `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves the other cores idle. Values above 1
     were set on purpose and are kept.
     """
-    # Waiting threads that spin take the cores from whatever else runs: 5 times slower beside other work instead of 2.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
