@@ -23,6 +23,7 @@ class Server:
         self.replies: list[Any] = []
         self.bodies: list[Any] = []
         self.url = ""
+        self.over = threading.Event()
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def server() -> Iterator[Server]:
             state.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             reply = state.replies.pop(0) if len(state.replies) > 1 else state.replies[0]
             if reply == "hang":
-                time.sleep(0.5)
+                state.over.wait()
                 return
             if reply == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -59,6 +60,7 @@ def server() -> Iterator[Server]:
     threading.Thread(target=http_server.serve_forever, daemon=True).start()
     state.url = f"http://127.0.0.1:{http_server.server_address[1]}/run"
     yield state
+    state.over.set()
     http_server.shutdown()
     http_server.server_close()
 
@@ -66,9 +68,15 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
+    test = threading.current_thread()
 
     class Clock:
-        sleep = staticmethod(waited.append)
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            if threading.current_thread() is test:
+                waited.append(seconds)
+            else:  # a request that another test left behind
+                time.sleep(seconds)
 
     monkeypatch.setattr(rollout.support.http, "time", Clock)
     return waited
@@ -140,11 +148,11 @@ def test_transport_errors_are_retried_unless_told_otherwise(
     server: Server, waits: list[float], fault: Any, problem: str
 ) -> None:
     server.replies = [fault, OK]
-    assert post(server, timeout=0.2) == {"y": 2}
+    assert post(server, timeout=1.0) == {"y": 2}
     assert waits == [0.5]
     server.replies = [fault, OK]
     with pytest.raises(RequestFailedError, match=f"/run did not answer: {problem}"):
-        post(server, timeout=0.2, retry_transport_errors=False)
+        post(server, timeout=1.0, retry_transport_errors=False)
     assert waits == [0.5]
 
 
