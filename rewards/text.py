@@ -18,7 +18,31 @@ _BARE = re.compile(r"[^\s${}\\]{1,100}")  # \boxed 42
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 # What may separate boxes that together form one answer.
 _BETWEEN = re.compile(r"(?:\s|[$,;&.]|\\[()\[\],;\\ ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or)*")
-_PHRASE = re.compile(r"(?:final answer|answer)(?:\*\*)?\s*(?:is|are|=|:)(?:\*\*)?\s*:?", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"(?:final )?answers?(?:\*\*)?(?: to (?:the |this )?[a-z]+(?: [0-9]+)?)?\s*"
+    r"(?:(?:is|are|was|would be|will be|must be|should be)(?![a-z])|=|:)(?:\*\*)?\s*:?"
+    r"|(?:^|\n)[#*\s]*(?:final )?answer[*:\s]*\n",  # a heading
+    re.IGNORECASE,
+)
+_EMPHASIS = re.compile(r"(?<![A-Za-z0-9)*_])(\*\*|__|\*)(?=\S)([^*_\n]{1,200})(?<=\S)\1(?![A-Za-z0-9(*_])")
+_CONTRAST = re.compile(r",\s*(?:and\s+)?not\s+[-$\\0-9.]\S{0,30}$")  # 36, not 35
+_DENIED = re.compile(r"\b(is|are|was)n['’]t\b", re.IGNORECASE)
+# A reason after the answer, and a conclusion, which may only be left out if it states no other value.
+_REASON = re.compile(
+    r"(?:\s*[,;:]\s*|\s+)(?:because|since|as|which (?:is|was|equals|matches|agrees|makes sense))\b",
+    re.IGNORECASE,
+)
+_CONCLUSION = re.compile(
+    r"(?:\s*[,;:]\s*|\s+)(?:so|thus|therefore|hence|which|meaning|making|giving)\b[^0-9]*$",
+    re.IGNORECASE,
+)
+_TAKES_BACK = re.compile(
+    r"\b(?:not|no|never|wrong|incorrect|false|but|or|unless|otherwise|except|if|maybe|perhaps|instead|actually|wait)\b",
+    re.IGNORECASE,
+)
+_OPERATION = re.compile(r"\b(?:squared|cubed|times|plus|minus|divided|hundred|thousand|million|of|more|less)\b")
+_BULLETS = re.compile(r"[\s:*]*\n((?:\s*[-*•]\s+[^\n]{1,100}(?:\n|$)){1,20})")
+_HEADING = re.compile(r"(?:(?:the|final|answer|result|solution)s?\s*)*[:*\s]*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|\.\s|\.$|</|<\|")
 _MATHEMATICS = re.compile(r"\$\$?((?:[^$\\]|\\.){1,1000})\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.DOTALL)
 _FINAL = re.compile(r"final answer(?: is|:)", re.IGNORECASE)
@@ -27,7 +51,19 @@ _MAX_BARE = 100  # characters in a text that consists of an answer only
 _OPENING = re.compile(r'^(?:\\"|[\s*:"])+')
 _SEVERAL = re.compile(r"\$[^$]+\$(?:\s*(?:,|and|or)+\s*\$[^$]+\$)+")  # $12$ and $13$
 _INTRODUCED = re.compile(r"[a-zA-Z]{3,}:?\s*(?:\$|\\\(|\\\[)")  # Answer: \[ 9 \]
-_NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?(?:\s?\\?%)?|-?\.[0-9]+")
+_NUMBER = (
+    r"-?(?<![0-9.,])[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+(?![0-9])(?:\.[0-9]+)?"  # 12 750
+    r"|-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?(?:\s?\\?%)?|-?\.[0-9]+"
+)
+_VALUE = re.compile(rf"{_MATHEMATICS.pattern}|{_NUMBER}|\\(?:[dt]?frac|sqrt|pi|infty|binom)(?![a-z])", re.DOTALL)
+# What may stand between the values of one answer: 4 and 7; x = 4 or x = 7.
+_AND = re.compile(r"(?:\s*(?:,|;|\band\b|\bor\b))+\s*(?:\b[a-zA-Z]\s*=\s*)?")
+_OR_ELSE = re.compile(r"\s*,?\s*(?:or|to|(?:is|are) (?:not|wrong|incorrect|false))\b")
+_NOT = re.compile(r"\bnot\s*$")
+_RUN = re.compile(r"(?:[^\s${}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})+")  # a formula without delimiters
+_COMMAND = re.compile(r"\\[a-zA-Z]")
+_MAX_VALUES = 20  # in one answer in prose
+_REACH = 200  # characters of a formula on either side of a number
 
 
 def completion_text(completion: Text, prefix: str = "") -> str:
@@ -121,7 +157,7 @@ def reference_answer(solution: str) -> str:
         return box
     if _FINAL.search(solution):
         return _from_prose(solution) or ""
-    return solution.rpartition("####")[2].strip()
+    return (_after_marker(solution) or "") if "####" in solution else solution.strip()
 
 
 def _box_before(text: str, end: int) -> tuple[int, str | None, int] | None:
@@ -159,34 +195,96 @@ def _box_at(text: str, start: int) -> tuple[int, str | None, int]:
 def _from_prose(text: str) -> str | None:
     """The answer in free text: what follows the last phrase that announces one."""
     if "####" in text:
-        return text.rpartition("####")[2].strip().split("\n")[0][:MAX_ANSWER] or None
+        return _after_marker(text)
+    text = _DENIED.sub(r"\1 not", _EMPHASIS.sub(r"\2", text))
     announced = list(_PHRASE.finditer(text))
-    if announced and (answer := _sentence(_OPENING.sub("", text[announced[-1].end() :][:MAX_ANSWER]))):
+    if announced and (answer := _announced(text[announced[-1].end() :][:MAX_ANSWER])):
         return answer
-    is_bare = len(text) <= _MAX_BARE and len(_PLAIN_WORD.findall(text)) < 3
-    return (text.strip() or None) if is_bare and not _INTRODUCED.search(text) else _last_value(text)
+    is_bare = len(text) <= _MAX_BARE and len(_PLAIN_WORD.findall(_without_remark(text))) < 3
+    if is_bare and not _INTRODUCED.search(text):
+        return _without_remark(text.strip()) or None
+    return _last_value(text)
+
+
+def _after_marker(text: str) -> str | None:
+    """GSM8K's answer: "64" after "#### 64", "####: 64", "#### Answer: 64" and the heading "#### Final Answer"."""
+    lines = [line.strip(" \t:*") for line in text.rpartition("####")[2].split("\n")]
+    line = next((line for line in lines if not _HEADING.fullmatch(line)), "")[:MAX_ANSWER]
+    announced = list(_PHRASE.finditer(line))
+    return (_announced(line[announced[-1].end() :]) if announced else line) or None
+
+
+def _announced(phrase: str) -> str | None:
+    """The value after "the answer is": a sentence, or a list with bullets."""
+    if bullets := _BULLETS.match(phrase):
+        return ", ".join(line.strip(" -*•.") for line in bullets.group(1).split("\n") if line.strip())
+    return _sentence(_OPENING.sub("", phrase))
 
 
 def _sentence(phrase: str) -> str | None:
-    """The value in "$18$.", "18 apples." and "The volume of $V$ is 120."."""
+    """The value in "$18$.", "18 apples.", "18, which is the sum." and "The volume of $V$ is 120."."""
     end = _SENTENCE_END.search(phrase)
-    sentence = (phrase[: end.start()] if end else phrase).strip(' *"\\')
+    sentence = (phrase[: end.start()] if end else phrase).lstrip(' *"').rstrip(' *"\\')
     if _SEVERAL.fullmatch(sentence):
         return sentence.replace("$", " ")
     if mathematics := _MATHEMATICS.match(phrase):
-        return _formula(mathematics)
-    phrase = sentence
-    if " is " not in phrase and len(_PLAIN_WORD.findall(phrase)) < 4:
-        return phrase or None
-    return _last_value(phrase.rpartition(" is ")[2]) or phrase
+        values, after = _enumerated(phrase, mathematics)
+        return sentence if _OR_ELSE.match(phrase, after) else ", ".join(values)
+    sentence = _without_remark(sentence)
+    if " is " not in sentence and len(_PLAIN_WORD.findall(sentence)) < 4:
+        return sentence or None
+    return _last_value(sentence.rpartition(" is ")[2]) or sentence
+
+
+def _without_remark(sentence: str) -> str:
+    """36 for "36, which is the sum", "36 because 30 + 6 = 36" and "36, not 35"; all of "36, which is wrong"."""
+    sentence = _CONTRAST.sub("", sentence)
+    remark = _REASON.search(sentence) or _CONCLUSION.search(sentence)
+    if remark is None:
+        return sentence
+    value, rest = sentence[: remark.start()].strip(), sentence[remark.start() :]
+    begins = re.match(r"[-+$\\(0-9.]|[a-zA-Z](?![a-zA-Z])", value)
+    kept = not begins or _TAKES_BACK.search(rest) or _OPERATION.search(value) or len(_PLAIN_WORD.findall(value)) > 3
+    return sentence if kept else value
+
+
+def _enumerated(text: str, first: re.Match[str]) -> tuple[list[str], int]:
+    """The values from the first one on that are joined by "and", "or" and commas, and where they end."""
+    values, end = [_formula(first)], first.end()
+    while len(values) < _MAX_VALUES and (joint := _AND.match(text, end)):
+        following = _VALUE.match(text, joint.end())
+        if following is None:
+            break
+        value, _, end = _as_written(text, following)
+        values.append(value)
+    return values, end
 
 
 def _last_value(text: str) -> str | None:
-    """The last formula or number."""
-    formulas, numbers = list(_MATHEMATICS.finditer(text)), list(_NUMBER.finditer(text))
-    if formulas and (not numbers or formulas[-1].end() >= numbers[-1].end()):
-        return _formula(formulas[-1])
-    return numbers[-1].group().rstrip(",") if numbers else None
+    """The last formula or number, with those it is listed with: "4, 7" for "x is 4 or 7"."""
+    values: list[str] = []
+    start = len(text)
+    for match in reversed(list(_VALUE.finditer(text))):
+        if match.end() > start:  # a part of the formula taken before
+            continue
+        if values and (len(values) == _MAX_VALUES or not _AND.fullmatch(text[match.end() : start])):
+            break
+        if not values and _NOT.search(text[max(0, match.start() - 10) : match.start()]):
+            continue  # 36, not 35
+        value, start, _ = _as_written(text, match)
+        values.insert(0, value)
+    return ", ".join(values) or None
+
+
+def _as_written(text: str, match: re.Match[str]) -> tuple[str, int, int]:
+    r"""A formula or number with its start and end; for the 8 of an undelimited \frac{3}{8}, all of that."""
+    if any(match.groups()):
+        return _formula(match), match.start(), match.end()
+    for run in _RUN.finditer(text, max(0, match.start() - _REACH), match.end() + _REACH):
+        word = run.group().rstrip(".,;:!?*\\")
+        if run.start() <= match.start() < run.end() and _COMMAND.search(word):
+            return word, run.start(), run.start() + len(word)
+    return match.group().rstrip(","), match.start(), match.end()
 
 
 def _formula(match: re.Match[str]) -> str:

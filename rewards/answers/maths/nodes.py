@@ -55,6 +55,14 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """An option with its letter: Choice("B", Num(420)) is (B) 420."""
+
+    letter: str
+    value: "Node"
+
+
+@dataclass(frozen=True, slots=True)
 class Seq:
     """Several values. kind: "list" 1, 2   "tuple" (1, 2)   "bracket" [1, 2]   "set" {1, 2}   "ratio" 1:2:3."""
 
@@ -90,10 +98,14 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A chain: Relation((Num(1), Sym("x"), Num(3)), ("<", "≤")) is 1 < x ≤ 3."""
+    """A chain: Relation((Num(1), Sym("x"), Num(3)), ("<", "≤")) is 1 < x ≤ 3.
+
+    labelled: an equation whose left side may be a quantity whose value is asked for, as in p + q = 167.
+    """
 
     parts: "tuple[Node, ...]"
     signs: tuple[str, ...]
+    labelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +115,7 @@ class Matrix:
     rows: "tuple[tuple[Node, ...], ...]"
 
 
-Node = Num | Sym | Op | Based | Quantity | Text | Seq | Interval | Union | Named | Relation | Matrix
+Node = Num | Sym | Op | Based | Quantity | Text | Choice | Seq | Interval | Union | Named | Relation | Matrix
 Scalar = Num | Sym | Op
 
 
@@ -112,7 +124,7 @@ def children(node: Node) -> tuple[Node, ...]:
     match node:
         case Op(args=below) | Seq(items=below) | Union(parts=below) | Relation(parts=below):
             return below
-        case Quantity(value=value) | Named(value=value):
+        case Quantity(value=value) | Choice(value=value) | Named(value=value):
             return (value,)
         case Interval(left=left, right=right):
             return (left, right)
@@ -130,10 +142,12 @@ def rebuilt(node: Node, below: "tuple[Node, ...]") -> Node:
             return Seq(kind, below)
         case Union():
             return Union(below)
-        case Relation(signs=signs):
-            return Relation(below, signs)
+        case Relation(signs=signs, labelled=labelled):
+            return Relation(below, signs, labelled)
         case Quantity(words=words):
             return Quantity(below[0], words)
+        case Choice(letter=letter):
+            return Choice(letter, below[0])
         case Named(name=name, arguments=arguments):
             return Named(name, arguments, below[0])
         case Interval(left_closed=left_closed, right_closed=right_closed):

@@ -14,6 +14,7 @@ from rewards.answers.maths.comparing.scalars import equal_scalars
 from rewards.answers.maths.comparing.sets import equal_relations, equal_sets, equation, is_set, isolated
 from rewards.answers.maths.nodes import (
     Based,
+    Choice,
     Interval,
     Matrix,
     Named,
@@ -29,7 +30,7 @@ from rewards.answers.maths.nodes import (
     renamed,
     symbols,
 )
-from rewards.answers.maths.reading.words import unit
+from rewards.answers.maths.reading.words import qualifier, unit
 
 
 def equal(wanted: Node, answer: Node) -> bool:
@@ -41,6 +42,8 @@ def equal(wanted: Node, answer: Node) -> bool:
 def _equal(wanted: Node, answer: Node) -> bool:
     if wanted == answer:
         return True
+    if isinstance(wanted, Choice) or isinstance(answer, Choice):
+        return _equal_option(wanted, answer)
     if isinstance(wanted, Named) or isinstance(answer, Named):
         return _equal_named(wanted, answer)
     if isinstance(wanted, Text) or isinstance(answer, Text):
@@ -53,6 +56,8 @@ def _equal(wanted: Node, answer: Node) -> bool:
         return _equal_matrix(wanted, answer)
     if is_set(wanted) or is_set(answer):
         return equal_sets(wanted, answer)
+    if isinstance(wanted, Scalar) and isinstance(answer, Relation) and answer.labelled and not symbols(wanted):
+        return _equal_labelled(wanted, answer)
     if isinstance(wanted, Relation) or isinstance(answer, Relation):
         return equal_relations(wanted, answer)
     if isinstance(wanted, Seq) or isinstance(answer, Seq):
@@ -61,7 +66,41 @@ def _equal(wanted: Node, answer: Node) -> bool:
     return equal_scalars(wanted, answer)
 
 
-# -- names, words, units
+# -- labels, names, words, units
+
+
+def _equal_option(wanted: Node, answer: Node) -> bool:
+    """(B) 420 equals B and 420, and no other letter or value."""
+    if isinstance(wanted, Choice) and isinstance(answer, Choice):
+        return wanted.letter == answer.letter and _equal(wanted.value, answer.value)
+    option, other = (wanted, answer) if isinstance(wanted, Choice) else (answer, wanted)
+    assert isinstance(option, Choice)
+    letter = _choice(other)
+    if letter is not None and letter.isupper() == option.letter.isupper():
+        return letter == option.letter and (option is wanted or not _hedges(option.value))
+    return _equal(option.value, answer) if option is wanted else _equal(wanted, option.value)
+
+
+def _hedges(value: Node) -> bool:
+    """Whether what follows an option's letter names another option or takes the letter back."""
+    if isinstance(value, Text):
+        return not _only_names(value.words)
+    return any(_choice(item) for item in (value.items if isinstance(value, Seq) else (value,)))
+
+
+def _only_names(said: str) -> bool:
+    """Whether words after a letter neither deny it nor name another letter."""
+    return qualifier(said) is None and not any(
+        word in ("or", "if", "because", "vs") or (len(word) == 1 and word in "abcdefghij") for word in said.split()
+    )
+
+
+def _equal_labelled(wanted: Node, answer: Relation) -> bool:
+    """p + q = 120 + 47 = 167 for 167: all values after the label are the same."""
+    values = answer.parts[1:]
+    if not all(_equal(values[-1], other) for other in values[:-1]):
+        raise Unreadable("a chain of different values")
+    return _equal(wanted, values[-1])
 
 
 def _equal_named(wanted: Node, answer: Node) -> bool:
@@ -103,7 +142,7 @@ def _equal_text(wanted: Node, answer: Node) -> bool:
     if letter is None:
         return False
     first, _, rest = text.words.partition(" ")
-    return first == letter.lower() and (not rest or letter.isupper())
+    return first == letter.lower() and (not rest or (letter.isupper() and _only_names(rest)))
 
 
 def _choice(node: Node) -> str | None:

@@ -5,6 +5,7 @@ from itertools import product
 
 from rewards.answers.maths.comparing import value
 from rewards.answers.maths.nodes import (
+    Choice,
     Named,
     Node,
     Num,
@@ -67,6 +68,8 @@ def _both_signs(node: Node) -> Node:
             return Named(name, arguments, _both_signs(inner))
         case Quantity(inner, words):
             return Quantity(_both_signs(inner), words)
+        case Choice(letter, inner):
+            return Choice(letter, _both_signs(inner))
     values = list(_signed(node))
     return Seq("list", tuple(values))
 

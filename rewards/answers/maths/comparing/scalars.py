@@ -7,6 +7,13 @@ from rewards.answers.maths.nodes import Node, Num, Op, Scalar, operations, renam
 
 
 def equal_scalars(wanted: Scalar, answer: Scalar) -> bool:
+    if _equal_with_signs(wanted, answer):
+        return True
+    plain = _without_degrees(wanted), _without_degrees(answer)
+    return plain != (wanted, answer) and _same_or_rounds(*plain)  # 90° - 3β, 360°/11
+
+
+def _equal_with_signs(wanted: Scalar, answer: Scalar) -> bool:
     if "∞" in operations(wanted) | operations(answer):
         return _infinite(wanted) is not None and _infinite(wanted) == _infinite(answer)
     if _is(wanted, "percent") and _is(answer, "percent"):
@@ -22,6 +29,17 @@ def equal_scalars(wanted: Scalar, answer: Scalar) -> bool:
     if _is(answer, "percent") or _is(answer, "degree"):
         return _same_or_rounds(wanted, _inner(answer)) or _same_or_rounds(wanted, answer)
     return _same_or_rounds(wanted, answer)
+
+
+def _without_degrees(node: Scalar) -> Scalar:
+    """The expression in degrees: without degree signs in its sums, products and quotients, but with those of angles
+    in functions: sin 30°."""
+    match node:
+        case Op("degree", (inner,)) if isinstance(inner, Scalar):
+            return _without_degrees(inner)
+        case Op("add" | "neg" | "mul" | "div" as name, args):
+            return Op(name, tuple(_without_degrees(arg) if isinstance(arg, Scalar) else arg for arg in args))
+    return node
 
 
 def _same_or_rounds(wanted: Scalar, answer: Scalar, *, percent: bool = False) -> bool:

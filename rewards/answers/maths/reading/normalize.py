@@ -2,6 +2,8 @@
 
 import re
 
+from rewards.answers.maths.reading.numerals import plain_numerals
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
 _CIRCLED = {chr(0x2460 + i): str(i + 1) for i in range(20)}  # ①, ②, …
@@ -63,7 +65,7 @@ _PLAIN = {
     "|": "∣",
     "/": "⁄∕",
 }
-_SPACES = "\u00a0\u2009\u3000"
+_SPACES = "\u00a0\u2002\u2003\u2005\u2007\u2009\u200a\u202f\u3000"
 _SIGNS = str.maketrans(
     {sign: f"{command} " for command, signs in _COMMANDS.items() for sign in signs}
     | {sign: plain for plain, signs in _PLAIN.items() for sign in signs}
@@ -72,6 +74,7 @@ _SIGNS = str.maketrans(
 )
 
 _RUNS = [
+    (re.compile("(?<=[0-9])(?:ˢᵗ|ⁿᵈ|ʳᵈ|ᵗʰ)"), lambda _: ""),
     (re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+"), lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}"),
     (re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+"), lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}"),
     (re.compile("|".join(_VULGAR)), lambda m: f" {_VULGAR[m.group()]} "),
@@ -94,9 +97,13 @@ _NOTHING = re.compile(
     r"limits|nolimits|mathstrut|phantom|large|Large|small|normalsize|strut|rm|bf|it)(?![a-zA-Z])\.?"
 )
 _THIN = re.compile(
-    r"\\[!]|\{,\}\s*(?:\\!)?\s*(?=[0-9])|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))|(?<=[0-9]),\\!\s*(?=[0-9]{3})|(?<=[0-9])(?:st|nd|rd|th)(?![a-z])"
+    r"\\[!]|\{,\}\s*(?:\\!)?\s*(?=[0-9])|(?<=[0-9])(?<![\^_][0-9])(?<![\^_][0-9]{2})\\,(?=[0-9]{3}(?![0-9/]))"
+    r"|(?<=[0-9]),\\!\s*(?=[0-9]{3})|(?<=[0-9])(?:st|nd|rd|th)(?![a-z])"
 )
-_SPACE = re.compile(r"(\\\\)|\\[,;:> ]|\\q?quad|\\enspace(?![a-zA-Z])|~|\\hspace\s*\{[^{}]*\}|\\label\s*\{[^{}]*\}")
+_SPACE = re.compile(
+    r"(\\\\)|\\[,;:> ]|\\q?quad|\\(?:enspace|(?:thin|med|thick)space)(?![a-zA-Z])|~"
+    r"|\\hspace\s*\{[^{}]*\}|\\label\s*\{[^{}]*\}"
+)
 _SYNONYMS = [
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])|(?<![a-zA-Z\\])rac(?=\{)"), r"\\frac"),
     (re.compile(r"\\leq(?:slant|q)?(?![a-zA-Z])|<=|=<"), r"\\le "),
@@ -126,6 +133,7 @@ _SYNONYMS = [
     (re.compile(r"\\(?:operatorname|mathop)\*?\s*\{\s*([a-zA-Z]+)\s*\}"), r"\\\1 "),
     (re.compile(r"\\(?:triangle|angle|measuredangle)(?![a-zA-Z])"), " "),
     (re.compile(r"(?<=[0-9}])\s*([kc]?m|ft|mi)\s*/\s*(s|h|hr|min|sec)$"), r"\\text{ \1/\2}"),
+    (re.compile(r"(?<![A-Za-z0-9)])\*\*(?=\S)([^*]+)(?<=\S)\*\*(?![A-Za-z0-9(])"), r"\1"),  # emphasis
     (re.compile(r"\*\*"), "^"),
 ]  # fmt: skip
 
@@ -143,7 +151,7 @@ def normalize(text: str) -> str:
     text = _THIN.sub("", _NOTHING.sub(" ", text))
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
-    return " ".join(_SPACE.sub(lambda match: match.group(1) or " ", text).split())
+    return plain_numerals(" ".join(_SPACE.sub(lambda match: match.group(1) or " ", text).split()))
 
 
 def unwrapped(text: str) -> str:

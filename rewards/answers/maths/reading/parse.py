@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from rewards.answers.maths.nodes import (
     Based,
+    Choice,
     Interval,
     Matrix,
     Named,
@@ -18,7 +19,7 @@ from rewards.answers.maths.nodes import (
     Unreadable,
     symbols,
 )
-from rewards.answers.maths.reading import words
+from rewards.answers.maths.reading import labels, words
 from rewards.answers.maths.reading.scalar import CLOSING, OPENING, Tokens, matching, scalar, symbol_name
 from rewards.answers.maths.reading.tokens import FUNCTIONS, tokenize
 
@@ -30,6 +31,8 @@ _SETS = {"bbR": "ℝ", "bbZ": "ℤ", "bbN": "ℕ", "bbQ": "ℚ", "bbC": "ℂ"}
 
 def parse(text: str, *, grouped: bool = True) -> Node:
     """The node of a normalized answer. grouped: read 1,234 as one number. Raises Unreadable."""
+    if (option := labels.option(text)) is not None:
+        return Choice(option[0], read(tokenize(option[1], grouped=grouped)))
     return read(tokenize(text, grouped=grouped))
 
 
@@ -124,7 +127,12 @@ def _approximate(pieces: list[Tokens], signs: tuple[str, ...]) -> Node:
 def _equality(pieces: list[Tokens]) -> Node:
     first, rest = pieces[0], pieces[1:]
     named = _name(first)
-    values = tuple(_part(piece) for piece in rest)
+    if named is None and (labels.is_name(first) or labels.restates(first)):
+        named = _render(first), ()
+    is_label = named is not None or labels.is_quantity(first)
+    values = tuple(_part(piece) for piece in rest if piece is rest[-1] or not (is_label and labels.restates(piece)))
+    if is_label and not symbols(values[-1]):  # A = πr² = 25
+        values = tuple(value for value in values if not symbols(value))
     value = values[0] if len(values) == 1 else Op("chain", values)
     if named is None:
         names = _names(first)
@@ -132,7 +140,7 @@ def _equality(pieces: list[Tokens]) -> Node:
             return Seq("tuple", tuple(Named(n, a, v) for (n, a), v in zip(names, value.items, strict=True)))
         if names:
             return Named(_render(first), (), value)
-        return Relation((_part(first), *values), ("=",) * len(values))
+        return Relation((_part(first), *values), ("=",) * len(values), is_label)
     name, arguments = named
     if name in symbols(value) and not arguments:
         return Relation((_part(first), *values), ("=",) * len(values))
@@ -166,6 +174,8 @@ def _name(tokens: Tokens) -> tuple[str, tuple[str, ...]] | None:
     if not rest:
         return name, ()
     if rest[0].kind == "(" and matching(rest, 0) == len(rest) - 1:
+        if labels.multiplies(name, rest):
+            return None
         arguments = [_render(piece) for piece, _ in _split(rest[1:-1], {","})]
         return name, tuple(arguments)
     if rest[0].kind == ":" and _name(rest[1:]):  # a ratio of two names

@@ -17,11 +17,14 @@ class Token(NamedTuple):
     spaced: bool  # preceded by white space
 
 
+# Commands whose argument is text or a name, without their backslash.
+STYLES = (
+    "text|textbf|textit|textrm|textnormal|textsf|mbox|hbox|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|emph|underline"
+)
 _TOKEN = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<num>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+(?![a-zA-Z0-9]))?|\.[0-9]+)"
-    r"|(?P<textcmd>\\(?:text|textbf|textit|textrm|textnormal|textsf|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathcal|mathbb|"
-    r"boldsymbol|bm|emph|underline)(?![a-zA-Z]))"
+    rf"|(?P<textcmd>\\(?:{STYLES}|mathcal|mathbb)(?![a-zA-Z]))"
     r"|\\(?P<cmd>[a-zA-Z]+)"
     r"|(?P<escaped>\\\\|\\[{}|_#&])"
     r"|(?P<word>(?:or|and)(?=[A-Z])|[a-zA-Z\u00c0-\u024f\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff]+)"
