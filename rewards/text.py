@@ -53,7 +53,7 @@ _SEVERAL = re.compile(r"\$[^$]+\$(?:\s*(?:,|and|or)+\s*\$[^$]+\$)+")  # $12$ and
 _INTRODUCED = re.compile(r"[a-zA-Z]{3,}:?\s*(?:\$|\\\(|\\\[)")  # Answer: \[ 9 \]
 _NUMBER = (
     r"-?(?<![0-9.,])[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+(?![0-9])(?:\.[0-9]+)?"  # 12 750
-    r"|-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?(?:\s?\\?%)?|-?\.[0-9]+"
+    r"|-?[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?(?:/[0-9]+)?(?:\s?\\?%)?|-?\.[0-9]+"
 )
 _VALUE = re.compile(rf"{_MATHEMATICS.pattern}|{_NUMBER}|\\(?:[dt]?frac|sqrt|pi|infty|binom)(?![a-z])", re.DOTALL)
 # What may stand between the values of one answer: 4 and 7; x = 4 or x = 7.
@@ -200,10 +200,12 @@ def _from_prose(text: str) -> str | None:
     announced = list(_PHRASE.finditer(text))
     if announced and (answer := _announced(text[announced[-1].end() :][:MAX_ANSWER])):
         return answer
-    is_bare = len(text) <= _MAX_BARE and len(_PLAIN_WORD.findall(_without_remark(text))) < 3
-    if is_bare and not _INTRODUCED.search(text):
-        return _without_remark(text.strip()) or None
-    return _last_value(text)
+    if len(text) > _MAX_BARE:
+        return _last_value(text)
+    bare = _without_remark(text.strip())
+    if len(_PLAIN_WORD.findall(bare)) > 2 or _INTRODUCED.search(bare):
+        return _last_value(text)
+    return (" is " in bare and _last_value(bare.rpartition(" is ")[2])) or bare or None
 
 
 def _after_marker(text: str) -> str | None:
@@ -271,8 +273,11 @@ def _last_value(text: str) -> str | None:
             break
         if not values and _NOT.search(text[max(0, match.start() - 10) : match.start()]):
             continue  # 36, not 35
-        value, start, _ = _as_written(text, match)
+        value, begin, _ = _as_written(text, match)
+        if values and "=" in value and "=" in values[0] and value.partition("=")[0] != values[0].partition("=")[0]:
+            break  # $5x = 30$, $x = 6$
         values.insert(0, value)
+        start = begin
     return ", ".join(values) or None
 
 
@@ -284,7 +289,7 @@ def _as_written(text: str, match: re.Match[str]) -> tuple[str, int, int]:
         word = run.group().rstrip(".,;:!?*\\")
         if run.start() <= match.start() < run.end() and _COMMAND.search(word):
             return word, run.start(), run.start() + len(word)
-    return match.group().rstrip(","), match.start(), match.end()
+    return match.group(), match.start(), match.end()
 
 
 def _formula(match: re.Match[str]) -> str:

@@ -83,9 +83,7 @@ def _equal_option(wanted: Node, answer: Node) -> bool:
 
 def _hedges(value: Node) -> bool:
     """Whether what follows an option's letter names another option or takes the letter back."""
-    if isinstance(value, Text):
-        return not _only_names(value.words)
-    return any(_choice(item) for item in (value.items if isinstance(value, Seq) else (value,)))
+    return not _only_names(value.words) if isinstance(value, Text) else bool(symbols(value) & set("ABCDEFGHIJ"))
 
 
 def _only_names(said: str) -> bool:

@@ -26,6 +26,8 @@ _CONTINUED = re.compile(
 )
 _NUMERIC = re.compile(r"(?:[-+0-9.,/{}%\s]|\\(?:frac|sqrt|pi|circ)(?![a-zA-Z]))+")
 
+_IN_WORDS = re.compile(rf"[a-zA-Z ]{{3,}}|{_STYLED}\s*\{{[^{{}}\\]*\}}")
+
 
 def option(text: str) -> tuple[str, str] | None:
     r"""("B", "420") for \textbf{(B)} 420, (B) 420, B. 420, \text{(B) 420} and 420 \textbf{(B)}; None without both.
@@ -50,7 +52,7 @@ def _leading(text: str) -> tuple[str, str] | None:
     styled = "\\" in head or "{" in head
     if not rest or _CONTINUED.match(rest) or not (styled or head.endswith(" ")):
         return None
-    if mark == ":" and re.search(r"[=<>(,]|\\[lg]e(?![a-z])", rest):  # a curve C: x + y = 1, a point A: (1, 2)
+    if mark == ":" and not (_NUMERIC.fullmatch(rest) or _IN_WORDS.fullmatch(rest)):  # a curve, C: x + y = 1
         return None
     if label.group(1).islower() and not re.match(r"-?[0-9]|\\frac|\\sqrt", rest):
         return None

@@ -17,7 +17,7 @@ _ORDINALS = [
     re.compile(rf"(?P<of>(?<![0-9])[0-9]+)\s*(?P<style>\\(?:{STYLES})\s*\{{)\s*-?\s*{_ENDINGS}(?=\s+[a-z])"),
     # Without \text it might be a power: only at the start of the answer or after words.
     re.compile(
-        rf"(?:^|(?<=[a-zA-Z}}]\s))(?P<of>[0-9]+)\s*(?:\^\s*\{{\s*\\?{_ENDINGS}\s*\}}|\^\s*\\{_ENDINGS}|-?{_ENDINGS})"
+        rf"(?P<before>^|(?<![a-zA-Z\\])[a-zA-Z]{{2,}}\s)(?P<of>[0-9]+)\s*(?:\^\s*\{{\s*\\?{_ENDINGS}\s*\}}|\^\s*\\{_ENDINGS}|-?{_ENDINGS})"
         r"(?=$|\s+[a-z]|\s*\\text)",
         re.IGNORECASE,
     ),
@@ -35,7 +35,8 @@ def plain_numerals(text: str) -> str:
 
 
 def _joined(match: re.Match[str]) -> str:
-    return match.group().replace(" ", "") if _MAY_PRECEDE.search(match.string[: match.start()]) else match.group()
+    before = match.string[max(0, match.start() - 60) : match.start()]
+    return match.group().replace(" ", "") if _MAY_PRECEDE.search(before) else match.group()
 
 
 def _cardinal(match: re.Match[str]) -> str:
@@ -44,7 +45,8 @@ def _cardinal(match: re.Match[str]) -> str:
     assert ending is not None
     if number.isdigit() and ending.group(1).lower() != _ending(number):
         return match.group()
-    return number + (match.groupdict().get("style") or "")
+    around = match.groupdict()
+    return around.get("before", "") + number + around.get("style", "")
 
 
 def _ending(number: str) -> str:
