@@ -73,6 +73,7 @@ def test_options_may_have_any_value(reference, letter, value):
         ("(C) + 3", "3 + C", "C"),
         ("420B", "420B", "B"),
         ("C: x^2 + y^2 = 1", "C: x^2 + y^2 = 1", "C"),
+        ("P (A)", "P(A)", "A"),
         ("(C) A", "C", "A"),
         ("B", "(B) 420", "(B) C"),
         ("B", "(B) 420", "(B), (C)"),
@@ -82,6 +83,10 @@ def test_options_may_have_any_value(reference, letter, value):
 )
 def test_products_sums_curves_and_hedges_are_no_options(reference, right, wrong):
     assert is_right(reference, right) and not is_right(reference, wrong)
+
+
+def test_an_implication_is_no_option():
+    assert not is_right(r"A \Rightarrow B", "B") and is_right(r"420 \Rightarrow B", "B")
 
 
 def test_options_with_values_are_rewarded():
@@ -205,3 +210,4 @@ def test_spaced_thousands_are_read_in_context():
 
 def test_emphasis_is_no_power():
     assert is_right("41", "18 + 23 = **41**") and not is_right("41", "18 + 23 = **42**") and is_right("32", "2**5")
+    assert not is_right("2x + 2y", "x **2 + y** 2")

@@ -71,7 +71,8 @@ def _final(text: str) -> tuple[str, str] | None:
         return None
     value = text[: label.start()].strip()
     letter = next(group for group in label.groups() if group)
-    return (letter, value) if value and (label.group(4) is None or _NUMERIC.fullmatch(value)) else None
+    styled = label.group(2) or label.group(3)  # otherwise P (A) and A \Rightarrow B would be options
+    return (letter, value) if value and (styled or _NUMERIC.fullmatch(value)) else None
 
 
 # -- quantities

@@ -133,7 +133,7 @@ _SYNONYMS = [
     (re.compile(r"\\(?:operatorname|mathop)\*?\s*\{\s*([a-zA-Z]+)\s*\}"), r"\\\1 "),
     (re.compile(r"\\(?:triangle|angle|measuredangle)(?![a-zA-Z])"), " "),
     (re.compile(r"(?<=[0-9}])\s*([kc]?m|ft|mi)\s*/\s*(s|h|hr|min|sec)$"), r"\\text{ \1/\2}"),
-    (re.compile(r"(?<![A-Za-z0-9)])\*\*(?=\S)([^*]+)(?<=\S)\*\*(?![A-Za-z0-9(])"), r"\1"),  # emphasis
+    (re.compile(r"(?<![A-Za-z0-9)])(?<![A-Za-z0-9)] )\*\*(?=\S)([^*]+)(?<=\S)\*\*(?![A-Za-z0-9(])"), r"\1"),  # emphasis
     (re.compile(r"\*\*"), "^"),
 ]  # fmt: skip
 
