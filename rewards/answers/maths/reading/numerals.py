@@ -28,7 +28,8 @@ _ENDING = re.compile(rf"({_ENDINGS})[\s}}]*$", re.IGNORECASE)
 def plain_numerals(text: str) -> str:
     """The normalized text with 12 750 as 12750, and 7^{th} as 7."""
     text = _SPACED.sub(_joined, text)
-    if re.search(_ENDINGS, text, re.IGNORECASE):
+    lowered = text.lower()
+    if any(ending in lowered for ending in ("st", "nd", "rd", "th")):
         for pattern in _ORDINALS:
             text = pattern.sub(_cardinal, text)
     return text
