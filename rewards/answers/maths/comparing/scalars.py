@@ -7,15 +7,16 @@ from rewards.answers.maths.nodes import Node, Num, Op, Scalar, operations, renam
 
 
 def equal_scalars(wanted: Scalar, answer: Scalar) -> bool:
+    names = operations(wanted) | operations(answer)
+    if "∞" in names:
+        return _infinite(wanted) is not None and _infinite(wanted) == _infinite(answer)
     if _equal_with_signs(wanted, answer):
         return True
-    plain = _without_degrees(wanted), _without_degrees(answer)
-    return plain != (wanted, answer) and _same_or_rounds(*plain)  # 90° - 3β, 360°/11
+    # 90° - 3β, 360°/11
+    return "degree" in names and _same_or_rounds(_without_degrees(wanted), _without_degrees(answer))
 
 
 def _equal_with_signs(wanted: Scalar, answer: Scalar) -> bool:
-    if "∞" in operations(wanted) | operations(answer):
-        return _infinite(wanted) is not None and _infinite(wanted) == _infinite(answer)
     if _is(wanted, "percent") and _is(answer, "percent"):
         return _same_or_rounds(_inner(wanted), _inner(answer), percent=True)
     if _is(wanted, "degree") and _is(answer, "degree"):
