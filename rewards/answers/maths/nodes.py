@@ -40,6 +40,17 @@ class Based:
 
 
 @dataclass(frozen=True, slots=True)
+class Clock:
+    """A time of day. half: "am" or "pm" if stated, "24h" for 19:15 and 07:15, "" if it may be either.
+
+    Clock(69300, "pm") is 7:15 p.m., Clock(26100, "") is 7:15.
+    """
+
+    seconds: int
+    half: str
+
+
+@dataclass(frozen=True, slots=True)
 class Quantity:
     """A value with words after it: Quantity(Num(5), "cm"), Quantity(Num(7), "stuffed goats")."""
 
@@ -103,7 +114,7 @@ class Matrix:
     rows: "tuple[tuple[Node, ...], ...]"
 
 
-Node = Num | Sym | Op | Based | Quantity | Text | Seq | Interval | Union | Named | Relation | Matrix
+Node = Num | Sym | Op | Based | Clock | Quantity | Text | Seq | Interval | Union | Named | Relation | Matrix
 Scalar = Num | Sym | Op
 
 
@@ -142,6 +153,13 @@ def rebuilt(node: Node, below: "tuple[Node, ...]") -> Node:
             width = len(rows[0])
             return Matrix(tuple(below[i : i + width] for i in range(0, len(below), width)))
     return node
+
+
+def is_single(node: Node) -> bool:
+    """Whether it is one value, with or without a name and words: x = 3.5 cm."""
+    while isinstance(node, Named | Quantity):
+        node = node.value
+    return isinstance(node, Scalar) and not (isinstance(node, Op) and node.name == "ratio")
 
 
 def symbols(node: Node) -> set[str]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from rewards.answers.maths.nodes import (
-    Based,
     Interval,
     Matrix,
     Named,
@@ -18,11 +17,15 @@ from rewards.answers.maths.nodes import (
     Unreadable,
     symbols,
 )
-from rewards.answers.maths.reading import words
+from rewards.answers.maths.reading import literals, words
+from rewards.answers.maths.reading.counting import counted
+from rewards.answers.maths.reading.numerals import spelled
+from rewards.answers.maths.reading.residues import residue, without_modulus
 from rewards.answers.maths.reading.scalar import CLOSING, OPENING, Tokens, matching, scalar, symbol_name
-from rewards.answers.maths.reading.tokens import FUNCTIONS, tokenize
+from rewards.answers.maths.reading.tokens import FUNCTIONS, Token, tokenize
 
 _SIGNS = {"=": "=", "<": "<", ">": ">", "le": "≤", "ge": "≥", "ne": "≠", "approx": "≈", "simeq": "≈", "in": "∈"}
+_SIGNS |= {"equiv": "="}
 _BETWEEN = {",", "and", "or", "&"}
 _MATRICES = {"pmatrix", "bmatrix", "vmatrix", "Bmatrix", "matrix", "array", "smallmatrix"}
 _SETS = {"bbR": "ℝ", "bbZ": "ℤ", "bbN": "ℕ", "bbQ": "ℚ", "bbC": "ℂ"}
@@ -30,7 +33,7 @@ _SETS = {"bbR": "ℝ", "bbZ": "ℤ", "bbN": "ℕ", "bbQ": "ℚ", "bbC": "ℂ"}
 
 def parse(text: str, *, grouped: bool = True) -> Node:
     """The node of a normalized answer. grouped: read 1,234 as one number. Raises Unreadable."""
-    return read(tokenize(text, grouped=grouped))
+    return read(counted(spelled(tokenize(text, grouped=grouped))))
 
 
 def read(tokens: Tokens) -> Node:
@@ -47,10 +50,10 @@ def read(tokens: Tokens) -> Node:
     groups = [group for group, _ in _split(tokens, {";", "\\\\"}) if group]
     if len(groups) > 1:
         return Seq("list", tuple(_as_tuple(read(group)) for group in groups))
-    pieces = [(piece, sign) for piece, sign in _split(tokens, _BETWEEN) if piece]
+    pieces = [(piece, sign) for piece, sign in _split(words.without_domain(tokens), _BETWEEN) if piece]
     if not pieces:
         raise Unreadable("no answer")
-    nodes = tuple(_item(piece) for piece, _ in pieces)
+    nodes = _of_one_modulus([piece for piece, _ in pieces])
     if len(nodes) > 1:  # kπ, k ∈ ℤ
         nodes = tuple(node for node in nodes if not _is_domain(node)) or nodes
     if len(nodes) == 1:
@@ -63,11 +66,24 @@ def read(tokens: Tokens) -> Node:
     return Seq("list", _spread_name(nodes))
 
 
+def _of_one_modulus(pieces: list[Tokens]) -> tuple[Node, ...]:
+    """The items; a modulus after the last applies to all: x \\equiv 1, 3 \\pmod 8."""
+    last, modulus = without_modulus(pieces[-1])
+    if modulus is None or any(without_modulus(piece)[1] is not None for piece in pieces[:-1]):
+        return tuple(_item(piece) for piece in pieces)
+    return tuple(residue(node, modulus) for node in _spread_name(tuple(_item(piece) for piece in [*pieces[:-1], last])))
+
+
 def _item(tokens: Tokens) -> Node:
     """One value with the words around it."""
     tokens = words.without_quantifier(_unlabelled(_bare(tokens)))
     if not tokens:
         raise Unreadable("a label without a value")
+    if (based := literals.based(tokens)) is not None:
+        return based
+    tokens, modulus = without_modulus(tokens)
+    if modulus is not None:
+        return residue(_item(tokens), modulus)
     if _all_words(tokens):
         return _text(tokens)
     after_leading, before = words.leading(tokens)
@@ -79,6 +95,8 @@ def _item(tokens: Tokens) -> Node:
         raise Unreadable("words only")
     if qualifier := words.qualifier(before, after):
         raise Unreadable(f"qualified by {qualifier!r}")
+    if after and (time := literals.clock(tokens, after)) is not None:
+        return time
     node = _relation(tokens)
     if not after:
         return node
@@ -89,7 +107,7 @@ def _item(tokens: Tokens) -> Node:
 
 def _relation(tokens: Tokens) -> Node:
     pieces = _split(tokens, _SIGNS, commands=True)
-    if len(pieces) > 1 and not pieces[0][0] and pieces[0][1] in ("approx", "simeq", "=", "in"):
+    if len(pieces) > 1 and not pieces[0][0] and pieces[0][1] in ("approx", "simeq", "=", "equiv", "in"):
         pieces = pieces[1:]  # the name is missing: ≈ 8.24
     if len(pieces) == 1:
         return _part(pieces[0][0])
@@ -122,6 +140,7 @@ def _approximate(pieces: list[Tokens], signs: tuple[str, ...]) -> Node:
 
 
 def _equality(pieces: list[Tokens]) -> Node:
+    pieces = _divided(pieces)
     first, rest = pieces[0], pieces[1:]
     named = _name(first)
     values = tuple(_part(piece) for piece in rest)
@@ -140,6 +159,17 @@ def _equality(pieces: list[Tokens]) -> Node:
     if len(values) > 1 and all(_name(piece) for piece in rest[:-1]):
         return Named(name, arguments, values[-1])
     return Named(name, arguments, value)
+
+
+def _divided(pieces: list[Tokens]) -> list[Tokens]:
+    """36:2:2 = 9 with ÷ for the colons, if the last value has none."""
+    if any(token.kind == ":" for token in pieces[-1]) or not any(t.kind == ":" for piece in pieces for t in piece):
+        return pieces
+    return [_with_division(piece) if piece and all(t.kind != "sym" for t in piece) else piece for piece in pieces]
+
+
+def _with_division(tokens: Tokens) -> Tokens:
+    return [Token("cmd", "div", token.spaced) if token.kind == ":" else token for token in tokens]
 
 
 def _name(tokens: Tokens) -> tuple[str, tuple[str, ...]] | None:
@@ -201,14 +231,13 @@ def _part(tokens: Tokens) -> Node:
         return Union(())
     if first.kind == "cmd" and first.text in ("ldots", "dots", "cdots") and len(tokens) == 1:
         return Sym("…")  # an item of a list
-    if (based := _based(tokens)) is not None:
-        return based
+    for literal in (literals.based, literals.clock, literals.whole_repeating):
+        if (known := literal(tokens)) is not None:
+            return known
     if matching(tokens, 0) == len(tokens) - 1:
         return _bracketed(tokens)
     if (ratio := [piece for piece, _ in _split(tokens, {":"})]) and len(ratio) > 1:
         values = tuple(scalar(piece) for piece in ratio)
-        if len(values) == 2 and len(ratio[1]) == 1 and ratio[1][0].text.startswith("0"):
-            return Op("time", values)
         return Op("ratio", values) if len(values) == 2 else Seq("ratio", values)
     if _all_words(tokens):
         return _text(tokens)
@@ -274,26 +303,6 @@ def _matrix(tokens: Tokens) -> Node:
     if not entries or len({len(row) for row in entries}) != 1:
         raise Unreadable("a matrix with rows of different lengths")
     return Matrix(entries)
-
-
-def _based(tokens: Tokens) -> Based | None:
-    """1011_2, -2A_{16}, 0.011_2, (1011)_2."""
-    if not tokens:
-        return None
-    if tokens[0].kind == "-" and (inner := _based(tokens[1:])) is not None:
-        return Based(f"-{inner.digits}", inner.base)
-    place = next((i for i, token in enumerate(tokens) if token.kind == "_"), 0)
-    digits, base = tokens[:place], _bare(tokens[place + 1 :])
-    if len(base) == 3 and (base[0].kind, base[2].kind) == ("(", ")"):
-        base = base[1:-1]
-    if digits and digits[0].kind == "(" and matching(digits, 0) == len(digits) - 1:
-        digits = digits[1:-1]
-    if not digits or len(base) != 1 or not base[0].text.isdigit() or len(base[0].text) > 2:
-        return None
-    text = "".join(token.text for token in digits).upper()
-    if not any(token.kind == "num" for token in digits) or not text.replace(".", "").isalnum():
-        return None
-    return Based(text, int(base[0].text))
 
 
 # -- helpers on tokens

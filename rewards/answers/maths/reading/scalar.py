@@ -7,7 +7,9 @@ Ambiguous LaTeX is read as people write it: 2\\frac{1}{2} is two and a half, 1/2
 from fractions import Fraction
 
 from rewards.answers.maths.nodes import Num, Op, Scalar, Sym, Unreadable, symbols
+from rewards.answers.maths.reading.literals import number, repeating
 from rewards.answers.maths.reading.tokens import FUNCTIONS, Token
+from rewards.answers.maths.reading.words import is_eastern
 
 Tokens = list[Token]
 OPENING = {"(", "[", "{", "\\{", "langle", "lceil", "lfloor"}
@@ -36,16 +38,33 @@ _RESTATED = {
     "bmod",
     "mod",
 }
+_INFIX = {"over": "div", "choose": "binom"}  # TeX's {5 \\over 6}
 _TIMES = {"cdot", "times", "ast", "div"}
 
 
 def scalar(tokens: Tokens) -> Scalar:
     """All the tokens as one expression."""
+    place = _infix(tokens)
+    if place is not None:
+        return Op(_INFIX[tokens[place].text], (scalar(tokens[:place]), scalar(tokens[place + 1 :])))
     reader = _Reader(tokens)
     node = reader.sum()
     if reader.tokens:
         raise Unreadable(f"{reader.tokens[0].text!r} after an expression")
     return node
+
+
+def _infix(tokens: Tokens) -> int | None:
+    """Where \\over or \\choose divides the tokens, outside brackets of any kind."""
+    if not any(token.kind == "cmd" and token.text in _INFIX for token in tokens):
+        return None
+    depth = 0
+    for i, token in enumerate(tokens):
+        name = token.text if token.kind == "cmd" else token.kind
+        depth += (name in OPENING) - (name in CLOSING)
+        if depth == 0 and token.kind == "cmd" and name in _INFIX:
+            return i
+    return None
 
 
 def matching(tokens: Tokens, start: int) -> int:
@@ -125,7 +144,7 @@ class _Reader:
                 sign = self._take().text
                 right = self._signed()
                 node = Op("div" if sign == "div" else "mul", (node, right))
-            elif name == "/":
+            elif name in ("/", ":"):  # a colon inside brackets; `parse` reads ratios
                 self._take()
                 node = Op("div", (node, self._signed()))
             elif self._starts_factor():
@@ -180,7 +199,7 @@ class _Reader:
     def _minutes(self, degrees: Scalar) -> Scalar:
         """60° 42'."""
         if len(self.tokens) >= 2 and self.tokens[0].kind == "num" and self.tokens[1].kind == "'":
-            minutes = _number(self._take().text)
+            minutes = number(self._take().text)
             self._take()
             return Op("add", (degrees, Num(minutes.value / 60)))
         return degrees
@@ -194,8 +213,6 @@ class _Reader:
             self._return_letters(token)
             return self._atom()
         if name in ("(", "[", "{", "lceil", "lfloor"):
-            if any(t[:2] == ("cmd", "choose") for t in self.tokens):
-                return self._choose(token)
             inside = scalar(self._inside(token))
             return Op({"lceil": "ceil", "lfloor": "floor"}[name], (inside,)) if name in ("lceil", "lfloor") else inside
         if name == "|":
@@ -214,31 +231,15 @@ class _Reader:
 
     def _return_letters(self, word: Token) -> None:
         """xy is x times y."""
+        if is_eastern(word.text):
+            raise Unreadable(f"{word.text!r} inside an expression")
         self.tokens[:0] = [Token("sym", letter, False) for letter in word.text]
 
-    def _choose(self, opening: Token) -> Scalar:
-        """{n \\choose k}"""
-        inside = self._inside(opening)
-        place = next((i for i, token in enumerate(inside) if token[:2] == ("cmd", "choose")), None)
-        if place is None:
-            return scalar(inside)
-        return Op("binom", (scalar(inside[:place]), scalar(inside[place + 1 :])))
-
     def _numeral(self, token: Token) -> Scalar:
-        node = _number(token.text)
+        node = number(token.text)
         if self._name() == "_":
             raise Unreadable("a number with a subscript inside an expression")
-        rest = self.tokens
-        if rest[:1] and rest[0].kind == "." and rest[1:2] and rest[1].text in ("overline", "bar"):
-            self._take()
-            node = Num(node.value, 0)
-        if node.places is not None and self._name() in ("overline", "bar"):
-            self._take()
-            repeated = "".join(t.text for t in self._inside(self._take()))
-            if not repeated.isdigit():
-                raise Unreadable("a repeating decimal without digits")
-            period = Fraction(int(repeated), (10 ** len(repeated) - 1) * 10**node.places)
-            return Num(node.value + period)
+        node, self.tokens = repeating(node, self.tokens)
         if node.value.denominator == 1 and node.places is None:
             return self._mixed(node)
         return node
@@ -253,7 +254,7 @@ class _Reader:
                 self.tokens = ahead.tokens
                 return Num(whole.value + top.value / bottom.value)
         elif len(rest) >= 3 and [t.kind for t in rest[:3]] == ["num", "/", "num"] and rest[0].spaced:
-            top, bottom = _number(rest[0].text), _number(rest[2].text)
+            top, bottom = number(rest[0].text), number(rest[2].text)
             if 0 < top.value < bottom.value:
                 self.tokens = rest[3:]
                 return Num(whole.value + top.value / bottom.value)
@@ -267,6 +268,10 @@ class _Reader:
             return Op("div", (self._argument(), self._argument()))
         if name in ("binom", "dbinom", "tbinom"):
             return Op("binom", (self._argument(), self._argument()))
+        if name == "permutations":  # from `counting`
+            n, k = self._argument(), self._argument()
+            rest = Op("add", (n, Op("neg", (k,))))
+            return Op("div", (Op("factorial", (n,)), Op("factorial", (rest,))))
         if name in ("sqrt", "cbrt"):
             return self._root(name)
         if name in ("pi", "infty"):
@@ -311,12 +316,25 @@ class _Reader:
         if self._name() in ("(", "[", "{", "|"):
             return self._atom()
         node = self._signed()
-        while self._starts_factor() and not (self.tokens[0].kind == "cmd" and self._name() in FUNCTIONS - {"sqrt"}):
+        while self._starts_factor() and not self._ends_argument(node):
             node = Op("mul", (node, self._power()))
         if self._name() == "/" and isinstance(node, Num | Op) and len(self.tokens) > 1 and self.tokens[1].kind == "num":
             self._take()
             node = Op("div", (node, self._power()))
         return node
+
+    def _ends_argument(self, argument: Scalar) -> bool:
+        """Whether another factor begins: \\tan u \\ln v, \\tan u e^{u}, \\sin x (1 + \\cos x), but not \\sin \\pi (x+1)."""
+        first = self.tokens[0]
+        if first.kind == "cmd":
+            return first.text in FUNCTIONS - {"sqrt"}
+        if not symbols(argument) or not first.spaced:
+            return False
+        if first.kind == "(":
+            inside = self.tokens[: matching(self.tokens, 0)]
+            letters = symbols(argument)
+            return any(t.text in letters or (t.kind == "cmd" and t.text in FUNCTIONS - {"sqrt"}) for t in inside)
+        return first.text == "e" and self.tokens[1:2] != [] and self.tokens[1].kind == "^"
 
     def _listed(self) -> tuple[Scalar, ...]:
         opening = self._take()
@@ -340,11 +358,11 @@ class _Reader:
             return scalar(self._inside(token))
         if token.kind == "num":
             if whole_numbers or len(token.text) == 1:
-                return _number(token.text)
+                return number(token.text)
             if not token.text.isdigit():
                 raise Unreadable("a decimal where TeX takes one digit")
             self.tokens.insert(0, Token("num", token.text[1:], False))
-            return _number(token.text[0])
+            return number(token.text[0])
         if token.kind == "word" and not whole_numbers:
             self._return_letters(token)
             return _letter(self._take().text)
@@ -362,17 +380,6 @@ class _Reader:
         if not inside:
             raise Unreadable("empty brackets")
         return inside
-
-
-def _number(text: str) -> Num:
-    mantissa, _, exponent = text.lower().partition("e")
-    value = Fraction(mantissa)
-    places = len(mantissa.partition(".")[2]) if "." in mantissa else None
-    if exponent:
-        if abs(int(exponent)) > 400:
-            raise Unreadable("an exponent larger than 400")
-        value *= Fraction(10) ** int(exponent)
-    return Num(value, places)
 
 
 def _letter(name: str) -> Scalar:

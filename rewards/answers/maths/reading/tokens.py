@@ -19,12 +19,13 @@ class Token(NamedTuple):
 
 _TOKEN = re.compile(
     r"(?P<space>\s+)"
-    r"|(?P<num>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+(?![a-zA-Z0-9]))?|\.[0-9]+)"
+    r"|(?P<num>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+(?![a-zA-Z0-9]))?|\.[0-9]+)"
     r"|(?P<textcmd>\\(?:text|textbf|textit|textrm|textnormal|textsf|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathcal|mathbb|"
     r"boldsymbol|bm|emph|underline)(?![a-zA-Z]))"
     r"|\\(?P<cmd>[a-zA-Z]+)"
     r"|(?P<escaped>\\\\|\\[{}|_#&])"
-    r"|(?P<word>(?:or|and)(?=[A-Z])|[a-zA-Z\u00c0-\u024f\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff]+)"
+    r"|(?P<word>(?:or|and)(?=[A-Z])|[a-zA-Z\u00c0-\u024f\u0400-\u04ff]+|(?<![\u3040-\u9fff])(?:或者?|和|与|及|以及)(?![\u3040-\u9fff])"
+    r"|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af㎡]+)"
     r"|(?P<sign>[-+*/^_()\[\]{}|,;:<>='!%&?.\"])"
 )  # fmt: skip
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
@@ -32,6 +33,7 @@ _NUMBER = re.compile(r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")
 
 FUNCTIONS = {
     *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "coth"),
+    *("arcsec", "arccsc", "sech", "csch", "arcsinh", "arccosh", "arctanh"),
     *(
         "ln",
         "log",
@@ -51,8 +53,26 @@ FUNCTIONS = {
         "cbrt",
     ),
 }
+# Functions as other countries abbreviate them, or as they stand in \\text and \\operatorname.
+_ABROAD = {
+    **{
+        "tg": "tan",
+        "ctg": "cot",
+        "cotg": "cot",
+        "cotan": "cot",
+        "cosec": "csc",
+        "sh": "sinh",
+        "ch": "cosh",
+        "th": "tanh",
+    },
+    **{"arctg": "arctan", "arcctg": "arccot", "arcotg": "arccot", "arccosec": "arccsc", "cth": "coth"},
+    **{"asin": "arcsin", "acos": "arccos", "atan": "arctan", "arsinh": "arcsinh", "arcosh": "arccosh"},
+    **{"artanh": "arctanh", "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh"},
+}
 _WORDS = {"infinity": "infty", "inf": "infty", "oo": "infty", "infinite": "infty", "pi": "pi", "theta": "theta"}
-CONNECTIVES = {"and", "or"}
+CONNECTIVES = {"and": "and", "or": "or", "或": "or", "或者": "or"} | dict.fromkeys(("和", "与", "及", "以及"), "and")
+_PLAIN_FUNCTIONS = FUNCTIONS - {"sqrt", "gcd", "lcm", "max", "min", "abs", "floor", "ceil", "det", "arg", "deg", "cbrt"}
+_APPLIED = re.compile(r"\s*[({\[|\\^_a-zA-Z0-9]")
 
 
 def tokenize(text: str, *, grouped: bool = True) -> list[Token]:
@@ -83,7 +103,12 @@ def _tokens(text: str, grouped: bool) -> Iterator[Token]:
             yield Token("num", value.replace(",", ""), spaced)
         elif kind == "textcmd":
             inside, position = _argument(text, position)
-            yield from _text(value[1:], inside, spaced)
+            name = inside.strip(" .")
+            name = name if len(name) == 2 and name.endswith("h") else _ABROAD.get(name, name)  # 7\\text{th}
+            if name in _PLAIN_FUNCTIONS and _APPLIED.match(text, position):  # \text{sin}(x)
+                yield Token("cmd", name, spaced)
+            else:
+                yield from _text(value[1:], inside, spaced)
         elif kind == "cmd":
             yield _command(match.group("cmd"), spaced)
         elif kind == "word":
@@ -147,17 +172,19 @@ def _command(name: str, spaced: bool) -> Token:
     if name in ("land", "wedge", "lor", "vee"):
         word = "and" if name in ("land", "wedge") else "or"
         return Token(word, word, spaced)
-    return Token("cmd", name, spaced)
+    return Token("cmd", _ABROAD.get(name, name), spaced)
 
 
 def _word(value: str, spaced: bool) -> Token:
     if value in CONNECTIVES:
-        return Token(value, value, spaced)
+        return Token(CONNECTIVES[value], CONNECTIVES[value], spaced)
+    if len(value) > 4 and value in _ABROAD:
+        return Token("cmd", _ABROAD[value], spaced)
     if value in FUNCTIONS:
         return Token("cmd", value, spaced)
     if value.lower() in _WORDS:
         return Token("cmd", _WORDS[value.lower()], spaced)
-    return Token("sym" if len(value) == 1 else "word", value, spaced)
+    return Token("sym" if len(value) == 1 and value < "\u3000" else "word", value, spaced)
 
 
 def is_grouped(text: str) -> bool:
