@@ -46,7 +46,7 @@ def verify(pair: tuple[str, str | None]) -> Comparison:
 
 def _with_decimal_point(answer: str, wanted: Node) -> tuple[Node, ...]:
     """The answer 3,5 as 3.5, if the reference answer is a single value and so 3,5 cannot be the list 3, 5."""
-    if "," not in answer or not is_single(wanted):
+    if "," not in answer or "(" in answer or "[" in answer or not is_single(wanted):
         return ()
     plain = _DOT_GROUPED.sub(lambda match: f"{match[1].replace('.', '')}.{match[2]}", answer)
     plain = _DECIMAL_COMMA.sub(r"\1.\2", plain)

@@ -116,6 +116,7 @@ class Matrix:
 
 Node = Num | Sym | Op | Based | Clock | Quantity | Text | Seq | Interval | Union | Named | Relation | Matrix
 Scalar = Num | Sym | Op
+INDEX = "#"  # the index of a sum or product with dots, in Sym("#") and Sym("a_#"); no letter of the answer
 
 
 def children(node: Node) -> tuple[Node, ...]:
@@ -165,7 +166,7 @@ def is_single(node: Node) -> bool:
 def symbols(node: Node) -> set[str]:
     """Names of all letters in the node."""
     if isinstance(node, Sym):
-        return {node.name}
+        return set() if INDEX in node.name else {node.name}
     return set().union(*(symbols(child) for child in children(node)))
 
 

@@ -169,6 +169,12 @@ def _bounded(function: str) -> Callable[..., Value]:
     return call
 
 
+def _whole(mp: Any, value: Value) -> Value:
+    """The whole number that a logarithm is, as a fraction."""
+    whole = int(mp.nint(mp.re(value))) if abs(value) < 10**6 else -1
+    return Fraction(whole) if abs(value - whole) < mp.mpf(10) ** (8 - mp.dps) else value
+
+
 def _both_signs(*_: Value) -> Value:
     raise Unreadable("± inside an expression")
 
@@ -196,6 +202,7 @@ FLOATING: dict[str, Callable[..., Value]] = {
     "min": lambda _, *values: min(values),
     "factorial": _gamma,
     "binom": _binomial,
+    "nearest": _whole,
     "π": lambda mp: +mp.pi,
     "e": lambda mp: +mp.e,
     "i": lambda mp: mp.mpc(0, 1),

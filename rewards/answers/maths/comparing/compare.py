@@ -28,6 +28,7 @@ from rewards.answers.maths.nodes import (
     Sym,
     Text,
     Unreadable,
+    operations,
     renamed,
     symbols,
 )
@@ -36,6 +37,8 @@ from rewards.answers.maths.reading.words import unit
 
 def equal(wanted: Node, answer: Node) -> bool:
     """Whether the answer equals the reference answer. Raises Unreadable if part of either cannot be computed."""
+    if set(value.SERIES) & operations(answer) and not set(value.SERIES) & operations(wanted):
+        raise Unreadable("unevaluated \\ldots")
     wanted, answer = resolved(wanted, _equal), resolved(answer, _equal)
     return _equal(wanted, answer) or _equal(isolated(wanted), answer)
 

@@ -10,7 +10,7 @@ _BROKEN_ESCAPE = re.compile(
 )
 # Backslashes doubled by JSON quoting, before commands that never start a matrix row without their own backslash.
 _COMMAND = (
-    r"\\\\(?:left|right|[dtc]?frac|sqrt|text(?:bf|it|rm)?|math(?:rm|bf|bb|cal)|boxed|operatorname|overline|begin|end|pi"
+    r"(?:\\\\)+(?:left|right|[dtc]?frac|sqrt|text(?:bf|it|rm)?|math(?:rm|bf|bb|cal)|boxed|operatorname|overline|begin|end|pi"
     r"|alpha|beta|gamma|delta|theta|lambda|sigma|omega|[lc]?dots|cdot|times|div|pm|leq?|geq?|neq?|approx|equiv|infty"
     r"|in|cup|cap|emptyset|varnothing|setminus|sin|cos|tan|cot|sec|csc|arc(?:sin|cos|tan)|ln|log|exp|binom|pmod|circ"
     r"|degree|quad|displaystyle|angle|sum|int|forall)(?![a-zA-Z])"
@@ -49,5 +49,5 @@ def _single(text: str) -> str:
         if all(len(run) % 2 == 0 for run in _RUN.findall(text)):
             text = text.replace("\\\\", "\\")
         else:
-            return _DOUBLED_COMMAND.sub(lambda match: match.group()[1:], text)
+            return _DOUBLED_COMMAND.sub(lambda match: "\\" + match.group().lstrip("\\"), text)
     return text

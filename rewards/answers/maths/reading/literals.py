@@ -8,27 +8,10 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from rewards.answers.maths.nodes import Based, Clock, Node, Num, Unreadable
-from rewards.answers.maths.reading.tokens import Token
+from rewards.answers.maths.nodes import Based, Clock, Node, Num, Op, Seq, Unreadable
+from rewards.answers.maths.reading.tokens import Token, Tokens
 
-Tokens = list[Token]
-_BASES = [
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-]
+_BASES = """two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen""".split()  # noqa: SIM905
 _DIGITS = re.compile(r"[0-9A-Z]+(?:\.[0-9A-Z]+)?")
 _HALVES = {"am": "am", "pm": "pm", "noon": "pm", "midnight": "am"}
 
@@ -167,7 +150,7 @@ def clock(tokens: Tokens, words: str = "") -> Clock | None:
     if words and not half:
         return None
     padded = [len(part) == 2 and part.startswith("0") for part in parts]
-    if not half and not (len(parts) > 1 and any(padded[:2])):
+    if not half and not (len(parts) > 1 and any(padded)):
         return None
     read = time_of_day(parts, half)
     return read if read is None or half or not padded[0] else Clock(read.seconds, "24h")
@@ -189,7 +172,11 @@ def time_of_day(parts: Sequence[str], half: str = "") -> Clock | None:
 
 def as_time(ratio: Node) -> Clock | None:
     """7:15, read as a ratio, as the time it may be; the minutes' two digits are known from their value only above 9."""
-    parts = getattr(ratio, "args", getattr(ratio, "items", ()))
+    match ratio:
+        case Op("ratio", parts) | Seq("ratio", parts):
+            pass
+        case _:
+            return None
     if not all(isinstance(part, Num) and part.places is None and part.value.denominator == 1 for part in parts):
         return None
     values = [int(part.value) for part in parts]

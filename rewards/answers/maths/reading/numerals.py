@@ -11,10 +11,7 @@ from rewards.answers.maths.reading.words import is_known_unit
 
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 _UNITS = {word: n for n, word in enumerate(f"{_SMALL} seventeen eighteen nineteen".split())}
-_TENS = {
-    w: 10 * n
-    for n, w in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], start=2)
-}
+_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7}
 _PARTS |= {"eighth": 8, "ninth": 9, "tenth": 10}
@@ -67,7 +64,8 @@ def _scaled(tokens: list[Token], i: int) -> tuple[list[Token], int] | None:
 
 def _in_words(tokens: list[Token], i: int) -> tuple[list[Token], int] | None:
     """The longest number in words from here on, if it is a whole value."""
-    if tokens[i].kind not in ("word", "text") or not _begins(tokens, i):
+    a_part = tokens[i].text == "a" and i + 1 < len(tokens) and tokens[i + 1].text in {*_PARTS, *_SCALES, "hundred"}
+    if not (tokens[i].kind in ("word", "text") or a_part) or not _begins(tokens, i):
         return None
     if _CHINESE.match(tokens[i].text):
         return _in_chinese(tokens, i)

@@ -21,8 +21,17 @@ from rewards.answers.maths.reading import literals, words
 from rewards.answers.maths.reading.counting import counted
 from rewards.answers.maths.reading.numerals import spelled
 from rewards.answers.maths.reading.residues import residue, without_modulus
-from rewards.answers.maths.reading.scalar import CLOSING, OPENING, Tokens, matching, scalar, symbol_name
-from rewards.answers.maths.reading.tokens import FUNCTIONS, Token, tokenize
+from rewards.answers.maths.reading.scalar import scalar
+from rewards.answers.maths.reading.tokens import (
+    CLOSING,
+    FUNCTIONS,
+    OPENING,
+    Token,
+    Tokens,
+    matching,
+    symbol_name,
+    tokenize,
+)
 
 _SIGNS = {"=": "=", "<": "<", ">": ">", "le": "≤", "ge": "≥", "ne": "≠", "approx": "≈", "simeq": "≈", "in": "∈"}
 _SIGNS |= {"equiv": "="}
@@ -68,7 +77,7 @@ def read(tokens: Tokens) -> Node:
 
 def _of_one_modulus(pieces: list[Tokens]) -> tuple[Node, ...]:
     """The items; a modulus after the last applies to all: x \\equiv 1, 3 \\pmod 8."""
-    last, modulus = without_modulus(pieces[-1])
+    last, modulus = without_modulus(pieces[-1]) if len(pieces) > 1 else (pieces[-1], None)
     if modulus is None or any(without_modulus(piece)[1] is not None for piece in pieces[:-1]):
         return tuple(_item(piece) for piece in pieces)
     return tuple(residue(node, modulus) for node in _spread_name(tuple(_item(piece) for piece in [*pieces[:-1], last])))

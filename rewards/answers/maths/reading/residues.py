@@ -4,8 +4,8 @@ r"""Residue classes: the modulus after a value, 3 \pmod 7, x \equiv 3 (\bmod 7),
 """
 
 from rewards.answers.maths.nodes import Named, Node, Num, Op, Relation, Scalar, Seq, Unreadable
-from rewards.answers.maths.reading.scalar import CLOSING, OPENING, Tokens, scalar
-from rewards.answers.maths.reading.tokens import Token
+from rewards.answers.maths.reading.scalar import scalar
+from rewards.answers.maths.reading.tokens import CLOSING, OPENING, Token, Tokens
 
 _COMMANDS = {"pmod", "bmod", "mod", "pod"}
 _WORDS = {"mod", "modulo"}

@@ -7,20 +7,11 @@ Ambiguous LaTeX is read as people write it: 2\\frac{1}{2} is two and a half, 1/2
 from fractions import Fraction
 
 from rewards.answers.maths.nodes import Num, Op, Scalar, Sym, Unreadable, symbols
+from rewards.answers.maths.reading.dots import DOTS, series
 from rewards.answers.maths.reading.literals import number, repeating
-from rewards.answers.maths.reading.tokens import FUNCTIONS, Token
+from rewards.answers.maths.reading.tokens import CLOSING, FUNCTIONS, OPENING, Token, Tokens, matching, symbol_name
 from rewards.answers.maths.reading.words import is_eastern
 
-Tokens = list[Token]
-OPENING = {"(", "[", "{", "\\{", "langle", "lceil", "lfloor"}
-CLOSING = {")", "]", "}", "\\}", "rangle", "rceil", "rfloor"}
-_GREEK = {
-    *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa"),
-    *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma"),
-    *("Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "ell", "hbar"),
-}
-_DECORATIONS = {"overline", "vec", "hat", "bar", "tilde", "widehat", "overrightarrow", "dot"}
-_ACCENTS = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi"}
 _RESTATED = {
     "int",
     "iint",
@@ -67,48 +58,6 @@ def _infix(tokens: Tokens) -> int | None:
     return None
 
 
-def matching(tokens: Tokens, start: int) -> int:
-    """Index of the token that closes the bracket at start, or -1. Intervals may mix ( and ]."""
-    depth = 0
-    for i in range(start, len(tokens)):
-        name = tokens[i].text if tokens[i].kind == "cmd" else tokens[i].kind
-        if name in OPENING:
-            depth += 1
-        elif name in CLOSING:
-            depth -= 1
-        if depth == 0:
-            return i if i > start else -1
-    return -1
-
-
-def symbol_name(tokens: Tokens) -> tuple[str, Tokens] | None:
-    """The letter at the start with its subscript and primes, and the tokens after it; None without a letter."""
-    if not tokens:
-        return None
-    first, rest = tokens[0], tokens[1:]
-    if first.kind in ("sym", "roman"):
-        name = first.text
-    elif first.kind == "cmd" and first.text in _GREEK:
-        name = _ACCENTS.get(first.text, first.text)
-    elif first.kind == "cmd" and first.text in _DECORATIONS and rest:
-        end = matching(rest, 0) if rest[0].kind == "{" else 0
-        name = f"{first.text}({''.join(token.text for token in rest[: end + 1] if token.kind not in '{}')})"
-        rest = rest[end + 1 :]
-    else:
-        return None
-    while rest:
-        if rest[0].kind == "_" and len(rest) > 1:
-            end = matching(rest, 1) if rest[1].kind == "{" else 1
-            name += "_" + "".join(token.text for token in rest[1 : end + 1] if token.kind not in "{}")
-            rest = rest[end + 1 :]
-        elif rest[0].kind == "'":
-            name += "'"
-            rest = rest[1:]
-        else:
-            break
-    return name, rest
-
-
 class _Reader:
     """Consumes `tokens` from the front."""
 
@@ -129,30 +78,61 @@ class _Reader:
 
     def sum(self) -> Scalar:
         node = self._product()
+        terms: list[Scalar] | None = [node]  # while all signs are plus
         while self._name() in ("+", "-", "pm", "mp"):
             sign = self._take()
+            if sign.kind == "+" and self._name() in DOTS and terms:
+                self._take()
+                return series("sum of", terms, self._terms_after_dots())
             right = self._product()
             name = {"+": "add", "-": "sub", "pm": "pm", "mp": "mp"}[sign.text]
             node = Op("add", (node, Op("neg", (right,)))) if name == "sub" else Op(name, (node, right))
+            terms = [*terms, right] if terms and sign.kind == "+" else None
         return node
+
+    def _terms_after_dots(self) -> list[Scalar]:
+        terms: list[Scalar] = []
+        while self._name() == "+":
+            self._take()
+            terms.append(self._product())
+        return terms
 
     def _product(self) -> Scalar:
         node = self._signed()
+        factors: list[Scalar] | None = [node]  # while nothing is divided
         while True:
             name = self._name()
+            if factors and (name in DOTS or (name in ("*", "cdot", "times") and self._dots_follow())):
+                self.tokens = self.tokens[1 if name in DOTS else 2 :]
+                return series("product of", factors, self._factors_after_dots())
             if name == "*" or name in _TIMES:
                 sign = self._take().text
                 right = self._signed()
                 node = Op("div" if sign == "div" else "mul", (node, right))
+                factors = None if sign == "div" or not factors else [*factors, right]
             elif name in ("/", ":"):  # a colon inside brackets; `parse` reads ratios
                 self._take()
                 node = Op("div", (node, self._signed()))
+                factors = None
             elif self._starts_factor():
                 if name == "num" and isinstance(node, Num):
                     raise Unreadable("two adjacent numbers")
-                node = Op("mul", (node, self._power()))
+                right = self._power()
+                node = Op("mul", (node, right))
+                factors = [*factors, right] if factors else None
             else:
                 return node
+
+    def _dots_follow(self) -> bool:
+        return len(self.tokens) > 1 and self.tokens[1].kind == "cmd" and self.tokens[1].text in DOTS
+
+    def _factors_after_dots(self) -> list[Scalar]:
+        factors: list[Scalar] = []
+        while self._name() in ("*", "cdot", "times") or self._starts_factor():
+            if self._name() in ("*", "cdot", "times"):
+                self._take()
+            factors.append(self._power())
+        return factors
 
     def _starts_factor(self) -> bool:
         name = self._name()
@@ -324,7 +304,7 @@ class _Reader:
         return node
 
     def _ends_argument(self, argument: Scalar) -> bool:
-        """Whether another factor begins: \\tan u \\ln v, \\tan u e^{u}, \\sin x (1 + \\cos x), but not \\sin \\pi (x+1)."""
+        """Whether another factor begins: \\tan u \\ln v, \\tan u e^{u}, \\sin x (1 + x), but not \\sin \\pi (x+1)."""
         first = self.tokens[0]
         if first.kind == "cmd":
             return first.text in FUNCTIONS - {"sqrt"}

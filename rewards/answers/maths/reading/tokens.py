@@ -1,4 +1,4 @@
-"""The tokenizer for normalized answers."""
+"""The tokenizer for normalized answers, and what brackets and letters span."""
 
 import re
 from collections.abc import Iterator
@@ -53,6 +53,16 @@ FUNCTIONS = {
         "cbrt",
     ),
 }
+Tokens = list[Token]
+OPENING = {"(", "[", "{", "\\{", "langle", "lceil", "lfloor"}
+CLOSING = {")", "]", "}", "\\}", "rangle", "rceil", "rfloor"}
+_GREEK = {
+    *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa"),
+    *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma"),
+    *("Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "ell", "hbar"),
+}
+_DECORATIONS = {"overline", "vec", "hat", "bar", "tilde", "widehat", "overrightarrow", "dot"}
+_ACCENTS = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi"}
 # Functions as other countries abbreviate them, or as they stand in \\text and \\operatorname.
 _ABROAD = {
     **{
@@ -190,3 +200,48 @@ def _word(value: str, spaced: bool) -> Token:
 def is_grouped(text: str) -> bool:
     """Whether a comma in the text may be either a thousands separator or a list separator."""
     return _GROUPED.search(text) is not None
+
+
+# -- brackets and letters
+
+
+def matching(tokens: Tokens, start: int) -> int:
+    """Index of the token that closes the bracket at start, or -1. Intervals may mix ( and ]."""
+    depth = 0
+    for i in range(start, len(tokens)):
+        name = tokens[i].text if tokens[i].kind == "cmd" else tokens[i].kind
+        if name in OPENING:
+            depth += 1
+        elif name in CLOSING:
+            depth -= 1
+        if depth == 0:
+            return i if i > start else -1
+    return -1
+
+
+def symbol_name(tokens: Tokens) -> tuple[str, Tokens] | None:
+    """The letter at the start with its subscript and primes, and the tokens after it; None without a letter."""
+    if not tokens:
+        return None
+    first, rest = tokens[0], tokens[1:]
+    if first.kind in ("sym", "roman"):
+        name = first.text
+    elif first.kind == "cmd" and first.text in _GREEK:
+        name = _ACCENTS.get(first.text, first.text)
+    elif first.kind == "cmd" and first.text in _DECORATIONS and rest:
+        end = matching(rest, 0) if rest[0].kind == "{" else 0
+        name = f"{first.text}({''.join(token.text for token in rest[: end + 1] if token.kind not in '{}')})"
+        rest = rest[end + 1 :]
+    else:
+        return None
+    while rest:
+        if rest[0].kind == "_" and len(rest) > 1:
+            end = matching(rest, 1) if rest[1].kind == "{" else 1
+            name += "_" + "".join(token.text for token in rest[1 : end + 1] if token.kind not in "{}")
+            rest = rest[end + 1 :]
+        elif rest[0].kind == "'":
+            name += "'"
+            rest = rest[1:]
+        else:
+            break
+    return name, rest
