@@ -237,6 +237,7 @@ class _Evaluator:
     def __init__(self, point: dict[str, Fraction], digits: int, *, real: bool) -> None:
         self._point, self._digits, self._real = point, digits, real
         self.magnitude = 1
+        self.terms = 0  # of sums and products with dots
         self.gap = 0  # the largest ratio of two terms, as a binary exponent: 1 - e^{-200} needs its digits
 
     def __call__(self, node: Node) -> Value:
@@ -281,7 +282,8 @@ class _Evaluator:
             raise Unreadable("dots without a pattern")
         if not isinstance(last, Fraction) or last.denominator != 1 or last < 1:
             raise Undefined("undefined: no whole number of terms")
-        if last > _MAX_TERMS:
+        self.terms += int(last) if last <= _MAX_TERMS else _MAX_TERMS + 1
+        if self.terms > _MAX_TERMS:
             raise TooLarge(f"more than {_MAX_TERMS} terms")
         total: Value = None
         for index in range(1, int(last) + 1):

@@ -19,6 +19,15 @@ def series(name: str, before: Sequence[Scalar], after: Sequence[Scalar]) -> Scal
     """Op(name, (term, last index, …)), the index from 1, the last one from each term. name: "sum of", "product of"."""
     if len(before) < 2 or not after:
         raise Unreadable("dots after less than two terms")
+    try:
+        return _series(name, before, after)
+    except Unreadable:
+        if name == "sum of" or len(before) < 3 or isinstance(before[0], Num):
+            raise
+    return Op("mul", (before[0], _series(name, before[1:], after)))  # v (1 - a_1)(1 - a_2) …
+
+
+def _series(name: str, before: Sequence[Scalar], after: Sequence[Scalar]) -> Scalar:
     aligned = _aligned([*before, *after])
     ends: list[Scalar] = []
     term = _general(aligned[: len(before)], aligned[len(before) :], ends)

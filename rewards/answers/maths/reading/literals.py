@@ -177,9 +177,9 @@ def as_time(ratio: Node) -> Clock | None:
             pass
         case _:
             return None
-    if not all(isinstance(part, Num) and part.places is None and part.value.denominator == 1 for part in parts):
+    values = [int(part.value) for part in parts if isinstance(part, Num) and part == Num(Fraction(int(part.value)))]
+    if len(values) < len(parts):
         return None
-    values = [int(part.value) for part in parts]
     if len(values) < 2 or not all(0 <= value < 60 for value in values) or any(value < 10 for value in values[1:]):
         return None
     return time_of_day([str(values[0]), *(f"{value:02d}" for value in values[1:])])

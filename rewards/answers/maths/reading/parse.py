@@ -21,12 +21,11 @@ from rewards.answers.maths.reading import literals, words
 from rewards.answers.maths.reading.counting import counted
 from rewards.answers.maths.reading.numerals import spelled
 from rewards.answers.maths.reading.residues import residue, without_modulus
-from rewards.answers.maths.reading.scalar import scalar
+from rewards.answers.maths.reading.scalar import scalar, with_division
 from rewards.answers.maths.reading.tokens import (
     CLOSING,
     FUNCTIONS,
     OPENING,
-    Token,
     Tokens,
     matching,
     symbol_name,
@@ -149,7 +148,7 @@ def _approximate(pieces: list[Tokens], signs: tuple[str, ...]) -> Node:
 
 
 def _equality(pieces: list[Tokens]) -> Node:
-    pieces = _divided(pieces)
+    pieces = with_division(pieces)
     first, rest = pieces[0], pieces[1:]
     named = _name(first)
     values = tuple(_part(piece) for piece in rest)
@@ -168,17 +167,6 @@ def _equality(pieces: list[Tokens]) -> Node:
     if len(values) > 1 and all(_name(piece) for piece in rest[:-1]):
         return Named(name, arguments, values[-1])
     return Named(name, arguments, value)
-
-
-def _divided(pieces: list[Tokens]) -> list[Tokens]:
-    """36:2:2 = 9 with ÷ for the colons, if the last value has none."""
-    if any(token.kind == ":" for token in pieces[-1]) or not any(t.kind == ":" for piece in pieces for t in piece):
-        return pieces
-    return [_with_division(piece) if piece and all(t.kind != "sym" for t in piece) else piece for piece in pieces]
-
-
-def _with_division(tokens: Tokens) -> Tokens:
-    return [Token("cmd", "div", token.spaced) if token.kind == ":" else token for token in tokens]
 
 
 def _name(tokens: Tokens) -> tuple[str, tuple[str, ...]] | None:

@@ -45,6 +45,18 @@ def scalar(tokens: Tokens) -> Scalar:
     return node
 
 
+def with_division(pieces: list[Tokens]) -> list[Tokens]:
+    """The sides of 36:2:2 = 9 with ÷ for the colons, if the last has none: there, colons divide."""
+    if any(token.kind == ":" for token in pieces[-1]):
+        return pieces
+    named = [any(token.kind == "sym" for token in piece) for piece in pieces]
+    division = Token("cmd", "div", False)
+    return [
+        piece if letters else [division if token.kind == ":" else token for token in piece]
+        for piece, letters in zip(pieces, named, strict=True)
+    ]
+
+
 def _infix(tokens: Tokens) -> int | None:
     """Where \\over or \\choose divides the tokens, outside brackets of any kind."""
     if not any(token.kind == "cmd" and token.text in _INFIX for token in tokens):
