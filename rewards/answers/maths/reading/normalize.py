@@ -29,7 +29,6 @@ _COMMANDS = {
     "^\\circ": "°",
     "\\langle": "⟨",
     "\\rangle": "⟩",
-    "\\ldots": "…",
     "\\mathbb{R}": "ℝ",
     "\\alpha": "α",
     "\\beta": "β",
@@ -81,16 +80,25 @@ _RUNS = [
     (re.compile("|".join(_VULGAR)), lambda m: f" {_VULGAR[m.group()]} "),
     (re.compile("(?:[0-9]\u0305)+"), lambda m: rf"\overline{{{m.group().replace(chr(0x305), '')}}}"),
     (re.compile("([0-9])\u0307"), r"\\dot{\1}"),
+    (re.compile("|".join(_CIRCLED)), lambda m: f",{_CIRCLED[m.group()]},"),
+    (re.compile("…"), r"\\ldots "),
+]
+# Notations of numbers, each with a part that it contains.
+_NUMBERS = [
     # 0.1666… and 0.1616...: a period written three times
     (
-        re.compile(r"(?<![0-9.])([0-9]+\.[0-9]*?)([0-9]{1,6}?)\2{2,}\s*(?:\.\.\.|…|\\[lc]?dots(?![a-zA-Z]))"),
+        (r"dots", "..."),
+        re.compile(r"(?<![0-9.])([0-9]+\.[0-9]*?)([0-9]{1,6}?)\2{2,}\s*(?:\.\.\.|\\[lc]?dots(?![a-zA-Z]))"),
         r"\1\\overline{\2}",
     ),
-    (re.compile(r"([0-9]+)((?:\{,\}\s*(?:\\!)?\s*[0-9]+)+)"), lambda m: _with_braced_commas(*m.groups())),
-    (re.compile(r"(?<![0-9,.])([0-9]+),(0[0-9]+)(?![0-9,.])"), lambda m: _with_padded_decimals(*m.groups())),
-    (re.compile(r"(?<=[0-9])((?:\s|~|\\[ ,]|\\[a-z]+\s*\{)*)([AaPp])\.\s?[Mm]\.?(?![a-zA-Z])"), r"\1 \2m"),
-    (re.compile(r"(?<=[0-9])(?:\s|~|\\[ ,]|\\text\{)*\s*o['’]clock\}?"), ":00"),
-    (re.compile("|".join(_CIRCLED)), lambda m: f",{_CIRCLED[m.group()]},"),
+    (("{,}",), re.compile(r"([0-9]+)((?:\{,\}\s*(?:\\!)?\s*[0-9]+)+)"), lambda m: _with_braced_commas(*m.groups())),
+    ((",0",), re.compile(r"(?<![0-9,.])([0-9]+),(0[0-9]+)(?![0-9,.])"), lambda m: _with_padded_decimals(*m.groups())),
+    (
+        (".m", ".M", ". m", ". M"),
+        re.compile(r"(?<=[0-9])((?:\s|~|\\[ ,]|\\[a-z]+\s*\{)*)([AaPp])\.\s?[Mm]\.?(?![a-zA-Z])"),
+        r"\1 \2m",
+    ),
+    (("clock",), re.compile(r"(?<=[0-9])(?:\s|~|\\[ ,]|\\text\{)*\s*o['’]clock\}?"), ":00"),
 ]
 _WRAPPERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"')]
 _FINAL = re.compile(r"(?:\\[,;:! ]|(?<!\\)[.,;:\s]|\\text\s*\{\s*[.,]\s*\}|(?<!\\)\\$)+$")
@@ -142,8 +150,12 @@ _SYNONYMS = [
 def normalize(text: str) -> str:
     """The answer in the spelling that `parse` expects."""
     text = undone(text).strip().translate(_FULL_WIDTH)
-    for pattern, replacement in _RUNS:
-        text = pattern.sub(replacement, text)
+    if not text.isascii():
+        for pattern, replacement in _RUNS:
+            text = pattern.sub(replacement, text)
+    for parts, pattern, replacement in _NUMBERS:
+        if any(part in text for part in parts):
+            text = pattern.sub(replacement, text)
     text = unwrapped(text.translate(_SIGNS))
     if choice := _CHOICE.fullmatch(text):
         return choice.group(1)
