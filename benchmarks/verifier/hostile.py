@@ -19,7 +19,8 @@ _TWO = _each(r"""
 {}+{} {}-{} {}\cdot{{{}}} {}\times{{{}}} {}/{} \frac{{{}}}{{{}}} {}^{{{}}} {}_{{{}}} ({},{}) [{},{}) {},{} {}={}
 {}\le{{{}}} {}<{} {}\cup{{{}}} \binom{{{}}}{{{}}} \log_{{{}}}{{{}}} \int_{{{}}}^{{{}}}x\,dx \sum_{{k={}}}^{{{}}}k
 {}\text{{or}}{} {}:{} {}\equiv{{{}}} \begin{{pmatrix}}{}\\{}\end{{pmatrix}} {}&{} {}{} {}\in{{{}}} {}\mid{{{}}}
-\begin{{cases}}{}\\{}\end{{cases}}
+\begin{{cases}}{}\\{}\end{{cases}} {{{}\over{}}} {{{}\choose{}}} C_{{{}}}^{{{}}} {}\pmod{{{}}}
+{}+2+\cdots+{} 1\cdot{}\cdots{{{}}}
 """)
 _PIECES = [
     *_each(r"""
@@ -132,6 +133,18 @@ def bomb(rng: Random) -> str:
         r"\lfloor 10^{10^{10}} \rfloor",
         rf"\frac{{{n}^{{{m}}}}}{{{n}^{{{m}}}}}",
         r"\underbrace{" * 300,
+        rf"1+2+\cdots+{m}",
+        rf"1 \cdot 2 \cdots {n}^{{{m}}}",
+        rf"1^{{{m}}}+2^{{{m}}}+\cdots+999^{{{m}}}",
+        r"(1!+2!+\cdots+900!)" * 40,
+        rf"C_{{{m}}}^{{{m // 2}}}",
+        rf"{{}}_{{{m}}}P_{{{m // 3}}}",
+        rf"{n} \pmod{{{n}^{{{m}}}}}",
+        f"0.({'142857' * 60})",
+        r"{1 \over " * 300 + "2" + "}" * 300,
+        "one million " * 80,
+        "九千万" * 300,
+        r"\\frac" * 140,
         "0.\\overline{" + "142857" * 300 + "}",
     ]
     return rng.choice(bombs)

@@ -29,7 +29,7 @@ _CPU_SECONDS = 2  # per comparison; most take about a millisecond
 _MEMORY_MB = 2048
 _MAX_WORKERS = 4
 
-_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,300})"
+_INTEGER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,300})"
 _NUMBER = re.compile(rf"[+-]?{_INTEGER}(\.[0-9]{{1,300}})?")
 _FRACTION = re.compile(rf"([+-]?)(?:({_INTEGER})/({_INTEGER})|\\d?frac\{{({_INTEGER})\}}\{{({_INTEGER})\}})")
 

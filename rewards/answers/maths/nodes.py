@@ -40,6 +40,17 @@ class Based:
 
 
 @dataclass(frozen=True, slots=True)
+class Clock:
+    """A time of day. half: "am" or "pm" if stated, "24h" for 19:15 and 07:15, "" if it may be either.
+
+    Clock(69300, "pm") is 7:15 p.m., Clock(26100, "") is 7:15.
+    """
+
+    seconds: int
+    half: str
+
+
+@dataclass(frozen=True, slots=True)
 class Quantity:
     """A value with words after it: Quantity(Num(5), "cm"), Quantity(Num(7), "stuffed goats")."""
 
@@ -115,8 +126,9 @@ class Matrix:
     rows: "tuple[tuple[Node, ...], ...]"
 
 
-Node = Num | Sym | Op | Based | Quantity | Text | Choice | Seq | Interval | Union | Named | Relation | Matrix
+Node = Num | Sym | Op | Based | Clock | Quantity | Text | Choice | Seq | Interval | Union | Named | Relation | Matrix
 Scalar = Num | Sym | Op
+INDEX = "#"  # the index of a sum or product with dots, in Sym("#") and Sym("a_#"); no letter of the answer
 
 
 def children(node: Node) -> tuple[Node, ...]:
@@ -158,10 +170,17 @@ def rebuilt(node: Node, below: "tuple[Node, ...]") -> Node:
     return node
 
 
+def is_single(node: Node) -> bool:
+    """Whether it is one value, with or without a name and words: x = 3.5 cm."""
+    while isinstance(node, Named | Quantity):
+        node = node.value
+    return isinstance(node, Scalar) and not (isinstance(node, Op) and node.name == "ratio")
+
+
 def symbols(node: Node) -> set[str]:
     """Names of all letters in the node."""
     if isinstance(node, Sym):
-        return {node.name}
+        return set() if INDEX in node.name else {node.name}
     return set().union(*(symbols(child) for child in children(node)))
 
 

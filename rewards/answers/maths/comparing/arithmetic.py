@@ -88,7 +88,6 @@ EXACT: dict[str, Callable[..., Fraction | None]] = {
     "neg": lambda a: -a,
     "div": _exact_divide,
     "ratio": _exact_divide,
-    "time": lambda hours, minutes: 60 * hours + minutes,
     "pow": _exact_power,
     "root": _exact_root,
     "percent": lambda a: a / 100,
@@ -170,6 +169,12 @@ def _bounded(function: str) -> Callable[..., Value]:
     return call
 
 
+def _whole(mp: Any, value: Value) -> Value:
+    """The whole number that a logarithm is, as a fraction."""
+    whole = int(mp.nint(mp.re(value))) if abs(value) < 10**6 else -1
+    return Fraction(whole) if abs(value - whole) < mp.mpf(10) ** (8 - mp.dps) else value
+
+
 def _both_signs(*_: Value) -> Value:
     raise Unreadable("± inside an expression")
 
@@ -197,6 +202,7 @@ FLOATING: dict[str, Callable[..., Value]] = {
     "min": lambda _, *values: min(values),
     "factorial": _gamma,
     "binom": _binomial,
+    "nearest": _whole,
     "π": lambda mp: +mp.pi,
     "e": lambda mp: +mp.e,
     "i": lambda mp: mp.mpc(0, 1),
@@ -206,9 +212,14 @@ FLOATING: dict[str, Callable[..., Value]] = {
     "pm": _both_signs,
     "mp": _both_signs,
     **{name: _bounded(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
-    **{name: _bounded(name) for name in ("sinh", "cosh", "tanh", "coth")},
+    **{name: _bounded(name) for name in ("sinh", "cosh", "tanh", "coth", "sech", "csch")},
     "arcsin": lambda mp, a: mp.asin(a),
     "arccos": lambda mp, a: mp.acos(a),
     "arctan": lambda mp, a: mp.atan(a),
     "arccot": lambda mp, a: mp.acot(a),
+    "arcsec": lambda mp, a: mp.asec(a),
+    "arccsc": lambda mp, a: mp.acsc(a),
+    "arcsinh": lambda mp, a: mp.asinh(a),
+    "arccosh": lambda mp, a: mp.acosh(a),
+    "arctanh": lambda mp, a: mp.atanh(a),
 }  # fmt: skip

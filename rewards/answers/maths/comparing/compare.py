@@ -9,12 +9,14 @@ Names: x = 3 accepts 3 but not y = 3. Order: 1, 3 accepts 3, 1; (1, 3) accepts n
 import re
 
 from rewards.answers.maths.comparing import value
+from rewards.answers.maths.comparing.moments import equal_residues, equal_times, is_residue, is_unreduced_time
 from rewards.answers.maths.comparing.resolve import resolved
 from rewards.answers.maths.comparing.scalars import equal_scalars
 from rewards.answers.maths.comparing.sets import equal_relations, equal_sets, equation, is_set, isolated
 from rewards.answers.maths.nodes import (
     Based,
     Choice,
+    Clock,
     Interval,
     Matrix,
     Named,
@@ -27,6 +29,7 @@ from rewards.answers.maths.nodes import (
     Sym,
     Text,
     Unreadable,
+    operations,
     renamed,
     symbols,
 )
@@ -35,6 +38,8 @@ from rewards.answers.maths.reading.words import qualifier, unit
 
 def equal(wanted: Node, answer: Node) -> bool:
     """Whether the answer equals the reference answer. Raises Unreadable if part of either cannot be computed."""
+    if set(value.SERIES) & operations(answer) and not set(value.SERIES) & operations(wanted):
+        raise Unreadable("unevaluated \\ldots")
     wanted, answer = resolved(wanted, _equal), resolved(answer, _equal)
     return _equal(wanted, answer) or _equal(isolated(wanted), answer)
 
@@ -46,6 +51,12 @@ def _equal(wanted: Node, answer: Node) -> bool:
         return _equal_option(wanted, answer)
     if isinstance(wanted, Named) or isinstance(answer, Named):
         return _equal_named(wanted, answer)
+    if isinstance(wanted, Clock) or isinstance(answer, Clock):
+        return equal_times(wanted, answer)
+    if is_residue(wanted) or is_residue(answer):
+        return equal_residues(wanted, answer)
+    if is_unreduced_time(wanted):
+        return False
     if isinstance(wanted, Text) or isinstance(answer, Text):
         return _equal_text(wanted, answer)
     if isinstance(wanted, Based) or isinstance(answer, Based):

@@ -104,12 +104,12 @@ def _choose(node: Node, signs: Iterator[int]) -> Node:
 
 
 def _with_units(node: Node) -> Node:
-    """28 percent becomes 28%, 60 degrees becomes 60°; 4:30 p.m. is a time, not a ratio."""
+    """28 percent becomes 28%, 60 degrees becomes 60°."""
     below = children(node)
     if below:
         node = rebuilt(node, tuple(_with_units(child) for child in below))
     if isinstance(node, Quantity) and isinstance(node.value, Op) and node.value.name == "ratio":
-        return Quantity(Op("time", node.value.args), node.words) if unit(node.words) in ("am", "pm") else node
+        return node
     if (
         isinstance(node, Quantity)
         and isinstance(node.value, Scalar)

@@ -19,8 +19,10 @@ from rewards.answers.maths.comparing.arithmetic import (
     Undefined,
     Value,
 )
-from rewards.answers.maths.nodes import Node, Num, Op, Sym, Unreadable, children, operations, symbols
+from rewards.answers.maths.nodes import INDEX, Node, Num, Op, Sym, Unreadable, children, operations, rebuilt, symbols
 
+SERIES = {"sum of": "add", "product of": "mul"}  # with dots; the operation between their terms
+_MAX_TERMS = 1000
 _DIGITS = 50
 _MAX_DIGITS = 4000  # maximum precision
 _POINTS = 6  # number of points at which two analytic functions must agree
@@ -119,7 +121,7 @@ def _points(letters: list[str], left: Node, right: Node) -> list[dict[str, Fract
     """
     rng = random.Random(repr((letters, left, right)))
     cornered = _is_cornered(left) or _is_cornered(right)
-    whole = bool((operations(left) | operations(right)) & {"factorial", "binom"}) or _alternates(left, right)
+    whole = bool((operations(left) | operations(right)) & {"factorial", "binom", *SERIES}) or _alternates(left, right)
     if whole or (cornered and set(letters) <= _COUNTERS):
         sizes = [25] * 10 + [400] * 30 if cornered else [25] * 30
         return [{letter: Fraction(rng.randint(1, size)) for letter in letters} for size in sizes]
@@ -221,12 +223,21 @@ def _divide(a: Value, b: Value, evaluator: "_Evaluator") -> Value:
     return evaluator.apply("div", [a, b])
 
 
+def _at_index(term: Node, index: int) -> Node:
+    """The term with a_3 for a_#."""
+    if isinstance(term, Sym) and term.name != INDEX:
+        return Sym(term.name.replace(INDEX, str(index)))
+    below = children(term)
+    return rebuilt(term, tuple(_at_index(child, index) for child in below)) if below else term
+
+
 class _Evaluator:
     """Computes nodes at one point and precision; `magnitude` is the largest binary exponent that occurred."""
 
     def __init__(self, point: dict[str, Fraction], digits: int, *, real: bool) -> None:
         self._point, self._digits, self._real = point, digits, real
         self.magnitude = 1
+        self.terms = 0  # of sums and products with dots
         self.gap = 0  # the largest ratio of two terms, as a binary exponent: 1 - e^{-200} needs its digits
 
     def __call__(self, node: Node) -> Value:
@@ -246,11 +257,15 @@ class _Evaluator:
         if isinstance(node, Num):
             return self._checked(node.value)
         if isinstance(node, Sym):
+            if node.name not in self._point and INDEX in self._point:  # a_3 of a_1 + … + a_n
+                return Fraction(random.Random(node.name).randint(20, 4000), 997)
             if node.name not in self._point:
                 raise Undefined("undefined: a division by zero, or no real value")
             return self._point[node.name]
         if not isinstance(node, Op):
             raise Unreadable(f"{type(node).__name__.lower()} inside an expression")
+        if node.name in SERIES:
+            return self._series(node)
         if node.name in ("sin", "cos", "tan", "cot", "sec", "csc"):
             return self._checked(self._apply(node.name, [self._angle(node.args[0])]))
         values = [self._value(arg) for arg in node.args]
@@ -258,6 +273,25 @@ class _Evaluator:
             left, right = (_mp().mag(_float(value)) for value in values)
             self.gap = max(self.gap, int(abs(left - right)))
         return self._checked(self._apply(node.name, values))
+
+    def _series(self, node: Op) -> Value:
+        """A sum or product with dots, term by term."""
+        term, *ends = node.args
+        last, *others = (self._value(end) for end in ends)
+        if any(other != last for other in others):
+            raise Unreadable("dots without a pattern")
+        if not isinstance(last, Fraction) or last.denominator != 1 or last < 1:
+            raise Undefined("undefined: no whole number of terms")
+        self.terms += int(last) if last <= _MAX_TERMS else _MAX_TERMS + 1
+        if self.terms > _MAX_TERMS:
+            raise TooLarge(f"more than {_MAX_TERMS} terms")
+        total: Value = None
+        for index in range(1, int(last) + 1):
+            at = _Evaluator({**self._point, INDEX: Fraction(index)}, self._digits, real=self._real)
+            value = at._value(_at_index(term, index))
+            self.magnitude, self.gap = max(self.magnitude, at.magnitude), max(self.gap, at.gap)
+            total = value if total is None else self._checked(self._apply(SERIES[node.name], [total, value]))
+        return total
 
     def _angle(self, node: Node) -> Value:
         return (

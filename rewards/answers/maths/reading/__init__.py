@@ -1,5 +1,5 @@
 """From an answer's text to nodes.
 
-normalize: one spelling, with numerals. tokens: the tokenizer. parse: lists, sets, relations, names. scalar: single
-expressions. labels: options' letters and quantities' names. words: units, texts, and words that may be dropped.
+spelling/: one spelling. tokens: the tokenizer. words: units, texts, and words that may be dropped. notation/: single
+notations. scalar: single expressions. labels: options and names. parse: lists, sets, relations and everything else.
 """

@@ -1,9 +1,6 @@
 """From tokens to nodes: lists, sets, intervals, relations and names. `scalar` reads the expressions inside them."""
 
-from collections.abc import Iterable
-
 from rewards.answers.maths.nodes import (
-    Based,
     Choice,
     Interval,
     Matrix,
@@ -20,10 +17,21 @@ from rewards.answers.maths.nodes import (
     symbols,
 )
 from rewards.answers.maths.reading import labels, words
-from rewards.answers.maths.reading.scalar import CLOSING, OPENING, Tokens, matching, scalar, symbol_name
-from rewards.answers.maths.reading.tokens import FUNCTIONS, tokenize
+from rewards.answers.maths.reading.names import read_name, read_names, render, split
+from rewards.answers.maths.reading.notation import literals
+from rewards.answers.maths.reading.notation.counting import counted
+from rewards.answers.maths.reading.notation.numerals import spelled
+from rewards.answers.maths.reading.notation.residues import residue, without_modulus
+from rewards.answers.maths.reading.scalar import scalar, with_division
+from rewards.answers.maths.reading.tokens import (
+    Tokens,
+    matching,
+    symbol_name,
+    tokenize,
+)
 
 _SIGNS = {"=": "=", "<": "<", ">": ">", "le": "≤", "ge": "≥", "ne": "≠", "approx": "≈", "simeq": "≈", "in": "∈"}
+_SIGNS |= {"equiv": "="}
 _BETWEEN = {",", "and", "or", "&"}
 _MATRICES = {"pmatrix", "bmatrix", "vmatrix", "Bmatrix", "matrix", "array", "smallmatrix"}
 _SETS = {"bbR": "ℝ", "bbZ": "ℤ", "bbN": "ℕ", "bbQ": "ℚ", "bbC": "ℂ"}
@@ -32,8 +40,13 @@ _SETS = {"bbR": "ℝ", "bbZ": "ℤ", "bbN": "ℕ", "bbQ": "ℚ", "bbC": "ℂ"}
 def parse(text: str, *, grouped: bool = True) -> Node:
     """The node of a normalized answer. grouped: read 1,234 as one number. Raises Unreadable."""
     if (option := labels.option(text)) is not None:
-        return Choice(option[0], read(tokenize(option[1], grouped=grouped)))
-    return read(tokenize(text, grouped=grouped))
+        return Choice(option[0], read(_numbered(option[1], grouped)))
+    return read(_numbered(text, grouped))
+
+
+def _numbered(text: str, grouped: bool) -> Tokens:
+    """The tokens, with numbers in place of number words and counting symbols."""
+    return counted(spelled(tokenize(text, grouped=grouped)))
 
 
 def read(tokens: Tokens) -> Node:
@@ -47,13 +60,13 @@ def read(tokens: Tokens) -> Node:
         if qualifier := words.qualifier(*(token.text for token in tokens[place:])):
             raise Unreadable(f"qualified by {qualifier!r}")
         tokens = tokens[:place]
-    groups = [group for group, _ in _split(tokens, {";", "\\\\"}) if group]
+    groups = [group for group, _ in split(tokens, {";", "\\\\"}) if group]
     if len(groups) > 1:
         return Seq("list", tuple(_as_tuple(read(group)) for group in groups))
-    pieces = [(piece, sign) for piece, sign in _split(tokens, _BETWEEN) if piece]
+    pieces = [(piece, sign) for piece, sign in split(words.without_domain(tokens), _BETWEEN) if piece]
     if not pieces:
         raise Unreadable("no answer")
-    nodes = tuple(_item(piece) for piece, _ in pieces)
+    nodes = _of_one_modulus([piece for piece, _ in pieces])
     if len(nodes) > 1:  # kπ, k ∈ ℤ
         nodes = tuple(node for node in nodes if not _is_domain(node)) or nodes
     if len(nodes) == 1:
@@ -66,11 +79,24 @@ def read(tokens: Tokens) -> Node:
     return Seq("list", _spread_name(nodes))
 
 
+def _of_one_modulus(pieces: list[Tokens]) -> tuple[Node, ...]:
+    """The items; a modulus after the last applies to all: x \\equiv 1, 3 \\pmod 8."""
+    last, modulus = without_modulus(pieces[-1]) if len(pieces) > 1 else (pieces[-1], None)
+    if modulus is None or any(without_modulus(piece)[1] is not None for piece in pieces[:-1]):
+        return tuple(_item(piece) for piece in pieces)
+    return tuple(residue(node, modulus) for node in _spread_name(tuple(_item(piece) for piece in [*pieces[:-1], last])))
+
+
 def _item(tokens: Tokens) -> Node:
     """One value with the words around it."""
     tokens = words.without_quantifier(_unlabelled(_bare(tokens)))
     if not tokens:
         raise Unreadable("a label without a value")
+    if (based := literals.based(tokens)) is not None:
+        return based
+    tokens, modulus = without_modulus(tokens)
+    if modulus is not None:
+        return residue(_item(tokens), modulus)
     if _all_words(tokens):
         return _text(tokens)
     after_leading, before = words.leading(tokens)
@@ -82,6 +108,8 @@ def _item(tokens: Tokens) -> Node:
         raise Unreadable("words only")
     if qualifier := words.qualifier(before, after):
         raise Unreadable(f"qualified by {qualifier!r}")
+    if after and (time := literals.clock(tokens, after)) is not None:
+        return time
     node = _relation(tokens)
     if not after:
         return node
@@ -91,8 +119,8 @@ def _item(tokens: Tokens) -> Node:
 
 
 def _relation(tokens: Tokens) -> Node:
-    pieces = _split(tokens, _SIGNS, commands=True)
-    if len(pieces) > 1 and not pieces[0][0] and pieces[0][1] in ("approx", "simeq", "=", "in"):
+    pieces = split(tokens, _SIGNS, commands=True)
+    if len(pieces) > 1 and not pieces[0][0] and pieces[0][1] in ("approx", "simeq", "=", "equiv", "in"):
         pieces = pieces[1:]  # the name is missing: ≈ 8.24
     if len(pieces) == 1:
         return _part(pieces[0][0])
@@ -103,7 +131,9 @@ def _relation(tokens: Tokens) -> Node:
     if "≈" in signs:
         return _approximate([piece for piece, _ in pieces], signs)
     if signs == ("∈",):
-        return Named(_render(first), (), _part(pieces[1][0])) if _name(first) else _unreadable("membership of a value")
+        return (
+            Named(render(first), (), _part(pieces[1][0])) if read_name(first) else _unreadable("membership of a value")
+        )
     if set(signs) == {"="}:
         return _equality([piece for piece, _ in pieces])
     if "∈" in signs or ("≠" in signs and len(signs) > 1):
@@ -117,7 +147,7 @@ def _approximate(pieces: list[Tokens], signs: tuple[str, ...]) -> Node:
     before = pieces[: place + 1]
     about = _part(pieces[place + 1])
     if len(before) == 1:
-        return Named(_render(before[0]), (), about) if _name(before[0]) else Op("near", (_part(before[0]), about))
+        return Named(render(before[0]), (), about) if read_name(before[0]) else Op("near", (_part(before[0]), about))
     if set(signs[:place]) != {"="}:
         raise Unreadable("a mixed relation")
     node = _equality(before)
@@ -125,78 +155,38 @@ def _approximate(pieces: list[Tokens], signs: tuple[str, ...]) -> Node:
 
 
 def _equality(pieces: list[Tokens]) -> Node:
+    pieces = with_division(pieces)
     first, rest = pieces[0], pieces[1:]
-    named = _name(first)
+    named = read_name(first)
     if named is None and (labels.is_name(first) or labels.restates(first)):
-        named = _render(first), ()
+        named = render(first), ()
     is_label = named is not None or labels.is_quantity(first)
     values = tuple(_part(piece) for piece in rest if piece is rest[-1] or not (is_label and labels.restates(piece)))
     if is_label and not symbols(values[-1]):  # A = πr² = 25
         values = tuple(value for value in values if not symbols(value))
     value = values[0] if len(values) == 1 else Op("chain", values)
     if named is None:
-        names = _names(first)
+        names = read_names(first)
         if names and isinstance(value, Seq) and len(value.items) == len(names):
             return Seq("tuple", tuple(Named(n, a, v) for (n, a), v in zip(names, value.items, strict=True)))
         if names:
-            return Named(_render(first), (), value)
+            return Named(render(first), (), value)
         return Relation((_part(first), *values), ("=",) * len(values), is_label)
     name, arguments = named
     if name in symbols(value) and not arguments:
         return Relation((_part(first), *values), ("=",) * len(values))
     # x = y = z = 1: everything before the last value is a name.
-    if len(values) > 1 and all(_name(piece) for piece in rest[:-1]):
+    if len(values) > 1 and all(read_name(piece) for piece in rest[:-1]):
         return Named(name, arguments, values[-1])
     return Named(name, arguments, value)
 
 
-def _name(tokens: Tokens) -> tuple[str, tuple[str, ...]] | None:
-    """("f", ("x",)) for f(x); ("x_{1}", ()) for x_1; None if it is not a name."""
-    if not tokens:
-        return None
-    kinds = [token.kind for token in tokens]
-    if tokens[0][:2] == ("cmd", "Delta") and len(tokens) > 1 and (of := _name(tokens[1:])):
-        return f"Delta {of[0]}", of[1]
-    if all(words.is_word(token) for token in tokens):
-        return _render(tokens), ()
-    if (
-        kinds[0] == "cmd"
-        and tokens[0].text in FUNCTIONS
-        and kinds[1:]
-        and kinds[1] in ("sym", "word")
-        and len(kinds) == 2
-    ):
-        return _render(tokens), ()
-    read = symbol_name(tokens)
-    if read is None:
-        return None
-    name, rest = read
-    if not rest:
-        return name, ()
-    if rest[0].kind == "(" and matching(rest, 0) == len(rest) - 1:
-        if labels.multiplies(name, rest):
-            return None
-        arguments = [_render(piece) for piece, _ in _split(rest[1:-1], {","})]
-        return name, tuple(arguments)
-    if rest[0].kind == ":" and _name(rest[1:]):  # a ratio of two names
-        return _render(tokens), ()
-    return None
-
-
-def _names(tokens: Tokens) -> list[tuple[str, tuple[str, ...]]] | None:
-    """The names in (x, y, z), or None."""
-    if len(tokens) < 3 or tokens[0].kind != "(" or matching(tokens, 0) != len(tokens) - 1:
-        return None
-    found = [_name(piece) for piece, _ in _split(tokens[1:-1], {","})]
-    return [name for name in found if name] if all(found) else None
-
-
 def _part(tokens: Tokens) -> Node:
     """A set, an interval, a tuple, a matrix or a scalar."""
-    pieces = [piece for piece, _ in _split(tokens, {"cup"}, commands=True)]
+    pieces = [piece for piece, _ in split(tokens, {"cup"}, commands=True)]
     if len(pieces) > 1:
         return Union(tuple(_part(piece) for piece in pieces))
-    pieces = [piece for piece, _ in _split(tokens, {"setminus", "backslash"}, commands=True)]
+    pieces = [piece for piece, _ in split(tokens, {"setminus", "backslash"}, commands=True)]
     if len(pieces) == 2:
         return Op("setminus", (_part(pieces[0]), _part(pieces[1])))
     tokens = _bare(tokens)
@@ -211,14 +201,13 @@ def _part(tokens: Tokens) -> Node:
         return Union(())
     if first.kind == "cmd" and first.text in ("ldots", "dots", "cdots") and len(tokens) == 1:
         return Sym("…")  # an item of a list
-    if (based := _based(tokens)) is not None:
-        return based
+    for literal in (literals.based, literals.clock, literals.whole_repeating):
+        if (known := literal(tokens)) is not None:
+            return known
     if matching(tokens, 0) == len(tokens) - 1:
         return _bracketed(tokens)
-    if (ratio := [piece for piece, _ in _split(tokens, {":"})]) and len(ratio) > 1:
+    if (ratio := [piece for piece, _ in split(tokens, {":"})]) and len(ratio) > 1:
         values = tuple(scalar(piece) for piece in ratio)
-        if len(values) == 2 and len(ratio[1]) == 1 and ratio[1][0].text.startswith("0"):
-            return Op("time", values)
         return Op("ratio", values) if len(values) == 2 else Seq("ratio", values)
     if _all_words(tokens):
         return _text(tokens)
@@ -232,7 +221,7 @@ def _bracketed(tokens: Tokens) -> Node:
         return scalar(tokens)
     if kind == "\\{":
         return _set(inside)
-    items = [piece for piece, _ in _split(inside, {",", ";"})]
+    items = [piece for piece, _ in split(inside, {",", ";"})]
     if kind == "langle":
         return Seq("tuple", tuple(_item(piece) for piece in items))
     round_pair = (opening.kind, closing.kind) == ("(", ")")
@@ -258,13 +247,13 @@ def _set(inside: Tokens) -> Node:
     if not inside:
         return Union(())
     for sign in ("|", ":"):
-        halves = [piece for piece, _ in _split(inside, {sign})]
+        halves = [piece for piece, _ in split(inside, {sign})]
         if len(halves) == 2 and symbol_name(halves[0][:1]):
             condition = read(halves[1])
             if isinstance(condition, Relation | Union | Seq):
                 return condition
             raise Unreadable("a set described by words")
-    return Seq("set", tuple(_item(piece) for piece, _ in _split(inside, {",", ";", "and"}) if piece))
+    return Seq("set", tuple(_item(piece) for piece, _ in split(inside, {",", ";", "and"}) if piece))
 
 
 def _matrix(tokens: Tokens) -> Node:
@@ -279,50 +268,14 @@ def _matrix(tokens: Tokens) -> Node:
     end = next((i for i in range(start, len(tokens)) if tokens[i].kind == "cmd" and tokens[i].text == "end"), None)
     if end is None or matching(tokens, end + 1) != len(tokens) - 1:
         raise Unreadable("more than one matrix")
-    rows = [row for row, _ in _split(tokens[start:end], {"\\\\"}) if row]
-    entries = tuple(tuple(_part(entry) for entry, _ in _split(row, {"&"})) for row in rows)
+    rows = [row for row, _ in split(tokens[start:end], {"\\\\"}) if row]
+    entries = tuple(tuple(_part(entry) for entry, _ in split(row, {"&"})) for row in rows)
     if not entries or len({len(row) for row in entries}) != 1:
         raise Unreadable("a matrix with rows of different lengths")
     return Matrix(entries)
 
 
-def _based(tokens: Tokens) -> Based | None:
-    """1011_2, -2A_{16}, 0.011_2, (1011)_2."""
-    if not tokens:
-        return None
-    if tokens[0].kind == "-" and (inner := _based(tokens[1:])) is not None:
-        return Based(f"-{inner.digits}", inner.base)
-    place = next((i for i, token in enumerate(tokens) if token.kind == "_"), 0)
-    digits, base = tokens[:place], _bare(tokens[place + 1 :])
-    if len(base) == 3 and (base[0].kind, base[2].kind) == ("(", ")"):
-        base = base[1:-1]
-    if digits and digits[0].kind == "(" and matching(digits, 0) == len(digits) - 1:
-        digits = digits[1:-1]
-    if not digits or len(base) != 1 or not base[0].text.isdigit() or len(base[0].text) > 2:
-        return None
-    text = "".join(token.text for token in digits).upper()
-    if not any(token.kind == "num" for token in digits) or not text.replace(".", "").isalnum():
-        return None
-    return Based(text, int(base[0].text))
-
-
 # -- helpers on tokens
-
-
-def _split(tokens: Tokens, signs: Iterable[str], *, commands: bool = False) -> list[tuple[Tokens, str]]:
-    """The pieces between signs outside brackets, each with the sign that ends it ("" for the last)."""
-    pieces: list[tuple[Tokens, str]] = []
-    depth = start = 0
-    for i, token in enumerate(tokens):
-        name = token.text if token.kind == "cmd" else token.kind
-        if name in OPENING or name == "begin":
-            depth += 1
-        elif name in CLOSING or name == "end":
-            depth -= 1
-        elif depth == 0 and name in signs and (token.kind != "cmd" or commands):
-            pieces.append((tokens[start:i], name))
-            start = i + 1
-    return [*pieces, (tokens[start:], "")]
 
 
 def _bare(tokens: Tokens) -> Tokens:
@@ -382,10 +335,6 @@ def _as_tuple(node: Node) -> Node:
 
 def _is_inequality(node: Node) -> bool:
     return isinstance(node, Relation) and "=" not in node.signs
-
-
-def _render(tokens: Tokens) -> str:
-    return "".join(token.text for token in tokens if token.kind not in ("{", "}"))
 
 
 def _unreadable(reason: str) -> Node:

@@ -7,18 +7,11 @@ Ambiguous LaTeX is read as people write it: 2\\frac{1}{2} is two and a half, 1/2
 from fractions import Fraction
 
 from rewards.answers.maths.nodes import Num, Op, Scalar, Sym, Unreadable, symbols
-from rewards.answers.maths.reading.tokens import FUNCTIONS, Token
+from rewards.answers.maths.reading.notation.dots import DOTS, series
+from rewards.answers.maths.reading.notation.literals import number, repeating
+from rewards.answers.maths.reading.tokens import CLOSING, FUNCTIONS, OPENING, Token, Tokens, matching, symbol_name
+from rewards.answers.maths.reading.words import is_eastern
 
-Tokens = list[Token]
-OPENING = {"(", "[", "{", "\\{", "langle", "lceil", "lfloor"}
-CLOSING = {")", "]", "}", "\\}", "rangle", "rceil", "rfloor"}
-_GREEK = {
-    *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa"),
-    *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma"),
-    *("Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "ell", "hbar"),
-}
-_DECORATIONS = {"overline", "vec", "hat", "bar", "tilde", "widehat", "overrightarrow", "dot"}
-_ACCENTS = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi"}
 _RESTATED = {
     "int",
     "iint",
@@ -36,11 +29,15 @@ _RESTATED = {
     "bmod",
     "mod",
 }
+_INFIX = {"over": "div", "choose": "binom"}  # TeX's {5 \\over 6}
 _TIMES = {"cdot", "times", "ast", "div"}
 
 
 def scalar(tokens: Tokens) -> Scalar:
     """All the tokens as one expression."""
+    place = _infix(tokens)
+    if place is not None:
+        return Op(_INFIX[tokens[place].text], (scalar(tokens[:place]), scalar(tokens[place + 1 :])))
     reader = _Reader(tokens)
     node = reader.sum()
     if reader.tokens:
@@ -48,46 +45,29 @@ def scalar(tokens: Tokens) -> Scalar:
     return node
 
 
-def matching(tokens: Tokens, start: int) -> int:
-    """Index of the token that closes the bracket at start, or -1. Intervals may mix ( and ]."""
+def with_division(pieces: list[Tokens]) -> list[Tokens]:
+    """The sides of 36:2:2 = 9 with ÷ for the colons, if the last has none: there, colons divide."""
+    if any(token.kind == ":" for token in pieces[-1]):
+        return pieces
+    named = [any(token.kind == "sym" for token in piece) for piece in pieces]
+    division = Token("cmd", "div", False)
+    return [
+        piece if letters else [division if token.kind == ":" else token for token in piece]
+        for piece, letters in zip(pieces, named, strict=True)
+    ]
+
+
+def _infix(tokens: Tokens) -> int | None:
+    """Where \\over or \\choose divides the tokens, outside brackets of any kind."""
+    if not any(token.kind == "cmd" and token.text in _INFIX for token in tokens):
+        return None
     depth = 0
-    for i in range(start, len(tokens)):
-        name = tokens[i].text if tokens[i].kind == "cmd" else tokens[i].kind
-        if name in OPENING:
-            depth += 1
-        elif name in CLOSING:
-            depth -= 1
-        if depth == 0:
-            return i if i > start else -1
-    return -1
-
-
-def symbol_name(tokens: Tokens) -> tuple[str, Tokens] | None:
-    """The letter at the start with its subscript and primes, and the tokens after it; None without a letter."""
-    if not tokens:
-        return None
-    first, rest = tokens[0], tokens[1:]
-    if first.kind in ("sym", "roman"):
-        name = first.text
-    elif first.kind == "cmd" and first.text in _GREEK:
-        name = _ACCENTS.get(first.text, first.text)
-    elif first.kind == "cmd" and first.text in _DECORATIONS and rest:
-        end = matching(rest, 0) if rest[0].kind == "{" else 0
-        name = f"{first.text}({''.join(token.text for token in rest[: end + 1] if token.kind not in '{}')})"
-        rest = rest[end + 1 :]
-    else:
-        return None
-    while rest:
-        if rest[0].kind == "_" and len(rest) > 1:
-            end = matching(rest, 1) if rest[1].kind == "{" else 1
-            name += "_" + "".join(token.text for token in rest[1 : end + 1] if token.kind not in "{}")
-            rest = rest[end + 1 :]
-        elif rest[0].kind == "'":
-            name += "'"
-            rest = rest[1:]
-        else:
-            break
-    return name, rest
+    for i, token in enumerate(tokens):
+        name = token.text if token.kind == "cmd" else token.kind
+        depth += (name in OPENING) - (name in CLOSING)
+        if depth == 0 and token.kind == "cmd" and name in _INFIX:
+            return i
+    return None
 
 
 class _Reader:
@@ -110,30 +90,61 @@ class _Reader:
 
     def sum(self) -> Scalar:
         node = self._product()
+        terms: list[Scalar] | None = [node]  # while all signs are plus
         while self._name() in ("+", "-", "pm", "mp"):
             sign = self._take()
+            if sign.kind == "+" and self._name() in DOTS and terms:
+                self._take()
+                return series("sum of", terms, self._terms_after_dots())
             right = self._product()
             name = {"+": "add", "-": "sub", "pm": "pm", "mp": "mp"}[sign.text]
             node = Op("add", (node, Op("neg", (right,)))) if name == "sub" else Op(name, (node, right))
+            terms = [*terms, right] if terms and sign.kind == "+" else None
         return node
+
+    def _terms_after_dots(self) -> list[Scalar]:
+        terms: list[Scalar] = []
+        while self._name() == "+":
+            self._take()
+            terms.append(self._product())
+        return terms
 
     def _product(self) -> Scalar:
         node = self._signed()
+        factors: list[Scalar] | None = [node]  # while nothing is divided
         while True:
             name = self._name()
+            if factors and (name in DOTS or (name in ("*", "cdot", "times") and self._dots_follow())):
+                self.tokens = self.tokens[1 if name in DOTS else 2 :]
+                return series("product of", factors, self._factors_after_dots())
             if name == "*" or name in _TIMES:
                 sign = self._take().text
                 right = self._signed()
                 node = Op("div" if sign == "div" else "mul", (node, right))
-            elif name == "/":
+                factors = None if sign == "div" or not factors else [*factors, right]
+            elif name in ("/", ":"):  # a colon inside brackets; `parse` reads ratios
                 self._take()
                 node = Op("div", (node, self._signed()))
+                factors = None
             elif self._starts_factor():
                 if name == "num" and isinstance(node, Num):
                     raise Unreadable("two adjacent numbers")
-                node = Op("mul", (node, self._power()))
+                right = self._power()
+                node = Op("mul", (node, right))
+                factors = [*factors, right] if factors else None
             else:
                 return node
+
+    def _dots_follow(self) -> bool:
+        return len(self.tokens) > 1 and self.tokens[1].kind == "cmd" and self.tokens[1].text in DOTS
+
+    def _factors_after_dots(self) -> list[Scalar]:
+        factors: list[Scalar] = []
+        while self._name() in ("*", "cdot", "times") or self._starts_factor():
+            if self._name() in ("*", "cdot", "times"):
+                self._take()
+            factors.append(self._power())
+        return factors
 
     def _starts_factor(self) -> bool:
         name = self._name()
@@ -180,7 +191,7 @@ class _Reader:
     def _minutes(self, degrees: Scalar) -> Scalar:
         """60° 42'."""
         if len(self.tokens) >= 2 and self.tokens[0].kind == "num" and self.tokens[1].kind == "'":
-            minutes = _number(self._take().text)
+            minutes = number(self._take().text)
             self._take()
             return Op("add", (degrees, Num(minutes.value / 60)))
         return degrees
@@ -194,8 +205,6 @@ class _Reader:
             self._return_letters(token)
             return self._atom()
         if name in ("(", "[", "{", "lceil", "lfloor"):
-            if any(t[:2] == ("cmd", "choose") for t in self.tokens):
-                return self._choose(token)
             inside = scalar(self._inside(token))
             return Op({"lceil": "ceil", "lfloor": "floor"}[name], (inside,)) if name in ("lceil", "lfloor") else inside
         if name == "|":
@@ -214,31 +223,15 @@ class _Reader:
 
     def _return_letters(self, word: Token) -> None:
         """xy is x times y."""
+        if is_eastern(word.text):
+            raise Unreadable(f"{word.text!r} inside an expression")
         self.tokens[:0] = [Token("sym", letter, False) for letter in word.text]
 
-    def _choose(self, opening: Token) -> Scalar:
-        """{n \\choose k}"""
-        inside = self._inside(opening)
-        place = next((i for i, token in enumerate(inside) if token[:2] == ("cmd", "choose")), None)
-        if place is None:
-            return scalar(inside)
-        return Op("binom", (scalar(inside[:place]), scalar(inside[place + 1 :])))
-
     def _numeral(self, token: Token) -> Scalar:
-        node = _number(token.text)
+        node = number(token.text)
         if self._name() == "_":
             raise Unreadable("a number with a subscript inside an expression")
-        rest = self.tokens
-        if rest[:1] and rest[0].kind == "." and rest[1:2] and rest[1].text in ("overline", "bar"):
-            self._take()
-            node = Num(node.value, 0)
-        if node.places is not None and self._name() in ("overline", "bar"):
-            self._take()
-            repeated = "".join(t.text for t in self._inside(self._take()))
-            if not repeated.isdigit():
-                raise Unreadable("a repeating decimal without digits")
-            period = Fraction(int(repeated), (10 ** len(repeated) - 1) * 10**node.places)
-            return Num(node.value + period)
+        node, self.tokens = repeating(node, self.tokens)
         if node.value.denominator == 1 and node.places is None:
             return self._mixed(node)
         return node
@@ -253,7 +246,7 @@ class _Reader:
                 self.tokens = ahead.tokens
                 return Num(whole.value + top.value / bottom.value)
         elif len(rest) >= 3 and [t.kind for t in rest[:3]] == ["num", "/", "num"] and rest[0].spaced:
-            top, bottom = _number(rest[0].text), _number(rest[2].text)
+            top, bottom = number(rest[0].text), number(rest[2].text)
             if 0 < top.value < bottom.value:
                 self.tokens = rest[3:]
                 return Num(whole.value + top.value / bottom.value)
@@ -267,6 +260,10 @@ class _Reader:
             return Op("div", (self._argument(), self._argument()))
         if name in ("binom", "dbinom", "tbinom"):
             return Op("binom", (self._argument(), self._argument()))
+        if name == "permutations":  # from `counting`
+            n, k = self._argument(), self._argument()
+            rest = Op("add", (n, Op("neg", (k,))))
+            return Op("div", (Op("factorial", (n,)), Op("factorial", (rest,))))
         if name in ("sqrt", "cbrt"):
             return self._root(name)
         if name in ("pi", "infty"):
@@ -311,12 +308,25 @@ class _Reader:
         if self._name() in ("(", "[", "{", "|"):
             return self._atom()
         node = self._signed()
-        while self._starts_factor() and not (self.tokens[0].kind == "cmd" and self._name() in FUNCTIONS - {"sqrt"}):
+        while self._starts_factor() and not self._ends_argument(node):
             node = Op("mul", (node, self._power()))
         if self._name() == "/" and isinstance(node, Num | Op) and len(self.tokens) > 1 and self.tokens[1].kind == "num":
             self._take()
             node = Op("div", (node, self._power()))
         return node
+
+    def _ends_argument(self, argument: Scalar) -> bool:
+        """Whether another factor begins: \\tan u \\ln v, \\tan u e^{u}, \\sin x (1 + x), but not \\sin \\pi (x+1)."""
+        first = self.tokens[0]
+        if first.kind == "cmd":
+            return first.text in FUNCTIONS - {"sqrt"}
+        if not symbols(argument) or not first.spaced:
+            return False
+        if first.kind == "(":
+            inside = self.tokens[: matching(self.tokens, 0)]
+            letters = symbols(argument)
+            return any(t.text in letters or (t.kind == "cmd" and t.text in FUNCTIONS - {"sqrt"}) for t in inside)
+        return first.text == "e" and self.tokens[1:2] != [] and self.tokens[1].kind == "^"
 
     def _listed(self) -> tuple[Scalar, ...]:
         opening = self._take()
@@ -340,11 +350,11 @@ class _Reader:
             return scalar(self._inside(token))
         if token.kind == "num":
             if whole_numbers or len(token.text) == 1:
-                return _number(token.text)
+                return number(token.text)
             if not token.text.isdigit():
                 raise Unreadable("a decimal where TeX takes one digit")
             self.tokens.insert(0, Token("num", token.text[1:], False))
-            return _number(token.text[0])
+            return number(token.text[0])
         if token.kind == "word" and not whole_numbers:
             self._return_letters(token)
             return _letter(self._take().text)
@@ -362,17 +372,6 @@ class _Reader:
         if not inside:
             raise Unreadable("empty brackets")
         return inside
-
-
-def _number(text: str) -> Num:
-    mantissa, _, exponent = text.lower().partition("e")
-    value = Fraction(mantissa)
-    places = len(mantissa.partition(".")[2]) if "." in mantissa else None
-    if exponent:
-        if abs(int(exponent)) > 400:
-            raise Unreadable("an exponent larger than 400")
-        value *= Fraction(10) ** int(exponent)
-    return Num(value, places)
 
 
 def _letter(name: str) -> Scalar:

@@ -10,16 +10,36 @@ _QUALIFIERS = {
     *("not", "no", "never", "except", "less", "more", "least", "most", "greater", "than", "under", "over", "between"),
     *("false", "incorrect", "wrong", "isn't", "cannot", "unless", "without", "approximately less", "maybe", "either"),
     *("mod", "modulo", "base", "minus", "plus", "times", "half", "twice", "double", "dozen", "hundred", "thousand"),
-    *("million", "billion", "trillion", "squared", "cubed", "factorial"),
+    *("million", "billion", "trillion", "squared", "cubed", "factorial", "repeating", "recurring"),
 }
 # Words before a value that carry no meaning.
 _LEADING = {
     *("the", "answer", "is", "are", "only", "final", "value", "of", "equals", "thus", "therefore", "so", "hence", "a"),
     *("approximately", "about", "total", "exactly", "we", "get", "have", "for", "all", "option", "choice", "result"),
     *("day", "year", "step", "room", "each", "day", "number", "area", "sum", "length", "case"),
+    *(
+        "答",
+        "答案",
+        "答案是",
+        "答案为",
+        "是",
+        "为",
+        "约",
+        "约为",
+        "共",
+        "共有",
+        "所以",
+        "因此",
+        "答え",
+        "答えは",
+        "정답",
+        "정답은",
+    ),
 }
 _SHORT_WORDS = {"no", "is", "of", "to", "in", "at", "it"}
 _QUANTIFIERS = {"for", "where", "with"}
+_UNIVERSAL = re.compile("for (?:all|every|any|each)(?![a-z])", re.IGNORECASE)
+_MEMBERSHIP = {"in", "le", "ge", "ne", "<", ">"}
 _ARTICLES = {"the", "a", "an", "is", "are", "it", "of", "and"}
 _EVERYTHING = {"all real numbers", "real numbers", "all reals", "every real number"}
 _INFINITELY = {"infinitely many", "infinite", "infinity", "infinitely many solutions", "infinitely"}
@@ -56,13 +76,44 @@ _UNITS = {
     "mph": ["mph"],
     "rad": ["rad", "radian", "radians"],
 }
+_EASTERN = {
+    "m": "米 メートル 미터",
+    "cm": "厘米 センチ 센티미터",
+    "mm": "毫米",
+    "km": "千米 公里 キロ 킬로미터",
+    "m2": "平方米 ㎡",
+    "cm2": "平方厘米",
+    "km2": "平方千米 平方公里",
+    "m3": "立方米",
+    "cm3": "立方厘米",
+    "g": "克 グラム 그램",
+    "kg": "千克 公斤 キログラム 킬로그램",
+    "s": "秒 秒钟 초",
+    "min": "分钟 分間",
+    "h": "小时 時間 시간",
+    "day": "天 日",
+    "week": "周 星期 週間 주",
+    "month": "个月 か月 개월",
+    "year": "年 岁 歳 살",
+    "yuan": "元 元钱 块钱 人民币",
+    "jiao": "角",
+    "yen": "円",
+    "won": "원",
+    "deg": "度 도",
+    "l": "升 リットル 리터",
+    "ml": "毫升",
+}
+# In words after a number, these change its meaning: 以上 or more, 左右 about, 不 not, 半 half, 万 ten thousand.
+_EASTERN_QUALIFIERS = set("不非没沒未错錯误誤以上下左右至超多少余餘约約几幾或半成万亿千百十零另外无無负負")
+_EAST = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af㎡]+")
 _CANONICAL = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
+_CANONICAL |= {spelling: unit for unit, spellings in _EASTERN.items() for spelling in spellings.split()}
 _VOWEL = re.compile("[aeiouAEIOU\u00c0-\uffff]")
 
 
 def is_word(token: Token) -> bool:
     """Whether letters form a word or a name (`odd`, `Paolo`), not a product of variables (`xy`)."""
-    if token.kind == "text":
+    if token.kind == "text" or _EAST.match(token.text):
         return True
     short = len(token.text) < 3 and token.text.lower() not in _SHORT_WORDS
     return token.kind == "word" and not short and (len(token.text) > 3 or _VOWEL.search(token.text) is not None)
@@ -72,9 +123,22 @@ def is_unit(token: Token) -> bool:
     """Whether a token may follow a number as its unit."""
     if token.kind == "roman":
         return True
+    if _EAST.match(token.text):
+        return token.text in _CANONICAL or not _EASTERN_QUALIFIERS & set(token.text)
     if token.kind == "word" and token.text.lower() in _CANONICAL:
         return True
     return is_word(token) and (token.kind == "text" or len(token.text) > 3 or token.spaced)
+
+
+def is_known_unit(said: str) -> bool:
+    """Whether words are a unit, or what Chinese, Japanese and Korean put after a number: 3 cm, 25元, 5个."""
+    eastern = _EAST.fullmatch(said) is not None and not _EASTERN_QUALIFIERS & set(said)
+    return eastern or unit(said) is not None
+
+
+def is_eastern(said: str) -> bool:
+    """Whether it begins with a Chinese, Japanese or Korean letter."""
+    return _EAST.match(said) is not None
 
 
 def without_quantifier(tokens: list[Token]) -> list[Token]:
@@ -86,6 +150,32 @@ def without_quantifier(tokens: list[Token]) -> list[Token]:
         if tokens[i].kind == "(" and tokens[-1].kind == ")" and any(t[:2] == ("cmd", "in") for t in tokens[i:]):
             return tokens[:i] if all(t.kind not in (",", "=") for t in tokens[i:]) else tokens
     return tokens
+
+
+def without_domain(tokens: list[Token]) -> list[Token]:
+    """The tokens without `, for all x > 0` at the end or `for all x in ℝ,` in front, where commas separate them."""
+    for i in range(1, len(tokens) - 1):
+        if (
+            tokens[i].kind == ","
+            and _is_universal(tokens[i + 1 :])
+            and all(t.kind not in ("=", ";") for t in tokens[i:])
+        ):
+            tokens = tokens[:i]
+            break
+    if not _is_universal(tokens):
+        return tokens
+    ends = [i for i, token in enumerate(tokens) if token.kind in (",", ":")]
+    for end in ends:  # for all x, y > 0, …
+        if any(token.text in _MEMBERSHIP for token in tokens[:end]):
+            return tokens[end + 1 :]
+    return tokens[ends[0] + 1 :] if ends else tokens
+
+
+def _is_universal(tokens: list[Token]) -> bool:
+    """Whether tokens begin with ∀ or `for all`."""
+    if tokens[:1] and tokens[0].kind in ("word", "text"):
+        return _UNIVERSAL.match(" ".join(token.text for token in tokens[:2])) is not None
+    return tokens[:1] != [] and tokens[0][:2] == ("cmd", "forall")
 
 
 def leading(tokens: list[Token]) -> tuple[list[Token], str]:

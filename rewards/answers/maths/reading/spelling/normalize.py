@@ -2,7 +2,8 @@
 
 import re
 
-from rewards.answers.maths.reading.numerals import plain_numerals
+from rewards.answers.maths.reading.spelling.escapes import undone
+from rewards.answers.maths.reading.spelling.numerals import plain_numerals
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
@@ -23,11 +24,12 @@ _COMMANDS = {
     "\\cap": "∩",
     "\\in": "∈",
     "\\pm": "±",
+    "\\equiv": "≡",
+    "\\forall": "∀",
     "\\emptyset": "∅",
     "^\\circ": "°",
     "\\langle": "⟨",
     "\\rangle": "⟩",
-    "\\ldots": "…",
     "\\mathbb{R}": "ℝ",
     "\\alpha": "α",
     "\\beta": "β",
@@ -78,26 +80,39 @@ _RUNS = [
     (re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+"), lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}"),
     (re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+"), lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}"),
     (re.compile("|".join(_VULGAR)), lambda m: f" {_VULGAR[m.group()]} "),
+    (re.compile("(?:[0-9]\u0305)+"), lambda m: rf"\overline{{{m.group().replace(chr(0x305), '')}}}"),
+    (re.compile("([0-9])\u0307"), r"\\dot{\1}"),
     (re.compile("|".join(_CIRCLED)), lambda m: f",{_CIRCLED[m.group()]},"),
+    (re.compile("…"), r"\\ldots "),
 ]
-# \\text, \\frac and \\right whose backslash was turned into a control character by careless JSON or Python quoting.
-_BROKEN = str.maketrans({"\t": r"\t", "\f": r"\f", "\r": r"\r", "\b": r"\b", "\v": r"\v", "\a": r"\a"})
-_BROKEN_ESCAPE = re.compile(
-    r"\\?(?:\t(?=ext|imes|frac|heta|an)|\f(?=rac)|\r(?=ight|ho)|\x08(?=inom|eta|ar|oxed|egin)|\x0b(?=ec)|\x07(?=lpha|pprox))"
-)
+# Notations of numbers, each with a part that it contains.
+_NUMBERS = [
+    # 0.1666… and 0.1616...: a period written three times
+    (
+        (r"dots", "..."),
+        re.compile(r"(?<![0-9.])([0-9]+\.[0-9]*?)([0-9]{1,6}?)\2{2,}\s*(?:\.\.\.|\\[lc]?dots(?![a-zA-Z]))"),
+        r"\1\\overline{\2}",
+    ),
+    (("{,}",), re.compile(r"([0-9]+)((?:\{,\}\s*(?:\\!)?\s*[0-9]+)+)"), lambda m: _with_braced_commas(*m.groups())),
+    ((",0",), re.compile(r"(?<![0-9,.])([0-9]+),(0[0-9]+)(?![0-9,.])"), lambda m: _with_padded_decimals(*m.groups())),
+    (
+        (".m", ".M", ". m", ". M"),
+        re.compile(r"(?<=[0-9])((?:\s|~|\\[ ,]|\\[a-z]+\s*\{)*)([AaPp])\.\s?[Mm]\.?(?![a-zA-Z])"),
+        r"\1 \2m",
+    ),
+    (("clock",), re.compile(r"(?<=[0-9])(?:\s|~|\\[ ,]|\\text\{)*\s*o['’]clock\}?"), ":00"),
+]
 _WRAPPERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"')]
 _FINAL = re.compile(r"(?:\\[,;:! ]|(?<!\\)[.,;:\s]|\\text\s*\{\s*[.,]\s*\}|(?<!\\)\\$)+$")
 _CHOICE = re.compile(r"\(?([A-Za-z])[).:]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
-# Backslashes doubled by JSON quoting, before commands that never start a matrix row.
-_DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:left|right|d?frac|sqrt|text|boxed|pi|cdot|leq?|geq?|times|infty)(?![a-z]))")
 # Spacing, sizes and styles that do not change the meaning.
 _NOTHING = re.compile(
     r"\\(?:left|right|middle|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|displaystyle|textstyle|"
     r"limits|nolimits|mathstrut|phantom|large|Large|small|normalsize|strut|rm|bf|it)(?![a-zA-Z])\.?"
 )
 _THIN = re.compile(
-    r"\\[!]|\{,\}\s*(?:\\!)?\s*(?=[0-9])|(?<=[0-9])(?<![\^_][0-9])(?<![\^_][0-9]{2})\\,(?=[0-9]{3}(?![0-9/]))"
+    r"\\[!]|(?<=[0-9])(?<![\^_][0-9])(?<![\^_][0-9]{2})\\,(?=[0-9]{3}(?![0-9/]))"
     r"|(?<=[0-9]),\\!\s*(?=[0-9]{3})|(?<=[0-9])(?:st|nd|rd|th)(?![a-z])"
 )
 _SPACE = re.compile(
@@ -112,6 +127,7 @@ _SYNONYMS = [
     (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
     (re.compile(r"\\neq(?![a-zA-Z])|\\not\s*=|!="), r"\\ne "),
     (re.compile(r"\\colon(?![a-zA-Z])"), ":"),
+    (re.compile(r"\\(?:overset|stackrel)\s*\{\s*(?:\.|\\cdot|\\bullet)\s*\}"), r"\\dot"),
     (re.compile(r"\\(?:text)?color\s*\{[a-zA-Z!0-9]*\}"), ""),
     (re.compile(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))"), "'"),
     (re.compile(r"\\(?:lbrace)(?![a-zA-Z])"), r"\\{"),
@@ -140,10 +156,13 @@ _SYNONYMS = [
 
 def normalize(text: str) -> str:
     """The answer in the spelling that `parse` expects."""
-    text = _BROKEN_ESCAPE.sub(lambda m: m.group()[-1].translate(_BROKEN), text).strip().translate(_FULL_WIDTH)
-    text = _DOUBLED.sub(lambda _: "\\", text)
-    for pattern, replacement in _RUNS:
-        text = pattern.sub(replacement, text)
+    text = undone(text).strip().translate(_FULL_WIDTH)
+    if not text.isascii():
+        for pattern, replacement in _RUNS:
+            text = pattern.sub(replacement, text)
+    for parts, pattern, replacement in _NUMBERS:
+        if any(part in text for part in parts):
+            text = pattern.sub(replacement, text)
     text = unwrapped(text.translate(_SIGNS))
     if choice := _CHOICE.fullmatch(text):
         return choice.group(1)
@@ -152,6 +171,20 @@ def normalize(text: str) -> str:
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
     return plain_numerals(" ".join(_SPACE.sub(lambda match: match.group(1) or " ", text).split()))
+
+
+def _with_braced_commas(first: str, rest: str) -> str:
+    """3{,}14 with its decimal point, 10{,}000 without its separator; 3{,}141 counts as thousands."""
+    groups = re.findall("[0-9]+", rest)
+    if first[0] != "0" and len(first) <= 3 and all(len(group) == 3 for group in groups):
+        return first + "".join(groups)
+    return f"{first}.{groups[0]}" if len(groups) == 1 else first + rest
+
+
+def _with_padded_decimals(whole: str, digits: str) -> str:
+    """3,05 with a decimal point: neither a list nor a thousand."""
+    grouped = len(digits) == 3 and len(whole) <= 3 and whole[0] != "0"
+    return f"{whole},{digits}" if grouped else f"{whole}.{digits}"
 
 
 def unwrapped(text: str) -> str:
