@@ -117,7 +117,7 @@ def test_a_clean_box_is_reused_and_a_dirty_one_is_not():
     assert [run("print(1)"), run("1/0"), run("print(2)")] == ["1\n", "", "2\n"]
     assert boxes.started == 1
     run("open('left', 'w')")
-    assert run("import os\nprint(os.listdir())") == "[]\n"
+    assert run("import os\nprint(os.listdir())") == "['main.py']\n"
     assert boxes.started == 2
     run("import os\nos.chmod('.', 0o500)")
     assert run("open('left', 'w')\nprint(1)") == "1\n"

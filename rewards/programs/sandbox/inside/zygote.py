@@ -11,12 +11,13 @@ import os
 import random
 import select
 import signal
+import site
 import socket
 import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from rewards.programs.sandbox.inside import confine, modes
+from rewards.programs.sandbox.inside import confine, modes, script
 
 WARM = (
     "array bisect cmath collections copy dataclasses datetime decimal enum fractions functools heapq io itertools json "
@@ -30,6 +31,8 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
     """Serve jobs until the parent has gone. spec: see isolation.py."""
     for name in WARM.split():
         __import__(name)
+    for add in (site.setquit, site.setcopyright, site.sethelper):  # exit(), help(): Python was started without site
+        add()
     random.seed(0)  # submissions draw the same random numbers in every run
     sys.path[:] = [*sys.path, *spec["packages"]]
     confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
@@ -49,6 +52,7 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
+    os.close(null)
     gc.collect()
     gc.freeze()
     _send(control, {"ready": True})
@@ -63,6 +67,8 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
         with suppress(OSError):  # the child does so as well, and may have exited
             os.setpgid(pid, pid)
         usage, status = _wait(control, pid, spec["folder"] if spec["private"] else None)
+        with suppress(OSError):
+            os.unlink(os.path.join(spec["folder"], script.FILE))
         _send(
             control,
             {
@@ -139,6 +145,9 @@ def _become(job: Job, pipes: list[int], rules: dict[bool, int], spec: dict[str, 
     """Give up every right the job does not need, then run it."""
     os.setpgid(0, 0)
     confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if job["mode"] == "script":
+        with open(os.path.join(spec["folder"], script.FILE), "xb") as file:
+            file.write(script.encode(job["source"]))
     may_write = spec["private"] or job["mode"] == "compile"
     limits = job["limits"]
     confine.limit_resources(
