@@ -54,7 +54,7 @@ def test_apps_arguments_regain_their_integer_keys():
 
 @pytest.mark.parametrize("inputs", [[5], ["5 6"], [None]])
 def test_arguments_that_are_no_list_are_refused(inputs):
-    with pytest.raises(ValueError, match="Drop this problem|neither a dict nor JSON"):
+    with pytest.raises(ValueError, match=r"Drop this problem|neither a dict nor JSON"):
         read_tests({"fn_name": "f", "inputs": inputs, "outputs": [1]})
 
 

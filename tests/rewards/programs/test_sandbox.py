@@ -285,7 +285,7 @@ def test_a_remote_sandbox_gives_the_same_results(service, kind):
         "entry_point": "f",
         "cases": [{"input": [1], "output": [1, 2]}, {"input": [5], "output": []}],
     }
-    preamble = "def g(x): return x"
+    preamble = {"preamble": "def g(x): return x"}
     cases = [
         ("print(input())", ECHO),
         ("print(4)", ECHO),
@@ -298,11 +298,8 @@ def test_a_remote_sandbox_gives_the_same_results(service, kind):
         ("def f(x):\n    print('noise')\n    return [1, 2] if x == 1 else 1/0", call),
         ("import os\ndef f(x): os._exit(0)", call),
         ("class A(list):\n    __eq__ = lambda s, o: True\ndef f(x): return A([0])", call),
-        ("from __future__ import annotations\ndef f(x: int): return g(x)", {**call, "preamble": preamble}),
-        (
-            "\ufefffrom __future__ import annotations\nif __name__ == '__main__': print(g(input()))",
-            {**ECHO, "preamble": preamble},
-        ),
+        ("from __future__ import annotations\ndef f(x: int): return g([1, 2] if x == 1 else [])", call | preamble),
+        ("\ufefffrom __future__ import annotations\nif __name__ == '__main__': print(g(3))", ECHO | preamble),
         ("def f(x): return [1, 2] if x == 1 else []\nif __name__ == '__main__': 1/0", call),
     ]
     sources, tests = zip(*cases, strict=True)

@@ -124,12 +124,12 @@ FUNCTION = "```python\ndef f(x):\n    return x\n```\n"
     ("completion", "names", "expected"),
     [
         (FUNCTION + "For example:\n```python\nprint(f(3))\n```", ["f"], "def f(x):\n    return x\n"),
-        (SOLUTION + "```python\nprint(Solution().f(3))\n```", ["f"], "class Solution:\n    def f(self, x):\n        return x\n"),
+        (SOLUTION + "```python\nprint(Solution().f(3))\n```", ["f"], SOLUTION[10:-4]),
         (FUNCTION + "```python\nf = abs\n```", ["f"], "f = abs\n"),
         (FUNCTION + "```python\nassert f == abs\nf == 1\n```", ["f"], "def f(x):\n    return x\n"),
         (FUNCTION + "```python\ndef f(x): return 2\n```", ["f"], "def f(x): return 2\n"),
         (FUNCTION + "```python\ndef ff(x): return 2\n```", ["f"], "def f(x):\n    return x\n"),
-        (FUNCTION + "```python\ndef f(x): return g()\ndef g(): return 2\n```", ["f", "g"], "def f(x): return g()\ndef g(): return 2\n"),
+        (FUNCTION + "```python\ndef f(x): 1\ng = f\n```\n" + FUNCTION, ["f", "g"], "def f(x): 1\ng = f\n"),
         (FUNCTION + "```python\nprint(2)\n```", ["g"], "print(2)\n"),
         (FUNCTION + "```python\nprint(2)\n```", [], "print(2)\n"),
         ("```\ndef f(x): return 2\n```\n```python\nprint(f(3))\n```", ["f"], "def f(x): return 2\n"),
@@ -148,9 +148,5 @@ def test_a_demonstration_after_the_program_costs_nothing():
         {"functional": "def check(f):\n    assert f(1) == 1\n\ncheck(Solution().f)"},
     ]
     demonstration = "It prints 3:\n```python\nprint(f(3))\n```"
-    texts = [(SOLUTION if "functional" in test else FUNCTION) + demonstration for test in map(_keys, tests)]
+    texts = [program + demonstration for program in (FUNCTION, FUNCTION, FUNCTION, SOLUTION)]
     assert [result.reason for result in run_tests(texts, tests)] == ["passed"] * 4
-
-
-def _keys(tests):
-    return tests if isinstance(tests, dict) else ()

@@ -122,8 +122,7 @@ def leave(code: int) -> NoReturn:
         atexit._run_exitfuncs()
         if not _flush():
             code = _FLUSH_FAILED
-        if gc.isenabled():
-            gc.collect()  # with the module alive: it also puts open files before the buffers they write to
+        gc.collect(0)  # with the module alive: it also puts open files before the buffers they write to
         sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
         sys.modules.pop("__main__", None)
         gc.collect()  # calls destructors, which may write
