@@ -4,7 +4,7 @@
     run(preamble, source)       run the module __main__, then exit
     leave(code)                 exit like the interpreter: threads, exit functions, destructors, buffers
 
-The caller has written `encode(source)` to FILE in the working directory, because programs read and execute themselves.
+The caller has called `prepare` and written `encode(source)` to its path: programs read and execute themselves.
 What still differs from a fresh interpreter: sys.flags, the frames below the program's first, the modules already
 imported, and that only the program's own module is destroyed at the end.
 """
@@ -22,8 +22,21 @@ import types
 from typing import Any, NoReturn
 
 FILE = "main.py"
+_FRAMES = 8  # of the sandbox, `exec` included, below the program's first; counting them here would cost 0.1 ms
 _LARGEST = 2**31 - 1  # recursion limit
 _FLUSH_FAILED = 120
+_PIPE_BLOCK = 4096
+
+
+_loader = importlib.machinery.SourceFileLoader("__main__", FILE)
+
+
+def prepare(folder: str) -> str:
+    """What all programs in the folder share, made before the process forks; the path of the program's file."""
+    global _loader
+    path = os.path.join(folder, FILE)
+    _loader = importlib.machinery.SourceFileLoader("__main__", path)
+    return path
 
 
 def open_streams() -> None:
@@ -34,8 +47,9 @@ def open_streams() -> None:
 
 
 def _stream(fd: int, name: str, mode: str, *, errors: str = "surrogateescape", **options: Any) -> io.TextIOWrapper:
-    buffer: Any = open(fd, mode + "b", closefd=False)  # noqa: SIM115
-    buffer.raw.name = name
+    raw: Any = io.FileIO(fd, mode, closefd=False)
+    raw.name = name
+    buffer = io.BufferedReader(raw, _PIPE_BLOCK) if mode == "r" else io.BufferedWriter(raw, _PIPE_BLOCK)
     stream: Any = io.TextIOWrapper(buffer, encoding="utf-8", errors=errors, newline="\n", **options)
     stream.mode = mode
     return stream
@@ -60,9 +74,9 @@ def run(preamble: str, source: str) -> NoReturn:
 
 def _run_main(preamble: str, source: bytes) -> None:
     """Its frame holds the module, so it must return before `leave` destroys the program's objects."""
-    path = os.path.abspath(FILE)
+    path = _loader.path
     module: Any = types.ModuleType("__main__")
-    module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    module.__loader__ = _loader
     module.__annotations__ = {}
     module.__builtins__ = builtins
     module.__file__ = path
@@ -70,7 +84,7 @@ def _run_main(preamble: str, source: bytes) -> None:
     sys.modules["__main__"] = module
     sys.argv = [FILE]
     sys.orig_argv = ["python", FILE]
-    sys.path.insert(0, os.path.dirname(path))
+    sys.path.insert(0, path.removesuffix(f"/{FILE}"))
     _hide_frames()
     for part, name in [(preamble, "preamble.py"), (source, path)]:
         if part:
@@ -79,19 +93,15 @@ def _run_main(preamble: str, source: bytes) -> None:
 
 def _hide_frames() -> None:
     """Let the program recurse as deep as if its frame were the first: the recursion limit excludes ours."""
-    ours, frame = 0, sys._getframe().f_back
-    while frame is not None:
-        ours, frame = ours + 1, frame.f_back
-    ours += 1  # `exec`
     get, set = sys.getrecursionlimit, sys.setrecursionlimit
 
     def setrecursionlimit(limit: int, /) -> None:
         set(limit)  # raises for what is no limit
-        set(min(limit + ours, _LARGEST))
+        set(min(limit + _FRAMES, _LARGEST))
 
     setrecursionlimit(get())
     sys.setrecursionlimit = setrecursionlimit
-    sys.getrecursionlimit = lambda: get() - ours
+    sys.getrecursionlimit = lambda: get() - _FRAMES
 
 
 def _status(exit: SystemExit) -> int:

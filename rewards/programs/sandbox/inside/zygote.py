@@ -48,6 +48,7 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
     os.chdir(spec["folder"])
     os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=spec["folder"], TMPDIR=spec["folder"])
     os.environ.update(LANG="C.UTF-8", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    program = script.prepare(spec["folder"])
     clean = _state(spec["folder"])
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
@@ -58,6 +59,8 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
     _send(control, {"ready": True})
     while True:
         job, pipes = _receive(control)
+        if job["mode"] == "script":
+            _write(program, script.encode(job["source"]))
         pid = os.fork()
         if pid == 0:
             control.close()
@@ -67,8 +70,8 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
         with suppress(OSError):  # the child does so as well, and may have exited
             os.setpgid(pid, pid)
         usage, status = _wait(control, pid, spec["folder"] if spec["private"] else None)
-        with suppress(OSError):
-            os.unlink(os.path.join(spec["folder"], script.FILE))
+        with suppress(OSError):  # what is left of it makes the box unclean
+            os.unlink(program)
         _send(
             control,
             {
@@ -78,6 +81,14 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
                 "clean": _state(spec["folder"]) == clean,
             },
         )
+
+
+def _write(path: str, content: bytes) -> None:
+    """Create the program's file. It runs even without: an earlier run may have closed or filled the folder."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.write(fd, content)
+        os.close(fd)
 
 
 def _state(folder: str) -> tuple[int, set[str]] | None:
@@ -145,9 +156,6 @@ def _become(job: Job, pipes: list[int], rules: dict[bool, int], spec: dict[str, 
     """Give up every right the job does not need, then run it."""
     os.setpgid(0, 0)
     confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if job["mode"] == "script":
-        with open(os.path.join(spec["folder"], script.FILE), "xb") as file:
-            file.write(script.encode(job["source"]))
     may_write = spec["private"] or job["mode"] == "compile"
     limits = job["limits"]
     confine.limit_resources(
