@@ -138,7 +138,8 @@ class CodeGrader(_VerifierGrader):
             if isinstance(tests, str):
                 return [None] * len(texts)
             verdicts = code.run_tests(texts, [tests] * len(texts), stop_early=True, **options)
-            programs = [code.last_block(text, options.get("language", "python")) for text in texts]
+            names = tests.names()
+            programs = [code.program_in(text, options.get("language", "python"), names) for text in texts]
             return [_of_program(verdict, program) for verdict, program in zip(verdicts, programs, strict=True)]
 
         super().__init__(verify, workers=len(os.sched_getaffinity(0)))

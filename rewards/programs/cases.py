@@ -39,6 +39,7 @@ class Tests:
     reference: str = ""  # assert: runs before the tests, not in the submission's process
     setup: str = ""  # assert: runs before the tests; may use the submission
     asserts: Sequence[str] = ()
+    unwrap: bool = False  # call: for an expected [2], 2 is right, too
     tolerance: float | None = None  # for numbers, absolute or relative
     checker: str | None = None  # Python source defining check(input, output, expected) -> bool
     time_limit: float | None = None  # CPU seconds per test
@@ -52,14 +53,25 @@ class Tests:
         texts = (self.preamble, self.reference, self.setup, self.checker or "", *self.asserts)
         if broken := [text for text in texts if not is_python(text)]:
             raise ValueError(f"the tests contain text that is not Python: {broken[0][:80]!r}. Drop this problem.")
+        if self.type == "call" and not all(isinstance(case.input, (list, tuple, dict)) for case in self.cases):
+            raise ValueError("call tests need a list or dict of arguments as input. Drop this problem.")
         if self.type == "call" and not self.entry_point:
             raise ValueError("call tests need entry_point, the name of the function to call.")
 
     def __len__(self) -> int:
         return len(self.cases) or len(self.asserts)
 
+    def right_values(self, case: Case) -> list[Any]:
+        """call: the values that are right."""
+        wrapped = self.unwrap and isinstance(case.output, list) and len(case.output) == 1
+        return [case.output, case.output[0]] if wrapped else [case.output]
+
     def names(self) -> list[str]:
-        """assert: the names the submission provides."""
+        """The names the submission provides."""
+        if self.type == "stdin":
+            return []
+        if self.type == "call":
+            return re.findall(r"\w+", self.entry_point or "")[-1:]  # a function or method
         if self.entry_point:
             return re.findall(r"\w+", self.entry_point)[:1]  # Solution for Solution().add
         used, called, modules, defined = _names([self.reference, self.setup, *self.asserts])
@@ -119,15 +131,17 @@ def with_limits(tests: Tests, time_limit: float, memory_mb: int) -> Tests:
 _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
 
 
-def last_block(completion: str, language: Language) -> str | None:
+def program_in(completion: str, language: Language, names: Sequence[str] = ()) -> str | None:
     """The last fenced block tagged with the language after the last `</think>`; failing that, the last untagged one.
+
+    names: what the tests call; the last block that defines all of them precedes later ones, such as demonstrations.
 
     None if no such block exists, or if thinking or a block is still open at the end (the completion was truncated).
     """
     text = after_thinking(completion)
     if text is None:
         return None
-    found: dict[bool, str] = {}  # by whether the block is tagged
+    found: dict[tuple[bool, bool], str] = {}  # by whether the block defines the names, and is tagged
     opening: re.Match[str] | None = None
     for fence in _FENCE.finditer(text):
         info = fence[3].strip().split(maxsplit=1)
@@ -137,11 +151,19 @@ def last_block(completion: str, language: Language) -> str | None:
         elif not info and fence[2].startswith(opening[2]):
             tag = opening[3].strip().lower().partition(" ")[0].partition("{")[0]
             if not tag or tag in _TAGS[language]:
-                found[bool(tag)] = _dedent(text[opening.end() + 1 : fence.start()], opening[1])
+                block = _dedent(text[opening.end() + 1 : fence.start()], opening[1])
+                found[all(_defines(block, name) for name in names), bool(tag)] = block
             opening = None
     if opening is not None:
         return None
-    return found.get(True, found.get(False))
+    order = [(True, True), (True, False), (False, True), (False, False)]
+    return next((found[kind] for kind in order if kind in found), None)
+
+
+def _defines(block: str, name: str) -> bool:
+    """By a pattern, as parsing a hostile text may take long."""
+    patterns = (rf"[ \t]*(?:async[ \t]+def|def|class)[ \t]+{name}\b", rf"{name}[ \t]*(?::[^=\n]*)?=(?!=)")
+    return any(re.search(f"^{pattern}", block, re.MULTILINE) for pattern in patterns)
 
 
 def _dedent(block: str, indent: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
-from rewards.programs.cases import Language, Tests, last_block, with_limits
+from rewards.programs.cases import Language, Tests, program_in, with_limits
 from rewards.programs.datasets import read_tests, tests_or_reasons
 from rewards.programs.results import CodeResult, TestResult
 from rewards.programs.sandbox.isolation import Level
@@ -64,7 +64,8 @@ def code(
             CodeContests, LiveCodeBench.
         time_limit, memory_mb: CPU seconds per test and MiB, where the tests set none. Idling is limited to two seconds
             more. Waiting for a CPU does not count, so a busy machine changes no result.
-        code_in: "block", the last fenced block in the language after thinking; "text", the whole completion.
+        code_in: "block", the last fenced block in the language after thinking, preferably one that defines what the
+            tests call; "text", the whole completion.
         backend: "local", or a remote sandbox: "piston+http://host:2000", "sandboxfusion+http://host:8080".
         isolation: a level from docs/sandbox.md; None, the strongest this machine supports.
         allow_unsandboxed: if no level works, run submissions with all the rights of this process.
@@ -131,18 +132,16 @@ def run_tests(
     """
     runner = _backend(backend, isolation, allow_unsandboxed)
     read: dict[int, Tests] = {}  # a group shares its tests
-
-    def tests_of(raw: Any) -> Tests:
-        if id(raw) not in read:
-            read[id(raw)] = with_limits(read_tests(raw), time_limit, memory_mb)
-            if reason := runner.unsupported(read[id(raw)], language):
-                raise ValueError(f"{reason}.")
-        return read[id(raw)]
+    names: dict[int, list[str]] = {}
 
     jobs: dict[tuple[str, int], list[int]] = {}  # identical programs in a group run once
     for index, (completion, raw) in enumerate(zip(completions, tests, strict=True)):
-        tests_of(raw)
-        program = completion if code_in == "text" else last_block(completion, language)
+        if id(raw) not in read:
+            read[id(raw)] = with_limits(read_tests(raw), time_limit, memory_mb)
+            names[id(raw)] = read[id(raw)].names()
+            if reason := runner.unsupported(read[id(raw)], language):
+                raise ValueError(f"{reason}.")
+        program = completion if code_in == "text" else program_in(completion, language, names[id(raw)])
         if program is not None:
             jobs.setdefault((program, id(raw)), []).append(index)
     results = [CodeResult([])] * len(completions)

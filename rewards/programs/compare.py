@@ -6,11 +6,14 @@ from decimal import Decimal
 from typing import Any
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
+_INTEGER_KEY = re.compile(r"0|-?[1-9][0-9]{0,999}")
 _CONTAINERS = (list, tuple)
 
 
 def same_value(got: Any, wanted: Any, tolerance: float | None = None) -> bool:
     """Equality with exact types: True is not 1, 1 is not 1.0, NaN equals nothing. A tuple may replace a list.
+
+    An integer key matches its text in `wanted`: JSON, in which datasets store expected values, has text keys only.
 
     tolerance: numbers (not bools) may differ by it, absolutely or relative to `wanted`; two integers must be equal.
     """
@@ -23,9 +26,11 @@ def same_value(got: Any, wanted: Any, tolerance: float | None = None) -> bool:
         return False
     if type(got) is dict:
         # True == 1 as a key, so compare the types of keys, too.
-        keys = {(type(key), key): key for key in wanted}
-        return len(got) == len(wanted) and all(
-            (type(key), key) in keys and same_value(value, wanted[key], tolerance) for key, value in got.items()
+        keys = {(int, int(key)): key for key in wanted if type(key) is str and _INTEGER_KEY.fullmatch(key)}
+        keys |= {(type(key), key): key for key in wanted}
+        places = [keys[type(key), key] for key in got if (type(key), key) in keys]
+        return len(got) == len(wanted) == len(set(places)) and all(
+            same_value(value, wanted[key], tolerance) for key, value in zip(places, got.values(), strict=True)
         )
     if type(got) in (set, frozenset):
         return {(type(item), item) for item in got} == {(type(item), item) for item in wanted}
@@ -33,7 +38,7 @@ def same_value(got: Any, wanted: Any, tolerance: float | None = None) -> bool:
 
 
 def same_output(got: str, wanted: str, tolerance: float | None = None) -> bool:
-    """The same words on the same number of lines; the amount of white space and trailing empty lines do not matter.
+    """The same words on the same number of lines; the amount of white space and empty lines at both ends do not matter.
 
     tolerance: words that are numbers on both sides may differ by it, absolutely or relatively; integers must match as
         written (011 may be text). With 0, numbers are compared by exact value: 2 equals 2.0.
@@ -46,7 +51,7 @@ def same_output(got: str, wanted: str, tolerance: float | None = None) -> bool:
 
 
 def _lines(text: str) -> list[list[str]]:
-    return [line.split() for line in text.rstrip().split("\n")]
+    return [line.split() for line in text.strip().split("\n")]
 
 
 def _same_word(got: str, wanted: str, tolerance: float | None) -> bool:

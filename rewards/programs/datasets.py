@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -40,17 +41,19 @@ except ImportError:
     pass
 """
 
-# What LiveCodeBench's own harness imports before every program, stdin programs included.
+# What LiveCodeBench's own harness runs before every program, stdin programs included.
 _MODULES = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys"
 LIVECODEBENCH_PREAMBLE = "\n".join(
     [
         *(f"from {name} import *" for name in f"{_MODULES} json builtins typing".split()),
         f"import json, {', '.join(_MODULES.split())}",
         "sys.setrecursionlimit(50_000)",
+        "sys.set_int_max_str_digits(50_000)",
     ]
 )
 MAX_TEST_BYTES = 512 << 20  # of one problem's packed tests; LiveCodeBench's largest take some tens of MiB
 _FRACTION = re.compile(r"[0-9]\.[0-9]")
+_INTEGER_KEY = re.compile(r"-?[0-9]{1,1000}")
 _PACKED = "eJ"  # base64 of the start of a zlib stream
 # A pickle is a program. These are the opcodes of one that builds a text, or a dict of texts.
 _TEXT_OPCODES = {"PROTO", "FRAME", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "MEMOIZE", "BINPUT", "STOP"}
@@ -236,9 +239,29 @@ def _apps(tests: Mapping[str, Any]) -> Tests:
     name = tests.get("fn_name")
     if name is None:
         return Tests(type="stdin", cases=[Case(input=_text(given), output=_text(wanted)) for given, wanted in pairs])
-    wrapped = all(isinstance(wanted, list) and len(wanted) == 1 for wanted in tests["outputs"])
-    calls = [Case(input=given, output=wanted[0] if wrapped else wanted) for given, wanted in pairs]
-    return Tests(type="call", entry_point=name, cases=calls, preamble=LEETCODE_PREAMBLE)
+    # Most of these problems wrap every expected value in a list. If all are lists of one, nothing tells which they do.
+    unwrap = all(isinstance(wanted, list) and len(wanted) == 1 for wanted in tests["outputs"])
+    calls = [_apps_call(given, wanted) for given, wanted in pairs]
+    return Tests(type="call", entry_point=name, cases=calls, preamble=LEETCODE_PREAMBLE, unwrap=unwrap)
+
+
+def _apps_call(given: Any, wanted: Any) -> Case:
+    """Arguments in a list, or as text, a line of JSON each, with the expected value as JSON, too."""
+    if isinstance(given, str):
+        given, wanted = _arguments(given), _parsed(wanted) if isinstance(wanted, str) else wanted
+    arguments = given if isinstance(given, dict) else [_with_integer_keys(argument) for argument in given]
+    return Case(input=arguments, output=wanted)
+
+
+def _with_integer_keys(argument: Any) -> Any:
+    """JSON turned the integer keys of a dict into text; APPS's own harness turns them back."""
+    if isinstance(argument, dict) and all(isinstance(key, str) and _INTEGER_KEY.fullmatch(key) for key in argument):
+        return {int(key): value for key, value in argument.items()}
+    return argument
+
+
+def _arguments(lines: str) -> list[Any]:
+    return [_parsed(line) for line in lines.split("\n") if line]
 
 
 def _livecodebench(tests: Sequence[Mapping[str, Any]], name: str | None) -> Tests:
@@ -247,8 +270,7 @@ def _livecodebench(tests: Sequence[Mapping[str, Any]], name: str | None) -> Test
     It accepts an output whose words are the same or the same numbers, and a value that is ==: 2 equals 2.0.
     """
     if any(test.get("testtype") == "functional" for test in tests):
-        inputs = [[_parsed(line) for line in test["input"].split("\n") if line] for test in tests]
-        cases = [Case(input=given, output=_parsed(test["output"])) for given, test in zip(inputs, tests, strict=True)]
+        cases = [Case(input=_arguments(test["input"]), output=_parsed(test["output"])) for test in tests]
         read = Tests(type="call", entry_point=name, cases=cases)
     else:
         read = Tests(type="stdin", cases=[Case(input=test["input"], output=test["output"]) for test in tests])
@@ -293,9 +315,13 @@ def _unpack(text: str) -> str:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"tests are neither a dict nor JSON: {error}. They start with {text[:80]!r}.") from None
+
+
+def _integer(digits: str) -> int:
+    return int(digits) if len(digits) <= 4300 else int(Decimal(digits))  # `int` refuses longer texts
 
 
 def _text(lines: str | Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from rewards.programs.sandbox import isolation
 from rewards.programs.sandbox.isolation import Level
 from rewards.programs.sandbox.limits import SandboxError
 
-_MODULES = ("plain", "confine", "modes", "zygote", "enter")
+_MODULES = ("plain", "confine", "script", "modes", "zygote", "enter")
 # A sandbox receives its code through the control socket, so it needs access to no path of the host.
 _START = """
 import base64, json, marshal, socket, sys, types
@@ -150,6 +150,12 @@ class Box:
             self._control.sendall(body)
         except OSError as error:
             raise SandboxError(f"a sandbox of level {self.level!r} has died: {error}") from error
+
+    def own(self, pipes: Sequence[int]) -> None:
+        """Give pipes to the box's user, who may then open them by name (/dev/stdin)."""
+        if self._spec["user"] is not None:
+            for fd in pipes:
+                os.fchown(fd, self._spec["user"], self._spec["user"])
 
     @property
     def control_fd(self) -> int:

@@ -22,21 +22,23 @@ import httpx
 from rewards.programs.cases import Case, Language, Tests
 from rewards.programs.compare import same_output, same_value
 from rewards.programs.results import NOT_RUN, PASSED, Reason, TestResult, wrong_value
-from rewards.programs.sandbox.inside import plain
+from rewards.programs.sandbox.inside import plain, script
 from rewards.programs.sandbox.limits import SandboxError
 from rollout.support.http import RequestFailedError, request_json
 
 _RETRIES = 4
 _CALLER = """
-import sys as _sys, types as _types
+import sys, types as _types
 _plain = _types.ModuleType("plain")
 exec({plain!r}, _plain.__dict__)
 def _run():
     import json
-    real, _sys.stdout = _sys.stdout, open("/dev/null", "w")
-    namespace = {{"__name__": "__main__"}}
-    exec(compile({source!r}, "main.py", "exec"), namespace)
-    for line in _sys.stdin:
+    real, sys.stdout = sys.stdout, open("/dev/null", "w")
+    module = sys.modules["submission"] = _types.ModuleType("submission")
+    namespace = module.__dict__
+    for part in ({preamble!r}, {source!r}):
+        exec(compile(part, "main.py", "exec", dont_inherit=True), namespace)
+    for line in sys.stdin:
         name, positional, keywords = _plain.loads(line)
         try:
             owner, _, method = name.rpartition(".")
@@ -47,6 +49,11 @@ def _run():
             reply = {{"error": type(error).__name__, "message": str(error)[:300]}}
         print({nonce!r} + json.dumps(reply), file=real, flush=True)
 _run()
+"""
+# Compiled apart: a program may begin with `from __future__ import` or a byte order mark.
+_AFTER_PREAMBLE = """
+for _part in ({preamble!r}, {source!r}):
+    exec(compile(_part, "main.py", "exec", dont_inherit=True))
 """
 
 
@@ -124,7 +131,9 @@ class RemoteBackend:
         return found + [NOT_RUN] * (len(tests) - len(found))
 
     def _scripts(self, program: str, tests: Tests, language: Language) -> Iterator[TestResult]:
-        source = f"{tests.preamble}\n{program}" if tests.preamble and language == "python" else program
+        source = program
+        if tests.preamble and language == "python":
+            source = _AFTER_PREAMBLE.format(preamble=tests.preamble, source=script.encode(program))
         for case in tests.cases:
             outcome = self._execute(source, case.input, language, tests)
             if outcome.failed:
@@ -137,7 +146,10 @@ class RemoteBackend:
     def _calls(self, program: str, tests: Tests) -> Iterator[TestResult]:
         nonce = secrets.token_hex(8)
         source = _CALLER.format(
-            plain=Path(plain.__file__).read_text(encoding="utf-8"), source=f"{tests.preamble}\n{program}", nonce=nonce
+            plain=Path(plain.__file__).read_text(encoding="utf-8"),
+            preamble=tests.preamble,
+            source=script.encode(program),
+            nonce=nonce,
         )
         calls = [
             plain.dumps(
@@ -169,7 +181,8 @@ def _grade_value(reply: str, case: Case, tests: Tests) -> TestResult:
         got = plain.loads(message["value"])
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         return TestResult("wrong output", f"not a plain value: {error}"[:200])
-    return PASSED if same_value(got, case.output, tests.tolerance) else wrong_value(got)
+    right = any(same_value(got, wanted, tests.tolerance) for wanted in tests.right_values(case))
+    return PASSED if right else wrong_value(got)
 
 
 class Piston(Service):

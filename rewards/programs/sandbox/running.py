@@ -42,6 +42,7 @@ class Running:
         self._open = {self._stdin, self._stdout, self._stderr}
         self._poll = select.poll()
         try:
+            box.own([theirs_in, theirs_out, theirs_err])
             box.send(job | {"limits": limits.for_process(periods)}, [theirs_in, theirs_out, theirs_err])
         except BaseException:
             self.close()

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from rewards import code
-from rewards.programs.cases import last_block
+from rewards.programs.cases import program_in
 from rewards.programs.code import run_tests
 from rewards.programs.datasets import humaneval_tests, mbpp_tests, read_tests
 from rewards.programs.sandbox.limits import Limits
@@ -43,7 +43,7 @@ def reason(source, tests, **options):
     ],
 )
 def test_the_last_closed_block_after_thinking_is_the_program(completion, expected):
-    assert last_block(completion, "python") == expected
+    assert program_in(completion, "python") == expected
 
 
 def test_a_plain_call_scores_strings_and_messages():

@@ -117,7 +117,7 @@ def test_a_clean_box_is_reused_and_a_dirty_one_is_not():
     assert [run("print(1)"), run("1/0"), run("print(2)")] == ["1\n", "", "2\n"]
     assert boxes.started == 1
     run("open('left', 'w')")
-    assert run("import os\nprint(os.listdir())") == "[]\n"
+    assert run("import os\nprint(os.listdir())") == "['main.py']\n"
     assert boxes.started == 2
     run("import os\nos.chmod('.', 0o500)")
     assert run("open('left', 'w')\nprint(1)") == "1\n"
@@ -285,6 +285,7 @@ def test_a_remote_sandbox_gives_the_same_results(service, kind):
         "entry_point": "f",
         "cases": [{"input": [1], "output": [1, 2]}, {"input": [5], "output": []}],
     }
+    preamble = {"preamble": "def g(x): return x"}
     cases = [
         ("print(input())", ECHO),
         ("print(4)", ECHO),
@@ -297,13 +298,16 @@ def test_a_remote_sandbox_gives_the_same_results(service, kind):
         ("def f(x):\n    print('noise')\n    return [1, 2] if x == 1 else 1/0", call),
         ("import os\ndef f(x): os._exit(0)", call),
         ("class A(list):\n    __eq__ = lambda s, o: True\ndef f(x): return A([0])", call),
+        ("from __future__ import annotations\ndef f(x: int): return g([1, 2] if x == 1 else [])", call | preamble),
+        ("\ufefffrom __future__ import annotations\nif __name__ == '__main__': print(g(3))", ECHO | preamble),
+        ("def f(x): return [1, 2] if x == 1 else []\nif __name__ == '__main__': 1/0", call),
     ]
     sources, tests = zip(*cases, strict=True)
     options = {"code_in": "text", "time_limit": 0.5, "memory_mb": 256}
     local = [[r.reason for r in result.results] for result in run_tests(sources, tests, **options)]
     remote = run_tests(sources, tests, backend=f"{kind}+{service}", **options)
     assert [[r.reason for r in result.results] for result in remote] == local
-    assert [v.passed for v in remote] == [True] + [False] * 5 + [True] + [False] * 4
+    assert [v.passed for v in remote] == [True] + [False] * 5 + [True] + [False] * 4 + [True] * 3
 
 
 def test_an_unreachable_remote_sandbox_is_an_error(monkeypatch):

@@ -19,7 +19,7 @@ from rewards.programs.sandbox.inside import confine, zygote
 
 _NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 _NEWUSER, _NEWPID, _NEWNET = 0x10000000, 0x20000000, 0x40000000
-_RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 0x20, 0x1000, 0x4000, 0x40000
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 0x20, 0x1000, 0x4000, 0x40000
 _MOUNT_SETATTR, _PIVOT_ROOT = 442, {"x86_64": 155, "aarch64": 41}
 NOBODY = 65534  # the user id seen inside a sandbox
 
@@ -73,6 +73,11 @@ def _enter_namespaces(control: socket.socket, spec: dict[str, Any]) -> None:
     for name, text in [("setgroups", "deny"), ("uid_map", f"{NOBODY} {uid} 1"), ("gid_map", f"{NOBODY} {gid} 1")]:
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+    child = os.fork()  # here, because a process mounts the /proc of its own pid namespace
+    if child:
+        control.close()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
     _mount(None, "/", None, _REC | _PRIVATE)
     readable = [path for path in spec["readable"] if os.path.exists(path)]
     devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
@@ -85,6 +90,11 @@ def _enter_namespaces(control: socket.socket, spec: dict[str, Any]) -> None:
         _bind(handle, root + path)
         if path not in devices:
             _make_readonly(root + path)
+    os.mkdir(root + "/proc")
+    with suppress(PermissionError):  # containers that hide parts of /proc; then there is no /dev/stdin
+        _mount("proc", root + "/proc", "proc", _NOSUID | _NODEV | _NOEXEC, "subset=pid")
+        for name, number in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")]:
+            os.symlink(f"/proc/self/fd{number}", f"{root}/dev/{name}")
     os.mkdir(root + "/.old")
     os.chdir(root)
     confine.call("syscall", c_long(_PIVOT_ROOT[os.uname().machine]), c_char_p(b"."), c_char_p(b".old"))
@@ -92,11 +102,6 @@ def _enter_namespaces(control: socket.socket, spec: dict[str, Any]) -> None:
     confine.call("umount2", c_char_p(b"/.old"), 2)  # MNT_DETACH
     os.rmdir("/.old")
     _mount(None, "/", None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
-    child = os.fork()
-    if child:
-        control.close()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
     confine.drop_capabilities()
 
 

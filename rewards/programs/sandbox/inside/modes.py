@@ -1,8 +1,8 @@
 """What a process in the sandbox does: run a script, serve calls, check, or run a program. Standard library only.
 
     run(job, stdin, stdout, stderr)     job["mode"]:
-      "script"   run job["source"] as __main__ on the three pipes
-      "serve"    define job["source"], then answer requests (a line on stdin) with replies (a line on stdout)
+      "script"   run job["source"] on the three pipes, as `python main.py` would (script.py)
+      "serve"    import job["source"], then answer requests (a line on stdin) with replies (a line on stdout)
       "check"    run job["tests"], trusted code, whose calls to the submission become requests to another process
       "compile", "program"   execute job["argv"] on the three pipes
 
@@ -11,7 +11,6 @@ reply counts only if it carries its request's nonce, so none can be written in a
 `NONCE error [NAME, MESSAGE]`, and parsed only where its content is needed: parsing a hostile one may take long.
 """
 
-import atexit
 import builtins
 import importlib
 import io
@@ -19,12 +18,11 @@ import json
 import operator
 import os
 import sys
-import threading
 import traceback
 import types
 from typing import Any, NoReturn
 
-from rewards.programs.sandbox.inside import plain
+from rewards.programs.sandbox.inside import plain, script
 
 OPERATIONS = {
     "get": getattr,
@@ -47,20 +45,15 @@ def run(job: dict[str, Any], stdin: int, stdout: int, stderr: int) -> NoReturn:
     os.dup2(stderr, 2)
     for fd in (stdin, stdout, stderr):
         os.close(fd)
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
-    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8")
-    errors = io.FileIO(2, "w", closefd=False)
-    sys.stderr = io.TextIOWrapper(errors, encoding="utf-8", errors="backslashreplace", write_through=True)
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    script.open_streams()
     code = 1
     try:
         if job["mode"] == "script":
-            _define(job)
+            script.run(job["preamble"], job["source"])
         elif job["mode"] == "serve":
             namespace = _define(job)
             classes = {name: namespace[name] for name in job["classes"]}
             _serve(namespace, classes, os.fdopen(requests, "rb"), os.fdopen(replies, "w", encoding="ascii"))
-            os._exit(0)
         elif job["mode"] == "check":
             _check(job, os.fdopen(requests, "rb"), os.fdopen(replies, "w", encoding="ascii"))
         else:
@@ -70,27 +63,16 @@ def run(job: dict[str, Any], stdin: int, stdout: int, stderr: int) -> NoReturn:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     except BaseException:
         traceback.print_exc()
-    _leave(code)
-
-
-def _leave(code: int) -> NoReturn:
-    """Exit as the interpreter would: join threads, run exit functions, flush output."""
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-    except BaseException:
-        traceback.print_exc()
-        code = code or 1
-    os._exit(code & 0xFF)
+    finally:
+        os._exit(code & 0xFF)
 
 
 def _define(job: dict[str, Any]) -> dict[str, Any]:
-    """Run the submission as the main module; its namespace."""
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
-    sys.argv = ["main.py"]
-    for part, name in [(job["preamble"], "preamble.py"), (job["source"], "main.py")]:
+    """Import the submission as a module, so `if __name__ == "__main__"` does not run; its namespace."""
+    module = sys.modules["submission"] = types.ModuleType("submission")
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.argv = [script.FILE]
+    for part, name in [(job["preamble"], "preamble.py"), (script.encode(job["source"]), script.FILE)]:
         if part:
             exec(compile(part, name, "exec", dont_inherit=True), module.__dict__)
     return module.__dict__

@@ -11,12 +11,13 @@ import os
 import random
 import select
 import signal
+import site
 import socket
 import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from rewards.programs.sandbox.inside import confine, modes
+from rewards.programs.sandbox.inside import confine, modes, script
 
 WARM = (
     "array bisect cmath collections copy dataclasses datetime decimal enum fractions functools heapq io itertools json "
@@ -30,6 +31,8 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
     """Serve jobs until the parent has gone. spec: see isolation.py."""
     for name in WARM.split():
         __import__(name)
+    for add in (site.setquit, site.setcopyright, site.sethelper):  # exit(), help(): Python was started without site
+        add()
     random.seed(0)  # submissions draw the same random numbers in every run
     sys.path[:] = [*sys.path, *spec["packages"]]
     confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
@@ -45,15 +48,19 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
     os.chdir(spec["folder"])
     os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=spec["folder"], TMPDIR=spec["folder"])
     os.environ.update(LANG="C.UTF-8", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    program = script.prepare(spec["folder"])
     clean = _state(spec["folder"])
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
+    os.close(null)
     gc.collect()
     gc.freeze()
     _send(control, {"ready": True})
     while True:
         job, pipes = _receive(control)
+        if job["mode"] == "script":
+            _write(program, script.encode(job["source"]))
         pid = os.fork()
         if pid == 0:
             control.close()
@@ -63,6 +70,8 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
         with suppress(OSError):  # the child does so as well, and may have exited
             os.setpgid(pid, pid)
         usage, status = _wait(control, pid, spec["folder"] if spec["private"] else None)
+        with suppress(OSError):  # what is left of it makes the box unclean
+            os.unlink(program)
         _send(
             control,
             {
@@ -72,6 +81,14 @@ def main(control: socket.socket, spec: dict[str, Any]) -> NoReturn:
                 "clean": _state(spec["folder"]) == clean,
             },
         )
+
+
+def _write(path: str, content: bytes) -> None:
+    """Create the program's file. It runs even without: an earlier run may have closed or filled the folder."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.write(fd, content)
+        os.close(fd)
 
 
 def _state(folder: str) -> tuple[int, set[str]] | None:
