@@ -5,6 +5,7 @@ from itertools import product
 
 from rewards.answers.maths.comparing import value
 from rewards.answers.maths.nodes import (
+    Family,
     Named,
     Node,
     Num,
@@ -65,6 +66,8 @@ def _both_signs(node: Node) -> Node:
             return Seq(kind, tuple(leaf for item in spread for leaf in _leaves(item)))
         case Named(name, arguments, inner):
             return Named(name, arguments, _both_signs(inner))
+        case Family(inner, letters, domain):
+            return Family(_both_signs(inner), letters, domain)
         case Quantity(inner, words):
             return Quantity(_both_signs(inner), words)
     values = list(_signed(node))
