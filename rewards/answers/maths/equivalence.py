@@ -6,6 +6,7 @@ from functools import lru_cache
 from rewards.answers.maths import limits
 from rewards.answers.maths.comparing.compare import equal
 from rewards.answers.maths.nodes import Node, Unreadable, is_single
+from rewards.answers.maths.reading import relations
 from rewards.answers.maths.reading.parse import parse
 from rewards.answers.maths.reading.spelling.normalize import normalize
 from rewards.answers.maths.reading.tokens import is_grouped
@@ -69,4 +70,6 @@ def readings(text: str) -> tuple[Node, ...] | str:
             refused = str(reason)
         except RecursionError:
             refused = "an expression nested too deeply to read"
+    if (residues := relations.read_residues(plain)) is not None:
+        found.append(residues)
     return tuple(found) or refused

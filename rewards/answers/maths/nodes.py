@@ -75,7 +75,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Seq:
-    """Several values. kind: "list" 1, 2   "tuple" (1, 2)   "bracket" [1, 2]   "set" {1, 2}   "ratio" 1:2:3."""
+    """Several values. kind: "list" 1, 2   "tuple" (1, 2)   "bracket" [1, 2]   "set" {1, 2}   "ratio" 1:2:3.
+
+    Relations that hold together are a Seq, too: "and" if they are about one letter, else "system".
+    """
 
     kind: str
     items: "tuple[Node, ...]"
@@ -126,7 +129,43 @@ class Matrix:
     rows: "tuple[tuple[Node, ...], ...]"
 
 
-Node = Num | Sym | Op | Based | Clock | Quantity | Text | Choice | Seq | Interval | Union | Named | Relation | Matrix
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A value for every choice of whole numbers: Family(π/6 + 2kπ, ("k",), "ℤ"); domain "" if it is not stated.
+
+    domain "positive": only the positive ones of the values, as in `all positive integers divisible by 3`.
+    """
+
+    value: "Node"
+    letters: tuple[str, ...]
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piecewise:
+    """Rows of value and condition: Piecewise(((Sym("x"), x ≥ 0), (Num(0), Text("otherwise"))))."""
+
+    rows: "tuple[tuple[Node, Node], ...]"
+
+
+Node = (
+    Num
+    | Sym
+    | Op
+    | Based
+    | Clock
+    | Quantity
+    | Text
+    | Choice
+    | Seq
+    | Interval
+    | Union
+    | Named
+    | Relation
+    | Matrix
+    | Family
+    | Piecewise
+)
 Scalar = Num | Sym | Op
 INDEX = "#"  # the index of a sum or product with dots, in Sym("#") and Sym("a_#"); no letter of the answer
 
@@ -136,8 +175,10 @@ def children(node: Node) -> tuple[Node, ...]:
     match node:
         case Op(args=below) | Seq(items=below) | Union(parts=below) | Relation(parts=below):
             return below
-        case Quantity(value=value) | Choice(value=value) | Named(value=value):
+        case Quantity(value=value) | Choice(value=value) | Named(value=value) | Family(value=value):
             return (value,)
+        case Piecewise(rows=rows):
+            return tuple(part for row in rows for part in row)
         case Interval(left=left, right=right):
             return (left, right)
         case Matrix(rows=rows):
@@ -162,6 +203,10 @@ def rebuilt(node: Node, below: "tuple[Node, ...]") -> Node:
             return Choice(letter, below[0])
         case Named(name=name, arguments=arguments):
             return Named(name, arguments, below[0])
+        case Family(letters=letters, domain=domain):
+            return Family(below[0], letters, domain)
+        case Piecewise():
+            return Piecewise(tuple(zip(below[::2], below[1::2], strict=True)))
         case Interval(left_closed=left_closed, right_closed=right_closed):
             return Interval(below[0], below[1], left_closed, right_closed)
         case Matrix(rows=rows):

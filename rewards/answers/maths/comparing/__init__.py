@@ -1,5 +1,5 @@
-"""Which nodes are equal.
+"""What equals what.
 
-compare: the rules by kind of node. resolve: what is simplified first. scalars, sets: single expressions; intervals and
-relations. value: exact and numerical values, computed with arithmetic's operations.
+compare: any two nodes. resolve: ±, chains, units. scalars: single expressions. regions/: sets, relations, families.
+moments: times and residue classes. value: exact and numerical values, computed with arithmetic's operations.
 """

@@ -10,18 +10,29 @@ import re
 
 from rewards.answers.maths.comparing import value
 from rewards.answers.maths.comparing.moments import equal_residues, equal_times, is_residue, is_unreduced_time
+from rewards.answers.maths.comparing.regions.families import equal_families, equal_undeclared
+from rewards.answers.maths.comparing.regions.piecewise import equal_piecewise
+from rewards.answers.maths.comparing.regions.relations import (
+    equal_relations,
+    equal_systems,
+    equation,
+    is_system,
+    isolated,
+)
+from rewards.answers.maths.comparing.regions.sets import equal_sets, is_set
 from rewards.answers.maths.comparing.resolve import resolved
 from rewards.answers.maths.comparing.scalars import equal_scalars
-from rewards.answers.maths.comparing.sets import equal_relations, equal_sets, equation, is_set, isolated
 from rewards.answers.maths.nodes import (
     Based,
     Choice,
     Clock,
+    Family,
     Interval,
     Matrix,
     Named,
     Node,
     Op,
+    Piecewise,
     Quantity,
     Relation,
     Scalar,
@@ -41,7 +52,10 @@ def equal(wanted: Node, answer: Node) -> bool:
     if set(value.SERIES) & operations(answer) and not set(value.SERIES) & operations(wanted):
         raise Unreadable("unevaluated \\ldots")
     wanted, answer = resolved(wanted, _equal), resolved(answer, _equal)
-    return _equal(wanted, answer) or _equal(isolated(wanted), answer)
+    if _equal(wanted, answer) or equal_undeclared(wanted, answer):
+        return True
+    solved = isolated(wanted)
+    return solved is not None and _equal(solved, answer)
 
 
 def _equal(wanted: Node, answer: Node) -> bool:
@@ -49,6 +63,8 @@ def _equal(wanted: Node, answer: Node) -> bool:
         return True
     if isinstance(wanted, Choice) or isinstance(answer, Choice):
         return _equal_option(wanted, answer)
+    if isinstance(wanted, Family) or isinstance(answer, Family):
+        return equal_families(wanted, answer, _equal)
     if isinstance(wanted, Named) or isinstance(answer, Named):
         return _equal_named(wanted, answer)
     if isinstance(wanted, Clock) or isinstance(answer, Clock):
@@ -57,6 +73,8 @@ def _equal(wanted: Node, answer: Node) -> bool:
         return equal_residues(wanted, answer)
     if is_unreduced_time(wanted):
         return False
+    if isinstance(wanted, Piecewise) or isinstance(answer, Piecewise):
+        return equal_piecewise(wanted, answer, _equal)
     if isinstance(wanted, Text) or isinstance(answer, Text):
         return _equal_text(wanted, answer)
     if isinstance(wanted, Based) or isinstance(answer, Based):
@@ -65,6 +83,8 @@ def _equal(wanted: Node, answer: Node) -> bool:
         return _equal_quantity(wanted, answer)
     if isinstance(wanted, Matrix) or isinstance(answer, Matrix):
         return _equal_matrix(wanted, answer)
+    if is_system(wanted) or is_system(answer):
+        return equal_systems(wanted, answer)
     if is_set(wanted) or is_set(answer):
         return equal_sets(wanted, answer)
     if isinstance(wanted, Scalar) and isinstance(answer, Relation) and answer.labelled and not symbols(wanted):
@@ -126,6 +146,8 @@ def _equal_named(wanted: Node, answer: Node) -> bool:
         return _equal(wanted.value, renamed(answer.value, names))
     named, other = (wanted, answer) if isinstance(wanted, Named) else (answer, wanted)
     assert isinstance(named, Named)
+    if is_set(named.value) and (is_set(other) or isinstance(other, Relation)):
+        return equal_sets(wanted, answer)  # with the name, which is a letter of the other
     if isinstance(other, Relation) and set(other.signs) == {"="}:
         return equal_relations(equation(named), other)
     return _equal(named.value, other) if named is wanted else _equal(other, named.value)

@@ -6,6 +6,7 @@ from itertools import product
 from rewards.answers.maths.comparing import value
 from rewards.answers.maths.nodes import (
     Choice,
+    Family,
     Named,
     Node,
     Num,
@@ -66,6 +67,8 @@ def _both_signs(node: Node) -> Node:
             return Seq(kind, tuple(leaf for item in spread for leaf in _leaves(item)))
         case Named(name, arguments, inner):
             return Named(name, arguments, _both_signs(inner))
+        case Family(inner, letters, domain):
+            return Family(_both_signs(inner), letters, domain)
         case Quantity(inner, words):
             return Quantity(_both_signs(inner), words)
         case Choice(letter, inner):

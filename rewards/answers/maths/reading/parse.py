@@ -2,6 +2,7 @@
 
 from rewards.answers.maths.nodes import (
     Choice,
+    Family,
     Interval,
     Matrix,
     Named,
@@ -16,23 +17,19 @@ from rewards.answers.maths.nodes import (
     Unreadable,
     symbols,
 )
-from rewards.answers.maths.reading import labels, words
+from rewards.answers.maths.reading import labels, relations, words
 from rewards.answers.maths.reading.names import read_name, read_names, render, split
 from rewards.answers.maths.reading.notation import literals
 from rewards.answers.maths.reading.notation.counting import counted
 from rewards.answers.maths.reading.notation.numerals import spelled
 from rewards.answers.maths.reading.notation.residues import residue, without_modulus
 from rewards.answers.maths.reading.scalar import scalar, with_division
-from rewards.answers.maths.reading.tokens import (
-    Tokens,
-    matching,
-    symbol_name,
-    tokenize,
-)
+from rewards.answers.maths.reading.tokens import Token, Tokens, matching, symbol_name, tokenize
 
 _SIGNS = {"=": "=", "<": "<", ">": ">", "le": "≤", "ge": "≥", "ne": "≠", "approx": "≈", "simeq": "≈", "in": "∈"}
 _SIGNS |= {"equiv": "="}
 _BETWEEN = {",", "and", "or", "&"}
+_CASES = {"cases", "dcases", "rcases"}
 _MATRICES = {"pmatrix", "bmatrix", "vmatrix", "Bmatrix", "matrix", "array", "smallmatrix"}
 _SETS = {"bbR": "ℝ", "bbZ": "ℤ", "bbN": "ℕ", "bbQ": "ℚ", "bbC": "ℂ"}
 
@@ -56,6 +53,9 @@ def read(tokens: Tokens) -> Node:
         raise Unreadable("no answer")
     if _all_words(tokens):
         return _text(tokens)
+    if (family := relations.integers(tokens)) is not None:
+        before, letters, domain = family
+        return Family(read(before), letters, domain)
     if (place := words.remark(tokens)) is not None:
         if qualifier := words.qualifier(*(token.text for token in tokens[place:])):
             raise Unreadable(f"qualified by {qualifier!r}")
@@ -73,9 +73,8 @@ def read(tokens: Tokens) -> Node:
         return nodes[0]
     if all(isinstance(node, Text) for node in nodes):
         return Seq("list", nodes)
-    if all(_is_inequality(node) for node in nodes):
-        signs = {sign for _, sign in pieces[:-1]}
-        return Seq("and", nodes) if signs == {"and"} else Union(nodes)
+    if (condition := relations.joined(nodes, {sign for _, sign in pieces[:-1]})) is not None:
+        return condition
     return Seq("list", _spread_name(nodes))
 
 
@@ -186,15 +185,20 @@ def _part(tokens: Tokens) -> Node:
     pieces = [piece for piece, _ in split(tokens, {"cup"}, commands=True)]
     if len(pieces) > 1:
         return Union(tuple(_part(piece) for piece in pieces))
-    pieces = [piece for piece, _ in split(tokens, {"setminus", "backslash"}, commands=True)]
-    if len(pieces) == 2:
-        return Op("setminus", (_part(pieces[0]), _part(pieces[1])))
+    whole, *removed = [piece for piece, _ in split(_with_setminus(tokens), {"setminus", "backslash"}, commands=True)]
+    if removed:
+        return Op("setminus", (_part(whole), Union(tuple(_part(piece) for piece in removed))))
+    pieces = [piece for piece, _ in split(tokens, {"cap"}, commands=True)]
+    if len(pieces) > 1:
+        return Op("cap", tuple(_part(piece) for piece in pieces))
     tokens = _bare(tokens)
     if not tokens:
         raise Unreadable("a missing value")
     first = tokens[0]
     if first.kind == "cmd" and first.text == "begin":
         return _matrix(tokens)
+    if first.kind == "\\{" and tokens[1:2] and tokens[1].text == "begin" and matching(tokens, 0) < 0:
+        return _matrix(tokens[1:], as_cases=True)  # \left\{ \begin{array} … \end{array} \right.
     if first.kind == "cmd" and first.text in _SETS and len(tokens) == 1:
         return Sym(_SETS[first.text])
     if first.kind == "cmd" and first.text == "emptyset" and len(tokens) == 1:
@@ -212,6 +216,17 @@ def _part(tokens: Tokens) -> Node:
     if _all_words(tokens):
         return _text(tokens)
     return scalar(tokens)
+
+
+def _with_setminus(tokens: Tokens) -> Tokens:
+    """A minus before braces removes a set: (0, 9) - \\{4\\}."""
+    if not any(token.kind == "\\{" for token in tokens[2:]):
+        return tokens
+    minus = Token("cmd", "setminus", True)
+    return [
+        minus if token.kind == "-" and i and tokens[i + 1 : i + 2] and tokens[i + 1].kind == "\\{" else token
+        for i, token in enumerate(tokens)
+    ]
 
 
 def _bracketed(tokens: Tokens) -> Node:
@@ -246,21 +261,26 @@ def _bracketed(tokens: Tokens) -> Node:
 def _set(inside: Tokens) -> Node:
     if not inside:
         return Union(())
+    if (family := relations.integers(inside)) is not None:
+        [*element, value] = [piece for piece, _ in split(family[0], {"|", ":"})]
+        if not element or (len(element) == 1 and symbol_name(element[0][:1])):
+            return Family(read(value), *family[1:])
     for sign in ("|", ":"):
         halves = [piece for piece, _ in split(inside, {sign})]
         if len(halves) == 2 and symbol_name(halves[0][:1]):
             condition = read(halves[1])
-            if isinstance(condition, Relation | Union | Seq):
+            if isinstance(condition, Relation | Union | Seq | Family):
                 return condition
             raise Unreadable("a set described by words")
     return Seq("set", tuple(_item(piece) for piece, _ in split(inside, {",", ";", "and"}) if piece))
 
 
-def _matrix(tokens: Tokens) -> Node:
-    """\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}"""
+def _matrix(tokens: Tokens, *, as_cases: bool = False) -> Node:
+    """\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}, or \\begin{cases}"""
     close = matching(tokens, 1)
     name = "".join(token.text for token in tokens[2:close])
-    if name not in _MATRICES:
+    as_cases = as_cases or name in _CASES
+    if name not in _MATRICES and not as_cases:
         raise Unreadable(f"unsupported environment {name!r}")
     start = close + 1
     if name == "array" and tokens[start : start + 1] and tokens[start].kind == "{":
@@ -269,6 +289,8 @@ def _matrix(tokens: Tokens) -> Node:
     if end is None or matching(tokens, end + 1) != len(tokens) - 1:
         raise Unreadable("more than one matrix")
     rows = [row for row, _ in split(tokens[start:end], {"\\\\"}) if row]
+    if as_cases:
+        return relations.cases([[cell for cell, _ in split(row, {"&"})] for row in rows], read)
     entries = tuple(tuple(_part(entry) for entry, _ in split(row, {"&"})) for row in rows)
     if not entries or len({len(row) for row in entries}) != 1:
         raise Unreadable("a matrix with rows of different lengths")
@@ -331,10 +353,6 @@ def _is_domain(node: Node) -> bool:
 
 def _as_tuple(node: Node) -> Node:
     return Seq("tuple", node.items) if isinstance(node, Seq) and node.kind == "list" else node
-
-
-def _is_inequality(node: Node) -> bool:
-    return isinstance(node, Relation) and "=" not in node.signs
 
 
 def _unreadable(reason: str) -> Node:
