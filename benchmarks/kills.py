@@ -150,12 +150,12 @@ def kill(folder: Path, case: Case, whole: Whole) -> Outcome:
     if target is not None:
         with suppress(psutil.NoSuchProcess):
             target.send_signal(case.signal)
-    code = process.wait(timeout=300)
+    code = process.wait(timeout=3600)
     time.sleep(GRACE)
     left = marked(name)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
-    finished = code == 0 or start(folder, name, "trainer.resume_from_checkpoint=true").wait(timeout=600) == 0
+    finished = code == 0 or start(folder, name, "trainer.resume_from_checkpoint=true").wait(timeout=3600) == 0
     equal = finished and rows(folder, name) == whole.rows and weights(folder, name) == whole.weights
     outcome = Outcome(case, seconds, step, code if code >= 0 else 128 - code, len(left), equal)
     print(outcome, file=sys.stderr)

@@ -50,7 +50,7 @@ def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         parts = build(recipe, reward_functions)
     except RunError:
         raise
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: files of the model
         raise RefusedError(str(error)) from error
     with closing(parts), keeping_newest_on_failure(parts):
         return Trainer(parts).train()
