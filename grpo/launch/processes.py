@@ -142,6 +142,7 @@ def _defaults(given: Sequence[str]) -> list[str]:
         "--num_machines": 1,
         "--mixed_precision": "no",
         "--dynamo_backend": "no",
+        "--num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS", 1),  # 1: see use_all_cores
     }
     names = {option.partition("=")[0].replace("-", "_") for option in given}
     if "__config_file" in names:
