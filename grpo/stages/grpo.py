@@ -78,6 +78,8 @@ class Trainer:
         """
         if self._evaluation_is_missing():
             self.evaluate()
+            if self.step >= self.recipe.trainer.max_steps:  # all that a signal in the last step had left to do
+                self.save()
         signals.defer()
         while self.step < self.recipe.trainer.max_steps:
             before, self.score = self.step, None

@@ -74,7 +74,8 @@ def test_accelerate_launch_prints_our_message_alone_and_exits_with_2(tmp_path: P
 def test_a_run_that_fails_ends_with_the_reward_s_error(tmp_path: Path, tiny_llama: Path) -> None:
     (tmp_path / "fails.py").write_text("def fails(completions, **columns): raise KeyError('x')\n")
     (tmp_path / "run.yaml").write_text(
-        f"# -*- coding: grpo-recipe -*-\nmodel: {{model_name_or_path: {tiny_llama}}}\ndata: {{task: countdown, max_prompt_length: 64}}\n"
+        f"# -*- coding: grpo-recipe -*-\nmodel: {{model_name_or_path: {tiny_llama}}}\n"
+        "data: {task: countdown, max_prompt_length: 64}\n"
         "rollout: {engine: hf, problems_per_step: 1, num_generations: 2, max_completion_length: 4}\n"
         "rewards: [{function: ./fails.py:fails}]\n"
     )
