@@ -39,7 +39,7 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
             if model.generation_config is not None:
                 model.generation_config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            _check_loading(name, folder)
+            _check_loading(str(name), folder)
     except RecipeError:
         raise
     except Exception as error:  # whatever it is, it would come again after training

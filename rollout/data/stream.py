@@ -117,10 +117,12 @@ def held_out(source: Source, prompter: Prompter, num_problems: int) -> tuple[lis
     for row in (row_of(source, index) for index in order):
         if isinstance(row, Problem) and (key := repr(row.prompt)) in seen:
             continue
-        prompt = row
+        prompt: Prompt | UnusableRowError
         if isinstance(row, Problem):
             seen.add(key)
             prompt = prompter.encode(row)
+        else:
+            prompt = row
         if isinstance(prompt, Prompt):
             prompts.append(prompt)
         elif prompt.reason == "malformed":
