@@ -95,9 +95,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the table here too")
     options = parser.parse_args()
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # shells have background jobs ignore it, and their children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and its children
     command = f"python benchmarks/kills.py --engine {options.engine} --repeats {options.repeats}"
     outcomes: list[Outcome] = []
     cases = draw(options.repeats, random.Random(options.seed))
