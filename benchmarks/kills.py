@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the table here too")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and its children
-    command = f"python benchmarks/kills.py --engine {options.engine} --repeats {options.repeats}"
+    command = f"python benchmarks/kills.py --engine {options.engine} --repeats {options.repeats} --seed {options.seed}"
     outcomes: list[Outcome] = []
     cases = draw(options.repeats, random.Random(options.seed))
     with tempfile.TemporaryDirectory(prefix="kills-") as name, ThreadPoolExecutor(options.jobs) as pool:
