@@ -39,7 +39,7 @@ def main() -> None:
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server)
         prompter = Prompter(AutoTokenizer.from_pretrained(MODEL), template="{prompt} :", max_prompt_length=32)
-        prompts = held_out(load_source(task="countdown", split="eval"), prompter, given.problems)
+        prompts, _ = held_out(load_source(task="countdown", split="eval"), prompter, given.problems)
         there = ServerEngine(MODEL, base_url=f"http://127.0.0.1:{port}/v1", max_num_seqs=16, max_model_len=176)
         here = VLLMEngine(
             MODEL, dtype="float32", max_model_len=176, max_num_seqs=64, kv_cache_gib=0.5, gpu_memory_utilization=0.5

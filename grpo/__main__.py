@@ -38,6 +38,7 @@ def train(arguments: Sequence[str]) -> None:
     from grpo.recipe.errors import RunError
     from grpo.recipe.load import load_recipe
     from grpo.recipe.record import check_world
+    from rewards.runner.call import RewardError
 
     try:
         recipe: Any = load_recipe(path, overrides)  # of any stage
@@ -54,6 +55,9 @@ def train(arguments: Sequence[str]) -> None:
             return
     except RunError as error:
         _fail(str(error))
+    except RewardError as error:  # in one process: the others wait for its groups
+        print(f"{error.__cause__ or ''}\n{error}".strip(), file=sys.stderr)
+        sys.exit(1)
     except Stopped as stopped:
         end(str(stopped), stopped.number)
     launch(options, command)

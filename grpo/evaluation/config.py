@@ -111,6 +111,7 @@ class EvalRecipe(Section):
     protocol: str = "deepseek-r1"
     template: str | None = None  # chat, r1_zero, few_shot or text containing {prompt}; None: the protocol's
     system_prompt: str | None = None  # only with template "chat"
+    chat_template_kwargs: dict[str, Any] = {}  # variables of the chat template, such as {enable_thinking: false}
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
     data_dir: str | None = None  # folder with local dataset copies, used instead of the Hub

@@ -141,6 +141,7 @@ def grade_again(rows: Sequence[Row], problems: Mapping[str, Problem], grader: Gr
                 )
                 for row in rows_of_one
             ],
+            completion_prefix=rows_of_one[0].get("completion_prefix", ""),  # a file's completions have none
         )
         for rows_of_one in samples
     ]

@@ -20,6 +20,7 @@ SAMPLE_SETTINGS = (
     "model",
     "template",
     "system_prompt",
+    "chat_template_kwargs",
     "engine.name",
     "engine.max_model_len",
     "sampling.temperature",

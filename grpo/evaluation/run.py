@@ -12,8 +12,8 @@ checkpoints are compared under the same random numbers.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from grpo.evaluation.resume import resume
 from grpo.evaluation.timing import Clock, merge_timing
 from grpo.evaluation.work import Work, prepare
 from grpo.recipe.record import write_resolved
+from grpo.report.lock import lock, owner
 from grpo.report.progress import Progress
 from grpo.report.records import Row
 from rollout.engines.base import Engine, request_seed
@@ -48,6 +49,38 @@ def run_evaluation(recipe: EvalRecipe) -> Results:
     from accelerate import Accelerator
 
     processes = Accelerator()
+    with _locked(recipe.output_dir, processes):
+        return _run(recipe, processes)
+
+
+@contextmanager
+def _locked(folder: Path, processes: "Accelerator") -> Iterator[None]:
+    """Keep other evaluations out of the folder; ValueError, in all processes, if one is running there."""
+    held, problem = None, ""
+    if processes.is_main_process:
+        try:
+            held = lock(folder)
+        except OSError as error:
+            problem = f"output={str(folder)!r} cannot be written to ({error.strerror}). Choose another folder."
+        else:
+            problem = (
+                ""
+                if held is not None
+                else (
+                    f"output={str(folder)!r} is in use by process {owner(folder).get('pid')}, and only one evaluation "
+                    "may write to a folder. Wait for it, or choose another output."
+                )
+            )
+    if problem := gather_object([problem])[0]:
+        raise ValueError(problem)
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _run(recipe: EvalRecipe, processes: "Accelerator") -> Results:
     folder = recipe.output_dir
     work = prepare(recipe)
     resume(recipe, work)
@@ -82,12 +115,9 @@ def run_stage(recipe: EvalRecipe) -> Path:
 def _write_inputs(recipe: EvalRecipe, work: Sequence[Work]) -> None:
     """Write what is about to be sampled: recipe.yaml, problems.jsonl and manifest.json."""
     folder = recipe.output_dir
-    try:
-        write_resolved(recipe, folder)
-        write_problems(folder, [(w.task.name, w.task.problems) for w in work])
-        write_manifest(folder, fingerprint(recipe.model), {w.task.name: w.manifest() for w in work})
-    except OSError as error:
-        raise ValueError(f"output={recipe.output!r} cannot be written: {error}. Choose another folder.") from error
+    write_resolved(recipe, folder)
+    write_problems(folder, [(w.task.name, w.task.problems) for w in work])
+    write_manifest(folder, fingerprint(recipe.model), {w.task.name: w.manifest() for w in work})
 
 
 def _engine(recipe: EvalRecipe, work: Sequence[Work], device: Any) -> Engine:

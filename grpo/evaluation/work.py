@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from grpo.evaluation.engines import load_tokenizer
 from grpo.evaluation.grading import Grader, build_grader, check_columns
 from grpo.evaluation.tasks.load import Task, find_task, load_task
 from grpo.evaluation.tasks.prompts import stop_strings, task_prompts
-from rollout.types import Problem, Prompt, Sampling
+from rollout.types import Prompt, Sampling
 
 
 @dataclass(slots=True)
@@ -31,10 +31,7 @@ class Work:
     def missing(self, process_index: int = 0, num_processes: int = 1) -> list[Prompt]:
         """This process's share of the missing samples, one prompt each, with id "<problem id>#<sample>"."""
         requests = [
-            Prompt(
-                problem=Problem(id=f"{p.problem.id}#{sample}", prompt=p.problem.prompt, columns=p.problem.columns),
-                token_ids=p.token_ids,
-            )
+            replace(p, problem=replace(p.problem, id=f"{p.problem.id}#{sample}"))
             for p in self.prompts
             for sample in range(self.num_samples)
             if (p.problem.id, sample) not in self.done
@@ -111,7 +108,13 @@ def _encoder(recipe: EvalRecipe) -> Callable[[Task], tuple[list[Prompt], list[st
             [str(problem.prompt) for problem in task.problems],
         )
     tokenizer = load_tokenizer(recipe.model)
-    return lambda task: task_prompts(task, tokenizer, template=str(recipe.template), system_prompt=recipe.system_prompt)
+    return lambda task: task_prompts(
+        task,
+        tokenizer,
+        template=str(recipe.template),
+        system_prompt=recipe.system_prompt,
+        chat_template_kwargs=recipe.chat_template_kwargs,
+    )
 
 
 def _grading_options(recipe: EvalRecipe, task: Task) -> dict[str, Any]:

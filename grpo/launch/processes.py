@@ -1,7 +1,7 @@
 """Starts training processes and sets up the current one.
 
-Users start processes with `accelerate launch`, or with `grpo train`, which runs accelerate's launcher in its own
-process: it forwards signals, waits for the training processes, exits with their code and adds no traceback to theirs.
+`grpo train` runs accelerate's launcher in its own process: it forwards signals, waits for the training processes, exits
+with their code and adds no traceback to theirs. `accelerate launch recipe.yaml` becomes `grpo train` (startup.py).
 """
 
 import logging
@@ -96,7 +96,7 @@ def launch(accelerate_options: Sequence[str], command: Sequence[str]) -> NoRetur
         options = [*_defaults(accelerate_options), *options]
     arguments = launch_command_parser().parse_args([*options, "-m", "grpo", *command])
     arguments.signals_to_handle = "SIGQUIT"  # torchrun's: leave the others to _supervise
-    typed = shlex.join(["grpo", command[0], *accelerate_options, *command[1:]])
+    typed = os.environ.get(COMMAND) or shlex.join(["grpo", command[0], *accelerate_options, *command[1:]])
     _supervise(lambda: launch_command(arguments), typed)
 
 
@@ -142,6 +142,7 @@ def _defaults(given: Sequence[str]) -> list[str]:
         "--num_machines": 1,
         "--mixed_precision": "no",
         "--dynamo_backend": "no",
+        "--num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS", 1),  # 1: see use_all_cores
     }
     names = {option.partition("=")[0].replace("-", "_") for option in given}
     if "__config_file" in names:

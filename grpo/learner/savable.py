@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.recipe.load import RecipeError
 
@@ -21,7 +21,8 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
     copies: the checkpoint's size as a multiple of the model's weights; AdamW's two moments count as two.
 
     Raises:
-        RecipeError: the model or its tokenizer cannot be saved, or the disk has no room for one checkpoint.
+        RecipeError: the model or its tokenizer cannot be saved, the tokenizer cannot be loaded again, or the disk has
+            no room for one checkpoint.
     """
     name = model.config.name_or_path
     if (removed := normalise_generation_config(model)) and os.environ.get("RANK", "0") == "0":
@@ -38,6 +39,9 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
             if model.generation_config is not None:
                 model.generation_config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            _check_loading(str(name), folder)
+    except RecipeError:
+        raise
     except Exception as error:  # whatever it is, it would come again after training
         raise RecipeError(
             f"{name} cannot be saved to {output_dir}, so its training would be lost: {' '.join(str(error).split())} "
@@ -50,6 +54,18 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
             f"trainer.output_dir={output_dir}: {free / 2**30:.2g} GiB are free, but one checkpoint takes "
             f"{needed / 2**30:.2g} GiB. Free disk space, or choose another folder."
         )
+
+
+def _check_loading(name: str, folder: str) -> None:
+    """RecipeError if the saved tokenizer cannot be loaded again."""
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=True)  # code that runs already
+    except Exception as error:
+        raise RecipeError(
+            f"{name}: its tokenizer, once saved, cannot be loaded again, so no checkpoint could be resumed or used "
+            f"({type(error).__name__}: {error}). transformers saves remote code wrongly unless the class is called "
+            "…TokenizerFast: rename it, or use another tokenizer."
+        ) from error
 
 
 def normalise_generation_config(model: PreTrainedModel) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from grpo.recipe.config import DataConfig, GRPORecipe
 from grpo.report.report import Report
 from grpo.report.rollout_metrics import Totals
 from grpo.stages.checks.engine import verify_engine
-from grpo.stages.checks.prompts import check_prompts
+from grpo.stages.checks.prompts import check_prompts, report_held_out
 from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
+from rollout.data.check import MAX_ENDLESS
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source, load_source
 from rollout.data.stream import ProblemStream, held_out, usable
@@ -76,7 +77,7 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     if (data := recipe.evaluation.data) and recipe.evaluation.num_problems and not recipe.evaluation.tasks:
         check_prompts("evaluation.data", _source(data, split="eval", seed=0), _prompter(data, tokenizer), accelerator)
     rewards = _rewards(recipe, reward_functions)
-    held_out = _held_out(recipe, tokenizer, rewards)
+    held_out = _held_out(recipe, tokenizer, rewards, accelerator)
     _preflight(problems.source, held_out, rewards, accelerator)
 
     model = load_model(recipe.model, checkpoint)
@@ -171,7 +172,9 @@ def _problems(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerato
     )
 
 
-def _held_out(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, rewards: Rewards) -> list[HeldOut]:
+def _held_out(
+    recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, rewards: Rewards, accelerator: Accelerator
+) -> list[HeldOut]:
     """What the run is evaluated on, whole; each process takes its share."""
     config = recipe.evaluation
     if config.tasks:
@@ -179,7 +182,8 @@ def _held_out(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, rewards: R
     if not config.num_problems:
         return []
     data = config.data or recipe.data
-    prompts = held_out(_source(data, split="eval", seed=0), _prompter(data, tokenizer), config.num_problems)
+    prompts, dropped = held_out(_source(data, split="eval", seed=0), _prompter(data, tokenizer), config.num_problems)
+    report_held_out(len(prompts), config.num_problems, dropped, accelerator)
     function = next((reward.function for reward in recipe.rewards if reward.name == config.reward), None)
     return [reward_held_out(prompts, rewards, config.reward, function)]
 
@@ -188,7 +192,7 @@ def _preflight(source: Source, held_out: Sequence[HeldOut], rewards: Rewards, ac
     """Check that the rewards can grade the problems; each process checks its share, and all raise the same error."""
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     ours = [prompt.problem for part in held_out if not part.name for prompt in part.prompts]
-    indices = range(source.size or 1)[share]
+    indices = range(source.size or MAX_ENDLESS)[share]
     console = Console(stderr=True) if accelerator.is_main_process else None
     shown = console is not None and console.is_terminal and source.size is not None
     counted = track(indices, "checking problems", console=console, transient=True, disable=not shown)

@@ -50,7 +50,7 @@ def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         parts = build(recipe, reward_functions)
     except RunError:
         raise
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: files of the model
         raise RefusedError(str(error)) from error
     with closing(parts), keeping_newest_on_failure(parts):
         return Trainer(parts).train()
@@ -78,6 +78,8 @@ class Trainer:
         """
         if self._evaluation_is_missing():
             self.evaluate()
+            if self.step >= self.recipe.trainer.max_steps:  # all that a signal in the last step had left to do
+                self.save()
         signals.defer()
         while self.step < self.recipe.trainer.max_steps:
             before, self.score = self.step, None

@@ -1,13 +1,10 @@
 """The folder a run writes to: one folder, one run.
 
-`run.lock` in it names the run and its main process, which holds a lock on the file for as long as it lives. A run that
-does not resume never writes into a folder with another run's results; it takes the next free `<output_dir>-2`, `-3`, …
+A run that does not resume never writes into a folder with another run's results; it takes the next free
+`<output_dir>-2`, `-3`, …, and holds the folder's lock (grpo/report/lock.py).
 """
 
-import fcntl
-import json
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +19,10 @@ from grpo.learner import checkpoint as checkpoints
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.load import RecipeError
 from grpo.recipe.section import Section
+from grpo.report.lock import is_locked, lock, owner
+from grpo.report.records import METRICS_FILE, is_evaluation, read_rows
 from grpo.stages.changes import check_unchanged
 
-LOCK_FILE = "run.lock"
 RESULTS = ("metrics.jsonl", "samples.jsonl", "results.json", "config.json")  # a folder with one of them is used
 
 
@@ -48,11 +46,11 @@ def claimed(recipe: Section) -> Iterator[Claim]:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1:
         _connect(launched)
-    lock: int | None = None
+    held: int | None = None
     answer: list[Any] = [None]
     if os.environ.get("RANK", "0") == "0":
         try:
-            lock, claim = _choose(recipe)
+            held, claim = _choose(recipe)
             answer = [claim]
         except RecipeError as error:
             answer = [error]
@@ -63,13 +61,13 @@ def claimed(recipe: Section) -> Iterator[Claim]:
     try:
         yield answer[0]
     finally:
-        if lock is not None:
-            os.close(lock)
+        if held is not None:
+            os.close(held)
 
 
 def run_id(folder: Path) -> str:
     """The id of the run that owns the folder; empty: nobody's."""
-    return _owner(folder).get("run", "")
+    return owner(folder).get("run", "")
 
 
 def _choose(recipe: Section) -> tuple[int, Claim]:
@@ -79,29 +77,29 @@ def _choose(recipe: Section) -> tuple[int, Claim]:
     checkpoint = checkpoints.find_checkpoint(wanted, resume)
     mine = resume is True or (checkpoint is not None and checkpoints.read_mark(checkpoint).run == run_id(wanted))
     if not mine:
-        lock, folder = _next_free(wanted)
+        held, folder = _next_free(wanted)
         if folder != wanted:
             resumable = bool(checkpoints.list_checkpoints(wanted)) and isinstance(recipe, GRPORecipe)
             hint = " To continue that run instead: trainer.resume_from_checkpoint=true." if resumable else ""
             print(f"{wanted} belongs to {_describe(wanted)}, so this run writes to {folder}.{hint}", flush=True)
     else:
-        lock, folder = _lock(wanted), wanted
-        if lock is None:
+        held, folder = _lock(wanted), wanted
+        if held is None:
             raise RecipeError(
-                f"trainer.output_dir={wanted} is in use by process {_owner(wanted).get('pid')}, and only one process "
+                f"trainer.output_dir={wanted} is in use by process {owner(wanted).get('pid')}, and only one process "
                 "may write to a run's folder. Wait for it or stop it before resuming, or start a new run without "
                 "trainer.resume_from_checkpoint."
             )
     try:
         if checkpoint is not None and isinstance(recipe, GRPORecipe):
-            return lock, _continue(recipe, checkpoint, folder)
+            return held, _continue(recipe, checkpoint, folder)
         if mine and is_used(folder) and isinstance(recipe, GRPORecipe):
             check_unchanged(recipe, folder / "recipe.yaml", recipe.trainer.allow_changes)
             print(f"{folder} has no complete checkpoint: the run starts over at step 0.", flush=True)
     except BaseException:
-        os.close(lock)
+        os.close(held)
         raise
-    return lock, Claim(folder)
+    return held, Claim(folder)
 
 
 def _continue(recipe: GRPORecipe, checkpoint: Path, folder: Path) -> Claim:
@@ -114,16 +112,30 @@ def _continue(recipe: GRPORecipe, checkpoint: Path, folder: Path) -> Claim:
             f"algorithm.steps_per_generation={per_rollout}: {checkpoint} is at step {step}, in the middle of a rollout "
             f"of {per_rollout} steps. Resume from a multiple of {per_rollout}, or restore steps_per_generation."
         )
-    if step >= recipe.trainer.max_steps:
+    if step >= recipe.trainer.max_steps and _is_evaluated(recipe, checkpoint, step):
         print(
             f"{checkpoint} is already at step {step}, and trainer.max_steps={recipe.trainer.max_steps}: nothing to "
             "train. Raise trainer.max_steps to continue.",
             flush=True,
         )
         return Claim(folder, finished=checkpoint)
+    before = len(list((checkpoint / checkpoints.STATE).glob("random_states_*.pkl")))
+    if (now := int(os.environ.get("WORLD_SIZE", "1"))) != before:
+        print(
+            f"resuming in {now} processes what {before} saved: the batches stay the same, and their gradients up to "
+            "rounding.",
+            flush=True,
+        )
     for path in checkpoints.set_aside_after(folder, step):
         print(f"resuming at step {step}: the later {path.with_suffix('').name} was renamed to {path.name}.", flush=True)
     return Claim(folder)
+
+
+def _is_evaluated(recipe: GRPORecipe, checkpoint: Path, step: int) -> bool:
+    """Whether the run's last evaluation was done: a signal in the last step comes before it."""
+    rows = list(read_rows(checkpoint.parent / METRICS_FILE))
+    wanted = recipe.evaluation.num_problems or recipe.evaluation.tasks
+    return not rows or not wanted or any(is_evaluation(row) and row["step"] == step for row in rows)
 
 
 def _connect(launched: int) -> None:
@@ -152,51 +164,23 @@ def _next_free(wanted: Path) -> tuple[int, Path]:
     base = wanted if wanted.name not in ("", "..") else wanted.resolve()
     for number in count(1):
         folder = wanted if number == 1 else base.with_name(f"{base.name}-{number}")
-        if not is_used(folder) and (lock := _lock(folder, new=True)) is not None:
+        if not is_used(folder) and (held := _lock(folder, new=True)) is not None:
             if not is_used(folder):  # asked again under the lock
-                return lock, folder
-            os.close(lock)
+                return held, folder
+            os.close(held)
     raise AssertionError
 
 
 def _lock(folder: Path, *, new: bool = False) -> int | None:
-    """Lock the folder for this process; None if another one holds it. The lock ends with the process.
-
-    new: another run begins here, with an id of its own.
-    """
+    """`lock`, for a folder that a recipe names."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+        return lock(folder, new=new)
     except OSError as error:
         raise RecipeError(
             f"trainer.output_dir={folder} cannot be written to ({error.strerror}). Choose another folder."
         ) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return None
-    run = run_id(folder)
-    if new or not run:
-        run = secrets.token_hex(4)
-    os.ftruncate(file, 0)
-    os.pwrite(file, json.dumps({"run": run, "pid": os.getpid()}).encode(), 0)
-    return file
-
-
-def _owner(folder: Path) -> dict[str, Any]:
-    file = folder / LOCK_FILE
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    return json.loads(text) if text else {}
 
 
 def _describe(folder: Path) -> str:
     """`an earlier run`, or `process 123, which is writing to it`."""
-    file = folder / LOCK_FILE
-    if file.is_file():
-        with file.open() as opened:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return f"process {_owner(folder)['pid']}, which is writing to it"
-    return "an earlier run"
+    return f"process {owner(folder)['pid']}, which is writing to it" if is_locked(folder) else "an earlier run"

@@ -19,6 +19,9 @@ _START = (
 )
 
 
+START_SECONDS = 600  # for a process to start and load its function
+
+
 class WorkerEndedError(Exception):
     """The process ended, or was killed at a time limit, before it replied."""
 
@@ -52,17 +55,21 @@ class Worker:
     def ask(self, items: Sequence[Any], timeout: float | None) -> list[Reply]:
         """Replies to the first items, at least one; not later than `timeout` seconds after the process was ready.
 
+        It has START_SECONDS to become ready.
+
         Raises:
             WorkerEndedError: the process ended, or was killed at the timeout.
         """
         try:
             if not self._is_ready:
                 self._connection.send(self._task)
-                self._connection.recv()
-                self._is_ready = True
-            self._connection.send(items)
-            if self._connection.poll(timeout):
-                return self._connection.recv()
+                if self._connection.poll(START_SECONDS):
+                    self._connection.recv()
+                    self._is_ready = True
+            if self._is_ready:
+                self._connection.send(items)
+                if self._connection.poll(timeout):
+                    return self._connection.recv()
         except (EOFError, OSError):
             exit_code = self.stop()
             out_of_time = self._task.cpu_seconds is not None and exit_code == -signal.SIGXCPU

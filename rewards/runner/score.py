@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.runner.call import Answers, Call, Caller, RewardError, Scores, TrainerState
+from rewards.runner.limit import OutOfTime, time_limit
 from rewards.runner.load import ON_REQUEST, PASSED, RewardFunction, option_names, required_columns, run_check
 from rewards.runner.remote import Raised, RemoteCaller
 from rollout.types import Group, Problem
@@ -77,8 +78,8 @@ class Rewards:
         specs: at least one function, each with its own name.
         num_workers: processes; two to four suffice unless a function is slow.
         base_dir: where relative paths in `path/to/file.py:function` start; None: the working directory.
-        timeout: wall seconds the functions of a process may take per group, together; None: no limit. In this process
-            it cannot interrupt a computation in C.
+        timeout: wall seconds the functions of a process may take per group, together, and each to be loaded; None: no
+            limit. In this process it cannot interrupt a computation in C.
 
     Attributes:
         names: the functions' names, in order.
@@ -109,7 +110,7 @@ class Rewards:
             )
             for name, spec in zip(self.names, specs, strict=True)
         ]
-        self._loaded = [call.load() for call in self._calls]
+        self._loaded = [_load(call, timeout) for call in self._calls]
         self._needed = [required_columns(function, options) for function, options in self._loaded]
         self._hidden = [option_names(function, options) for function, options in self._loaded]
         here = [call for call in self._calls if num_workers == 0 or not isinstance(call.function, str)]
@@ -246,6 +247,17 @@ def _counted(breakdown: dict[str, list[float | None]], gated: dict[str, list[boo
         for name, closed in gated.items()
     }
     return {name: behind.get(name, values) for name, values in breakdown.items()}
+
+
+def _load(call: Call, timeout: float | None) -> tuple[RewardFunction, dict[str, Any]]:
+    try:
+        with time_limit(timeout):
+            return call.load()
+    except OutOfTime:
+        raise ValueError(
+            f"reward {call.name!r}: {call.function} was not loaded within the time limit of {timeout:g} s. Move slow "
+            "work out of the file's top level, or raise trainer.reward_timeout."
+        ) from None
 
 
 def _holds(value: float | None) -> bool:

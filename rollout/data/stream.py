@@ -105,23 +105,35 @@ def counts(dropped: Mapping[Reason, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in Counter(dropped).most_common())
 
 
-def held_out(source: Source, prompter: Prompter, num_problems: int) -> list[Prompt]:
-    """Distinct prompts for evaluation, the same ones every time; for a dataset, a fixed random sample of its rows.
+def held_out(source: Source, prompter: Prompter, num_problems: int) -> tuple[list[Prompt], Counter[Reason]]:
+    """Distinct prompts for evaluation, the same ones every time, and the rows skipped on the way, by reason.
 
-    Fewer than num_problems if the source has too few distinct prompts within the length limit.
+    Of a dataset, a fixed random sample. Fewer than num_problems if the source has too few distinct usable prompts.
     """
     prompts: list[Prompt] = []
+    dropped: Counter[Reason] = Counter()
     order = range(20 * num_problems) if source.size is None else fixed_order(source.size)
-    for prompt in map(prompter.encode, distinct(source, order)):
+    seen: set[str] = set()
+    for row in (row_of(source, index) for index in order):
+        if isinstance(row, Problem) and (key := repr(row.prompt)) in seen:
+            continue
+        prompt: Prompt | UnusableRowError
+        if isinstance(row, Problem):
+            seen.add(key)
+            prompt = prompter.encode(row)
+        else:
+            prompt = row
         if isinstance(prompt, Prompt):
             prompts.append(prompt)
         elif prompt.reason == "malformed":
             raise prompt
+        else:
+            dropped[prompt.reason] += 1
         if len(prompts) == num_problems:
             break
     if not prompts:
         raise ValueError(f"max_prompt_length={prompter.max_prompt_length}: every held-out prompt is longer. Raise it.")
-    return prompts
+    return prompts, dropped
 
 
 def fixed_order(size: int) -> list[int]:

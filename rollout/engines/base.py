@@ -56,12 +56,18 @@ def load_tokenizer(model_name_or_path: str, revision: str | None, trust_remote_c
     """The tokenizer of a Hugging Face folder or Hub name.
 
     Raises:
-        ValueError: the folder has no tokenizer, or its tokenizer needs remote code.
+        ValueError: there is no such model or it has no tokenizer, or its tokenizer needs remote code.
     """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        reason = str(error).partition("\n")[0] if Path(model_name_or_path).is_dir() else "no such folder or Hub model"
+        raise ValueError(
+            f"model {model_name_or_path!r} has no tokenizer: {reason}. Name a Hugging Face folder, or a Hub model that "
+            "this machine has or can reach."
+        ) from error
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise

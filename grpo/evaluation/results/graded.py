@@ -3,6 +3,7 @@
 {"task": "gsm8k", "problem_id": "gsm8k/12", "sample": 3,   # the problem's fourth sample
  "seed": 6917529027641081856,                              # this sample's random seed
  "prompt": "…",                                            # as sent to the engine
+ "completion_prefix": "<think>\\n",                          # end of the prompt that belongs to the answer; mostly ""
  "completion": "…", "num_tokens": 120, "finish_reason": "stop",
  "reference_answer": "18",                                 # null if the problem has none that is a short text
  "answer": "18",                                           # as extracted; null if none was found
@@ -47,6 +48,7 @@ class Graded:
                 "sample": first_sample + index,
                 "seed": seed,
                 "prompt": prompt,
+                "completion_prefix": self.group.completion_prefix,
                 "completion": completion.text,
                 "num_tokens": len(completion.token_ids),
                 "finish_reason": completion.finish_reason,

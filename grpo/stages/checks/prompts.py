@@ -1,12 +1,16 @@
 """Checks of a run's data before a model loads. Those of the rewards are in `rewards.runner.preflight`."""
 
+from collections.abc import Mapping
+
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.console import Console
 
 from rollout.data.check import conclude, survey_prompts
+from rollout.data.columns import Reason
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source
+from rollout.data.stream import counts
 
 
 def check_prompts(section: str, source: Source, prompter: Prompter, accelerator: Accelerator) -> None:
@@ -19,6 +23,16 @@ def check_prompts(section: str, source: Source, prompter: Prompter, accelerator:
         source, prompter, process_index=accelerator.process_index, num_processes=accelerator.num_processes
     )
     surveys = gather_object([survey])
-    warning = conclude(section, surveys, size=source.size, max_prompt_length=prompter.max_prompt_length)
+    _warn(conclude(section, surveys, size=source.size, max_prompt_length=prompter.max_prompt_length), accelerator)
+
+
+def report_held_out(count: int, wanted: int, dropped: Mapping[Reason, int], accelerator: Accelerator) -> None:
+    """Say which rows were skipped in choosing held-out problems, and whether there are fewer than asked for."""
+    parts = [f"{sum(dropped.values())} rows were skipped ({counts(dropped)})"] if dropped else []
+    parts += [f"the source has only {count} of evaluation.num_problems={wanted}"] if count < wanted else []
+    _warn(f"held-out problems: {'; '.join(parts)}." if parts else None, accelerator)
+
+
+def _warn(warning: str | None, accelerator: Accelerator) -> None:
     if warning and accelerator.is_main_process:
         Console(stderr=True).print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """`grpo eval` from recipe to files, with a real engine on a tiny model, and its errors."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def test_samples_are_written_with_everything_regrading_needs(tiny_llama: Path, s
         "problem_id": "sums/1",
         "sample": 1,
         "prompt": "1+1=?",
+        "completion_prefix": "",
         "reference_answer": "2",
         "verdict": "wrong",
         "rewards": {"accuracy": 0.0},
@@ -197,3 +199,22 @@ def test_command_line_options_become_a_recipe(tmp_path: Path) -> None:
     assert (made.model.model_name_or_path, made.tasks, made.limit) == ("b", ["svamp"], 7)
     with pytest.raises(RecipeError, match=r"sampling.temperatur: unknown key. Did you mean 'temperature'\?"):
         load_eval_recipe(None, ["sampling.temperatur=1"], options)
+
+
+def test_an_open_thought_and_the_chat_templates_variables_reach_prompts_and_samples(
+    tiny_llama: Path, sums: Path
+) -> None:
+    chatty = sums.parent / "chatty"
+    shutil.copytree(tiny_llama, chatty)
+    (chatty / "chat_template.jinja").write_text(
+        "{{ messages[0].content }}{% if enable_thinking %}<think>{% else %}<answer>{% endif %}"
+    )
+    for thinking, end, prefix in ((True, "<think>", "<think>"), (False, "<answer>", "")):
+        variables, output = {"enable_thinking": thinking}, str(chatty / end[1])
+        made = recipe(chatty, sums, template="chat", chat_template_kwargs=variables, output=output)
+        rows = samples(run_evaluation(made).folder)
+        assert {row["prompt"].endswith(end) for row in rows} == {True}
+        assert {row["completion_prefix"] for row in rows} == {prefix}
+    other = recipe(chatty, sums, template="chat", chat_template_kwargs={"enable_thinking": True}, output=made.output)
+    with pytest.raises(ValueError, match=r"other settings \(chat_template_kwargs: {'enable_thinking': False}, now"):
+        run_evaluation(other)

@@ -200,3 +200,13 @@ def test_comparison_pairs_the_problems(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty has no results\.json, so it is not a finished evaluation"):
         compare_runs(a, tmp_path / "empty")
+
+
+def test_regrading_puts_a_prefilled_thought_before_the_completion(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path, SAID)
+    rows = list(read_rows(folder / "samples.jsonl"))
+    assert [row["completion_prefix"] for row in rows] == [""] * 4
+    rows[0] |= {"completion_prefix": "<think>\n"}  # an unclosed thought: its box is no answer
+    write(folder / "samples.jsonl", rows)
+    assert [(c["problem_id"], c["before"], c["now"]) for c in regrade(folder).changes] == [("t/0", "right", "wrong")]
+    assert next(read_rows(folder / "samples.jsonl"))["completion_prefix"] == "<think>\n"

@@ -1,6 +1,7 @@
 """Interrupted and repeated evaluations: what is resumed, extended, refused or repeated exactly."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from grpo.evaluation.regrade import regrade
 from grpo.evaluation.results.compare import compare_runs
 from grpo.evaluation.run import run_evaluation
+from grpo.report.lock import lock
 from rollout.engines.hf import HFEngine
 from tests.grpo.evaluation.conftest import SUMS, recipe, samples
 
@@ -119,3 +121,12 @@ def test_greedy_evaluation_repeats_byte_for_byte(tiny_llama: Path, sums: Path) -
     first = run("first")
     assert first == run("second")
     assert first.count(b"\n") == 5  # one sample each, as greedy samples never differ
+
+
+def test_a_folder_that_another_evaluation_writes_to_is_refused(tiny_llama: Path, sums: Path) -> None:
+    held = lock(sums.parent / "run")
+    assert held is not None
+    with pytest.raises(ValueError, match=rf"run' is in use by process {os.getpid()}, and only one evaluation"):
+        run_evaluation(recipe(tiny_llama, sums))
+    os.close(held)
+    assert len(samples(run_evaluation(recipe(tiny_llama, sums)).folder)) == 10

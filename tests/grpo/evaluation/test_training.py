@@ -93,6 +93,7 @@ def test_rows_keep_every_completion_in_prompt_order():
         "problem_id": "p/1",
         "sample": 2,
         "prompt": "2+2=?",
+        "completion_prefix": "",
         "completion": "<answer>4",
         "num_tokens": 10,
         "finish_reason": "length",
@@ -187,7 +188,7 @@ def test_held_out_evaluation_leaves_the_random_state_untouched(tiny_v3: Path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_v3)
     engine = HFEngine(str(tiny_v3), dtype="float32", device="cpu", max_num_seqs=32, max_model_len=48)
     source = load_source(task="countdown", split="eval")
-    prompts = held_out(source, Prompter(tokenizer, template="{prompt}<think>", max_prompt_length=32), 6)
+    prompts, _ = held_out(source, Prompter(tokenizer, template="{prompt}<think>", max_prompt_length=32), 6)
     sampling = Sampling(num_generations=2, max_completion_length=6, seed=3)
 
     def run() -> Evaluation:

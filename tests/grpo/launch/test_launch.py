@@ -12,6 +12,7 @@ import pytest
 
 from grpo.launch.codec import PROGRAM
 from grpo.launch.processes import is_launched, use_all_cores
+from grpo.launch.startup import grpo_train_arguments
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -54,6 +55,53 @@ def test_two_cpu_processes_are_started(tmp_path: Path) -> None:
     (tmp_path / "uneven.yaml").write_text(UNEVEN)
     done = run("accelerate launch --num_processes 2 --cpu uneven.yaml", tmp_path)
     assert done.stderr.count("problems_per_step=3 with 2 processes") == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_accelerate_launch_prints_our_message_alone_and_exits_with_2(tmp_path: Path, count: int) -> None:
+    (tmp_path / "uneven.yaml").write_text(UNEVEN)
+    wrong = run(f"accelerate launch --num_processes {count} --cpu uneven.yaml trainer.max_step=5", tmp_path)
+    assert wrong.stderr == "uneven.yaml:\n  - trainer.max_step: unknown key. Did you mean 'max_steps'?\n"
+    options = "rollout.problems_per_step=4"  # a recipe without fault, which a process refuses: there is no ./base
+    refused = run(f"accelerate launch --num_processes {count} --cpu uneven.yaml {options}", tmp_path)
+    assert refused.stderr == (
+        f"model '{tmp_path}/base' has no tokenizer: no such folder or Hub model. Name a Hugging Face folder, or a Hub "
+        "model that this machine has or can reach.\n"
+    )
+    assert (wrong.returncode, refused.returncode) == (2, 2)
+
+
+def test_a_run_that_fails_ends_with_the_reward_s_error(tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "fails.py").write_text("def fails(completions, **columns): raise KeyError('x')\n")
+    (tmp_path / "run.yaml").write_text(
+        f"# -*- coding: grpo-recipe -*-\nmodel: {{model_name_or_path: {tiny_llama}}}\n"
+        "data: {task: countdown, max_prompt_length: 64}\n"
+        "rollout: {engine: hf, problems_per_step: 1, num_generations: 2, max_completion_length: 4}\n"
+        "rewards: [{function: ./fails.py:fails}]\n"
+    )
+    done = run("accelerate launch run.yaml", tmp_path)
+    assert done.returncode == 1 and "CalledProcessError" not in done.stderr
+    assert done.stderr.splitlines()[-2] == "reward 'fails' raised KeyError: 'x'"
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("x.yaml a.b=1", "x.yaml a.b=1"),
+        ("--cpu --num_processes 2 x.yml", "--cpu --num_processes 2 x.yml"),
+        ("--config_file a.yaml x.yaml", "--config_file a.yaml x.yaml"),
+        ("--cpu -m grpo train x.yaml a.b=1", "--cpu x.yaml a.b=1"),
+        ("-m other train x.yaml", None),
+        ("--config_file a.yaml script.py x.yaml", None),
+        ("--cpu pyproject.toml x.yaml", None),  # a script without suffix
+        ("--help", None),
+    ],
+)
+def test_accelerate_launch_is_taken_over_for_recipes_only(
+    monkeypatch: pytest.MonkeyPatch, words: str, arguments: str | None
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert grpo_train_arguments(words.split()) == (arguments and arguments.split())
 
 
 def test_an_evaluation_on_two_processes_equals_one_on_a_single_process(tmp_path: Path, tiny_llama: Path) -> None:
@@ -135,8 +183,8 @@ def test_a_wheel_installs_the_codec(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         assert "grpo_recipe_codec.pth" in names and "grpo/launch/codec.py" in names and "rollout/types.py" in names
-        (line,) = archive.read("grpo_recipe_codec.pth").decode().splitlines()
-    assert line.startswith("import codecs;")  # a .pth runs only lines that start with import
+        lines = archive.read("grpo_recipe_codec.pth").decode().splitlines()
+    assert len(lines) == 2 and all(line.startswith("import ") for line in lines)  # a .pth runs no others
 
 
 def test_a_single_process_uses_all_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

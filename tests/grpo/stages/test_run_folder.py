@@ -14,7 +14,9 @@ import yaml
 import grpo
 from grpo.learner.checkpoint import STATE, read_mark
 from grpo.recipe.load import RecipeError
-from grpo.stages.run_folder import LOCK_FILE, is_used
+from grpo.report.lock import LOCK_FILE
+from grpo.report.records import deterministic
+from grpo.stages.run_folder import is_used
 
 
 @pytest.fixture
@@ -231,3 +233,24 @@ def test_pretraining_has_the_same_protection(base: Path, tiny_llama: Path, tmp_p
     assert grpo.train(base, trainer={"learning_rate": 0.5}) == tmp_path / "base-2"
     assert (tmp_path / "base" / "model.safetensors").read_bytes() == weights
     assert (tmp_path / "base-2" / "recipe.yaml").exists()
+
+
+def test_resuming_with_other_processes_says_so(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = train(base, 1)
+    (first / STATE / "random_states_1.pkl").touch()  # as two processes leave it
+    assert resume(base, 2) == tmp_path / "run" / "checkpoint-2"
+    assert "resuming in 1 processes what 2 saved: the batches stay the same" in capsys.readouterr().out
+
+
+def test_a_run_stopped_in_its_last_step_is_evaluated_when_it_is_resumed(base: Path, tmp_path: Path) -> None:
+    evaluation = {"num_problems": 2, "eval_steps": 0}
+    grpo.train(base, evaluation=evaluation, trainer={"max_steps": 2})
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = metrics.read_text().splitlines()
+    assert "eval/pass@1" in json.loads(whole[-1])
+    metrics.write_text("".join(f"{line}\n" for line in whole[:-1]))  # the signal came before the evaluation
+    again = {"max_steps": 2, "resume_from_checkpoint": True}
+    assert grpo.train(base, evaluation=evaluation, trainer=again) == tmp_path / "run" / "checkpoint-2"
+    rows = metrics.read_text().splitlines()
+    assert rows[:-1] == whole[:-1]
+    assert deterministic(json.loads(rows[-1])) == deterministic(json.loads(whole[-1]))

@@ -56,6 +56,20 @@ def test_a_model_that_cannot_be_saved_is_refused_before_training(base: Path, tin
         grpo.train(base, model={"model_name_or_path": str(model)}, trainer={"max_steps": 1})
 
 
+def test_a_tokenizer_that_could_not_be_loaded_from_a_checkpoint_is_refused_before_training(
+    base: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """transformers saves the class of remote code wrongly unless its name contains "Tokenizer"."""
+    model = shutil.copytree(tiny_llama, tmp_path / "remote")
+    (model / "tok.py").write_text("from transformers import PreTrainedTokenizerFast as F\nclass Mine(F): pass\n")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": [None, "tok.Mine"]}}
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match=r"remote: its tokenizer, once saved, cannot be loaded again"):
+        trusted = {"model_name_or_path": str(model), "trust_remote_code": True}
+        grpo.train(base, model=trusted, trainer={"max_steps": 1})
+
+
 def test_a_full_disk_is_refused_before_training(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30, 107374))

@@ -127,3 +127,10 @@ def test_rewards_are_named_after_their_functions():
         RewardSpec(function=partial(rewards.exact_match), name="exact"),
     ]
     assert Rewards(named, num_workers=0).names == ["random", "format", "countdown", "exact"]
+
+
+def test_a_file_that_hangs_when_imported_is_named_after_the_time_limit(tmp_path):
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\ndef f(completions, **kwargs): return []\n")
+    spec = RewardSpec(function=f"{tmp_path}/slow.py:f")
+    with pytest.raises(ValueError, match=r"slow.py:f was not loaded within .* 0.2 s.*raise trainer.reward_timeout"):
+        Rewards([spec], num_workers=1, timeout=0.2)

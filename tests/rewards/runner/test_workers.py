@@ -80,6 +80,19 @@ def test_the_setup_runs_once_per_worker_and_fast_items_share_it():
     pool.close()
 
 
+def hanging(setup):
+    """A target that is never loaded."""
+    time.sleep(600)
+
+
+def test_a_worker_that_hangs_while_loading_ends_at_the_limit(monkeypatch):
+    monkeypatch.setattr("rewards.runner.process.START_SECONDS", 1.0)
+    pool = WorkerPool(f"{__name__}:hanging", setup=1, max_workers=1)
+    [failure] = pool.map([1])
+    assert failure.kind == "time" and pool.pids() == []
+    pool.close()
+
+
 def test_a_worker_killed_from_outside_is_replaced(pool):
     [first] = pool.map(["pid"])
     os.kill(first, signal.SIGKILL)

@@ -160,7 +160,7 @@ def test_real_gsm8k_loads_completely():
     assert source.size == 1319
     assert source[0].prompt.startswith("Janet’s ducks lay 16 eggs per day.")
     assert source[0].columns["solution"].endswith("#### 18")
-    prompts = held_out(source, Prompter(byte_tokenizer(), template="{prompt}", max_prompt_length=400), 64)
+    prompts, _ = held_out(source, Prompter(byte_tokenizer(), template="{prompt}", max_prompt_length=400), 64)
     assert len(prompts) == 64 and max(len(prompt.token_ids) for prompt in prompts) <= 400
 
 

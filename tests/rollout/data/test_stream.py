@@ -103,14 +103,19 @@ def test_a_stream_with_only_long_prompts_is_an_error_with_a_remedy(tmp_path: Pat
 
 def test_held_out_prompts_are_distinct_fixed_and_within_the_limit(tmp_path: Path):
     rows = numbered(tmp_path, ["1", "1", "22", "a long one", "4"])
-    chosen = [prompt.problem.prompt for prompt in held_out(rows, prompter(5), 10)]
+    chosen = [prompt.problem.prompt for prompt in held_out(rows, prompter(5), 10)[0]]
     assert sorted(chosen) == ["1", "22", "4"]
-    assert [prompt.problem.prompt for prompt in held_out(rows, prompter(5), 2)] == chosen[:2]
+    assert [prompt.problem.prompt for prompt in held_out(rows, prompter(5), 2)[0]] == chosen[:2]
     with pytest.raises(ValueError, match=r"max_prompt_length=0: every held-out prompt is longer"):
         held_out(rows, prompter(0), 2)
 
 
+def test_rows_skipped_among_held_out_problems_are_counted(tmp_path: Path):
+    prompts, dropped = held_out(numbered(tmp_path, ["1", "22", "a long one", "a longer one", ""]), prompter(5), 10)
+    assert len(prompts) == 2 and dropped == {"too long": 2, "empty": 1}
+
+
 def test_held_out_problems_from_a_small_task_do_not_repeat():
     source = TaskSource("countdown", {"numbers": 2, "high": 6, "max_ways": 0}, split="eval")
-    prompts = [prompt.problem.prompt for prompt in held_out(source, prompter(), 200)]
+    prompts = [prompt.problem.prompt for prompt in held_out(source, prompter(), 200)[0]]
     assert 1 < len(prompts) < 200 and len(set(prompts)) == len(prompts)

@@ -79,6 +79,12 @@ def test_every_prompt_gets_one_group_of_distinct_samples(engine: Engine):
         assert all(len(c.token_ids) == len(c.logprobs) for c in group.completions)
 
 
+def test_the_prompts_prefix_reaches_the_group(engine: Engine):
+    prompts = [dataclasses.replace(prompt, prefix="<think>\n") for prompt in make_prompts(2)]
+    groups = list(engine.generate(prompts, Sampling(num_generations=2, max_completion_length=2)))
+    assert [group.completion_prefix for group in groups] == ["<think>\n"] * 2
+
+
 def test_groups_are_yielded_as_they_finish(engine: Engine):
     stream = engine.generate(make_prompts(12), Sampling(num_generations=4, max_completion_length=30))
     assert isinstance(next(stream), Group)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedConfig, Smol
 from grpo.model.weights import checkpoint_weights
 from rollout.engines.base import check_context, end_token_ids, load_tokenizer
 from rollout.engines.hf import HFEngine
-from rollout.types import Group, Problem, Prompt, Sampling
+from rollout.types import Group, Sampling
 from tests.conftest import save_tiny, tiny_llama_config
 from tests.rollout.engines.agreement import assert_agrees, load, make_prompts, perturb
 from tests.rollout.engines.test_engines import start_vllm
@@ -125,12 +125,6 @@ def test_a_context_beyond_the_models_positions_is_refused(changes: dict, limit: 
         ValueError, match=rf"max_model_len={limit + 1}: the model's context is {limit} tokens .*at most {limit}"
     ):
         check_context(config, limit + 1)
-
-
-def test_the_prompts_prefix_reaches_the_group(tiny_llama: Path):
-    prompt = Prompt(problem=Problem(id="p", prompt="hi"), token_ids=[104, 105, 259, 10], prefix="<think>\n")
-    (group,) = start_hf(tiny_llama).generate([prompt], SAMPLING)
-    assert group.completion_prefix == "<think>\n"
 
 
 @pytest.mark.vllm

@@ -129,7 +129,7 @@ def test_limit_is_a_fixed_subset_in_dataset_order(tmp_path: Path) -> None:
 
 def test_generated_task_matches_trainings_held_out_problems() -> None:
     prompter = Prompter(byte_tokenizer(), template="{prompt}", max_prompt_length=64)
-    trained_on = held_out(load_source(task="countdown", split="eval"), prompter, 20)
+    trained_on, _ = held_out(load_source(task="countdown", split="eval"), prompter, 20)
     evaluated_on = load_task("countdown", limit=20).problems
     assert [p.prompt for p in evaluated_on] == [p.problem.prompt for p in trained_on]
     assert [p.columns for p in evaluated_on] == [p.problem.columns for p in trained_on]

@@ -1,0 +1,33 @@
+"""What is said about a run's problems before its first step."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import grpo
+from tests.grpo.stages.test_run_folder import base
+
+__all__ = ["base"]  # the fixture
+
+EVEN = """
+from rewards.runner.load import checked_by
+
+@checked_by(lambda columns: "odd" if columns["target"] % 2 else None)
+def even(completions, target, **kwargs):
+    return [float(len(text)) for text in completions]
+"""
+
+
+def test_skipped_and_ungradable_problems_of_an_endless_task_are_told(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held-out prompts have 21, 19, 21, 20, … tokens; the first training problem's target is even."""
+    (tmp_path / "even.py").write_text(EVEN)
+    rewards = [{"function": f"{tmp_path}/even.py:even"}]
+    evaluation = {"num_problems": 2}
+    grpo.train(base, data={"max_prompt_length": 20}, rewards=rewards, evaluation=evaluation, trainer={"max_steps": 1})
+    said = capsys.readouterr().err
+    assert "held-out problems: 2 rows were skipped (2 too long).\n" in said
+    found = re.search(r"reward 'even' cannot grade (\d+) of 1000 problems:\n  (\d+): odd \(", said)
+    assert found and found[1] == found[2] and 450 < int(found[1]) < 550
