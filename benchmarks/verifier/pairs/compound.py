@@ -1,4 +1,4 @@
-"""Answers with several parts: sets, tuples, unions, matrices."""
+"""Answers with several parts: sets, relations, tuples, unions, matrices, families, cases."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -222,8 +222,145 @@ def a_matrix(rng: Random) -> Case:
     return Case(write(entries, rng.randrange(2)), equal, unequal)
 
 
+def _ordered(rng: Random, count: int) -> list[int]:
+    return sorted(rng.sample(range(-20, 21), count))
+
+
+def a_punctured_interval(rng: Random) -> Case:
+    """An interval without a point, and a ray with a point."""
+    a, point, b = _ordered(rng, 3)
+    reference = f"({a},{point})\\cup({point},{b})"
+    equal = [
+        ("difference", f"({a},{b}) \\setminus \\{{{point}\\}}"),
+        ("minus", f"({a},{b}) - \\{{{point}\\}}"),
+        ("relations", f"{a} < x < {point} \\text{{ or }} {point} < x < {b}"),
+        ("the other order", f"({point},{b})\\cup({a},{point})"),
+    ]
+    unequal = [
+        ("the point too", f"({a},{b})"),
+        ("another point", f"({a},{b}) \\setminus \\{{{b + 1}\\}}"),
+        ("a closed end", f"({a},{b}] \\setminus \\{{{point}\\}}"),
+        ("a relation closed", f"{a} \\le x < {point} \\text{{ or }} {point} < x < {b}"),
+        ("one part", f"({a},{point})"),
+    ]
+    return Case(reference, equal, unequal)
+
+
+def a_ray_and_a_point(rng: Random) -> Case:
+    point, end = _ordered(rng, 2)
+    reference = f"\\{{{point}\\}}\\cup[{end},\\infty)"
+    equal = [
+        ("relations", f"x \\ge {end} \\text{{ or }} x = {point}"),
+        ("the other order", f"[{end},\\infty)\\cup\\{{{point}\\}}"),
+    ]
+    unequal = [
+        ("an open end", f"x > {end} \\text{{ or }} x = {point}"),
+        ("no point", f"x \\ge {end}"),
+        ("another point", f"x \\ge {end} \\text{{ or }} x = {point - 1}"),
+        ("the other side", f"x \\le {end} \\text{{ or }} x = {point}"),
+    ]
+    return Case(reference, equal, unequal)
+
+
+def an_intersection(rng: Random) -> Case:
+    a, b, c, d = _ordered(rng, 4)
+    reference = f"({b},{c}]"
+    equal = [("intersection", f"[{a},{c}]\\cap({b},{d})"), ("relation", f"{b} < x \\le {c}")]
+    unequal = [
+        ("union", f"[{a},{c}]\\cup({b},{d})"),
+        ("a closed end", f"[{a},{c}]\\cap[{b},{d})"),
+        ("an open end", f"{b} < x < {c}"),
+    ]
+    return Case(reference, equal, unequal)
+
+
+def a_magnitude(rng: Random) -> Case:
+    low, high = sorted(rng.sample(range(1, 30), 2))
+    reference = f"{low} \\le |w| \\le {high}"
+    equal = [
+        ("union", f"[-{high},-{low}]\\cup[{low},{high}]"),
+        ("reversed", f"{high} \\ge |w| \\ge {low}"),
+    ]
+    unequal = [
+        ("one side", f"[{low},{high}]"),
+        ("without bars", f"{low} \\le w \\le {high}"),
+        ("an open end", f"{low} \\le |w| < {high}"),
+        ("the whole", f"[-{high},{high}]"),
+    ]
+    return Case(reference, equal, unequal)
+
+
+def a_family(rng: Random) -> Case:
+    """Points on a line with whole coordinates; the index may be shifted, negated or named otherwise."""
+    x, y = rng.randint(-9, 9), rng.randint(-9, 9)
+    dx, dy = rng.randint(2, 9), rng.choice([-1, 1]) * rng.randint(2, 9)
+
+    def write(x: int, y: int, dx: int, dy: int, letter: str = "n") -> str:
+        return f"({x}{dx:+d}{letter}, {y}{dy:+d}{letter}), {letter} \\in \\mathbb{{Z}}"
+
+    shift = rng.choice([-2, -1, 1, 2])
+    equal = [
+        ("another letter", write(x, y, dx, dy, "k")),
+        ("shifted", write(x + shift * dx, y + shift * dy, dx, dy, "t")),
+        ("negated", write(x, y, -dx, -dy, "k")),
+    ]
+    unequal = [
+        ("every other", write(x, y, 2 * dx, 2 * dy, "k")),
+        ("the other direction", write(x, y, dx, -dy, "k")),
+        ("another start", write(x + 1, y, dx, dy, "k")),
+        ("one member", f"({x}, {y})"),
+    ]
+    return Case(write(x, y, dx, dy), equal, unequal)
+
+
+def some_residues(rng: Random) -> Case:
+    modulus = rng.randint(3, 9)
+    first, second = sorted(rng.sample(range(1, modulus), 2))
+    reference = f"n = {modulus}k+{first} \\text{{ or }} n = {modulus}k+{second}"
+    equal = [
+        ("congruence", f"n \\equiv {first}, {second} \\pmod{{{modulus}}}"),
+        ("another letter", f"n = {modulus}m+{second} \\text{{ or }} n = {modulus}m+{first}"),
+    ]
+    unequal = [
+        ("one class", f"n = {modulus}k+{first}"),
+        ("one congruence", f"n \\equiv {second} \\pmod{{{modulus}}}"),
+        ("another modulus", f"n \\equiv {first}, {second} \\pmod{{{modulus + 1}}}"),
+        ("another class", f"n \\equiv {first}, {second}, 0 \\pmod{{{modulus}}}"),
+    ]
+    return Case(reference, equal, unequal)
+
+
+def some_cases(rng: Random) -> Case:
+    """A function by cases; rows in another order, or the last one as "otherwise"."""
+    end, left, right = rng.randint(-9, 9), rng.randint(2, 9), rng.randint(10, 19)
+
+    def write(*rows: str) -> str:
+        return "\\begin{cases} " + " \\\\ ".join(rows) + " \\end{cases}"
+
+    above, below = f"{right}x & x \\ge {end}", f"{left}x & x < {end}"
+    equal = [
+        ("rows swapped", write(below, above)),
+        ("otherwise", write(above, f"{left}x & \\text{{otherwise}}")),
+        ("if", write(f"{right}x, & \\text{{if }} x \\ge {end}", f"{left}x, & \\text{{if }} x < {end}")),
+    ]
+    unequal = [
+        ("another value", write(f"{right + 1}x & x \\ge {end}", below)),
+        ("conditions swapped", write(f"{left}x & x \\ge {end}", f"{right}x & x < {end}")),
+        ("another end", write(f"{right}x & x \\ge {end + 1}", f"{left}x & x < {end + 1}")),
+        ("one case", f"{right}x"),
+    ]
+    return Case(write(above, below), equal, unequal)
+
+
 KINDS = {
     "set": a_set,
+    "punctured interval": a_punctured_interval,
+    "ray and point": a_ray_and_a_point,
+    "intersection": an_intersection,
+    "magnitude": a_magnitude,
+    "family": a_family,
+    "residues": some_residues,
+    "cases": some_cases,
     "plus or minus": a_plus_minus,
     "tuple": a_tuple,
     "points": some_points,
