@@ -242,7 +242,9 @@ class _Reader:
         if self._name() == "frac":
             ahead = _Reader(rest[1:])
             top, bottom = ahead._argument(), ahead._argument()
-            if isinstance(top, Num) and isinstance(bottom, Num) and 0 < top.value < bottom.value:
+            if isinstance(top, Num) and isinstance(bottom, Num) and 0 < top.value:
+                if top.value >= bottom.value:
+                    raise Unreadable("a mixed number with an improper fraction")  # 1 9/5 is neither 9/5 nor 14/5
                 self.tokens = ahead.tokens
                 return Num(whole.value + top.value / bottom.value)
         elif len(rest) >= 3 and [t.kind for t in rest[:3]] == ["num", "/", "num"] and rest[0].spaced:
