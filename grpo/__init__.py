@@ -35,7 +35,7 @@ def train(
         grpo.recipe.load.RecipeError: the recipe is invalid; raised before anything is loaded.
     """
     from grpo.recipe.load import load_recipe
-    from grpo.stages.pipeline import run
+    from grpo.stages.run import run
 
     return run(load_recipe(recipe, sections=sections), reward_functions)
 

@@ -27,9 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(arguments: Sequence[str]) -> None:
     """`grpo train`: run the recipe in a launched process; otherwise launch the processes."""
     from grpo.launch.processes import is_launched, launch, launch_on_cpu, missing_processes, quieten, use_all_cores
-    from grpo.launch.signals import Stopped, command_to_continue, end, end_with_launcher, listen
+    from grpo.launch.signals import WITHIN_PIPELINE, Stopped, command_to_continue, end, end_with_launcher, listen
 
     options, path, overrides = _split(arguments)
+    overrides = _stage_options(overrides)
     command = ["train", path, *overrides]
     if is_launched():
         end_with_launcher()
@@ -48,8 +49,9 @@ def train(arguments: Sequence[str]) -> None:
         if is_launched():
             is_grpo = recipe.stage == "grpo"  # other stages take the same command again
             nothing_done = "stopped before a step was done" if is_grpo else "stopped"
-            listen(command_to_continue(["grpo", *command], resumes=is_grpo), nothing_done)
-            from grpo.stages.pipeline import run
+            resumes = is_grpo and WITHIN_PIPELINE not in os.environ
+            listen(command_to_continue(["grpo", *command], resumes=resumes), nothing_done)
+            from grpo.stages.run import run
 
             run(recipe)
             return
@@ -76,10 +78,15 @@ def check(arguments: Sequence[str]) -> None:
     if not processes.isdigit() or processes == "0":
         _fail(f"--num_processes {processes}: must be a positive integer.")
     from grpo.estimate.check import check_recipe
-    from grpo.recipe.load import RecipeError
+    from grpo.recipe.load import RecipeError, load_recipe
 
     try:
         check_recipe(path, overrides, num_processes=int(processes))
+        recipe: Any = load_recipe(path, overrides)
+        if recipe.stage == "pipeline":
+            from grpo.stages.pipeline.graph import build_graph, describe
+
+            print("\n".join(describe(build_graph(recipe))))
     except RecipeError as error:
         _fail(str(error))
 
@@ -161,8 +168,8 @@ class Command:
 COMMANDS = {
     "train": Command(
         train,
-        "[accelerate options] recipe.yaml [section.key=value …]",
-        "run a recipe's stage with `accelerate launch`",
+        "[accelerate options] recipe.yaml [section.key=value …] [--stage NAME | --from NAME --until NAME]",
+        "run a recipe's stage with `accelerate launch`; the options choose among a pipeline's stages",
     ),
     "check": Command(
         check,
@@ -228,6 +235,24 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
         _fail_usage("no recipe given. Name a file that ends in .yaml.")
     first = recipes[0]
     return list(arguments[:first]), arguments[first], list(arguments[first + 1 :])
+
+
+def _stage_options(overrides: Sequence[str]) -> list[str]:
+    """--from, --until and --stage, which choose a pipeline's stages, as overrides."""
+    fields = {"--from": ("first",), "--until": ("last",), "--stage": ("first", "last")}
+    found: list[str] = []
+    rest = list(overrides)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if option not in fields:
+            found.append(word)
+            continue
+        if not equals and not rest:
+            _fail_usage(f"train: {option} needs the name of a stage.")
+        value = value if equals else rest.pop(0)
+        found += [f"{field}={value}" for field in fields[option]]
+    return found
 
 
 def _fail_usage(message: str) -> NoReturn:

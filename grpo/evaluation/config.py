@@ -7,7 +7,7 @@ import yaml
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from grpo.recipe.config import EngineSection, Fraction
-from grpo.recipe.section import Section
+from grpo.recipe.section import Section, StageRecipe
 from rollout.engines.build import check_name
 from rollout.support.names import nearest
 from rollout.types import Sampling
@@ -101,7 +101,7 @@ class EngineConfig(EngineSection):
     gpu_memory_utilization: Fraction = 0.9  # vLLM on GPU
 
 
-class EvalRecipe(Section):
+class EvalRecipe(StageRecipe):
     """A complete recipe for stage `eval`."""
 
     stage: Literal["eval"] = "eval"

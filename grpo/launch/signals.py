@@ -27,6 +27,7 @@ import psutil
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1: SLURM's notice before a time limit
 COMMAND = "GRPO_COMMAND"  # the command line as typed, from a launcher of ours to the processes it starts
 LAUNCHER = "GRPO_LAUNCHER"  # that launcher's process id
+WITHIN_PIPELINE = "GRPO_WITHIN_PIPELINE"  # set in the processes of a pipeline's stages
 RESUME = "trainer.resume_from_checkpoint"
 
 _PR_SET_PDEATHSIG = 1

@@ -5,7 +5,6 @@ wording of type errors in `grpo.recipe.explain`.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,7 +18,7 @@ from pydantic import (
 )
 
 from grpo.recipe.registry import LOSSES
-from grpo.recipe.section import Section
+from grpo.recipe.section import Section, StageRecipe
 from rollout.engines.build import check_trainable
 from rollout.support.names import nearest
 from rollout.types import Sampling
@@ -221,7 +220,7 @@ class ReportConfig(Section):
     num_logged_groups: PositiveInt = 4  # groups per step written to samples.jsonl
 
 
-class GRPORecipe(Section):
+class GRPORecipe(StageRecipe):
     """The recipe of stage `grpo`."""
 
     stage: Literal["grpo"] = "grpo"
@@ -276,10 +275,6 @@ class GRPORecipe(Section):
             stop=tuple(self.rollout.stop),
             seed=self.trainer.seed,
         )
-
-    @property
-    def output_dir(self) -> Path:
-        return Path(self.trainer.output_dir)
 
 
 def _conflicts(recipe: GRPORecipe) -> Iterator[str]:

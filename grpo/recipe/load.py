@@ -19,7 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from grpo.recipe.errors import RunError
 from grpo.recipe.explain import explain
 from grpo.recipe.registry import STAGES
-from grpo.recipe.section import Section
+from grpo.recipe.section import Section, StageRecipe
 from rollout.support.names import nearest
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -31,7 +31,7 @@ class RecipeError(RunError, ValueError):
 
 def load_recipe(
     path: str | Path | None, overrides: Sequence[str] = (), *, sections: Mapping[str, Any] | None = None
-) -> Section:
+) -> StageRecipe:
     """Read and check a recipe; returns an instance of its stage's recipe class.
 
     Args:

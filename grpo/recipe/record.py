@@ -15,7 +15,7 @@ import yaml
 
 from grpo.recipe.config import NOT_IMPORTABLE, GRPORecipe, RewardConfig
 from grpo.recipe.load import RecipeError
-from grpo.recipe.section import Section
+from grpo.recipe.section import StageRecipe
 from rewards.runner.load import BUILTINS
 
 RECIPE_HEADER = "# -*- coding: grpo-recipe -*-\n"  # lets `accelerate launch` run a recipe, see grpo/launch/codec.py
@@ -43,7 +43,7 @@ _Dumper.add_implicit_resolver(
 )
 
 
-def check_world(recipe: Section, num_processes: int) -> None:
+def check_world(recipe: StageRecipe, num_processes: int) -> None:
     """Raise RecipeError unless every process can take the same number of problems."""
     if not isinstance(recipe, GRPORecipe):
         return
@@ -83,7 +83,7 @@ def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def write_resolved(recipe: Section, run_dir: Path) -> None:
+def write_resolved(recipe: StageRecipe, run_dir: Path) -> None:
     """Write `recipe.yaml`, which can be launched again, and `environment.json` to the run's folder.
 
     environment.json: command line, package versions, the code's git revision (`-dirty` if files are modified, null

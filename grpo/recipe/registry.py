@@ -7,18 +7,20 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from grpo.recipe.section import Section
+from grpo.recipe.section import StageRecipe
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """Stage(recipe="grpo.recipe.config:GRPORecipe", run="grpo.stages.grpo:train")"""
 
-    recipe: str  # the recipe class; it has `stage` and `output_dir`
+    recipe: str  # the recipe class
     run: str  # recipe -> the folder it wrote
+    makes: Literal["a model", "a dataset", "a reward model", "metrics"] = "a model"  # what that folder holds
 
-    def recipe_class(self) -> type[Section]:
+    def recipe_class(self) -> type[StageRecipe]:
         return pkgutil.resolve_name(self.recipe)
 
     def function(self) -> Callable[..., Path]:
@@ -27,8 +29,20 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "grpo": Stage(recipe="grpo.recipe.config:GRPORecipe", run="grpo.stages.grpo:train"),
-    "pretrain": Stage(recipe="grpo.recipe.pretrain:PretrainRecipe", run="grpo.stages.pretrain:run_pretrain"),
-    "eval": Stage(recipe="grpo.evaluation.config:EvalRecipe", run="grpo.evaluation.run:run_stage"),
+    "pretrain": Stage(
+        recipe="grpo.recipe.stages.pretrain:PretrainRecipe", run="grpo.stages.supervised.pretrain:run_pretrain"
+    ),
+    "eval": Stage(recipe="grpo.evaluation.config:EvalRecipe", run="grpo.evaluation.run:run_stage", makes="metrics"),
+    "held_out": Stage(
+        recipe="grpo.recipe.stages.held_out:HeldOutRecipe",
+        run="grpo.stages.pipeline.held_out:run_held_out",
+        makes="metrics",
+    ),
+    "pipeline": Stage(
+        recipe="grpo.recipe.stages.pipeline:PipelineRecipe",
+        run="grpo.stages.pipeline.run:run_pipeline",
+        makes="metrics",
+    ),
 }
 
 # `algorithm.loss_type` -> its Objective.

@@ -22,16 +22,16 @@ from grpo.learner.savable import check_saving, normalise_generation_config
 from grpo.learner.scoring import Batching
 from grpo.model.checks import check_model
 from grpo.model.load import load_model
-from grpo.recipe.config import DataConfig, GRPORecipe
+from grpo.recipe.config import GRPORecipe
 from grpo.report.report import Report
 from grpo.report.rollout_metrics import Totals
 from grpo.stages.checks.engine import verify_engine
 from grpo.stages.checks.prompts import check_prompts, report_held_out
+from grpo.stages.problems import problem_source, prompter
 from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.check import MAX_ENDLESS
-from rollout.data.prompts import Prompter
-from rollout.data.sources import Source, load_source
+from rollout.data.sources import Source
 from rollout.data.stream import ProblemStream, held_out, usable
 from rollout.engines.base import Engine, Publisher, load_tokenizer
 from rollout.engines.build import build_engine
@@ -75,7 +75,9 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     problems = _problems(recipe, tokenizer, accelerator)
     check_prompts("data", problems.source, problems.prompter, accelerator)
     if (data := recipe.evaluation.data) and recipe.evaluation.num_problems and not recipe.evaluation.tasks:
-        check_prompts("evaluation.data", _source(data, split="eval", seed=0), _prompter(data, tokenizer), accelerator)
+        check_prompts(
+            "evaluation.data", problem_source(data, split="eval", seed=0), prompter(data, tokenizer), accelerator
+        )
     rewards = _rewards(recipe, reward_functions)
     held_out = _held_out(recipe, tokenizer, rewards, accelerator)
     _preflight(problems.source, held_out, rewards, accelerator)
@@ -164,8 +166,8 @@ def _problems(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerato
     """The training stream of this process."""
     data, seed = recipe.data, recipe.trainer.seed
     return ProblemStream(
-        _source(data, split="train", seed=seed),
-        _prompter(data, tokenizer),
+        problem_source(data, split="train", seed=seed),
+        prompter(data, tokenizer),
         seed=seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
@@ -182,7 +184,8 @@ def _held_out(
     if not config.num_problems:
         return []
     data = config.data or recipe.data
-    prompts, dropped = held_out(_source(data, split="eval", seed=0), _prompter(data, tokenizer), config.num_problems)
+    source = problem_source(data, split="eval", seed=0)
+    prompts, dropped = held_out(source, prompter(data, tokenizer), config.num_problems)
     report_held_out(len(prompts), config.num_problems, dropped, accelerator)
     function = next((reward.function for reward in recipe.rewards if reward.name == config.reward), None)
     return [reward_held_out(prompts, rewards, config.reward, function)]
@@ -227,29 +230,4 @@ def _engine(recipe: GRPORecipe, accelerator: Accelerator) -> Engine:
         vllm_options=rollout.vllm_options,
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
-    )
-
-
-def _source(data: DataConfig, *, split: str, seed: int) -> Source:
-    return load_source(
-        task=data.task,
-        task_options=data.task_options,
-        dataset_name=data.dataset_name,
-        dataset_config=data.dataset_config,
-        dataset_split=data.dataset_split,
-        columns=data.columns,
-        streaming=data.streaming,
-        shuffle_buffer_size=data.shuffle_buffer_size,
-        split=split,
-        seed=seed,
-    )
-
-
-def _prompter(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prompter:
-    return Prompter(
-        tokenizer,
-        template=data.template,
-        system_prompt=data.system_prompt,
-        max_prompt_length=data.max_prompt_length,
-        chat_template_kwargs=data.chat_template_kwargs,
     )

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from grpo.learner import checkpoint as checkpoints
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.load import RecipeError
-from grpo.recipe.section import Section
+from grpo.recipe.section import StageRecipe
 from grpo.report.lock import is_locked, lock, owner
 from grpo.report.records import METRICS_FILE, is_evaluation, read_rows
 from grpo.stages.changes import check_unchanged
@@ -35,7 +35,7 @@ class Claim:
 
 
 @contextmanager
-def claimed(recipe: Section) -> Iterator[Claim]:
+def claimed(recipe: StageRecipe) -> Iterator[Claim]:
     """Choose, lock and yield the run's folder. All processes enter and agree; the main process chooses.
 
     recipe: as it will be recorded.
@@ -65,15 +65,32 @@ def claimed(recipe: Section) -> Iterator[Claim]:
             os.close(held)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock in the main process.
+
+    Raises:
+        RecipeError: another process holds it.
+    """
+    held: int | None = None
+    if os.environ.get("RANK", "0") == "0" and (held := _lock(folder)) is None:
+        raise RecipeError(
+            f"{folder} is in use by process {owner(folder).get('pid')}. Wait for it, or choose another folder."
+        )
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+
 def run_id(folder: Path) -> str:
     """The id of the run that owns the folder; empty: nobody's."""
     return owner(folder).get("run", "")
 
 
-def _choose(recipe: Section) -> tuple[int, Claim]:
-    values: Any = recipe  # every recipe class has output_dir
-    wanted: Path = values.output_dir
-    resume = recipe.trainer.resume_from_checkpoint if isinstance(recipe, GRPORecipe) else False
+def _choose(recipe: StageRecipe) -> tuple[int, Claim]:
+    wanted, resume = recipe.output_dir, recipe.resume_from_checkpoint
     checkpoint = checkpoints.find_checkpoint(wanted, resume)
     mine = resume is True or (checkpoint is not None and checkpoints.read_mark(checkpoint).run == run_id(wanted))
     if not mine:
@@ -93,9 +110,10 @@ def _choose(recipe: Section) -> tuple[int, Claim]:
     try:
         if checkpoint is not None and isinstance(recipe, GRPORecipe):
             return held, _continue(recipe, checkpoint, folder)
-        if mine and is_used(folder) and isinstance(recipe, GRPORecipe):
-            check_unchanged(recipe, folder / "recipe.yaml", recipe.trainer.allow_changes)
-            print(f"{folder} has no complete checkpoint: the run starts over at step 0.", flush=True)
+        if mine and is_used(folder):
+            check_unchanged(recipe, folder / "recipe.yaml", recipe.allow_changes)
+            if isinstance(recipe, GRPORecipe):
+                print(f"{folder} has no complete checkpoint: the run starts over at step 0.", flush=True)
     except BaseException:
         os.close(held)
         raise

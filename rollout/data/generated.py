@@ -1,8 +1,8 @@
 """Generated tasks as a source of problems.
 
-To add a task, write a generator `(rng, split, **options) -> {"prompt": …, …}` (see `rollout.data.tasks`) and add one
-line to `TASKS`. To add a package of tasks, named "<family>:<name>", write one function that returns such generators and
-add one line to `FAMILIES`.
+A task is a generator `(rng, split, **options) -> {"prompt": …, …}` (see `rollout.data.tasks`): one of `TASKS`, or one's
+own as "path/to/file.py:function". To add a package of tasks, named "<family>:<name>", write one function that returns
+such generators and add one line to `FAMILIES`.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from typing import Any
 
 from rollout.data import tasks
 from rollout.data.columns import Columns, column_names, resolve_columns, to_problem
+from rollout.support.loading import load_object
 from rollout.support.names import nearest
 from rollout.types import Problem
 
@@ -80,10 +81,14 @@ def _generator(task: str, options: dict[str, Any]) -> Generator:
     if task in TASKS:
         _check_options(task, TASKS[task], options, given=("rng", "split"))
         return partial(TASKS[task], **options)
+    if ".py:" in task:
+        function = load_object(task, kind="data.task")
+        _check_options(task, function, options, given=("rng", "split"))
+        return partial(function, **options)
     family, colon, name = task.partition(":")
     if colon and family in FAMILIES:
         return FAMILIES[family](name, options)
-    known = ", ".join([*TASKS, *(f"{family}:<name>" for family in FAMILIES)])
+    known = ", ".join([*TASKS, *(f"{family}:<name>" for family in FAMILIES), "path/to/file.py:function"])
     raise ValueError(f"task {task!r} is unknown.{nearest(task, TASKS)} Tasks: {known}.")
 
 
@@ -94,5 +99,5 @@ def _check_options(task: str, function: Callable[..., Any], options: dict[str, A
         if option not in known:
             raise ValueError(
                 f"task_options={options}: task {task!r} has no option {option!r}.{nearest(option, known)} "
-                f"Options: {', '.join(known)}."
+                f"Options: {', '.join(known) or 'none'}."
             )

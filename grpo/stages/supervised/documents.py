@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from grpo.recipe.pretrain import PretrainData
+from grpo.recipe.stages.pretrain import PretrainData
 from rollout.support.loading import load_object
 
 TokenRow = tuple[list[int], int]  # token ids, and how many leading ones are not predicted

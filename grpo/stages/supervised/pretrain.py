@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from grpo.learner.optim import adamw
 from grpo.learner.savable import check_saving
 from grpo.model.moe import Routes, load_metrics, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
-from grpo.recipe.pretrain import PretrainModel, PretrainRecipe, PretrainTrainer
-from grpo.stages.documents import batches, rows
+from grpo.recipe.stages.pretrain import PretrainModel, PretrainRecipe, PretrainTrainer
+from grpo.stages.supervised.documents import batches, rows
 from rollout.engines.base import load_tokenizer
 from rollout.support.loading import load_object
 

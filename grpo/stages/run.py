@@ -4,6 +4,7 @@ A stage turns a checked recipe into a Hugging Face folder, which the next stage 
 module with a recipe class and a function, and add a line to grpo/recipe/registry.py.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from grpo.recipe.config import GRPORecipe
 from grpo.recipe.load import RecipeError
 from grpo.recipe.record import check_world, with_functions, write_resolved
 from grpo.recipe.registry import STAGES
-from grpo.recipe.section import Section
+from grpo.recipe.section import StageRecipe
 from grpo.stages.run_folder import claimed
 
+DONE_FILE = "done.json"  # written when a stage has finished: {"result": the folder with what it made}
 
-def run(recipe: GRPORecipe | Section, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
+
+def run(recipe: StageRecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
     """Run a recipe's stage in this process; returns the folder it wrote. The resolved recipe goes to `output_dir`.
 
     The run writes to `<output_dir>-2`, `-3`, … if its `output_dir` belongs to another run.
@@ -28,26 +31,31 @@ def run(recipe: GRPORecipe | Section, reward_functions: Sequence[Callable[..., A
         grpo.recipe.load.RecipeError: the problems cannot be shared among this many processes, or the recipe cannot
             resume the run in its folder.
     """
-    values: Any = recipe  # every recipe class has `stage` and `output_dir`
     functions = list(reward_functions or ())
     if functions and not isinstance(recipe, GRPORecipe):
-        raise ValueError(f"stage {values.stage!r} has no rewards, and reward_functions were given. Leave them out.")
+        raise ValueError(f"stage {recipe.stage!r} has no rewards, and reward_functions were given. Leave them out.")
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    stage = STAGES[values.stage].function()
-    if values.stage == "eval":  # resumes by its own rules, grpo/evaluation/resume.py
+    stage = STAGES[recipe.stage].function()
+    if recipe.stage in ("eval", "pipeline"):  # they resume by rules of their own
         return stage(recipe)
     with _only_run(), claimed(_recorded(recipe, functions)) as claim:
         if claim.finished:
-            return claim.finished
-        trainer = values.trainer.model_copy(update={"output_dir": str(claim.folder)})
-        recipe = recipe.model_copy(update={"trainer": trainer})
+            return _done(claim.folder, claim.finished)
+        recipe = recipe.in_folder(claim.folder)
         if os.environ.get("RANK", "0") == "0":
             write_resolved(_recorded(recipe, functions), claim.folder)
-        return stage(recipe, functions) if isinstance(recipe, GRPORecipe) else stage(recipe)
+        result = stage(recipe, functions) if isinstance(recipe, GRPORecipe) else stage(recipe)
+        return _done(claim.folder, result)
 
 
-def _recorded(recipe: GRPORecipe | Section, functions: Sequence[Callable[..., Any]]) -> Section:
+def _recorded(recipe: StageRecipe, functions: Sequence[Callable[..., Any]]) -> StageRecipe:
     return with_functions(recipe, functions) if isinstance(recipe, GRPORecipe) else recipe
+
+
+def _done(folder: Path, result: Path) -> Path:
+    if os.environ.get("RANK", "0") == "0":
+        (folder / DONE_FILE).write_text(json.dumps({"result": str(result)}) + "\n", encoding="utf-8")
+    return result
 
 
 _running = False

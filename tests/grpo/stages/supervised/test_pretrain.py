@@ -14,14 +14,14 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo.recipe.pretrain import PretrainData, PretrainModel, PretrainRecipe, PretrainTrainer
-from grpo.stages.documents import batches, rows
-from grpo.stages.pretrain import lr_factor, run_pretrain
+from grpo.recipe.stages.pretrain import PretrainData, PretrainModel, PretrainRecipe, PretrainTrainer
+from grpo.stages.supervised.documents import batches, rows
+from grpo.stages.supervised.pretrain import lr_factor, run_pretrain
 from rewards.style.format import format
 from rollout.data.tasks import countdown_key, split_of
 from rollout.support.loading import load_object
 
-RECIPES = Path(__file__).parents[3] / "recipes"
+RECIPES = Path(__file__).parents[4] / "recipes"
 TINY = {
     "model_type": "deepseek_v3",
     "hidden_size": 32,
@@ -141,7 +141,8 @@ def test_two_processes_train_together(tmp_path):
     settings = recipe(tmp_path / "out", max_steps=4, logging_steps=1).model_dump_json()
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(RECIPES.parent)!r})\n"
-        "from grpo.recipe.pretrain import PretrainRecipe; from grpo.stages.pretrain import run_pretrain\n"
+        "from grpo.recipe.stages.pretrain import PretrainRecipe\n"
+        "from grpo.stages.supervised.pretrain import run_pretrain\n"
         f"run_pretrain(PretrainRecipe.model_validate_json({settings!r}))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]

@@ -1,12 +1,11 @@
 """The sections of a pretraining recipe."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from grpo.recipe.config import AdamWConfig, Fraction
-from grpo.recipe.section import Section
+from grpo.recipe.section import Section, StageRecipe
 
 
 class PretrainModel(Section):
@@ -58,7 +57,7 @@ class PretrainTrainer(AdamWConfig):
     save_steps: NonNegativeInt = 0  # also write output_dir/checkpoint-<step> every so many steps; 0: the end alone
 
 
-class PretrainRecipe(Section):
+class PretrainRecipe(StageRecipe):
     """A whole recipe of stage `pretrain`. `base_dir` is what relative `file.py:function` sources are found from."""
 
     stage: Literal["pretrain"]
@@ -66,7 +65,3 @@ class PretrainRecipe(Section):
     data: PretrainData
     trainer: PretrainTrainer = PretrainTrainer()
     base_dir: str = "."
-
-    @property
-    def output_dir(self) -> Path:
-        return Path(self.trainer.output_dir)

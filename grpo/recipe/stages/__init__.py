@@ -1,0 +1,1 @@
+"""The recipe classes of all stages but `grpo`, which is in grpo/recipe/config.py, and `eval`."""

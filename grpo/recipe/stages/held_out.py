@@ -1,0 +1,52 @@
+"""The recipe of stage `held_out`: a model on held-out problems, scored by reward functions."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from grpo.recipe.config import DataConfig, EngineSection, Fraction, ModelConfig, RewardConfig
+from grpo.recipe.section import Section, StageRecipe
+from rollout.engines.build import check_name
+
+
+class HeldOutRollout(EngineSection):
+    """How completions are sampled."""
+
+    engine: Annotated[str, AfterValidator(check_name)] = "vllm"  # or hf
+    num_samples: PositiveInt = 4  # completions per problem (k)
+    max_completion_length: PositiveInt = 512
+    temperature: NonNegativeFloat = 1.0
+    top_p: Fraction = 1.0
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+
+
+class HeldOutSet(Section):
+    """Problems, and the rewards that score them."""
+
+    data: DataConfig
+    rewards: Annotated[list[RewardConfig], Field(min_length=1)]
+    reward: str | None = None  # the one that decides what is correct (> 0.5); None: the first
+    num_problems: PositiveInt = 256
+
+
+class HeldOutRecipe(StageRecipe):
+    """The recipe of stage `held_out`."""
+
+    stage: Literal["held_out"]
+    model: ModelConfig
+    rollout: HeldOutRollout = HeldOutRollout()
+    sets: Annotated[dict[str, HeldOutSet], Field(min_length=1)]
+    output: str = "runs/held_out"
+    seed: NonNegativeInt = 42
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.output)
+
+    @property
+    def resume_from_checkpoint(self) -> bool | str:
+        return False
+
+    def in_folder(self, folder: Path) -> Self:
+        return self.model_copy(update={"output": str(folder)})

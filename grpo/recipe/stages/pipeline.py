@@ -1,0 +1,45 @@
+"""The recipe of stage `pipeline`: a graph of stages, such as R1's."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt
+
+from grpo.recipe.section import Section, StageRecipe
+from grpo.recipe.stages.held_out import HeldOutRollout, HeldOutSet
+
+
+class PipelineEvaluation(Section):
+    """How every stage's model is evaluated, and the base before them."""
+
+    rollout: HeldOutRollout = HeldOutRollout()
+    sets: dict[str, HeldOutSet] = {}  # none: no evaluation
+
+
+class PipelineRecipe(StageRecipe):
+    """The recipe of stage `pipeline`.
+
+    Each entry of `stages` is the recipe of one stage (`stage: grpo` by default). Besides that recipe's own keys it may
+    have `from`, the stage whose model it starts from or "base", and `extends`, a recipe file to start from. Anywhere in
+    it, "stage:NAME" is the folder that stage NAME wrote. Folder, seed and resuming are the pipeline's affair.
+    """
+
+    stage: Literal["pipeline"]
+    base: str  # Hugging Face folder or Hub name: what `from: base` means
+    output: str = "runs/pipeline"  # each stage writes to a folder of its own in it
+    seed: NonNegativeInt = 42  # of every stage that sets none
+    stages: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    evaluation: PipelineEvaluation = PipelineEvaluation()
+    first: str | None = None  # start here; what comes before must have finished. --from
+    last: str | None = None  # stop after this stage. --until
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.output)
+
+    @property
+    def resume_from_checkpoint(self) -> bool | str:
+        return True
+
+    def in_folder(self, folder: Path) -> Self:
+        return self.model_copy(update={"output": str(folder)})

@@ -1,0 +1,200 @@
+"""A pipeline's stages as a graph: every recipe checked, every reference resolved, in the order they run."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo.recipe.load import RecipeError, load_recipe
+from grpo.recipe.registry import STAGES
+from grpo.recipe.section import StageRecipe
+from grpo.recipe.stages.pipeline import PipelineRecipe
+from rollout.support.names import nearest
+
+BASE = "base"
+PREFIX = "stage:"  # "stage:NAME" in a recipe is the folder that stage NAME wrote
+EVALUATION = " (evaluation)"  # "NAME (evaluation)" is the node that evaluates stage NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One stage of the graph.
+
+    Node("cold_start", "sft", {"model": {"model_name_or_path": "base"}, …}, inputs=("cold_start_data",), folder=Path(…))
+    """
+
+    name: str
+    stage: str  # a key of STAGES
+    values: dict[str, Any]  # its recipe as a mapping; references are not resolved
+    extends: str | None  # a recipe file that `values` are merged over
+    inputs: tuple[str, ...]  # nodes whose folders it reads
+    folder: Path
+
+    @property
+    def makes_model(self) -> bool:
+        return STAGES[self.stage].makes == "a model"
+
+    def recipe(self, results: Mapping[str, str], *, resume: bool = False) -> StageRecipe:
+        """Its recipe, with the folders that its inputs wrote.
+
+        Raises:
+            RecipeError: lists every error.
+        """
+        values = _resolved(self.values, results)
+        if resume:
+            _set(values, self.stage, "resume_from_checkpoint", True)
+        try:
+            return load_recipe(self.extends, sections=values).in_folder(self.folder)
+        except RecipeError as error:
+            _, _, lines = str(error).partition("\n")
+            raise RecipeError(f"stages.{self.name}:\n{lines or error}") from None
+
+
+def build_graph(pipeline: PipelineRecipe) -> list[Node]:
+    """The stages in an order in which every input comes first; ties in the order of the recipe.
+
+    Each stage that makes a model is followed by a node that evaluates it, as soon as what its rewards need is there.
+
+    Raises:
+        RecipeError: a recipe is invalid, a reference is unknown or of the wrong kind, or the stages form a cycle.
+    """
+    nodes = {name: _node(pipeline, name, dict(values)) for name, values in pipeline.stages.items()}
+    for node in nodes.values():
+        for name in node.inputs:
+            if name not in nodes:
+                raise RecipeError(
+                    f"stages.{node.name}: reads from {name!r}, which is not a stage of this pipeline."
+                    f"{nearest(name, nodes)} Stages: {', '.join(nodes)}."
+                )
+        source = pipeline.stages[node.name].get("from", BASE)
+        if source in nodes and not nodes[source].makes_model:
+            raise RecipeError(
+                f"stages.{node.name}.from={source!r}: starts from a model, and stage {source!r} makes "
+                f"{STAGES[nodes[source].stage].makes}. Name a stage that trains one, or base."
+            )
+    for limit, name in (("first", pipeline.first), ("last", pipeline.last)):
+        if name is not None and name not in nodes:
+            raise RecipeError(f"{limit}={name!r}: not a stage of this pipeline.{nearest(name, nodes)}")
+    ordered = _ordered(nodes)
+    placeholders = {BASE: pipeline.base, **{name: str(node.folder) for name, node in nodes.items()}}
+    evaluations = [_evaluation(pipeline, None), *(_evaluation(pipeline, node) for node in ordered if node.makes_model)]
+    everything = [*ordered, *(node for node in evaluations if node is not None and pipeline.evaluation.sets)]
+    for node in everything:
+        node.recipe(placeholders)
+    return _interleaved(everything)
+
+
+def describe(nodes: list[Node]) -> list[str]:
+    """A line per stage, in the order they run."""
+    width = max(len(node.name) for node in nodes)
+    return [
+        f"{node.name:{width}}  {node.stage:8}  reads {', '.join(node.inputs) or BASE}, writes {node.folder}"
+        for node in nodes
+    ]
+
+
+def selected(nodes: list[Node], first: str | None, last: str | None) -> set[str]:
+    """The nodes from `first` to `last` in their order, evaluations included."""
+    names = [node.name for node in nodes]
+    start = 0 if first is None else names.index(first)
+    stages = [name for name in names if not name.endswith(EVALUATION)]
+    if last is None or last == stages[-1]:
+        return set(names[start:])
+    following = stages[stages.index(last) + 1]
+    return set(names[start : names.index(following)])
+
+
+def _node(pipeline: PipelineRecipe, name: str, values: dict[str, Any]) -> Node:
+    extends, source = values.pop("extends", None), values.pop("from", None)
+    if source is not None:
+        reference = source if source == BASE else PREFIX + str(source)
+        model = {"model_name_or_path": reference, **(values.get("model") or {})}
+        values["model"] = model
+    stage = values.get("stage") or (str(load_recipe(extends).stage) if extends else "grpo")
+    if stage not in STAGES or stage == "pipeline":
+        known = ", ".join(other for other in STAGES if other != "pipeline")
+        raise RecipeError(f"stages.{name}.stage={stage!r}: must be one of {known}.{nearest(str(stage), STAGES)}")
+    values["stage"] = stage
+    _set(values, stage, "seed", pipeline.seed, keep=True)
+    inputs = tuple(dict.fromkeys(_references(values)))
+    return Node(name, stage, values, extends, inputs, pipeline.output_dir / name)
+
+
+def _evaluation(pipeline: PipelineRecipe, node: Node | None) -> Node | None:
+    """The node that evaluates a stage's model; None: the base's."""
+    name = BASE if node is None else node.name
+    model: dict[str, Any] = {} if node is None else dict(node.values.get("model") or {})
+    model = {key: model[key] for key in ("dtype", "trust_remote_code") if key in model}
+    model["model_name_or_path"] = BASE if node is None else PREFIX + node.name
+    settings = pipeline.evaluation.model_dump(mode="json")
+    values = {"stage": "held_out", "model": model, "seed": pipeline.seed, **settings}
+    inputs = tuple(dict.fromkeys(_references(values)))
+    folder = pipeline.output_dir / "evaluation" / name
+    return Node(name + EVALUATION, "held_out", values, None, inputs, folder)
+
+
+def _references(values: Any) -> Iterator[str]:
+    """The stages named as "stage:NAME" anywhere in a value."""
+    if isinstance(values, Mapping):
+        for value in values.values():
+            yield from _references(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _references(value)
+    elif isinstance(values, str) and values.startswith(PREFIX):
+        yield values.removeprefix(PREFIX)
+
+
+def _resolved(values: Any, results: Mapping[str, str]) -> Any:
+    if isinstance(values, Mapping):
+        return {
+            key: results[BASE] if key == "model_name_or_path" and value == BASE else _resolved(value, results)
+            for key, value in values.items()
+        }
+    if isinstance(values, list):
+        return [_resolved(value, results) for value in values]
+    if isinstance(values, str) and values.startswith(PREFIX):
+        return results[values.removeprefix(PREFIX)]
+    return values
+
+
+def _set(values: dict[str, Any], stage: str, field: str, value: Any, *, keep: bool = False) -> None:
+    """Set a field of the stage's `trainer`, or of its recipe if it is there; nothing if the stage has no such field."""
+    fields: Any = STAGES[stage].recipe_class().model_fields
+    place = values
+    if "trainer" in fields and field in fields["trainer"].annotation.model_fields:
+        place = values["trainer"] = dict(values.get("trainer") or {})
+    elif field not in fields:
+        return
+    if not (keep and field in place):
+        place[field] = value
+
+
+def _ordered(nodes: Mapping[str, Node]) -> list[Node]:
+    done: list[Node] = []
+    waiting = list(nodes.values())
+    while waiting:
+        names = {node.name for node in done}
+        ready = next((node for node in waiting if names.issuperset(node.inputs)), None)
+        if ready is None:
+            raise RecipeError(
+                "stages: " + "; ".join(f"{node.name} reads from {', '.join(node.inputs)}" for node in waiting) + ": "
+                "a cycle, so none of them can start. Remove one of these references."
+            )
+        waiting.remove(ready)
+        done.append(ready)
+    return done
+
+
+def _interleaved(nodes: list[Node]) -> list[Node]:
+    """The stages, each followed by the evaluations that can run once it has finished."""
+    stages = [node for node in nodes if not node.name.endswith(EVALUATION)]
+    left = [node for node in nodes if node.name.endswith(EVALUATION)]
+    order: list[Node] = []
+    for stage in [None, *stages]:
+        order += [stage] if stage else []
+        names = {node.name for node in order}
+        ready = [node for node in left if names.issuperset(node.inputs)]
+        order += ready
+        left = [node for node in left if node not in ready]
+    return order

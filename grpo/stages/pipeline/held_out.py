@@ -1,0 +1,89 @@
+"""Stage `held_out`: one model on held-out problems, scored by reward functions.
+
+Writes results.json, {"reasoning": {"pass@1": 0.84, …}, …} with the metrics of grpo/evaluation/results/summary.py for
+each set, and samples.jsonl.
+"""
+
+import json
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from grpo.evaluation.training import HeldOut, reward_held_out
+from grpo.recipe.stages.held_out import HeldOutRecipe, HeldOutSet
+from grpo.stages.problems import problem_source, prompter
+from rewards.runner.score import Rewards, RewardSpec
+from rollout.data.stream import held_out
+from rollout.engines.base import load_tokenizer
+from rollout.engines.build import build_engine
+from rollout.types import Sampling
+
+RESULTS_FILE = "results.json"
+SAMPLES_FILE = "samples.jsonl"
+
+
+def run_held_out(recipe: HeldOutRecipe) -> Path:
+    """Evaluate, and write the results; returns their folder."""
+    accelerator, model, rollout = Accelerator(), recipe.model, recipe.rollout
+    tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
+    parts = {name: _held_out(part, tokenizer) for name, part in recipe.sets.items()}
+    longest = max(part.data.max_prompt_length for part in recipe.sets.values())
+    engine = build_engine(
+        rollout.engine,
+        model.model_name_or_path,
+        dtype=model.dtype,
+        device=accelerator.device,
+        max_model_len=rollout.max_model_len or longest + rollout.max_completion_length,
+        max_num_seqs=rollout.max_num_seqs,
+        kv_cache_gib=rollout.kv_cache_gib,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        vllm_options=rollout.vllm_options,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+    sampling = Sampling(
+        num_generations=rollout.num_samples,
+        max_completion_length=rollout.max_completion_length,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        stop=tuple(rollout.stop),
+        seed=recipe.seed,
+        logprobs=False,
+    )
+    results, rows = {}, []
+    try:
+        for name, (part, _) in parts.items():
+            evaluation = part.evaluate(
+                engine,
+                sampling,
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+            )
+            results[name] = {key.removeprefix("eval/"): value for key, value in evaluation.metrics.items()}
+            rows += [{**row, "task": name} for row in evaluation.rows]
+    finally:
+        engine.close()
+        for _, rewards in parts.values():
+            rewards.close()
+    output = recipe.output_dir
+    if accelerator.is_main_process:
+        (output / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (output / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
+        for name, metrics in results.items():
+            print(f"{name}: " + "  ".join(f"{key} {metrics[key]:.3f}" for key in _shown(metrics)), flush=True)
+    return output
+
+
+def _held_out(part: HeldOutSet, tokenizer: PreTrainedTokenizerBase) -> tuple[HeldOut, Rewards]:
+    """A set's problems with their grader, and the rewards to close."""
+    source = problem_source(part.data, split="eval", seed=0)
+    prompts, _ = held_out(source, prompter(part.data, tokenizer), part.num_problems)
+    rewards = Rewards([RewardSpec(**dict(reward)) for reward in part.rewards], num_workers=2)
+    function = next((reward.function for reward in part.rewards if reward.name == part.reward), None)
+    return reward_held_out(prompts, rewards, part.reward, function), rewards
+
+
+def _shown(metrics: dict[str, float]) -> list[str]:
+    return [key for key in metrics if key in ("pass@1", "mean_length") or key.startswith("rewards/")]

@@ -1,0 +1,119 @@
+"""Running a pipeline: each stage in a process of its own, so that the memory of engines and trainers is given back.
+
+With several processes, every one of them runs this loop and starts its own process of each stage; they meet inside the
+stages. The main process keeps the ledger.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from grpo.launch import signals
+from grpo.recipe.load import RecipeError
+from grpo.recipe.record import write_resolved
+from grpo.recipe.stages.pipeline import PipelineRecipe
+from grpo.stages.pipeline.graph import BASE, Node, build_graph, selected
+from grpo.stages.pipeline.ledger import Entry, Ledger, expected, set_aside
+from grpo.stages.pipeline.page import write_page
+from grpo.stages.run import DONE_FILE
+from grpo.stages.run_folder import locked
+
+
+def run_pipeline(recipe: PipelineRecipe) -> Path:
+    """Run what has not finished, in order; returns the pipeline's folder.
+
+    Raises:
+        RecipeError: the graph is invalid, or a stage outside first..last has not finished.
+        SystemExit: a stage failed or a signal stopped it; it has printed why.
+    """
+    nodes = build_graph(recipe)
+    with locked(recipe.output_dir):
+        return _run(recipe, nodes, selected(nodes, recipe.first, recipe.last))
+
+
+def _run(recipe: PipelineRecipe, nodes: list[Node], wanted: set[str]) -> Path:
+    ledger, is_main = Ledger(recipe.output_dir), os.environ.get("RANK", "0") == "0"
+    # Read before the first stage starts: from then on, only the main process would see what it writes.
+    found = {node.name: ledger.read(node) for node in nodes}
+    results, identities = {BASE: recipe.base}, dict[str, str]()
+    signals.defer()
+    for index, node in enumerate(nodes):
+        missing = [name for name in node.inputs if name not in results]
+        if missing and node.name in wanted:
+            raise RecipeError(
+                f"stages.{node.name}: reads from {', '.join(missing)}, which has not finished. Run that first, or "
+                f"leave out --stage and --from."
+            )
+        if missing:
+            continue
+        entry, before = expected(node, recipe.base, identities), found[node.name]
+        finished = before is not None and before.identity == entry.identity and _exists(before.result)
+        if not finished and node.name in wanted:
+            result = _run_stage(recipe, node, results, entry, before, ledger if is_main else None, index)
+        elif finished:
+            assert before is not None and before.result is not None
+            result = before.result
+            if is_main and node.name in wanted:
+                print(f"== {node.name}: finished, {result}", flush=True)
+        else:
+            continue
+        results[node.name], identities[node.name] = result, entry.identity
+        if is_main:
+            write_page(recipe.output_dir, nodes, results)
+    return recipe.output_dir
+
+
+def _run_stage(
+    recipe: PipelineRecipe,
+    node: Node,
+    results: dict[str, str],
+    entry: Entry,
+    before: Entry | None,
+    ledger: Ledger | None,
+    index: int,
+) -> str:
+    """Run one stage to its end; returns the folder it wrote. ledger: None in all but the main process."""
+    resume = before is not None and before.identity == entry.identity and before.result is None
+    if ledger is not None:
+        print(f"== {node.name}: stage {node.stage}{', continued' if resume else ''}", flush=True)
+        if before is not None and not resume:
+            print(f"   runs again: {'; '.join(entry.changes(before)) or 'its folder is gone'}", flush=True)
+        if not resume and (aside := set_aside(node.folder)):
+            print(f"   the earlier folder is now {aside}", flush=True)
+        ledger.write(node, entry)
+    stage = node.recipe(results, resume=resume)
+    file = recipe.output_dir / "recipes" / f"{node.name}.yaml"
+    if ledger is not None:
+        write_resolved(stage, file.parent)
+        (file.parent / "recipe.yaml").rename(file)
+    code = _child([sys.executable, "-m", "grpo", "train", str(file)], index)
+    if code:
+        sys.exit(code)
+    result = json.loads((node.folder / DONE_FILE).read_text(encoding="utf-8"))["result"]
+    if ledger is not None:
+        ledger.write(node, Entry(entry.values, entry.inputs, result))
+    return result
+
+
+def _child(command: list[str], index: int) -> int:
+    """Run a command, forwarding signals to it; returns its exit code as a shell shows it."""
+    environment = {**os.environ, signals.LAUNCHER: str(os.getpid()), signals.WITHIN_PIPELINE: "1"}
+    environment.setdefault("ACCELERATE_MIXED_PRECISION", "no")  # so that it does not launch processes itself
+    if "MASTER_PORT" in environment:  # a rendezvous of its own: an earlier stage has used the launcher's
+        environment["MASTER_PORT"] = str(int(environment["MASTER_PORT"]) + 1 + index)
+        environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    child = subprocess.Popen(command, env=environment)
+    forwarded = 0
+    while child.poll() is None:
+        if (number := signals.received()) and not forwarded:
+            child.send_signal(number)
+            forwarded = number
+        time.sleep(0.1)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _exists(result: str | None) -> bool:
+    return result is not None and Path(result).exists()

@@ -1,0 +1,114 @@
+"""A pipeline's graph and ledger: what is refused, in which order stages run, and what runs again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.recipe.load import RecipeError, load_recipe
+from grpo.recipe.stages.pipeline import PipelineRecipe
+from grpo.stages.pipeline.graph import build_graph, selected
+from grpo.stages.pipeline.ledger import Ledger, expected, set_aside
+
+RL: dict[str, Any] = {
+    "stage": "grpo",
+    "from": "base",
+    "data": {"task": "countdown"},
+    "rewards": [{"function": "countdown"}],
+}
+SET: dict[str, Any] = {"data": {"task": "countdown"}, "rewards": [{"function": "countdown"}]}
+
+
+def pipeline(stages: dict[str, Any], **values: Any) -> PipelineRecipe:
+    recipe = load_recipe(None, sections={"stage": "pipeline", "base": "v3", "output": "r1", "stages": stages, **values})
+    assert isinstance(recipe, PipelineRecipe)
+    return recipe
+
+
+def names(recipe: PipelineRecipe) -> list[str]:
+    return [node.name for node in build_graph(recipe)]
+
+
+def test_inputs_come_first_and_ties_keep_the_recipes_order() -> None:
+    stages = {"late": {**RL, "from": "early"}, "other": RL, "early": RL}
+    assert names(pipeline(stages)) == ["other", "early", "late"]
+
+
+def test_a_stage_starts_from_its_inputs_folder_and_gets_folder_and_seed() -> None:
+    stages = {"one": RL, "two": {**RL, "from": "one", "trainer": {"seed": 7}}}
+    one, two = build_graph(pipeline(stages, seed=43))
+    results = {"base": "v3", "one": "r1/one/checkpoint-9"}
+    recipes: list[Any] = [one.recipe(results), two.recipe(results, resume=True)]
+    assert [recipe.model.model_name_or_path for recipe in recipes] == ["v3", "r1/one/checkpoint-9"]
+    assert [recipe.trainer.output_dir for recipe in recipes] == ["r1/one", "r1/two"]
+    assert [recipe.trainer.seed for recipe in recipes] == [43, 7]
+    assert [recipe.trainer.resume_from_checkpoint for recipe in recipes] == [False, True]
+
+
+def test_an_evaluation_follows_its_model_once_its_rewards_inputs_are_there() -> None:
+    judged = {**SET, "rewards": [{"function": "reward_model", "options": {"model_name_or_path": "stage:two"}}]}
+    stages = {"one": RL, "two": {**RL, "from": "one"}}
+    plain = pipeline(stages, evaluation={"sets": {"maths": SET}})
+    assert names(plain) == ["base (evaluation)", "one", "one (evaluation)", "two", "two (evaluation)"]
+    late = pipeline(stages, evaluation={"sets": {"maths": judged}})
+    assert names(late) == ["one", "two", "base (evaluation)", "one (evaluation)", "two (evaluation)"]
+
+
+def test_from_and_until_choose_a_part_with_its_evaluations() -> None:
+    stages = {"one": RL, "two": {**RL, "from": "one"}, "three": {**RL, "from": "two"}}
+    nodes = build_graph(pipeline(stages, evaluation={"sets": {"maths": SET}}))
+    assert selected(nodes, "two", "two") == {"two", "two (evaluation)"}
+    assert selected(nodes, None, "one") == {"base (evaluation)", "one", "one (evaluation)"}
+    assert selected(nodes, "three", None) == {"three", "three (evaluation)"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            {"rl": {**RL, "from": "cold_strat"}, "cold_start": RL},
+            r"stages.rl: reads from 'cold_strat', which is not a stage of this pipeline. Did you mean 'cold_start'\?",
+        ),
+        (
+            {"a": {**RL, "from": "b"}, "b": {**RL, "from": "a"}},
+            r"stages: a reads from b; b reads from a: a cycle, so none of them can start.",
+        ),
+        (
+            {"checked": {"stage": "held_out", "from": "base", "sets": {"x": SET}}, "rl": {**RL, "from": "checked"}},
+            r"stages.rl.from='checked': starts from a model, and stage 'checked' makes metrics.",
+        ),
+        ({"rl": {**RL, "stage": "grop"}}, r"stages.rl.stage='grop': must be one of .* Did you mean 'grpo'\?"),
+        ({"rl": {**RL, "trainer": {"max_step": 3}}}, r"stages.rl:\n  - trainer.max_step: unknown key"),
+    ],
+)
+def test_a_wrong_graph_is_refused_before_anything_runs(stages: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build_graph(pipeline(stages))
+
+
+def test_a_change_reaches_everything_made_from_it(tmp_path: Path) -> None:
+    def entries(steps: int, **more: Any) -> dict[str, Any]:
+        stages = {"one": {**RL, "trainer": {"max_steps": steps, **more}}, "two": {**RL, "from": "one"}, "apart": RL}
+        found: dict[str, Any] = {}
+        for node in build_graph(pipeline(stages)):
+            found[node.name] = expected(node, "v3", {name: entry.identity for name, entry in found.items()})
+        return found
+
+    before, same, after = entries(30), entries(30, num_reward_workers=4, save_steps=5), entries(50)
+    assert {name: entry.identity for name, entry in same.items()} == {n: e.identity for n, e in before.items()}
+    assert after["one"].changes(before["one"]) == ["trainer.max_steps was 30, now 50"]
+    assert after["two"].changes(before["two"]) == ["its input one"]
+    assert after["apart"].identity == before["apart"].identity
+
+    (node,) = build_graph(pipeline({"one": RL}))
+    ledger = Ledger(tmp_path)
+    assert ledger.read(node) is None
+    ledger.write(node, before["one"])
+    assert ledger.read(node) == before["one"]
+
+
+def test_an_earlier_folder_is_kept_under_another_name(tmp_path: Path) -> None:
+    assert set_aside(tmp_path / "rl") is None
+    for number in (1, 2):
+        (tmp_path / "rl").mkdir()
+        assert set_aside(tmp_path / "rl") == tmp_path / f"rl.previous-{number}"
