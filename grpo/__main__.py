@@ -47,9 +47,9 @@ def train(arguments: Sequence[str]) -> None:
             check_world(recipe, missing)
             launch_on_cpu(missing, command)
         if is_launched():
-            is_grpo = recipe.stage == "grpo"  # other stages take the same command again
-            nothing_done = "stopped before a step was done" if is_grpo else "stopped"
-            resumes = is_grpo and WITHIN_PIPELINE not in os.environ
+            nothing_done = "stopped before a step was done" if recipe.stage == "grpo" else "stopped"
+            # Other stages, and a pipeline, take the same command again.
+            resumes = recipe.stage in ("grpo", "sft") and WITHIN_PIPELINE not in os.environ
             listen(command_to_continue(["grpo", *command], resumes=resumes), nothing_done)
             from grpo.stages.run import run
 

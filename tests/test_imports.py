@@ -35,16 +35,13 @@ ACROSS = {"grpo": ("rewards.", "rollout."), "rewards": ("rollout.types", "rollou
 
 # Imported inside the functions that need them, so that everything else runs without them.
 OPTIONAL = {
-    "datasets",
     "math_verify",
     "openai",
-    "peft",
     "py3langid",
     "reasoning_gym",
     "sortedcontainers",
     "tensorboard",
     "trackio",
-    "trl",
     "vllm",
     "wandb",
 }

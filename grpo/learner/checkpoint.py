@@ -97,7 +97,7 @@ def begin(output_dir: Path, step: int) -> Path:
 
 def finish(partial: Path, mark: Mark) -> Path:
     """Mark the folder as complete and give it its final name."""
-    _write_mark(partial, mark)
+    write_mark(partial, mark)
     final = partial.with_suffix("")
     remove([final])
     return partial.rename(final)
@@ -127,9 +127,9 @@ def keep_newest(output_dir: Path, reason: str) -> None:
     """Exempt the newest checkpoint from rotation, in place of the one exempted before."""
     for path in list_checkpoints(output_dir):
         if read_mark(path).kept_because:
-            _write_mark(path, replace(read_mark(path), kept_because=""))
+            write_mark(path, replace(read_mark(path), kept_because=""))
     for path in list_checkpoints(output_dir)[-1:]:
-        _write_mark(path, replace(read_mark(path), kept_because=reason))
+        write_mark(path, replace(read_mark(path), kept_because=reason))
 
 
 def set_aside_after(output_dir: Path, step: int) -> list[Path]:
@@ -143,7 +143,9 @@ def set_aside_after(output_dir: Path, step: int) -> list[Path]:
     return aside
 
 
-def _write_mark(checkpoint: Path, mark: Mark) -> None:
+def write_mark(checkpoint: Path, mark: Mark) -> None:
+    """Mark a folder as a complete checkpoint."""
+    (checkpoint / STATE).mkdir(exist_ok=True)
     file = checkpoint / STATE / COMPLETE
     draft = file.with_suffix(".draft")
     draft.write_text(json.dumps(asdict(mark)) + "\n", encoding="utf-8")

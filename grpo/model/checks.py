@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo.model.load import CompletionLogProbs
-from grpo.model.moe import moe_layers
+from grpo.model.moe import has_balance_bias
 from grpo.recipe.errors import NonFiniteError
 from rollout.engines.base import check_context
 
@@ -36,9 +36,7 @@ def check_model(
             "no embedding. Resize the embedding (model.resize_token_embeddings) or use the model's own tokenizer."
         )
     check_context(model.config, max_model_len)
-    blocks = moe_layers(model).values()
-    biased = bool(blocks) and all(hasattr(block.gate, "e_score_correction_bias") for block in blocks)
-    if balance_bias_update_speed and not biased:
+    if balance_bias_update_speed and not has_balance_bias(model):
         raise ValueError(
             f"model.balance_bias_update_speed={balance_bias_update_speed}: {name} has no router with a balance bias "
             "(DeepSeek-V3's e_score_correction_bias). Set it to 0."

@@ -12,13 +12,14 @@ from grpo.model.moe import moe_layers
 from grpo.recipe.config import ModelConfig
 
 
-def load_model(config: ModelConfig, path: str | Path | None = None) -> PreTrainedModel:
+def load_model(config: ModelConfig, path: str | Path | None = None, **changes: Any) -> PreTrainedModel:
     """A causal language model to train: float32 weights, whatever precision it computes in.
 
     With `dtype: bfloat16` the forward runs in bfloat16 (autocast) and the optimizer updates float32 weights: in
     bfloat16 itself, updates of RL's learning rates round to nothing.
 
     path: a folder whose weights replace those of `config`, such as a checkpoint.
+    changes: keys of the model's config.json with other values.
     """
     model = AutoModelForCausalLM.from_pretrained(
         path or config.model_name_or_path,
@@ -26,6 +27,7 @@ def load_model(config: ModelConfig, path: str | Path | None = None) -> PreTraine
         dtype=torch.float32,
         attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code,
+        **changes,
     )
     if moe_layers(model):
         model.set_experts_implementation(config.experts_implementation)

@@ -40,6 +40,12 @@ def moe_layers(model: nn.Module) -> dict[str, Any]:
     return {name: m for name, m in model.named_modules() if hasattr(m, "gate") and hasattr(m, "experts")}
 
 
+def has_balance_bias(model: nn.Module) -> bool:
+    """Whether every router has DeepSeek-V3's balance bias; False for a dense model."""
+    blocks = moe_layers(model).values()
+    return bool(blocks) and all(hasattr(block.gate, "e_score_correction_bias") for block in blocks)
+
+
 @contextmanager
 def record_routes(model: nn.Module) -> Iterator[Routes]:
     """Record the routes of each forward inside the block; every forward replaces the ones before.

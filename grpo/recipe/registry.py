@@ -32,6 +32,7 @@ STAGES: dict[str, Stage] = {
     "pretrain": Stage(
         recipe="grpo.recipe.stages.pretrain:PretrainRecipe", run="grpo.stages.supervised.pretrain:run_pretrain"
     ),
+    "sft": Stage(recipe="grpo.recipe.stages.sft:SFTRecipe", run="grpo.stages.supervised.sft:run_sft"),
     "eval": Stage(recipe="grpo.evaluation.config:EvalRecipe", run="grpo.evaluation.run:run_stage", makes="metrics"),
     "held_out": Stage(
         recipe="grpo.recipe.stages.held_out:HeldOutRecipe",

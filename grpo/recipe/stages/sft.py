@@ -1,0 +1,114 @@
+"""The sections of a supervised fine-tuning recipe."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from grpo.recipe.config import AdamWConfig, ModelConfig, Schedule
+from grpo.recipe.section import Section, StageRecipe
+
+
+class SFTModel(Section):
+    """The model to start from: a Hugging Face folder or Hub name. `./` is the recipe's folder."""
+
+    model_name_or_path: str
+    revision: str | None = None
+    config: dict[str, Any] = {}  # keys of its config.json to change, e.g. {max_position_embeddings: 32768}
+    dtype: Literal["float32", "bfloat16"] = "float32"  # the forward computes in it; trained weights are float32
+    attn_implementation: str | None = None  # None: transformers' default
+    experts_implementation: str = "grouped_mm"  # MoE only
+    disable_dropout: bool = True
+    trust_remote_code: bool = False
+
+    def policy(self) -> ModelConfig:
+        """The same as the section that `load_model` reads."""
+        return ModelConfig(**self.model_dump(exclude={"config"}))
+
+
+class SFTSource(Section):
+    """Rows with a prompt (a question or messages) and a completion (text)."""
+
+    dataset_name: str  # Hub name, a local .json/.jsonl/.parquet file, or file.py:function(seed, **options)
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    columns: dict[str, str] = {}  # ours -> theirs, e.g. {prompt: question, completion: answer}
+    options: dict[str, Any] = {}  # arguments of the function
+    weight: PositiveFloat | None = None  # its share of the rows, relative to the other sources'; None: all its rows
+
+    @property
+    def is_function(self) -> bool:
+        return ":" in self.dataset_name
+
+
+class SFTData(Section):
+    """What is learnt: the completions of one source or of a mixture, each after its prompt as a rollout renders it."""
+
+    sources: Annotated[list[SFTSource], Field(min_length=1)]
+    template: str = "{prompt}"  # as in a GRPO recipe's data section: "r1_zero", "chat" or a string with {prompt}
+    system_prompt: str | None = None  # for "chat"
+    chat_template_kwargs: dict[str, Any] = {}  # for "chat"
+    max_length: PositiveInt = 1024  # tokens of prompt and completion; longer rows are left out and counted
+    max_rows: PositiveInt | None = None  # rows of an epoch; None: all, or with weights the most that repeats none
+
+    @model_validator(mode="after")
+    def _rows_are_countable(self) -> "SFTData":
+        weights = [source.weight for source in self.sources]
+        if None in weights and any(weights):
+            raise ValueError(
+                f"weights {weights}: give every source a weight, to mix rows by weight, or none, to take all rows."
+            )
+        functions = [source.dataset_name for source in self.sources if source.is_function]
+        if functions and self.max_rows is None:
+            raise ValueError(f"max_rows is not set, and {functions[0]} may yield rows without end. Set data.max_rows.")
+        return self
+
+
+class SFTTrainerConfig(AdamWConfig):
+    """Optimizer, schedule, batches and checkpoints, under transformers' names."""
+
+    output_dir: str = "runs/sft"
+    num_train_epochs: PositiveFloat = 2.0
+    max_steps: PositiveInt | None = None  # optimizer steps, instead of epochs
+    per_device_train_batch_size: PositiveInt = 8
+    gradient_accumulation_steps: PositiveInt = 1
+    learning_rate: PositiveFloat = 5e-5  # R1: 5e-5 for V3 (2501.12948)
+    lr_scheduler_type: Schedule | Literal["cosine_with_min_lr"] = "cosine_with_min_lr"
+    # Of cosine_with_min_lr: the final learning rate, absolute or as a share of the peak. None: a tenth, as for R1.
+    lr_scheduler_kwargs: dict[Literal["min_lr", "min_lr_rate"], NonNegativeFloat] | None = None
+    gradient_checkpointing: bool = False
+    balance_bias_update_speed: NonNegativeFloat = 0.0  # gamma of 2408.15664, MoE only; 0: frozen; pretraining: 0.001
+    sequence_balance_coefficient: NonNegativeFloat = 0.0  # alpha of 2412.19437, MoE only; pretraining: 1e-4
+    seed: NonNegativeInt = 42
+    logging_steps: PositiveInt = 10
+    save_steps: NonNegativeInt = 0  # 0: only the end
+    save_total_limit: PositiveInt = 2
+    resume_from_checkpoint: bool = False  # true: the newest in output_dir
+    allow_changes: list[str] = []  # keys that may differ from the resumed run's recipe, docs/recipes.md
+
+    @model_validator(mode="after")
+    def _schedule_takes_its_arguments(self) -> "SFTTrainerConfig":
+        given = self.lr_scheduler_kwargs
+        if given is not None and (self.lr_scheduler_type != "cosine_with_min_lr" or len(given) != 1):
+            raise ValueError(
+                f"lr_scheduler_kwargs={given} with lr_scheduler_type={self.lr_scheduler_type!r}: cosine_with_min_lr "
+                "takes either min_lr or min_lr_rate, the others take none. Correct or remove them."
+            )
+        return self
+
+    @property
+    def scheduler_arguments(self) -> dict[str, float]:
+        """What transformers' schedule is called with beside warm-up and length."""
+        if self.lr_scheduler_type != "cosine_with_min_lr":
+            return {}
+        given = self.lr_scheduler_kwargs or {"min_lr_rate": 0.1}
+        return {str(name): float(value) for name, value in given.items()}
+
+
+class SFTRecipe(StageRecipe):
+    """A whole recipe of stage `sft`. `base_dir` is what relative `file.py:function` sources are found from."""
+
+    stage: Literal["sft"]
+    model: SFTModel
+    data: SFTData
+    trainer: SFTTrainerConfig = SFTTrainerConfig()
+    base_dir: str = "."

@@ -1,0 +1,152 @@
+"""Stage `sft`: supervised fine-tuning on prompts and completions with TRL's SFTTrainer.
+
+    sources -> tokens -> mixture -> order -> SFTTrainer (with the experts' balance) -> folder
+
+Used for a cold start, for the second SFT on a weighted mixture, and for distilling into dense students. Checkpoints are
+transformers' own, with the mark of a complete one; a resumed run ends with the same weights.
+Left out: adapters, packing.
+"""
+
+import math
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback
+from trl.trainer.sft_config import SFTConfig
+
+from grpo.learner.checkpoint import find_checkpoint
+from grpo.learner.savable import check_saving
+from grpo.model.checks import check_finite, check_model
+from grpo.model.load import load_model
+from grpo.model.moe import has_balance_bias, record_routes
+from grpo.recipe.errors import RefusedError
+from grpo.recipe.stages.sft import SFTModel, SFTRecipe
+from grpo.report.page.write import write_page
+from grpo.stages.supervised.balanced import BalancedTrainer
+from grpo.stages.supervised.mixture import load_mixture, training_order
+from grpo.stages.supervised.progress import Progress
+from rollout.engines.base import check_context, load_tokenizer
+
+SAME_NAMES = (
+    *("learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "logging_steps", "seed"),
+)
+
+
+def run_sft(recipe: SFTRecipe) -> Path:
+    """Train, and write a folder that AutoModelForCausalLM and vLLM open, with metrics.jsonl beside the weights.
+
+    Raises:
+        grpo.recipe.errors.RefusedError: the data, the model or the disk cannot give a right result.
+        grpo.recipe.errors.NonFiniteError: loss or gradient became NaN or infinite.
+    """
+    settings, output = recipe.trainer, recipe.output_dir
+    checkpoint = find_checkpoint(output, settings.resume_from_checkpoint)
+    arguments = _arguments(recipe)  # first: it starts the process group
+    set_seed(settings.seed)
+    try:
+        tokenizer, model, rows = _prepare(recipe, checkpoint, is_main=arguments.process_index == 0)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * arguments.world_size
+    arguments.max_steps = settings.max_steps or math.ceil(settings.num_train_epochs * len(rows) / batch)
+    order = training_order(rows["length"][:], batch, settings.seed)
+    trainer = BalancedTrainer(
+        settings,
+        model=model,
+        args=arguments,
+        train_dataset=rows.select(list(islice(order, arguments.max_steps * batch))),
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(trainer, checkpoint, rows_per_step=batch, rows_per_epoch=len(rows)))
+    with record_routes(model) as trainer.routes:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    check_finite(model)
+    if arguments.process_index == 0:
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+        write_page(output)
+    trainer.accelerator.wait_for_everyone()
+    return output
+
+
+def _arguments(recipe: SFTRecipe) -> SFTConfig:
+    """The trainer section in transformers' words. max_steps is set later, when the rows have been counted."""
+    settings, bfloat16 = recipe.trainer, recipe.model.dtype == "bfloat16"
+    on_cpu = not torch.cuda.is_available()
+    same = {name: getattr(settings, name) for name in SAME_NAMES}
+    return SFTConfig(
+        **same,
+        output_dir=str(recipe.output_dir),
+        lr_scheduler_type=settings.lr_scheduler_type,
+        lr_scheduler_kwargs=settings.scheduler_arguments,
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 1,
+        save_total_limit=None,  # Progress deletes old ones, after the new one is complete
+        bf16=bfloat16,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        ddp_find_unused_parameters=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        train_sampling_strategy="sequential",  # the order is ours, so that a resumed run repeats it
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def _prepare(
+    recipe: SFTRecipe, checkpoint: Path | None, *, is_main: bool
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Any]:
+    """Tokenizer, model and one epoch's rows; everything about them that cannot be right is refused here."""
+    section, settings = recipe.model, recipe.trainer
+    config = _config(section)
+    tokenizer = load_tokenizer(section.model_name_or_path, section.revision, section.trust_remote_code)
+    rows, lines = load_mixture(recipe.data, tokenizer, seed=settings.seed, base_dir=Path(recipe.base_dir))
+    if is_main:
+        print("\n".join(lines), flush=True)
+    longest = max(rows["length"])
+    try:
+        check_context(config, longest)
+    except ValueError as error:
+        context = config.get_text_config().max_position_embeddings
+        raise ValueError(
+            f"the longest row has {longest:,} tokens, and {section.model_name_or_path} has a context of {context:,} "
+            f"(max_position_embeddings). Set data.max_length={context} to leave longer rows out, choose a model with a "
+            "longer context, or extend this one's: model.config={max_position_embeddings: …}."
+        ) from error
+    model = load_model(section.policy(), checkpoint, **section.config)
+    if (settings.balance_bias_update_speed or settings.sequence_balance_coefficient) and not has_balance_bias(model):
+        raise ValueError(
+            f"trainer.balance_bias_update_speed={settings.balance_bias_update_speed}, "
+            f"sequence_balance_coefficient={settings.sequence_balance_coefficient}: {section.model_name_or_path} has "
+            "no router with a balance bias (DeepSeek-V3's e_score_correction_bias). Set both to 0."
+        )
+    check_model(model, tokenizer_size=len(tokenizer), max_model_len=longest, balance_bias_update_speed=0.0)
+    check_saving(model, tokenizer, recipe.output_dir, copies=3 if settings.save_steps else 1)
+    return tokenizer, model, rows
+
+
+def _config(section: SFTModel) -> PretrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(
+            section.model_name_or_path, revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    except OSError as error:
+        raise ValueError(
+            f"model.model_name_or_path={section.model_name_or_path!r}: no configuration found "
+            f"({str(error).splitlines()[0]}). It must be a folder with config.json or a Hub name."
+        ) from error
+    if unknown := [key for key in section.config if not hasattr(config, key)]:
+        raise ValueError(
+            f"model.config={section.config}: the configuration of {section.model_name_or_path} has no {unknown[0]!r}. "
+            "Correct or remove it."
+        )
+    config.update(section.config)
+    return config
