@@ -51,7 +51,7 @@ def equal_piecewise(wanted: Node, answer: Node, equal: Equal) -> bool:
     if len(line.all) > _MAX_CELLS:
         raise Unreadable("too many cases")
     placed = [[(value_, _cells(line, rows, i)) for i, (value_, _) in enumerate(rows)] for rows in (one, other)]
-    return all(_equal_at(line, cell, letter, *placed, equal) for cell in sorted(line.all))
+    return all(_equal_at(line, cell, letter, placed[0], placed[1], equal) for cell in sorted(line.all))
 
 
 def _letters(node: Node) -> set[str]:

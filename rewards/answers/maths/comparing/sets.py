@@ -126,7 +126,7 @@ def region(node: Node) -> Node | None:
             return _all_regions(items, lambda found: Op("comma", found))
         case Seq(kind="set" | "list", items=items) if all(isinstance(item, Scalar) for item in items):
             return Union(tuple(_point(item) for item in items))
-        case Union(parts=items) | Seq(kind="list", items=items):
+        case Union(parts=items) | Seq(kind="list", items=items) if len(_letters(node)) < 2:
             return _all_regions(items, Union)
         case Sym("ℝ"):
             return REALS

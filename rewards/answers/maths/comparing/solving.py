@@ -107,9 +107,9 @@ def solution_set(relation: Relation) -> Node | None:
         return None
     [letter] = symbols(relation)
     x = sympy.Symbol(letter, real=True)
-    inside = [a for a in (left - right).atoms(sympy.Abs)]
+    inside = list((left - right).atoms(sympy.Abs))
     numerator = sympy.fraction(sympy.together((left - right).subs({a: a.args[0] for a in inside})))
-    if not all(part.is_polynomial(x) and sympy.degree(part, x) <= _MAX_DEGREE for part in numerator):
+    if not all(part.is_polynomial(x) and sympy.Poly(part, x).degree() <= _MAX_DEGREE for part in numerator):
         return None
     kinds = {"<": sympy.StrictLessThan, ">": sympy.StrictGreaterThan, "≤": sympy.LessThan, "≥": sympy.GreaterThan}
     inequality = kinds[relation.signs[0]](left, right)

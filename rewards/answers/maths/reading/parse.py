@@ -19,9 +19,9 @@ from rewards.answers.maths.nodes import (
     Unreadable,
     symbols,
 )
-from rewards.answers.maths.reading import relations, words
+from rewards.answers.maths.reading import matrices, relations, words
 from rewards.answers.maths.reading.scalar import CLOSING, OPENING, Tokens, matching, scalar, symbol_name
-from rewards.answers.maths.reading.tokens import FUNCTIONS, Token, tokenize
+from rewards.answers.maths.reading.tokens import FUNCTIONS, tokenize
 
 _SIGNS = {"=": "=", "<": "<", ">": ">", "le": "≤", "ge": "≥", "ne": "≠", "approx": "≈", "simeq": "≈", "in": "∈"}
 _BETWEEN = {",", "and", "or", "&"}
@@ -190,9 +190,9 @@ def _part(tokens: Tokens) -> Node:
     pieces = [piece for piece, _ in _split(tokens, {"cup"}, commands=True)]
     if len(pieces) > 1:
         return Union(tuple(_part(piece) for piece in pieces))
-    whole, *removed = [piece for piece, _ in _split(_with_setminus(tokens), {"setminus", "backslash"}, commands=True)]
-    if removed:
-        return Op("setminus", (_part(whole), Union(tuple(_part(piece) for piece in removed))))
+    pieces = [piece for piece, _ in _split(relations.with_setminus(tokens), {"setminus", "backslash"}, commands=True)]
+    if len(pieces) > 1:
+        return Op("setminus", (_part(pieces[0]), Union(tuple(_part(piece) for piece in pieces[1:]))))
     pieces = [piece for piece, _ in _split(tokens, {"cap"}, commands=True)]
     if len(pieces) > 1:
         return Op("cap", tuple(_part(piece) for piece in pieces))
@@ -201,7 +201,7 @@ def _part(tokens: Tokens) -> Node:
         raise Unreadable("a missing value")
     first = tokens[0]
     if first.kind == "cmd" and first.text == "begin":
-        return _matrix(tokens)
+        return matrices.combination(tokens, _part) or _matrix(tokens)
     if first.kind == "\\{" and tokens[1:2] and tokens[1].text == "begin" and matching(tokens, 0) < 0:
         return _matrix(tokens[1:], as_cases=True)  # \left\{ \begin{array} … \end{array} \right.
     if first.kind == "cmd" and first.text in _SETS and len(tokens) == 1:
@@ -214,6 +214,8 @@ def _part(tokens: Tokens) -> Node:
         return based
     if matching(tokens, 0) == len(tokens) - 1:
         return _bracketed(tokens)
+    if any(token.text == "begin" for token in tokens) and (total := matrices.combination(tokens, _part)) is not None:
+        return total
     if (ratio := [piece for piece, _ in _split(tokens, {":"})]) and len(ratio) > 1:
         values = tuple(scalar(piece) for piece in ratio)
         if len(values) == 2 and len(ratio[1]) == 1 and ratio[1][0].text.startswith("0"):
@@ -222,17 +224,6 @@ def _part(tokens: Tokens) -> Node:
     if _all_words(tokens):
         return _text(tokens)
     return scalar(tokens)
-
-
-def _with_setminus(tokens: Tokens) -> Tokens:
-    """A minus before braces removes a set: (0, 9) - \\{4\\}."""
-    if not any(token.kind == "\\{" for token in tokens[2:]):
-        return tokens
-    minus = Token("cmd", "setminus", True)
-    return [
-        minus if token.kind == "-" and i and tokens[i + 1 : i + 2] and tokens[i + 1].kind == "\\{" else token
-        for i, token in enumerate(tokens)
-    ]
 
 
 def _bracketed(tokens: Tokens) -> Node:
