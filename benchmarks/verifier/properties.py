@@ -12,12 +12,31 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.verifier.grading import baseline, is_right, ours, outcome
-from benchmarks.verifier.pairs import compound, extraction, irrational, letters, polynomial, rational, words
+from benchmarks.verifier.pairs import (
+    compound,
+    extraction,
+    families,
+    irrational,
+    letters,
+    polynomial,
+    rational,
+    sets,
+    words,
+)
 from benchmarks.verifier.pairs.pair import Pair
 from benchmarks.verifier.pairs.writing import restyle, wrap
 from benchmarks.verifier.report import code, table
 
-KINDS = rational.KINDS | irrational.KINDS | polynomial.KINDS | letters.KINDS | compound.KINDS | words.KINDS
+KINDS = (
+    rational.KINDS
+    | irrational.KINDS
+    | polynomial.KINDS
+    | letters.KINDS
+    | compound.KINDS
+    | words.KINDS
+    | sets.KINDS
+    | families.KINDS
+)
 _BASELINE_EVERY = 48  # math-verify takes seconds for some pairs
 _EXTRACTION_EVERY = 20  # one pair in this many tests where the answer is found
 

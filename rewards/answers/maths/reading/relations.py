@@ -102,17 +102,21 @@ def cases(rows: list[list[Tokens]], read: Read) -> Node:
 
 
 def system(nodes: tuple[Node, ...]) -> Node:
-    """Relations that all hold. Solved for its letters (x = 1, y = 2), it is the list of these."""
+    """Relations that all hold. Solved for its letters (x = 1, y = 2), it is the list of these, by letter."""
     if any(isinstance(node, Seq) and node.kind in ("system", "list") for node in nodes):
         nodes = tuple(part for node in nodes for part in (node.items if isinstance(node, Seq) else (node,)))
     if not all(isinstance(node, Named | Relation) for node in nodes):
         raise Unreadable("cases without conditions")
     names = [node.name for node in nodes if isinstance(node, Named)]
     if len(names) == len(nodes) == len(set(names)) and not set(names) & set().union(*map(_value_letters, nodes)):
-        return nodes[0] if len(nodes) == 1 else Seq("list", nodes)
+        return nodes[0] if len(nodes) == 1 else Seq("list", tuple(sorted(nodes, key=_letter_of)))
     if len({_letter(node) for node in nodes}) == 1 and all(_is_inequality(node) for node in nodes):
         return Seq("and", nodes)
     return Seq("system", nodes)
+
+
+def _letter_of(node: Node) -> str:
+    return node.name if isinstance(node, Named) else ""
 
 
 def _value_letters(node: Node) -> set[str]:
