@@ -89,6 +89,12 @@ _CHOICE = re.compile(r"\(?([A-Za-z])[).:]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 # Backslashes doubled by JSON quoting, before commands that never start a matrix row.
 _DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:left|right|d?frac|sqrt|text|boxed|pi|cdot|leq?|geq?|times|infty)(?![a-z]))")
+# A large brace before an array makes it a list of cases.
+_BRACED = re.compile(
+    r"\\left\s*\\(?:\{|lbrace)\s*\\begin\s*\{(array|aligned|matrix|gathered)\}(?:\s*\{[lcr| ]*\})?"
+    r"((?:(?!\\begin).)*?)\\end\s*\{\1\}\s*\\right\s*(?:\.|$)",
+    re.DOTALL,
+)
 # Spacing, sizes and styles that do not change the meaning.
 _NOTHING = re.compile(
     r"\\(?:left|right|middle|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|displaystyle|textstyle|"
@@ -141,6 +147,7 @@ def normalize(text: str) -> str:
     if choice := _CHOICE.fullmatch(text):
         return choice.group(1)
     text = _BOX.sub("", text)
+    text = _BRACED.sub(r"\\begin{cases}\2\\end{cases}", text)
     text = _THIN.sub("", _NOTHING.sub(" ", text))
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)

@@ -202,8 +202,6 @@ def _part(tokens: Tokens) -> Node:
     first = tokens[0]
     if first.kind == "cmd" and first.text == "begin":
         return matrices.combination(tokens, _part) or _matrix(tokens)
-    if first.kind == "\\{" and tokens[1:2] and tokens[1].text == "begin" and matching(tokens, 0) < 0:
-        return _matrix(tokens[1:], as_cases=True)  # \left\{ \begin{array} … \end{array} \right.
     if first.kind == "cmd" and first.text in _SETS and len(tokens) == 1:
         return Sym(_SETS[first.text])
     if first.kind == "cmd" and first.text == "emptyset" and len(tokens) == 1:
@@ -272,12 +270,11 @@ def _set(inside: Tokens) -> Node:
     return Seq("set", tuple(_item(piece) for piece, _ in _split(inside, {",", ";", "and"}) if piece))
 
 
-def _matrix(tokens: Tokens, *, as_cases: bool = False) -> Node:
+def _matrix(tokens: Tokens) -> Node:
     """\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}, or \\begin{cases}"""
     close = matching(tokens, 1)
     name = "".join(token.text for token in tokens[2:close])
-    as_cases = as_cases or name in _CASES
-    if name not in _MATRICES and not as_cases:
+    if name not in _MATRICES | _CASES:
         raise Unreadable(f"unsupported environment {name!r}")
     start = close + 1
     if name == "array" and tokens[start : start + 1] and tokens[start].kind == "{":
@@ -286,7 +283,7 @@ def _matrix(tokens: Tokens, *, as_cases: bool = False) -> Node:
     if end is None or matching(tokens, end + 1) != len(tokens) - 1:
         raise Unreadable("more than one matrix")
     rows = [row for row, _ in _split(tokens[start:end], {"\\\\"}) if row]
-    if as_cases:
+    if name in _CASES:
         return relations.cases([[cell for cell, _ in _split(row, {"&"})] for row in rows], read)
     entries = tuple(tuple(_part(entry) for entry, _ in _split(row, {"&"})) for row in rows)
     if not entries or len({len(row) for row in entries}) != 1:
