@@ -150,7 +150,7 @@ def _letters(node: Node) -> set[str]:
     """The letters that its relations are solved for."""
     match node:
         case Named(name=name):
-            return {name}
+            return {name} if name[:1].islower() or not name.isascii() else set()  # x ∈ …, but not S = …
         case Relation(parts=parts):
             inside = [part.args[0] if isinstance(part, Op) and part.name == "abs" else part for part in parts]
             return {part.name for part in inside if isinstance(part, Sym)}

@@ -1,5 +1,5 @@
 """From an answer's text to nodes.
 
-normalize: one spelling. tokens: the tokenizer. parse: lists, sets, relations, names. scalar: single expressions.
-words: units, texts, and words that may be dropped.
+normalize: one spelling. tokens: the tokenizer. parse: lists, sets, relations, names. relations: conditions, cases,
+families and residues. matrices: their sums. scalar: single expressions. words: units, texts, words that may be dropped.
 """
