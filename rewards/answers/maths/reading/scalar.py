@@ -242,7 +242,7 @@ class _Reader:
         if self._name() == "frac":
             ahead = _Reader(rest[1:])
             top, bottom = ahead._argument(), ahead._argument()
-            if isinstance(top, Num) and isinstance(bottom, Num) and 0 < top.value:
+            if isinstance(top, Num) and isinstance(bottom, Num) and top.value > 0:
                 if top.value >= bottom.value:
                     raise Unreadable("a mixed number with an improper fraction")  # 1 9/5 is neither 9/5 nor 14/5
                 self.tokens = ahead.tokens
