@@ -24,11 +24,12 @@ from benchmarks.verifier.pairs import (
     words,
 )
 from benchmarks.verifier.pairs.pair import Pair
+from benchmarks.verifier.pairs.regions import families, sets
 from benchmarks.verifier.pairs.writing import restyle, wrap
 from benchmarks.verifier.report import code, table
 
 KINDS = rational.KINDS | irrational.KINDS | polynomial.KINDS | letters.KINDS | compound.KINDS | words.KINDS
-KINDS |= labels.KINDS | notation.KINDS
+KINDS |= labels.KINDS | notation.KINDS | sets.KINDS | families.KINDS
 _BASELINE_EVERY = 48  # math-verify takes seconds for some pairs
 _EXTRACTION_EVERY = 20  # one pair in this many tests where the answer is found
 

@@ -239,6 +239,8 @@ def renamed(node: Node, names: dict[str, str]) -> Node:
     """The node with letters renamed."""
     if isinstance(node, Sym):
         return Sym(names.get(node.name, node.name))
+    if isinstance(node, Named) and not node.arguments:
+        return Named(names.get(node.name, node.name), (), renamed(node.value, names))
     return rebuilt(node, tuple(renamed(child, names) for child in children(node)))
 
 

@@ -19,7 +19,7 @@ from rewards.answers.maths.comparing.regions.relations import (
     is_system,
     isolated,
 )
-from rewards.answers.maths.comparing.regions.sets import equal_sets, is_set
+from rewards.answers.maths.comparing.regions.sets import equal_sets, is_set, region
 from rewards.answers.maths.comparing.resolve import resolved
 from rewards.answers.maths.comparing.scalars import equal_scalars
 from rewards.answers.maths.nodes import (
@@ -146,7 +146,8 @@ def _equal_named(wanted: Node, answer: Node) -> bool:
         return _equal(wanted.value, renamed(answer.value, names))
     named, other = (wanted, answer) if isinstance(wanted, Named) else (answer, wanted)
     assert isinstance(named, Named)
-    if is_set(named.value) and (is_set(other) or isinstance(other, Relation)):
+    is_relation = isinstance(other, Relation) and "=" not in other.signs
+    if (is_relation or is_set(other)) and region(named.value) is not None and not isinstance(named.value, Scalar):
         return equal_sets(wanted, answer)  # with the name, which is a letter of the other
     if isinstance(other, Relation) and set(other.signs) == {"="}:
         return equal_relations(equation(named), other)

@@ -17,14 +17,14 @@ from rewards.answers.maths.nodes import (
     Unreadable,
     symbols,
 )
-from rewards.answers.maths.reading import labels, relations, words
+from rewards.answers.maths.reading import labels, matrices, relations, words
 from rewards.answers.maths.reading.names import read_name, read_names, render, split
 from rewards.answers.maths.reading.notation import literals
 from rewards.answers.maths.reading.notation.counting import counted
 from rewards.answers.maths.reading.notation.numerals import spelled
 from rewards.answers.maths.reading.notation.residues import residue, without_modulus
 from rewards.answers.maths.reading.scalar import scalar, with_division
-from rewards.answers.maths.reading.tokens import Token, Tokens, matching, symbol_name, tokenize
+from rewards.answers.maths.reading.tokens import Tokens, matching, symbol_name, tokenize
 
 _SIGNS = {"=": "=", "<": "<", ">": ">", "le": "≤", "ge": "≥", "ne": "≠", "approx": "≈", "simeq": "≈", "in": "∈"}
 _SIGNS |= {"equiv": "="}
@@ -185,9 +185,9 @@ def _part(tokens: Tokens) -> Node:
     pieces = [piece for piece, _ in split(tokens, {"cup"}, commands=True)]
     if len(pieces) > 1:
         return Union(tuple(_part(piece) for piece in pieces))
-    whole, *removed = [piece for piece, _ in split(_with_setminus(tokens), {"setminus", "backslash"}, commands=True)]
-    if removed:
-        return Op("setminus", (_part(whole), Union(tuple(_part(piece) for piece in removed))))
+    pieces = [piece for piece, _ in split(relations.with_setminus(tokens), {"setminus", "backslash"}, commands=True)]
+    if len(pieces) > 1:
+        return Op("setminus", (_part(pieces[0]), Union(tuple(_part(piece) for piece in pieces[1:]))))
     pieces = [piece for piece, _ in split(tokens, {"cap"}, commands=True)]
     if len(pieces) > 1:
         return Op("cap", tuple(_part(piece) for piece in pieces))
@@ -196,9 +196,7 @@ def _part(tokens: Tokens) -> Node:
         raise Unreadable("a missing value")
     first = tokens[0]
     if first.kind == "cmd" and first.text == "begin":
-        return _matrix(tokens)
-    if first.kind == "\\{" and tokens[1:2] and tokens[1].text == "begin" and matching(tokens, 0) < 0:
-        return _matrix(tokens[1:], as_cases=True)  # \left\{ \begin{array} … \end{array} \right.
+        return matrices.combination(tokens, _part) or _matrix(tokens)
     if first.kind == "cmd" and first.text in _SETS and len(tokens) == 1:
         return Sym(_SETS[first.text])
     if first.kind == "cmd" and first.text == "emptyset" and len(tokens) == 1:
@@ -210,23 +208,14 @@ def _part(tokens: Tokens) -> Node:
             return known
     if matching(tokens, 0) == len(tokens) - 1:
         return _bracketed(tokens)
+    if any(token.text == "begin" for token in tokens) and (total := matrices.combination(tokens, _part)) is not None:
+        return total
     if (ratio := [piece for piece, _ in split(tokens, {":"})]) and len(ratio) > 1:
         values = tuple(scalar(piece) for piece in ratio)
         return Op("ratio", values) if len(values) == 2 else Seq("ratio", values)
     if _all_words(tokens):
         return _text(tokens)
     return scalar(tokens)
-
-
-def _with_setminus(tokens: Tokens) -> Tokens:
-    """A minus before braces removes a set: (0, 9) - \\{4\\}."""
-    if not any(token.kind == "\\{" for token in tokens[2:]):
-        return tokens
-    minus = Token("cmd", "setminus", True)
-    return [
-        minus if token.kind == "-" and i and tokens[i + 1 : i + 2] and tokens[i + 1].kind == "\\{" else token
-        for i, token in enumerate(tokens)
-    ]
 
 
 def _bracketed(tokens: Tokens) -> Node:
@@ -275,12 +264,11 @@ def _set(inside: Tokens) -> Node:
     return Seq("set", tuple(_item(piece) for piece, _ in split(inside, {",", ";", "and"}) if piece))
 
 
-def _matrix(tokens: Tokens, *, as_cases: bool = False) -> Node:
+def _matrix(tokens: Tokens) -> Node:
     """\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}, or \\begin{cases}"""
     close = matching(tokens, 1)
     name = "".join(token.text for token in tokens[2:close])
-    as_cases = as_cases or name in _CASES
-    if name not in _MATRICES and not as_cases:
+    if name not in _MATRICES | _CASES:
         raise Unreadable(f"unsupported environment {name!r}")
     start = close + 1
     if name == "array" and tokens[start : start + 1] and tokens[start].kind == "{":
@@ -289,7 +277,7 @@ def _matrix(tokens: Tokens, *, as_cases: bool = False) -> Node:
     if end is None or matching(tokens, end + 1) != len(tokens) - 1:
         raise Unreadable("more than one matrix")
     rows = [row for row, _ in split(tokens[start:end], {"\\\\"}) if row]
-    if as_cases:
+    if name in _CASES:
         return relations.cases([[cell for cell, _ in split(row, {"&"})] for row in rows], read)
     entries = tuple(tuple(_part(entry) for entry, _ in split(row, {"&"})) for row in rows)
     if not entries or len({len(row) for row in entries}) != 1:

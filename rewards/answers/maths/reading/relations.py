@@ -35,14 +35,28 @@ _ALIGNED = {"=", "<", ">", "le", "ge", "ne"}
 _CONDITION = {"if", "for", "when", "where", "as", "with", "in case"}
 
 
-# -- relations that hold together or in turn
+# -- sets, and relations that hold together or in turn
+
+
+def with_setminus(tokens: Tokens) -> Tokens:
+    """A minus before braces removes a set: (0, 9) - \\{4\\}."""
+    if not any(token.kind == "\\{" for token in tokens[2:]):
+        return tokens
+    minus = Token("cmd", "setminus", True)
+    return [
+        minus if token.kind == "-" and i and tokens[i + 1 : i + 2] and tokens[i + 1].kind == "\\{" else token
+        for i, token in enumerate(tokens)
+    ]
 
 
 def joined(nodes: tuple[Node, ...], signs: set[str]) -> Node | None:
     """Relations joined by `and`, `or` and commas: x ≥ 3 or x = -5. None if they are something else.
 
-    Commas mean `and` where that leaves something: x > 2, x < 5 but x < 2, x > 5.
+    Commas mean `and` where that leaves something: x > 2, x < 5 but x < 2, x > 5. So does x ≠ 0, 1.
     """
+    first = nodes[0]
+    if isinstance(first, Relation) and first.signs == ("≠",) and all(isinstance(node, Scalar) for node in nodes[1:]):
+        return Seq("and", (first, *(Relation((first.parts[0], node), ("≠",)) for node in nodes[1:])))
     if not any(_is_inequality(node) for node in nodes) or not all(_is_condition(node) for node in nodes):
         return None
     letters = {_letter(node) for node in nodes}
@@ -88,17 +102,21 @@ def cases(rows: list[list[Tokens]], read: Read) -> Node:
 
 
 def system(nodes: tuple[Node, ...]) -> Node:
-    """Relations that all hold. Solved for its letters (x = 1, y = 2), it is the list of these."""
+    """Relations that all hold. Solved for its letters (x = 1, y = 2), it is the list of these, by letter."""
     if any(isinstance(node, Seq) and node.kind in ("system", "list") for node in nodes):
         nodes = tuple(part for node in nodes for part in (node.items if isinstance(node, Seq) else (node,)))
     if not all(isinstance(node, Named | Relation) for node in nodes):
         raise Unreadable("cases without conditions")
     names = [node.name for node in nodes if isinstance(node, Named)]
     if len(names) == len(nodes) == len(set(names)) and not set(names) & set().union(*map(_value_letters, nodes)):
-        return nodes[0] if len(nodes) == 1 else Seq("list", nodes)
+        return nodes[0] if len(nodes) == 1 else Seq("list", tuple(sorted(nodes, key=_letter_of)))
     if len({_letter(node) for node in nodes}) == 1 and all(_is_inequality(node) for node in nodes):
         return Seq("and", nodes)
     return Seq("system", nodes)
+
+
+def _letter_of(node: Node) -> str:
+    return node.name if isinstance(node, Named) else ""
 
 
 def _value_letters(node: Node) -> set[str]:
@@ -111,10 +129,10 @@ def _value_and_condition(row: list[Tokens]) -> tuple[Tokens, Tokens | None]:
         row = [[token for cell in row for token in cell]]  # x &= 1
     if len(row) > 2:
         raise Unreadable("a case with more than two columns")
+    row = [_without_stop(cell) for cell in row]
     if len(row) == 2 and row[1]:
-        value = row[0][:-1] if row[0] and row[0][-1].kind in (",", ";") else row[0]
-        return value, _without_if(row[1])
-    [tokens] = row[:1]
+        return row[0], _without_if(row[1])
+    tokens = row[0]
     depth = 0
     for i, token in enumerate(tokens):
         depth += (token.kind in ("(", "[", "{", "\\{")) - (token.kind in (")", "]", "}", "\\}"))
@@ -123,6 +141,10 @@ def _value_and_condition(row: list[Tokens]) -> tuple[Tokens, Tokens | None]:
             value = tokens[: i - 1] if tokens[i - 1].kind == "," else tokens[:i]
             return value, _without_if(tokens[i:])
     return tokens, None
+
+
+def _without_stop(tokens: Tokens) -> Tokens:
+    return tokens[:-1] if tokens and tokens[-1].kind in (",", ";", ".") else tokens
 
 
 def _without_if(tokens: Tokens) -> Tokens:
@@ -164,9 +186,11 @@ def integers(tokens: Tokens) -> tuple[Tokens, tuple[str, ...], str] | None:
         return None
     for i in range(max(1, len(tokens) - 16), len(tokens)):
         match = _DOMAIN.fullmatch(_flat(tokens[i:]))
-        if match is None or not (match["set"] or match["said"] or match["plural"]):
+        if match is None or tokens[i].kind in ("}", ")") or not (match["set"] or match["said"] or match["plural"]):
             continue
         letters = tuple(re.findall("[a-zA-Z]", match["letters"]))
+        if len(letters) > 1 and not (match["sign"] or match["word"] or match["plural"]):
+            continue  # the first is part of the value
         if not set(letters) <= {letter for token in tokens[:i] for letter in _letters(token)}:
             continue
         natural = match["kind"] or match["which"] or match["half"] or (match["set"] or "").endswith("N")
@@ -240,7 +264,7 @@ def residues(tokens: Tokens) -> Family | None:
         found |= {(modulus, rest) for rest in rests}
     if len(names) > 1 or not found:
         return None
-    [name] = names
+    name = names.pop()
     letter = "k" if name != "k" else "m"
     values = tuple(_progression(modulus, rest, letter) for modulus, rest in sorted(found))
     value: Node = values[0] if len(values) == 1 else Seq("list", values)

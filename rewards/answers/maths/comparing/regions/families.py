@@ -1,8 +1,8 @@
 """Values over all whole numbers: (7+4k, 9-3k) and (7+4n, 9-3n), n ∈ ℤ; π/6 + 2kπ; 3k+1 or 3k+2 and n ≡ ±1 (mod 3).
 
 A family that is linear in its letters is a shifted lattice. Its coordinates are rational combinations of 1, π, √2 and
-whatever else occurs, so that two families are compared exactly, as sets of points. sympy expands the expressions; it
-cannot compare such sets (`ImageSet(3k+1) == ImageSet(3k-2)` is False).
+whatever else occurs, so that two families are compared exactly, as sets of points. sympy expands the expressions; its
+`ImageSet` does not tell that 3k+1 and 3k-2 or kπ/2 and kπ, π/2+kπ are the same sets, by == or by complements.
 
 Where neither side states a domain, k may be the problem's own letter: then only tuples with different letters and
 `n = 3k+1 or n = 3k+2` are families. 2k+1 alone is a formula unless the reference answer says that k is a whole number.
@@ -33,7 +33,7 @@ def equal_families(wanted: Node, answer: Node, equal: Equal) -> bool:
     """For two nodes of which at least one is a Family."""
     one, other = _stated(wanted), _stated(answer)
     domains = {one.domain, other.domain}
-    if len(domains - {""}) > 1:
+    if len(domains - {""}) > 1 and not _is_function(one.value):
         return False
     if any(equal(one.value, value) for value in _renamings(one, other)):
         return True
@@ -67,6 +67,11 @@ def _may_be_shifted(wanted: Node) -> bool:
         return wanted.name in _NAMES or "π" in operations(wanted)
     tuples = isinstance(wanted, Seq) and all(_coordinates(item) for item in _items(wanted))
     return isinstance(wanted, Family) or tuples or _is_split(wanted) or "π" in operations(wanted)
+
+
+def _is_function(node: Node) -> bool:
+    """Whether it is f(n) = …, whose domain is the problem's."""
+    return any(isinstance(item, Named) and item.arguments for item in (_coordinates(node) or _items(node)))
 
 
 def _is_split(node: Node) -> bool:

@@ -8,7 +8,7 @@ from math import gcd, lcm
 Vector = dict[Hashable, Fraction]
 Row = tuple[int, ...]
 
-_MAX_COSETS = 5000
+_MAX_COSETS = 1000  # of one progression
 
 
 @dataclass(frozen=True, slots=True)

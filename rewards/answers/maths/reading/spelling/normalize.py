@@ -106,6 +106,12 @@ _WRAPPERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "*
 _FINAL = re.compile(r"(?:\\[,;:! ]|(?<!\\)[.,;:\s]|\\text\s*\{\s*[.,]\s*\}|(?<!\\)\\$)+$")
 _CHOICE = re.compile(r"\(?([A-Za-z])[).:]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+# A large brace before an array makes it a list of cases.
+_BRACED = re.compile(
+    r"\\left\s*\\(?:\{|lbrace)\s*\\begin\s*\{(array|aligned|matrix|gathered)\}(?:\s*\{[lcr| ]*\})?"
+    r"((?:(?!\\begin).)*?)\\end\s*\{\1\}\s*\\right\s*(?:\.|$)",
+    re.DOTALL,
+)
 # Spacing, sizes and styles that do not change the meaning.
 _NOTHING = re.compile(
     r"\\(?:left|right|middle|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|displaystyle|textstyle|"
@@ -148,7 +154,7 @@ _SYNONYMS = [
     (re.compile(r"\\(?:\$|textdollar|pounds|euro)|[$€£¥]"), " "),
     (re.compile(r"\\(?:operatorname|mathop)\*?\s*\{\s*([a-zA-Z]+)\s*\}"), r"\\\1 "),
     (re.compile(r"\\(?:triangle|angle|measuredangle)(?![a-zA-Z])"), " "),
-    (re.compile(r"(?<=[0-9}])\s*([kc]?m|ft|mi)\s*/\s*(s|h|hr|min|sec)$"), r"\\text{ \1/\2}"),
+    (re.compile(r"(?<=[0-9}])\s*([kc]?m|ft|mi)\s*/\s*(s|h|hr|min|sec)(?=\}*$)"), r"\\text{ \1/\2}"),
     (re.compile(r"(?<![A-Za-z0-9)])(?<![A-Za-z0-9)] )\*\*(?=\S)([^*]+)(?<=\S)\*\*(?![A-Za-z0-9(])"), r"\1"),  # emphasis
     (re.compile(r"\*\*"), "^"),
 ]  # fmt: skip
@@ -167,6 +173,7 @@ def normalize(text: str) -> str:
     if choice := _CHOICE.fullmatch(text):
         return choice.group(1)
     text = _BOX.sub("", text)
+    text = _BRACED.sub(r"\\begin{cases}\2\\end{cases}", text)
     text = _THIN.sub("", _NOTHING.sub(" ", text))
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)

@@ -1,0 +1,1 @@
+"""Constructed pairs of sets, relations, systems, cases, families and residues."""
