@@ -174,7 +174,7 @@ def drawn(page: Path, profile: Path) -> str:
     """The document after a browser ran the page's scripts, without errors."""
     browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
     shown = subprocess.run(
-        [*browser, "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],
+        [*browser, "--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
         timeout=60,
