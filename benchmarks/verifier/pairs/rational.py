@@ -164,7 +164,7 @@ def a_rounded_reference(rng: Random) -> Case:
     while True:
         value = Fraction(rng.randint(1, 9999), rng.choice([3, 7, 9, 11, 13, 17, 19, 23, 27, 59, 64, 97]))
         digits = rng.randint(2, 4)
-        if not terminates(value * 10**digits) and value > Fraction(1, 10):
+        if not terminates(value * 10**digits) and value * 10**digits >= 100:
             break
     reference = rounded(value, digits)
     kept, last = Fraction(reference), Fraction(1, 10**digits)
