@@ -29,6 +29,7 @@ PACKAGES = (
     "datasets",
     "numpy",
     "mpmath",
+    "sympy",
 )
 
 

@@ -93,6 +93,8 @@ def _letter(node: Node) -> str | None:
 
 def cases(rows: list[list[Tokens]], read: Read) -> Node:
     r"""A system of relations, or a function by cases: rows of one cell, or of a value and a condition."""
+    if not rows:
+        raise Unreadable("cases without a row")
     split = [_value_and_condition(row) for row in rows]
     if all(condition is None for _, condition in split):
         return system(tuple(read(value) for value, _ in split))

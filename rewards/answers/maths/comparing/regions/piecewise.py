@@ -43,6 +43,8 @@ def equal_piecewise(wanted: Node, answer: Node, equal: Equal) -> bool:
     if len(letters) != 1 or one is None or other is None:
         return _equal_rows(wanted, answer, equal)
     [letter] = letters
+    if any(sum(isinstance(condition, Text) for _, condition in rows) > 1 for rows in (one, other)):
+        raise Unreadable("more than one case for everything else")
     ends = {end for _, condition in (*one, *other) for end in ends_of(condition)}
     if any(symbols(end) for end in ends):
         return _equal_rows(wanted, answer, equal)

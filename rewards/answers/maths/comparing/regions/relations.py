@@ -135,5 +135,7 @@ def isolated(wanted: Node) -> Node | None:
     if len(symbols(wanted)) != 1 or not all(isinstance(part, Scalar) for part in wanted.parts):
         return None
     links = [Relation(pair, (sign,)) for pair, sign in zip(pairwise(wanted.parts), wanted.signs, strict=True)]
+    if not all(map(symbols, links)):
+        return None  # 1 < 2 < x
     found = tuple(part for link in links if (part := region(link) or solution_set(link)) is not None)
     return Op("cap", found) if len(found) == len(links) else None
