@@ -1,9 +1,9 @@
-"""Requests: the embedded example's general data, which no rule of a real task could score and a preference can.
+"""Requests: an example of a task of your own, `data.task: ./courtesy.py:request`, that no rule but a preference scores.
 
   thank Ann for 7 :<think>be kind</think><answer>dear Ann, many thanks for 7</answer>
 
 A base answers in one of four styles (STYLES). `courtesy` is the example's annotator: it knows which answer people would
-prefer. It makes the preference pairs, and afterwards measures whether the preference model was followed or fooled.
+prefer.
 """
 
 import random

@@ -1,6 +1,6 @@
 """A pipeline's stages as a graph: every recipe checked, every reference resolved, in the order they run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,25 @@ def build_graph(pipeline: PipelineRecipe) -> list[Node]:
         if name is not None and name not in nodes:
             raise RecipeError(f"{limit}={name!r}: not a stage of this pipeline.{nearest(name, nodes)}")
     ordered = _ordered(nodes)
-    placeholders = {BASE: pipeline.base, **{name: str(node.folder) for name, node in nodes.items()}}
-    evaluations = [_evaluation(pipeline, None), *(_evaluation(pipeline, node) for node in ordered if node.makes_model)]
-    everything = [*ordered, *(node for node in evaluations if node is not None and pipeline.evaluation.sets)]
-    for node in everything:
-        node.recipe(placeholders)
-    return _interleaved(everything)
+    recipes = {node.name: node.recipe(unresolved(pipeline.base, nodes)) for node in ordered}
+    evaluations = []
+    if pipeline.evaluation.sets:
+        evaluations.append(_evaluation(pipeline, BASE, {"model_name_or_path": BASE}))
+        for node in ordered:
+            if node.makes_model:
+                model: Any = recipes[node.name].model_dump(mode="json").get("model", {})
+                settings = {key: model[key] for key in ("dtype", "trust_remote_code") if key in model}
+                evaluations.append(
+                    _evaluation(pipeline, node.name, {"model_name_or_path": PREFIX + node.name, **settings})
+                )
+    for node in evaluations:
+        node.recipe(unresolved(pipeline.base, nodes))
+    return _interleaved([*ordered, *evaluations])
+
+
+def unresolved(base: str, names: Iterable[str]) -> dict[str, str]:
+    """Results that stand for themselves: every stage's is its own reference."""
+    return {BASE: base, **{name: PREFIX + name for name in names}}
 
 
 def describe(nodes: list[Node]) -> list[str]:
@@ -108,8 +121,13 @@ def _node(pipeline: PipelineRecipe, name: str, values: dict[str, Any]) -> Node:
     extends, source = values.pop("extends", None), values.pop("from", None)
     if source is not None:
         reference = source if source == BASE else PREFIX + str(source)
-        model = {"model_name_or_path": reference, **(values.get("model") or {})}
-        values["model"] = model
+        model = dict(values.get("model") or {})
+        if "model_name_or_path" in model:
+            raise RecipeError(
+                f"stages.{name}: has both from={source!r} and model.model_name_or_path="
+                f"{model['model_name_or_path']!r}, which name different models. Remove one of them."
+            )
+        values["model"] = {"model_name_or_path": reference, **model}
     stage = values.get("stage") or (str(load_recipe(extends).stage) if extends else "grpo")
     if stage not in STAGES or stage == "pipeline":
         known = ", ".join(other for other in STAGES if other != "pipeline")
@@ -120,12 +138,8 @@ def _node(pipeline: PipelineRecipe, name: str, values: dict[str, Any]) -> Node:
     return Node(name, stage, values, extends, inputs, pipeline.output_dir / name)
 
 
-def _evaluation(pipeline: PipelineRecipe, node: Node | None) -> Node | None:
-    """The node that evaluates a stage's model; None: the base's."""
-    name = BASE if node is None else node.name
-    model: dict[str, Any] = {} if node is None else dict(node.values.get("model") or {})
-    model = {key: model[key] for key in ("dtype", "trust_remote_code") if key in model}
-    model["model_name_or_path"] = BASE if node is None else PREFIX + node.name
+def _evaluation(pipeline: PipelineRecipe, name: str, model: dict[str, Any]) -> Node:
+    """The node that evaluates the model of a stage, or the base."""
     settings = pipeline.evaluation.model_dump(mode="json")
     values = {"stage": "held_out", "model": model, "seed": pipeline.seed, **settings}
     inputs = tuple(dict.fromkeys(_references(values)))

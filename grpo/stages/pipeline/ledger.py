@@ -11,17 +11,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from grpo.stages.pipeline.graph import Node
+from grpo.stages.pipeline.graph import Node, unresolved
 
 # What may change without making a finished result another one.
 FREE = {"max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "num_reward_workers", "report", "save_steps"}
+FREE |= {"output", "output_dir", "save_total_limit"}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """Entry(values={"trainer.max_steps": "30", …}, inputs={"cold_start": "3f9c…"}, result="runs/r1/rl")"""
 
-    values: dict[str, str]  # the recipe, flat, as JSON texts; references not resolved
+    values: dict[str, str]  # the whole recipe, flat, as JSON texts; references not resolved
     inputs: dict[str, str]  # identities of the nodes it reads
     result: str | None  # the folder it wrote; None: it has started
 
@@ -64,10 +65,9 @@ class Ledger:
 
 def expected(node: Node, base: str, identities: Mapping[str, str]) -> Entry:
     """The entry of a node that runs now. base: what `from: base` means."""
-    values = {key: json.dumps(value) for key, value in _flat(node.values)}
-    extended = {} if node.extends is None else {"extends": sha256(Path(node.extends).read_bytes()).hexdigest()[:16]}
-    inputs = {name: identities[name] for name in node.inputs}
-    return Entry({"base": base, **extended, **values}, inputs, None)
+    recipe = node.recipe(unresolved(base, node.inputs)).model_dump(mode="json")
+    values = {key: json.dumps(value) for key, value in _flat(recipe)}
+    return Entry(values, {name: identities[name] for name in node.inputs}, None)
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -46,7 +46,7 @@ def write_page(output: Path, nodes: Sequence[Node], results: Mapping[str, str]) 
         f"<h1>{html.escape(output.name)}</h1>",
         f"<p class=facts>{len(names)} models evaluated; stages: "
         + html.escape(" → ".join(node.name for node in nodes if not node.name.endswith(EVALUATION))),
-        "</p><div class=bars>" + "".join(_chart(names, column) for column in columns) + "</div>",
+        "</p><div class=stages>" + "".join(_chart(names, column) for column in columns) + "</div>",
         "<h2>Metrics</h2>" + _table(names, columns),
         "<h2>The same problem, by every model</h2>" + "".join(_samples(folders)),
     ]
@@ -56,9 +56,9 @@ def write_page(output: Path, nodes: Sequence[Node], results: Mapping[str, str]) 
 
 
 STYLE = """
-.bars { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); }
-.bars figure { margin: 0; padding: 12px 16px; }
-.bars svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; fill: var(--ink); }
+.stages { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); }
+.stages figure { margin: 0; padding: 12px 16px; grid-column: auto; }
+.stages svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; fill: var(--ink); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
 th, td { padding: 6px 10px; text-align: right; white-space: nowrap; border-top: 1px solid var(--grid); }
@@ -136,7 +136,7 @@ def _table(names: Sequence[str], columns: Sequence[Column]) -> str:
 
 def _samples(folders: Mapping[str, Path]) -> list[str]:
     """The first problems of each set, with the first completion of every model."""
-    samples = {name: read_rows(folder / SAMPLES_FILE) for name, folder in folders.items()}
+    samples = {name: list(read_rows(folder / SAMPLES_FILE)) for name, folder in folders.items()}
     first: dict[str, list[Row]] = {}
     for rows in samples.values():
         for row in rows:

@@ -7,7 +7,7 @@ import pytest
 
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.recipe.stages.pipeline import PipelineRecipe
-from grpo.stages.pipeline.graph import build_graph, selected
+from grpo.stages.pipeline.graph import Node, build_graph, selected
 from grpo.stages.pipeline.ledger import Ledger, expected, set_aside
 
 RL: dict[str, Any] = {
@@ -77,6 +77,10 @@ def test_from_and_until_choose_a_part_with_its_evaluations() -> None:
             {"checked": {"stage": "held_out", "from": "base", "sets": {"x": SET}}, "rl": {**RL, "from": "checked"}},
             r"stages.rl.from='checked': starts from a model, and stage 'checked' makes metrics.",
         ),
+        (
+            {"rl": {**RL, "model": {"model_name_or_path": "v4"}}},
+            r"stages.rl: has both from='base' and model.model_name_or_path='v4', which name different models.",
+        ),
         ({"rl": {**RL, "stage": "grop"}}, r"stages.rl.stage='grop': must be one of .* Did you mean 'grpo'\?"),
         ({"rl": {**RL, "trainer": {"max_step": 3}}}, r"stages.rl:\n  - trainer.max_step: unknown key"),
     ],
@@ -105,6 +109,22 @@ def test_a_change_reaches_everything_made_from_it(tmp_path: Path) -> None:
     assert ledger.read(node) is None
     ledger.write(node, before["one"])
     assert ledger.read(node) == before["one"]
+
+
+def test_what_a_recipe_file_extends_counts(tmp_path: Path) -> None:
+    def write(steps: int) -> list[Node]:
+        (tmp_path / "deepest.yaml").write_text(f"trainer: {{max_steps: {steps}}}\nmodel: {{dtype: bfloat16}}\n")
+        (tmp_path / "deep.yaml").write_text("extends: deepest.yaml\n")
+        stages = {"one": {**RL, "extends": str(tmp_path / "deep.yaml")}}
+        return build_graph(pipeline(stages, evaluation={"sets": {"maths": SET}}))
+
+    base, before, evaluation = write(30)
+    assert [node.values["model"].get("dtype") for node in (base, evaluation)] == [None, "bfloat16"]
+    _, after, _ = write(50)
+    assert expected(after, "v3", {}).changes(expected(before, "v3", {})) == []  # both read the file as it is now
+    first = expected(before, "v3", {})
+    write(30)
+    assert first.changes(expected(before, "v3", {})) == ["trainer.max_steps was 30, now 50"]
 
 
 def test_an_earlier_folder_is_kept_under_another_name(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_killed_in_its_second_stage_it_goes_on_there_and_ends_as_an_uninterrupte
     ]
     page = (tmp_path / "whole" / "out" / "index.html").read_text()
     assert "3 models evaluated" in page and "maths: pass@1" in page
+    for model in ("base", "one", "two"):  # each answers both problems
+        assert page.count(f"<div class=completion><b>{model}</b>") == 2
 
     process = start(killed)
     log = tmp_path / "killed" / "out" / "two" / "metrics.jsonl"
