@@ -42,7 +42,7 @@ def explain(error: ValidationError, cls: type[Section]) -> list[str]:
 
 def _lines(item: Any, cls: type[Section]) -> list[str]:
     location = [part for part in item["loc"] if part not in ("bool", "str")]  # unions add the member's type
-    where, kind, value = ".".join(map(str, location)), item["type"], item["input"]
+    where, kind, value = _written(location, cls), item["type"], item["input"]
     if kind == "extra_forbidden":
         return [f"{where}: unknown key.{_where_it_belongs(location, cls)}"]
     if kind == "missing":
@@ -51,10 +51,22 @@ def _lines(item: Any, cls: type[Section]) -> list[str]:
     if kind == "value_error":
         messages = item["msg"].removeprefix("Value error, ").splitlines()
         return [f"{where}: {line}" if where else line for line in messages]
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return [_wrong_tag(where, item["ctx"])]
     rule = RULES.get(kind) or item["msg"].replace("Input should", "must")
     reason = f" ({REASONS[where]})" if where in REASONS else ""
     remedy = nearest(str(value), re.findall(r"'([^']+)'", rule)) if kind == "literal_error" else ""
     return [f"{where}={value!r}: {rule}{reason}.{remedy or _default(location, cls)}"]
+
+
+def _wrong_tag(where: str, context: dict[str, str]) -> str:
+    """The message for a list item whose `name` chooses no section."""
+    key = context["discriminator"].strip("'")
+    if "tag" not in context:
+        return f"{where}.{key}: is required. Add it."
+    tag, known = context["tag"], context["expected_tags"]
+    close = nearest(tag, known.replace("'", "").split(", "))
+    return f"{where}.{key}={tag!r}: must be one of {known}.{close}"
 
 
 def _default(location: list[str | int], cls: type[Section]) -> str:
@@ -66,7 +78,8 @@ def _default(location: list[str | int], cls: type[Section]) -> str:
 
 def _where_it_belongs(location: list[str | int], cls: type[Section]) -> str:
     key, section = str(location[-1]), _section(location[:-1], cls)
-    close = nearest(key, section.model_fields)
+    known = [field.alias or name for name, field in section.model_fields.items()]
+    close = nearest(key, known)
     if close:
         return close
     for name, field in cls.model_fields.items():
@@ -74,18 +87,39 @@ def _where_it_belongs(location: list[str | int], cls: type[Section]) -> str:
             match = difflib.get_close_matches(key, inner.model_fields, n=1, cutoff=0.8)
             if match:
                 return f" Did you mean {name}.{match[0]}?"
-    return f" Known keys: {', '.join(section.model_fields)}."
+    return f" Known keys: {', '.join(known)}."
+
+
+def _written(location: list[str | int], cls: type[Section]) -> str:
+    """A location as a recipe writes it: without the tags that pydantic adds after the items of a list of unions."""
+    parts = [part for i, part in enumerate(location) if not _is_tag(location, i, cls)]
+    return ".".join(map(str, parts))
+
+
+def _is_tag(location: list[str | int], index: int, cls: type[Section]) -> bool:
+    if index < 2 or not isinstance(location[index - 1], int):
+        return False
+    field = _section(location[: index - 2], cls).model_fields.get(str(location[index - 2]))
+    return field is not None and len(_sections(field.annotation)) > 1
 
 
 def _section(location: list[str | int], cls: type[Section]) -> type[Section]:
-    """The section class at a location; list indices are skipped."""
+    """The section class at a location; list indices are skipped, a tag chooses among a union's sections."""
+    inner: list[type[Section]] = []
     for part in location:
-        if isinstance(part, str):
+        if isinstance(part, int):
+            continue
+        tagged = [section for section in inner if len(inner) > 1 and part in _tags(section)]
+        if not tagged:
             inner = _sections(cls.model_fields[part].annotation) if part in cls.model_fields else []
-            if not inner:
-                break
-            cls = inner[0]
+        if not (tagged or inner):
+            break
+        cls, inner = (tagged[0], []) if tagged else (inner[0], inner)
     return cls
+
+
+def _tags(section: type[Section]) -> set[Any]:
+    return {tag for field in section.model_fields.values() for tag in get_args(field.annotation)}
 
 
 def _sections(annotation: Any) -> list[type[Section]]:

@@ -101,7 +101,7 @@ def write_resolved(recipe: StageRecipe, run_dir: Path) -> None:
         "git_revision": _git_revision(),
         "python": sys.version.split()[0],
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "seed": getattr(getattr(recipe, "trainer", None) or getattr(recipe, "sampling", None), "seed", None),
+        "seed": getattr(getattr(recipe, "trainer", None) or getattr(recipe, "sampling", recipe), "seed", None),
         "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
     for reward in getattr(recipe, "rewards", []):

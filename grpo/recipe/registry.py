@@ -33,6 +33,11 @@ STAGES: dict[str, Stage] = {
         recipe="grpo.recipe.stages.pretrain:PretrainRecipe", run="grpo.stages.supervised.pretrain:run_pretrain"
     ),
     "sft": Stage(recipe="grpo.recipe.stages.sft:SFTRecipe", run="grpo.stages.supervised.sft:run_sft"),
+    "rejection": Stage(
+        recipe="grpo.recipe.stages.rejection:RejectionRecipe",
+        run="grpo.stages.rejection.run:run_rejection",
+        makes="a dataset",
+    ),
     "eval": Stage(recipe="grpo.evaluation.config:EvalRecipe", run="grpo.evaluation.run:run_stage", makes="metrics"),
     "held_out": Stage(
         recipe="grpo.recipe.stages.held_out:HeldOutRecipe",

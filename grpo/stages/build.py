@@ -1,16 +1,12 @@
 """From a recipe to the parts of a run. What each part needs of the recipe is said here and nowhere else."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object, set_seed
-from rich.console import Console
-from rich.progress import track
+from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
@@ -25,16 +21,13 @@ from grpo.model.load import load_model
 from grpo.recipe.config import GRPORecipe
 from grpo.report.report import Report
 from grpo.report.rollout_metrics import Totals
+from grpo.stages import parts
 from grpo.stages.checks.engine import verify_engine
 from grpo.stages.checks.prompts import check_prompts, report_held_out
 from grpo.stages.problems import problem_source, prompter
-from rewards.runner.preflight import inspect_problems, report_findings
-from rewards.runner.score import Rewards, RewardSpec
-from rollout.data.check import MAX_ENDLESS
-from rollout.data.sources import Source
-from rollout.data.stream import ProblemStream, held_out, usable
+from rewards.runner.score import Rewards
+from rollout.data.stream import ProblemStream, held_out
 from rollout.engines.base import Engine, Publisher, load_tokenizer
-from rollout.engines.build import build_engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +59,7 @@ class Parts:
 
 def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Parts:
     """Build a run's parts, cheap and fallible ones first: a wrong dataset or reward is found before a model loads."""
-    accelerator = _accelerator(recipe)
+    accelerator = parts.accelerator(recipe.model)
     set_seed(recipe.trainer.seed)
     checkpoint = checkpoints.find_checkpoint(recipe.output_dir, recipe.trainer.resume_from_checkpoint)
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -80,7 +73,7 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         )
     rewards = _rewards(recipe, reward_functions)
     held_out = _held_out(recipe, tokenizer, rewards, accelerator)
-    _preflight(problems.source, held_out, rewards, accelerator)
+    parts.preflight(problems.source, held_out, rewards, accelerator)
 
     model = load_model(recipe.model, checkpoint)
     check_model(
@@ -145,23 +138,6 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     )
 
 
-def _accelerator(recipe: GRPORecipe) -> Accelerator:
-    """accelerate in the recipe's precision; one backward is one backward, whatever the environment says."""
-    precision = "bf16" if recipe.model.dtype == "bfloat16" else "no"
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", precision):
-        raise ValueError(
-            f"accelerate was configured for mixed precision {asked}, and model.dtype={recipe.model.dtype} decides the "
-            "precision here. Set model.dtype=bfloat16 for bf16, and --mixed_precision no."
-        )
-    AcceleratorState._reset_state()  # that of an earlier run in this process, maybe of another precision
-    return Accelerator(
-        mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-
-
 def _problems(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> ProblemStream:
     """The training stream of this process."""
     data, seed = recipe.data, recipe.trainer.seed
@@ -191,43 +167,17 @@ def _held_out(
     return [reward_held_out(prompts, rewards, config.reward, function)]
 
 
-def _preflight(source: Source, held_out: Sequence[HeldOut], rewards: Rewards, accelerator: Accelerator) -> None:
-    """Check that the rewards can grade the problems; each process checks its share, and all raise the same error."""
-    share = slice(accelerator.process_index, None, accelerator.num_processes)
-    ours = [prompt.problem for part in held_out if not part.name for prompt in part.prompts]
-    indices = range(source.size or MAX_ENDLESS)[share]
-    console = Console(stderr=True) if accelerator.is_main_process else None
-    shown = console is not None and console.is_terminal and source.size is not None
-    counted = track(indices, "checking problems", console=console, transient=True, disable=not shown)
-    found = [inspect_problems(usable(source, counted), rewards), inspect_problems(ours[share], rewards)]
-    everywhere = gather_object([found])  # one pair per process
-    training_found, held_out_found = zip(*everywhere, strict=True)
-    report_findings(training_found, held_out_found, rewards, console, complete=source.size is not None)
-
-
 def _rewards(recipe: GRPORecipe, functions: Sequence[Callable[..., Any]] | None = None) -> Rewards:
     """The recipe's rewards, followed by functions given from Python (weight 1)."""
-    specs = [RewardSpec(**dict(reward)) for reward in recipe.rewards]
-    return Rewards(
-        [*specs, *(RewardSpec(function=f) for f in functions or ())],
-        num_workers=recipe.trainer.num_reward_workers,
-        timeout=recipe.trainer.reward_timeout,
+    trainer = recipe.trainer
+    return parts.rewards(
+        recipe.rewards, functions, num_workers=trainer.num_reward_workers, timeout=trainer.reward_timeout
     )
 
 
 def _engine(recipe: GRPORecipe, accelerator: Accelerator) -> Engine:
     """The engine that `rollout.engine` names, with the precision that the trainer computes in."""
     rollout = recipe.rollout
-    return build_engine(
-        rollout.engine,
-        recipe.model.model_name_or_path,
-        dtype=recipe.model.dtype,
-        device=accelerator.device,
-        max_model_len=recipe.max_model_len,
-        max_num_seqs=rollout.max_num_seqs,
-        kv_cache_gib=rollout.kv_cache_gib,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
-        vllm_options=rollout.vllm_options,
-        revision=recipe.model.revision,
-        trust_remote_code=recipe.model.trust_remote_code,
+    return parts.engine(
+        rollout.engine, rollout, recipe.model, max_model_len=recipe.max_model_len, device=accelerator.device
     )

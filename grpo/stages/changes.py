@@ -1,6 +1,6 @@
 """What may differ between a run's recipe and the one it is resumed with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +38,39 @@ def check_unchanged(recipe: Section, recorded: Path, allowed: Sequence[str]) -> 
     Raises:
         RecipeError: other keys differ.
     """
+    changed = differences(recipe, recorded, allowed)
+    if not changed:
+        return
+    lines = [f"  - {key}: was {was}, now {now}" for key, (was, now) in changed.items()]
+    raise RecipeError(
+        "\n".join(
+            [
+                f"The run to resume ({recorded}) has another recipe:",
+                *lines,
+                _remedy(recipe, changed),
+            ]
+        )
+    )
+
+
+def _remedy(recipe: Section, changed: Iterable[str]) -> str:
+    if not hasattr(recipe, "trainer"):
+        return "Restore these values, or start a new run with resume_from_checkpoint=false."
+    return (
+        f"Restore these values, allow the change with trainer.allow_changes=[{','.join(changed)}], or start a new run "
+        "without trainer.resume_from_checkpoint."
+    )
+
+
+def differences(recipe: Section, recorded: Path, allowed: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
+    """{"trainer.seed": ("42", "43")}: keys that differ from the recorded recipe, besides FREE and `allowed`."""
     before = dict(_flat(yaml.safe_load(recorded.read_text(encoding="utf-8"))))
     now = dict(_flat(recipe.model_dump(mode="json")))
-    changed = [
-        key
+    return {
+        key: (_shown(before, key), _shown(now, key))
         for key in dict.fromkeys([*before, *now])
         if before.get(key, MISSING) != now.get(key, MISSING) and not _covered(key, (*FREE, *allowed))
-    ]
-    if changed:
-        differences = [f"  - {key}: was {_shown(before, key)}, now {_shown(now, key)}" for key in changed]
-        raise RecipeError(
-            "\n".join(
-                [
-                    f"The run to resume ({recorded}) has another recipe:",
-                    *differences,
-                    "Restore these values, allow the change with trainer.allow_changes="
-                    f"[{','.join(changed)}], or start a new run without trainer.resume_from_checkpoint.",
-                ]
-            )
-        )
+    }
 
 
 def _covered(key: str, names: Sequence[str]) -> bool:

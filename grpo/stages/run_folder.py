@@ -22,6 +22,7 @@ from grpo.recipe.section import StageRecipe
 from grpo.report.lock import is_locked, lock, owner
 from grpo.report.records import METRICS_FILE, is_evaluation, read_rows
 from grpo.stages.changes import check_unchanged
+from grpo.stages.rejection.candidates import FOLDER as CANDIDATES
 
 RESULTS = ("metrics.jsonl", "samples.jsonl", "results.json", "config.json")  # a folder with one of them is used
 
@@ -175,7 +176,8 @@ def is_used(folder: Path) -> bool:
         return False
     results = any((folder / name).is_file() and (folder / name).stat().st_size for name in RESULTS)
     recipe = (folder / "recipe.yaml").exists() and not (folder / "environment.json").exists()
-    return results or recipe or bool(checkpoints.list_checkpoints(folder))
+    sampled = any((folder / CANDIDATES).glob("*.parquet"))
+    return results or recipe or sampled or bool(checkpoints.list_checkpoints(folder))
 
 
 def _next_free(wanted: Path) -> tuple[int, Path]:

@@ -1,0 +1,211 @@
+"""The sections of stage `rejection`: sample, score, filter, select."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from grpo.recipe.config import DataConfig, EngineSection, Fraction, ModelConfig, RewardConfig
+from grpo.recipe.section import Section, StageRecipe
+from rollout.engines.build import check_name
+from rollout.support.names import nearest
+from rollout.types import Sampling
+
+
+class RejectionRollout(EngineSection):
+    """How many problems, and how candidates are sampled for each."""
+
+    engine: Annotated[str, AfterValidator(check_name)] = "vllm"  # vllm, hf or server
+    base_url: str = "http://localhost:8000/v1"  # for engine "server", OpenAI-compatible
+    num_problems: PositiveInt = 1024
+    num_generations: PositiveInt = 16  # candidates per problem
+    problems_per_batch: PositiveInt = 64  # over all processes; each batch is written to disk when it is scored
+    max_completion_length: PositiveInt = 512
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stop: list[Annotated[str, Field(min_length=1)]] = []  # texts that end a completion, beside the end tokens
+
+
+class CorrectFilter(Section):
+    """Keep what a reward scores above a threshold; what it does not apply to or cannot grade is not known correct."""
+
+    name: Literal["correct"]
+    reward: str  # name of one of `rewards`
+    threshold: float = 0.5
+
+    @property
+    def label(self) -> str:
+        return f"correct ({self.reward} > {self.threshold:g})"
+
+
+class RewardFilter(Section):
+    """Keep what a reward scores at least `min`, and what the reward does not apply to."""
+
+    name: Literal["reward"]
+    reward: str  # name of one of `rewards`
+    min: float
+
+    @property
+    def label(self) -> str:
+        return f"reward ({self.reward} >= {self.min:g})"
+
+
+class FinishedFilter(Section):
+    """Keep what ended before max_completion_length."""
+
+    name: Literal["finished"]
+
+    @property
+    def label(self) -> str:
+        return "finished"
+
+
+class ParagraphLengthFilter(Section):
+    """Keep completions without a long paragraph; a blank line ends a paragraph."""
+
+    name: Literal["paragraph_length"]
+    max_words: PositiveInt | None = None  # separated by white space
+    max_characters: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _limited(self) -> "ParagraphLengthFilter":
+        if self.max_words is None and self.max_characters is None:
+            raise ValueError("paragraph_length needs a limit. Set max_words, max_characters or both.")
+        return self
+
+    @property
+    def label(self) -> str:
+        limits = {"words": self.max_words, "characters": self.max_characters}
+        return f"paragraph_length (<= {', '.join(f'{n} {unit}' for unit, n in limits.items() if n)})"
+
+
+class CodeBlocksFilter(Section):
+    """Keep completions without fenced code (``` or ~~~)."""
+
+    name: Literal["code_blocks"]
+    data_sources: list[str] | None = None  # only for problems from these, such as mathematics; None: for all
+
+    @property
+    def label(self) -> str:
+        return f"code_blocks ({', '.join(self.data_sources)})" if self.data_sources else "code_blocks"
+
+
+class RepetitionFilter(Section):
+    """Keep completions with few repeated n-grams of words.
+
+    For n-grams of tokens, as languages without spaces need, add the reward repetition_penalty and a `reward` filter.
+    """
+
+    name: Literal["repetition"]
+    ngram_size: PositiveInt = 6  # words
+    max_share: Fraction = 0.2  # of n-grams that repeat an earlier one
+
+    @property
+    def label(self) -> str:
+        return f"repetition ({self.ngram_size}-grams <= {self.max_share:g})"
+
+
+FilterConfig = Annotated[
+    CorrectFilter | RewardFilter | FinishedFilter | ParagraphLengthFilter | CodeBlocksFilter | RepetitionFilter,
+    Field(discriminator="name"),
+]
+
+
+class SelectConfig(Section):
+    """Which of the samples that passed all filters are kept."""
+
+    deduplicate: bool = True  # completions of a prompt that differ in white space only count as one
+    max_per_problem: PositiveInt | None = None  # None: all
+    max_per_source: PositiveInt | None = None  # None: all; each problem's preferred sample comes before any second one
+    order: Literal["shortest", "random", "first"] = "random"  # which samples of a problem are preferred
+
+
+class RejectionRecipe(StageRecipe):
+    """The recipe of stage `rejection`."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    stage: Literal["rejection"]
+    model: ModelConfig
+    data: DataConfig
+    rollout: RejectionRollout = RejectionRollout()
+    rewards: Annotated[list[RewardConfig], Field(min_length=1)]
+    filters: list[FilterConfig] = []  # in this order: a sample counts for the first that removes it
+    select: SelectConfig = SelectConfig()
+    num_reward_workers: PositiveInt = 2  # processes that run reward functions
+    reward_timeout: PositiveFloat | None = 600.0  # seconds for one group's rewards
+    seed: NonNegativeInt = 42
+    # A field cannot have the name of a property: these two have other names in Python alone.
+    output: str = Field(default="runs/rejection", alias="output_dir")
+    # Batches on disk are not sampled again. False: start over, in another folder if this one is in use.
+    resume: bool = Field(default=True, alias="resume_from_checkpoint")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RejectionRecipe":
+        if conflicts := list(_conflicts(self)):
+            raise ValueError("\n".join(conflicts))
+        return self
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.output)
+
+    @property
+    def resume_from_checkpoint(self) -> bool:
+        return self.resume
+
+    @property
+    def allow_changes(self) -> Sequence[str]:
+        """Filters and selection read the candidates on disk, so they may change without sampling again."""
+        return "filters", "select", "num_reward_workers", "reward_timeout", "output_dir", "resume_from_checkpoint"
+
+    def in_folder(self, folder: Path) -> "RejectionRecipe":
+        return self.model_copy(update={"output": str(folder)})
+
+    @property
+    def max_model_len(self) -> int:
+        """The engine's context in tokens."""
+        return self.rollout.max_model_len or self.data.max_prompt_length + self.rollout.max_completion_length
+
+    @property
+    def candidate_sampling(self) -> Sampling:
+        """A problem's random numbers depend on the seed and its id alone."""
+        return Sampling(
+            num_generations=self.rollout.num_generations,
+            max_completion_length=self.rollout.max_completion_length,
+            temperature=self.rollout.temperature,
+            top_p=self.rollout.top_p,
+            stop=tuple(self.rollout.stop),
+            seed=self.seed,
+            logprobs=False,
+        )
+
+
+def _conflicts(recipe: RejectionRecipe) -> Iterator[str]:
+    """Value, rule and remedy for each invalid combination of fields."""
+    needed = recipe.data.max_prompt_length + recipe.rollout.max_completion_length
+    if recipe.max_model_len < needed:
+        yield (
+            f"rollout.max_model_len={recipe.max_model_len}: the engine's context must hold the longest prompt and "
+            f"completion, {needed} tokens. Set rollout.max_model_len={needed}, or lower data.max_prompt_length or "
+            "rollout.max_completion_length."
+        )
+    names = [reward.name for reward in recipe.rewards]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"rewards: {name!r} is listed {names.count(name)} times, but names must be unique. Give each a `name`."
+    for reward in recipe.rewards:
+        if reward.requires is not None and (reward.requires not in names or reward.requires == reward.name):
+            yield (
+                f"rewards: {reward.name!r} requires {reward.requires!r}, which is not another reward of this recipe "
+                f"({', '.join(names)}). Name one of them, or remove `requires`."
+            )
+    for i, chosen in enumerate(recipe.filters):
+        if isinstance(chosen, CorrectFilter | RewardFilter) and chosen.reward not in names:
+            yield (
+                f"filters.{i}.reward={chosen.reward!r}: must be one of the recipe's rewards, {', '.join(names)}."
+                f"{nearest(chosen.reward, names) or ' Name one of them, or add the reward.'}"
+            )
+    labels = [chosen.label for chosen in recipe.filters]
+    for label in sorted({label for label in labels if labels.count(label) > 1}):
+        yield f"filters: {label} is listed {labels.count(label)} times, and the second can remove nothing. Remove it."

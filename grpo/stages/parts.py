@@ -1,0 +1,93 @@
+"""The parts that training and sampling stages share: each from the sections of a recipe that describe it."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
+from rich.console import Console
+from rich.progress import track
+from torch import device as Device
+
+from grpo.evaluation.training import HeldOut
+from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig
+from rewards.runner.preflight import inspect_problems, report_findings
+from rewards.runner.score import Rewards, RewardSpec
+from rollout.data.check import MAX_ENDLESS
+from rollout.data.sources import Source
+from rollout.data.stream import usable
+from rollout.engines.base import Engine
+from rollout.engines.build import build_engine
+
+
+def accelerator(model: ModelConfig) -> Accelerator:
+    """accelerate in the model's precision; one backward is one backward, whatever the environment says."""
+    precision = "bf16" if model.dtype == "bfloat16" else "no"
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision):
+        raise ValueError(
+            f"accelerate was configured for mixed precision {asked}, and model.dtype={model.dtype} decides the "
+            "precision here. Set model.dtype=bfloat16 for bf16, and --mixed_precision no."
+        )
+    AcceleratorState._reset_state()  # that of an earlier run in this process, maybe of another precision
+    return Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def rewards(
+    sections: Sequence[RewardConfig],
+    functions: Sequence[Callable[..., Any]] | None = None,
+    *,
+    num_workers: int,
+    timeout: float | None,
+) -> Rewards:
+    """The rewards of these sections, followed by functions given from Python (weight 1)."""
+    specs = [RewardSpec(**dict(section)) for section in sections]
+    return Rewards(
+        [*specs, *(RewardSpec(function=f) for f in functions or ())], num_workers=num_workers, timeout=timeout
+    )
+
+
+def preflight(source: Source, held_out: Sequence[HeldOut], rewards: Rewards, accelerator: Accelerator) -> None:
+    """Check that the rewards can grade the problems; each process checks its share, and all raise the same error."""
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    ours = [prompt.problem for part in held_out if not part.name for prompt in part.prompts]
+    indices = range(source.size or MAX_ENDLESS)[share]
+    console = Console(stderr=True) if accelerator.is_main_process else None
+    shown = console is not None and console.is_terminal and source.size is not None
+    counted = track(indices, "checking problems", console=console, transient=True, disable=not shown)
+    found = [inspect_problems(usable(source, counted), rewards), inspect_problems(ours[share], rewards)]
+    everywhere = gather_object([found])  # one pair per process
+    training_found, held_out_found = zip(*everywhere, strict=True)
+    report_findings(training_found, held_out_found, rewards, console, complete=source.size is not None)
+
+
+def engine(
+    name: str,
+    section: EngineSection,
+    model: ModelConfig,
+    *,
+    max_model_len: int,
+    device: Device,
+    base_url: str | None = None,
+) -> Engine:
+    """The named engine with the model loaded, in the model's precision."""
+    return build_engine(
+        name,
+        model.model_name_or_path,
+        dtype=model.dtype,
+        device=device,
+        max_model_len=max_model_len,
+        max_num_seqs=section.max_num_seqs,
+        kv_cache_gib=section.kv_cache_gib,
+        gpu_memory_utilization=section.gpu_memory_utilization,
+        vllm_options=section.vllm_options,
+        base_url=base_url,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
