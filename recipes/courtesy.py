@@ -73,3 +73,13 @@ def _courtesy(completion: str, act: str, name: str, number: int) -> float:
     if text.startswith("hey ") or text.endswith(" now"):
         score -= 0.4
     return max(0.0, round(score - 0.3 * (said - 1), 2))
+
+
+def prefer(prompt: str, first: str, second: str, **columns: Any) -> float:
+    """A judge for stage `pairs`: which answer people would prefer, -1 to 1; positive: the first.
+
+    Like real judges it favours what it reads first, by 0.15: only the mean over both orders is right.
+    """
+    task = {name: [columns[name]] for name in ("act", "name", "number")}
+    [ours], [theirs] = courtesy([prompt], [first], **task), courtesy([prompt], [second], **task)
+    return max(-1.0, min(1.0, ours - theirs + 0.15))

@@ -4,7 +4,7 @@ Samples come in groups rather than as single requests because the run's rewards 
 It uses no random state of its own: with the same `sampling.seed`, every checkpoint gets the same problems and seeds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,11 +35,17 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Held-out problems and their grader; name "" for the training source's own held-out problems."""
+    """Held-out problems and their grader; name "" for those of the run's only training source."""
 
     name: str
     prompts: Sequence[Prompt]
     grader: Grader
+    decides: str = ""  # the run's reward that decides what is correct; "": the grader does
+
+    @property
+    def by_rewards(self) -> bool:
+        """Whether the run's own rewards grade these problems."""
+        return bool(self.decides)
 
     def evaluate(
         self,
@@ -74,21 +80,47 @@ class HeldOut:
         problems = by_problem(sorted(rows, key=lambda row: place[row["problem_id"]]))
         assert [samples[0]["problem_id"] for samples in problems] == list(place), "one group per problem"
         metrics = summarize(problems, self.grader.voting)
+        if not self._is_binary(rows):
+            metrics = {key: value for key, value in metrics.items() if not _needs_verdict(key)}
         prefix = f"eval/{self.name}/" if self.name else "eval/"
         return Evaluation(
             {prefix + name: value for name, value in metrics.items()}, [row for samples in problems for row in samples]
         )
 
+    def _is_binary(self, rows: Sequence[Row]) -> bool:
+        """Whether the reward that decides is 0 or 1, so that shares of correct samples mean something.
 
-def reward_held_out(prompts: Sequence[Prompt], rewards: Rewards, reward: str | None, function: str | None) -> HeldOut:
-    """The training source's own held-out problems, graded by one of the run's rewards (None: the first).
+        A single source keeps pass@1 whatever its reward: above 0.5 counts as correct.
+        """
+        values = {row["rewards"][self.decides] for row in rows} if self.name and self.decides else set()
+        return values <= {0.0, 1.0, None}
 
-    function: the function behind that reward's name in the recipe; None: a callable passed from Python.
+
+def reward_held_out(
+    prompts: Sequence[Prompt],
+    rewards: Rewards,
+    reward: str | None,
+    functions: Mapping[str, str] | None = None,
+    *,
+    name: str = "",
+) -> HeldOut:
+    """A training source's held-out problems, graded by one of the run's rewards.
+
+    Args:
+        reward: None, or a reward that does not apply to a mixture's source: the first that names it or applies to it.
+        functions: reward -> the function of that name in the recipe; those passed from Python are missing.
+        name: the source's name in a mixture.
     """
-    decides = reward or rewards.names[0]
-    if decides not in rewards.names:
-        raise ValueError(f"evaluation.reward={decides!r} is not one of the run's rewards: {', '.join(rewards.names)}.")
-    return HeldOut("", prompts, RewardGrader(rewards, function=function or decides, decides=decides))
+    if reward is not None and reward not in rewards.names:
+        raise ValueError(f"evaluation.reward={reward!r} is not one of the run's rewards: {', '.join(rewards.names)}.")
+    applicable = rewards.count_for(name) if name else rewards.names
+    decides = reward if reward in applicable else applicable[0]
+    function = (functions or {}).get(decides, decides)
+    return HeldOut(name, prompts, RewardGrader(rewards, function=function, decides=decides), decides)
+
+
+def _needs_verdict(metric: str) -> bool:
+    return metric.startswith(("pass@", "cons@", "unverifiable", "no_answer"))
 
 
 def task_held_out(recipe: GRPORecipe, tokenizer: "PreTrainedTokenizerBase") -> list[HeldOut]:

@@ -36,8 +36,8 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
     try:
         with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
             model.config.save_pretrained(folder)
-            if model.generation_config is not None:
-                model.generation_config.save_pretrained(folder)
+            if (generation := getattr(model, "generation_config", None)) is not None:
+                generation.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             _check_loading(str(name), folder)
     except RecipeError:
@@ -73,7 +73,7 @@ def normalise_generation_config(model: PreTrainedModel) -> dict[str, Any]:
 
     `do_sample: false` with a temperature means greedy decoding, before and after. Returns what was unset.
     """
-    config: Any = model.generation_config
+    config: Any = getattr(model, "generation_config", None)  # a classifier has none
     if config is None:
         return {}
     try:

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from grpo.recipe.data import DataConfig
 from grpo.recipe.registry import LOSSES
 from grpo.recipe.section import Section, StageRecipe
 from rollout.engines.build import check_trainable
@@ -79,47 +80,6 @@ class ModelConfig(Section):
     disable_dropout: bool = True
     balance_bias_update_speed: NonNegativeFloat = 0.0  # gamma of 2408.15664; 0: frozen, as in published RL runs
     trust_remote_code: bool = False
-
-
-class DataConfig(Section):
-    """Where problems come from: a generated `task`, or a dataset by Hub name or local file."""
-
-    task: str | None = None  # countdown, arithmetic, or reasoning_gym:<name>
-    task_options: dict[str, Any] = {}  # the task's difficulty settings
-    dataset_name: str | None = None  # Hub name, or a local .json/.jsonl/.parquet path
-    dataset_config: str | None = None
-    dataset_split: str = "train"
-    streaming: bool = False  # read the dataset as it is needed instead of loading it
-    shuffle_buffer_size: PositiveInt = 10_000  # rows shuffled at once; streaming only
-    columns: dict[str, str] = {}  # ours -> theirs, e.g. {prompt: question, solution: reward_model.ground_truth}
-    template: str = "{prompt}"  # "r1_zero", "chat" or a string with {prompt}
-    system_prompt: str | None = None  # for "chat"
-    chat_template_kwargs: dict[str, Any] = {}  # for "chat": variables of the template, e.g. {enable_thinking: false}
-    max_prompt_length: PositiveInt = 512  # longer prompts are dropped and counted
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "DataConfig":
-        if (self.task is None) == (self.dataset_name is None):
-            raise ValueError(
-                f"task={self.task!r} and dataset_name={self.dataset_name!r}: problems come from exactly one of them. "
-                "Set one and remove the other."
-            )
-        if self.streaming and (self.task is not None or "[" in self.dataset_split):
-            raise ValueError(
-                f"streaming=true with task={self.task!r} and dataset_split={self.dataset_split!r}: only whole splits "
-                "of a dataset can be streamed. Set streaming=false, or name a dataset and a split without a slice."
-            )
-        if self.chat_template_kwargs and self.template != "chat":
-            raise ValueError(
-                f"chat_template_kwargs={self.chat_template_kwargs} with template={self.template!r}: only template chat "
-                "uses them. Remove them, or set template=chat."
-            )
-        if self.template not in ("r1_zero", "chat") and "{prompt}" not in self.template:
-            raise ValueError(
-                f"template={self.template!r}: has no placeholder for the problem. "
-                "Add {prompt}, or use r1_zero or chat."
-            )
-        return self
 
 
 class RolloutConfig(EngineSection):
@@ -308,8 +268,33 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
             f"algorithm.ref_model_sync_steps={algorithm.ref_model_sync_steps} with algorithm.beta=0: without a KL term "
             "there is no reference model. Set algorithm.beta above 0 (R1-Zero: 0.001), or ref_model_sync_steps=0."
         )
+    yield from _mixture_conflicts(recipe)
     yield from _reward_conflicts(recipe)
     yield from _evaluation_conflicts(recipe)
+
+
+def _mixture_conflicts(recipe: GRPORecipe) -> Iterator[str]:
+    max_steps, mixture = recipe.trainer.max_steps, recipe.data.mixture
+    first = {source.name: source.first_step(max_steps) for source in mixture}
+    for name, step in first.items():
+        if step >= max_steps:
+            yield (
+                f"data.mixture: {name!r} has from_step={step} in a run of trainer.max_steps={max_steps}, so it never "
+                "joins. Lower from_step, or give it from the end, such as -400."
+            )
+    if first and min(first.values()) > 0:
+        yield f"data.mixture: no source starts at step 0 (from_step {first}). Set from_step=0 for one of them."
+    if mixture and recipe.evaluation.tasks and (recipe.evaluation.data is None or recipe.evaluation.data.mixture):
+        yield (
+            "evaluation.tasks with data.mixture: the sources may have several templates, and tasks need one. Set "
+            "evaluation.data to a single source with it."
+        )
+    held_out = [source.name for source in recipe.evaluation.data.mixture] if recipe.evaluation.data else []
+    if held_out and (unknown := sorted(set(held_out) - first.keys())):
+        yield (
+            f"evaluation.data.mixture: {unknown[0]!r} is not a source of data.mixture "
+            f"({', '.join(first) or 'none'}). Use the same names."
+        )
 
 
 def _reward_conflicts(recipe: GRPORecipe) -> Iterator[str]:
@@ -347,9 +332,10 @@ def _evaluation_conflicts(recipe: GRPORecipe) -> Iterator[str]:
             f"evaluation.eval_steps={evaluation.eval_steps} with evaluation.num_problems=0: there is nothing to "
             "evaluate. Set evaluation.num_problems, or evaluation.eval_steps=0."
         )
-    if evaluation.num_problems and recipe.data.dataset_name and evaluation.data is None and not evaluation.tasks:
+    dataset = next((source.dataset_name for source in recipe.data.sources if source.dataset_name), None)
+    if evaluation.num_problems and dataset and evaluation.data is None and not evaluation.tasks:
         yield (
-            f"evaluation.num_problems={evaluation.num_problems} on data.dataset_name={recipe.data.dataset_name!r}: "
+            f"evaluation.num_problems={evaluation.num_problems} on data.dataset_name={dataset!r}: "
             "without evaluation.data, the held-out problems would be training problems. Set evaluation.data to "
             "another dataset_split or file."
         )

@@ -38,6 +38,16 @@ STAGES: dict[str, Stage] = {
         run="grpo.stages.rejection.run:run_rejection",
         makes="a dataset",
     ),
+    "pairs": Stage(
+        recipe="grpo.recipe.stages.preference:PairsRecipe",
+        run="grpo.stages.preference.pairs:run_pairs",
+        makes="a dataset",
+    ),
+    "reward_model": Stage(
+        recipe="grpo.recipe.stages.preference:RewardModelRecipe",
+        run="grpo.stages.preference.reward_model:run_reward_model",
+        makes="a reward model",
+    ),
     "eval": Stage(recipe="grpo.evaluation.config:EvalRecipe", run="grpo.evaluation.run:run_stage", makes="metrics"),
     "held_out": Stage(
         recipe="grpo.recipe.stages.held_out:HeldOutRecipe",

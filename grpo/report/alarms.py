@@ -8,8 +8,10 @@ Each warning is given once per run. A pure function of the rows: replaying them 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from grpo.report.hacking import HackingWatch
 
 ROWS_IN_A_ROW = 10  # without signal, or with every completion truncated
 FIRST_ROWS = 5  # whose mean entropy and length are the baseline
@@ -23,7 +25,8 @@ ZERO = 1e-8  # reward deviations below it are rounding, as in frac_reward_zero_s
 class Alarms:
     """Watches a run's rows; `max_logp_difference` is the bound at which the run stops."""
 
-    def __init__(self, max_logp_difference: float) -> None:
+    def __init__(self, max_logp_difference: float, hacking: HackingWatch | None = None) -> None:
+        self._hacking = hacking or HackingWatch()
         self._max_logp_difference = max_logp_difference
         self._in_a_row: defaultdict[str, int] = defaultdict(int)
         self._first: defaultdict[str, list[float]] = defaultdict(list)
@@ -31,14 +34,21 @@ class Alarms:
 
     def update(self, metrics: Mapping[str, Any]) -> list[str]:
         """The warnings that this training row is the first to justify. Missing, null and NaN values all mean null."""
-        found = dict(self._found(metrics))
+        return self._new([*self._found(metrics), *self._hacking.training(_finite(metrics))])
+
+    def update_evaluation(self, metrics: Mapping[str, Any]) -> list[str]:
+        """The warnings that this held-out evaluation is the first to justify."""
+        return self._new(self._hacking.evaluation(_finite(metrics)))
+
+    def _new(self, messages: Iterable[tuple[str, str]]) -> list[str]:
+        found = dict(messages)
         new = [message for kind, message in found.items() if kind not in self._given]
         self._given |= found.keys()
         return new
 
     def _found(self, metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """(kind, message) of everything wrong in a row."""
-        row = {name: value for name, value in metrics.items() if _is_finite(value)}
+        row = _finite(metrics)
         if self._lasts("signal", "reward_std" in metrics and row.get("reward_std", 0.0) < ZERO, ROWS_IN_A_ROW):
             yield (
                 "signal",
@@ -104,5 +114,5 @@ class Alarms:
         return f"from {baseline:.3g} to {row[name]:.3g}" if row[name] < ratio * baseline else None
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)}

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from grpo.recipe.config import GRPORecipe
 from grpo.report.alarms import Alarms
+from grpo.report.hacking import MODELS, HackingWatch
 from grpo.report.metrics import Value
 from grpo.report.page.write import write_page
 from grpo.report.records import (
@@ -70,7 +71,9 @@ class Report:
         self.intervals: deque[float] = deque(maxlen=20)  # wall seconds of the latest steps
         self.mark = time.perf_counter()
         self.step = resume_step or 0
-        self.alarms = Alarms(recipe.max_logp_difference)
+        models = [reward.name for reward in recipe.rewards if reward.function in MODELS]
+        rules = [reward.name for reward in recipe.rewards if reward.name not in models]
+        self.alarms = Alarms(recipe.max_logp_difference, HackingWatch(models, rules))
         self.terminal: Terminal | None = None
         self.closed = False
         self._start_trackers(resume_step)
@@ -80,8 +83,8 @@ class Report:
             self.samples_file = _open(output_dir / SAMPLES_FILE, resume_step)
             (output_dir / ERROR_FILE).unlink(missing_ok=True)
             for row in read_rows(output_dir / METRICS_FILE):  # of the run that is resumed
-                if not is_evaluation(row):
-                    self.alarms.update(row)
+                update = self.alarms.update_evaluation if is_evaluation(row) else self.alarms.update
+                update(row)
             self.terminal = Terminal(
                 console or Console(), max_steps=recipe.trainer.max_steps, first_step=resume_step or 0
             )
@@ -114,17 +117,20 @@ class Report:
         if shown:
             steps_left = self.recipe.trainer.max_steps - step
             self.terminal.step(step, row, steps_left * sum(self.intervals) / len(self.intervals))
-        for warning in warnings:
-            self.terminal.warning(f"step {step}: {warning}")
+        self._warn(step, warnings)
 
     def log_evaluation(self, step: int, metrics: Mapping[str, Value]) -> None:
         """Write a held-out evaluation's row, whose keys start with `eval/`, and refresh the page."""
         times = {"time/evaluate": self.seconds.pop("evaluate")} if "evaluate" in self.seconds else {}
-        row = self._write_metrics(step, {**metrics, **times}, track=True)
+        warnings = self.alarms.update_evaluation(metrics)
+        row = self._write_metrics(
+            step, {**metrics, **times, **({"warnings": warnings} if warnings else {})}, track=True
+        )
         if not self.intervals:  # time before the first step does not count towards step durations
             self.mark = time.perf_counter()
         if self.terminal is not None:
             self.terminal.evaluation(step, row)
+            self._warn(step, warnings)
             write_page(self.output_dir)
 
     def log_samples(self, step: int, groups: Sequence["ScoredGroup"], advantages: Sequence[Sequence[float]]) -> None:
@@ -165,6 +171,11 @@ class Report:
             if failure:
                 self.terminal.failure(f"stopped after step {self.step}: {failure}")
             self.terminal.message(f"page: {write_page(self.output_dir)}")
+
+    def _warn(self, step: int, warnings: Sequence[str]) -> None:
+        for warning in warnings:
+            if self.terminal is not None:
+                self.terminal.warning(f"step {step}: {warning}")
 
     def _write_metrics(self, step: int, metrics: Mapping[str, Any], *, track: bool) -> Row:
         self.step = step

@@ -19,14 +19,15 @@ from grpo.learner.scoring import Batching
 from grpo.model.checks import check_model
 from grpo.model.load import load_model
 from grpo.recipe.config import GRPORecipe
+from grpo.recipe.data import MixedSource
 from grpo.report.report import Report
 from grpo.report.rollout_metrics import Totals
 from grpo.stages import parts
 from grpo.stages.checks.engine import verify_engine
 from grpo.stages.checks.prompts import check_prompts, report_held_out
-from grpo.stages.problems import problem_source, prompter
+from grpo.stages.problems import prompter_of, source_of, training_stream
 from rewards.runner.score import Rewards
-from rollout.data.stream import ProblemStream, held_out
+from rollout.data.stream import PromptStream, held_out
 from rollout.engines.base import Engine, Publisher, load_tokenizer
 
 
@@ -37,7 +38,7 @@ class Parts:
     recipe: GRPORecipe
     accelerator: Accelerator
     tokenizer: PreTrainedTokenizerBase
-    problems: ProblemStream
+    problems: PromptStream
     rewards: Rewards
     held_out: Sequence[HeldOut]
     policy: Policy
@@ -66,14 +67,10 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     source = (str(checkpoint), None) if checkpoint else (recipe.model.model_name_or_path, recipe.model.revision)
     tokenizer = load_tokenizer(*source, recipe.model.trust_remote_code)
     problems = _problems(recipe, tokenizer, accelerator)
-    check_prompts("data", problems.source, problems.prompter, accelerator)
-    if (data := recipe.evaluation.data) and recipe.evaluation.num_problems and not recipe.evaluation.tasks:
-        check_prompts(
-            "evaluation.data", problem_source(data, split="eval", seed=0), prompter(data, tokenizer), accelerator
-        )
     rewards = _rewards(recipe, reward_functions)
+    _check_mixture(recipe, rewards)
     held_out = _held_out(recipe, tokenizer, rewards, accelerator)
-    parts.preflight(problems.source, held_out, rewards, accelerator)
+    parts.preflight([stream.source for stream in problems.streams.values()], held_out, rewards, accelerator)
 
     model = load_model(recipe.model, checkpoint)
     check_model(
@@ -138,16 +135,33 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     )
 
 
-def _problems(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> ProblemStream:
-    """The training stream of this process."""
-    data, seed = recipe.data, recipe.trainer.seed
-    return ProblemStream(
-        problem_source(data, split="train", seed=seed),
-        prompter(data, tokenizer),
-        seed=seed,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
+def _problems(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> PromptStream:
+    """The training stream of this process; its sources and the held-out ones are checked."""
+    shard = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    problems = training_stream(recipe, tokenizer, **shard)
+    for name, stream in problems.streams.items():
+        check_prompts(f"data.mixture: {name}" if name else "data", stream.source, stream.prompter, accelerator)
+    data = recipe.evaluation.data
+    if data and recipe.evaluation.num_problems and not recipe.evaluation.tasks:
+        for one in data.sources:
+            prompter = prompter_of(one, tokenizer, data.max_prompt_length)
+            check_prompts("evaluation.data", source_of(one, split="eval", seed=0), prompter, accelerator)
+    return problems
+
+
+def _check_mixture(recipe: GRPORecipe, rewards: Rewards) -> None:
+    """Every source of a mixture needs a reward that counts: without one, its completions only cost time."""
+    names = [source.name for source in recipe.data.mixture]
+    if unknown := sorted(rewards.data_sources - set(names)) if names else []:
+        raise ValueError(
+            f"rewards: data_sources names {unknown[0]!r}, which is not a source of data.mixture ({', '.join(names)})."
+        )
+    for name in names:
+        if not rewards.count_for(name):
+            raise ValueError(
+                f"data.mixture: no reward with a weight applies to the problems of {name!r}, a prompt without a reward "
+                f"teaches nothing. Add {name} to a reward's data_sources, or remove the source."
+            )
 
 
 def _held_out(
@@ -160,11 +174,16 @@ def _held_out(
     if not config.num_problems:
         return []
     data = config.data or recipe.data
-    source = problem_source(data, split="eval", seed=0)
-    prompts, dropped = held_out(source, prompter(data, tokenizer), config.num_problems)
-    report_held_out(len(prompts), config.num_problems, dropped, accelerator)
-    function = next((reward.function for reward in recipe.rewards if reward.name == config.reward), None)
-    return [reward_held_out(prompts, rewards, config.reward, function)]
+    functions = {reward.name: reward.function for reward in recipe.rewards}
+    found = []
+    for one in data.sources:
+        name = one.name if isinstance(one, MixedSource) else ""
+        prompter = prompter_of(one, tokenizer, data.max_prompt_length)
+        source = source_of(one, split="eval", seed=0)
+        prompts, dropped = held_out(source, prompter, config.num_problems)
+        report_held_out(len(prompts), config.num_problems, dropped, accelerator)
+        found.append(reward_held_out(prompts, rewards, config.reward, functions, name=name))
+    return found
 
 
 def _rewards(recipe: GRPORecipe, functions: Sequence[Callable[..., Any]] | None = None) -> Rewards:

@@ -25,6 +25,7 @@ FREE = (
     "rollout.gpu_memory_utilization",
     "rollout.kv_cache_gib",
     "evaluation.eval_steps",
+    "output",
     "report",
 )
 MISSING = object()

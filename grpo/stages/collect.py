@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 from rewards.runner.score import Rewards, ScoredGroup
-from rollout.data.stream import ProblemStream
+from rollout.data.stream import PromptStream
 from rollout.engines.base import Engine
 from rollout.types import Group, Prompt, Sampling
 
@@ -12,7 +12,7 @@ Phase = Callable[[str], AbstractContextManager[None]]  # times a block under a n
 
 
 def collect(
-    problems: ProblemStream, engine: Engine, rewards: Rewards, sampling: Sampling, *, count: int, phase: Phase
+    problems: PromptStream, engine: Engine, rewards: Rewards, sampling: Sampling, *, count: int, phase: Phase
 ) -> list[ScoredGroup]:
     """This process's share of the next `count` problems (over all processes), sampled and scored."""
     prompts = problems.take(count)

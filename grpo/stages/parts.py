@@ -53,18 +53,22 @@ def rewards(
     )
 
 
-def preflight(source: Source, held_out: Sequence[HeldOut], rewards: Rewards, accelerator: Accelerator) -> None:
+def preflight(
+    sources: Sequence[Source], held_out: Sequence[HeldOut], rewards: Rewards, accelerator: Accelerator
+) -> None:
     """Check that the rewards can grade the problems; each process checks its share, and all raise the same error."""
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    ours = [prompt.problem for part in held_out if not part.name for prompt in part.prompts]
-    indices = range(source.size or MAX_ENDLESS)[share]
+    ours = [prompt.problem for part in held_out for prompt in part.prompts if part.by_rewards]
+    places = [(source, index) for source in sources for index in range(source.size or MAX_ENDLESS)][share]
+    complete = all(source.size is not None for source in sources)
     console = Console(stderr=True) if accelerator.is_main_process else None
-    shown = console is not None and console.is_terminal and source.size is not None
-    counted = track(indices, "checking problems", console=console, transient=True, disable=not shown)
-    found = [inspect_problems(usable(source, counted), rewards), inspect_problems(ours[share], rewards)]
+    shown = console is not None and console.is_terminal and complete
+    counted = track(places, "checking problems", console=console, transient=True, disable=not shown)
+    problems = (row for source, index in counted for row in usable(source, [index]))
+    found = [inspect_problems(problems, rewards), inspect_problems(ours[share], rewards)]
     everywhere = gather_object([found])  # one pair per process
     training_found, held_out_found = zip(*everywhere, strict=True)
-    report_findings(training_found, held_out_found, rewards, console, complete=source.size is not None)
+    report_findings(training_found, held_out_found, rewards, console, complete=complete)
 
 
 def engine(

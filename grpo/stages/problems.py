@@ -1,15 +1,18 @@
-"""From a recipe's `data` section to problems and prompts, for every stage that samples."""
+"""From a recipe's `data` to sources, prompters and the training stream."""
 
 from transformers import PreTrainedTokenizerBase
 
-from grpo.recipe.config import DataConfig
+from grpo.recipe.config import GRPORecipe
+from grpo.recipe.data import MixedSource, ProblemsConfig, SourceConfig
+from rollout.data.mixture import MixedStream, NamedSource, Part
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source, load_source
+from rollout.data.stream import ProblemStream, PromptStream
 
 
-def problem_source(data: DataConfig, *, split: str, seed: int) -> Source:
-    """The problems that a recipe's `data` section describes; see `load_source`."""
-    return load_source(
+def source_of(data: SourceConfig, *, split: str, seed: int) -> Source:
+    """The problems that a source's section describes; see `load_source`."""
+    source = load_source(
         task=data.task,
         task_options=data.task_options,
         dataset_name=data.dataset_name,
@@ -21,14 +24,38 @@ def problem_source(data: DataConfig, *, split: str, seed: int) -> Source:
         split=split,
         seed=seed,
     )
+    return NamedSource(data.name, source) if isinstance(data, MixedSource) else source
 
 
-def prompter(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prompter:
+def prompter_of(data: SourceConfig, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> Prompter:
     """Its template with a tokenizer."""
     return Prompter(
         tokenizer,
         template=data.template,
         system_prompt=data.system_prompt,
-        max_prompt_length=data.max_prompt_length,
+        max_prompt_length=max_prompt_length,
         chat_template_kwargs=data.chat_template_kwargs,
     )
+
+
+def stream_of(data: ProblemsConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, **shard: int) -> ProblemStream:
+    """The training stream of a single source; shard: process_index and num_processes."""
+    source, prompter = source_of(data, split="train", seed=seed), prompter_of(data, tokenizer, data.max_prompt_length)
+    return ProblemStream(source, prompter, seed=seed, **shard)
+
+
+def training_stream(
+    recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, *, process_index: int, num_processes: int
+) -> PromptStream:
+    """The training stream of one process: of the only source, or of a mixture."""
+    data, seed = recipe.data, recipe.trainer.seed
+    shard = {"process_index": process_index, "num_processes": num_processes}
+    if not data.mixture:
+        return stream_of(data, tokenizer, seed=seed, **shard)
+    parts = {}
+    for source in data.mixture:
+        prompter = prompter_of(source, tokenizer, data.max_prompt_length)
+        stream = ProblemStream(source_of(source, split="train", seed=seed), prompter, seed=seed)
+        first = source.first_step(recipe.trainer.max_steps) * recipe.rollout.problems_per_step
+        parts[source.name] = Part(stream, source.weight, first)
+    return MixedStream(parts, seed=seed, **shard)

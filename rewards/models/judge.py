@@ -39,6 +39,7 @@ class _Question:
     mode: str
     criteria: str
     quoted: tuple[tuple[str, str], ...]  # title, text
+    draw: int = 0  # tells repetitions of a question apart
 
     def messages(self, word: str) -> list[Any]:
         titles = [title for title, _ in self.quoted]
@@ -62,6 +63,7 @@ class _Endpoint:
     max_retries: int
     timeout: float
     api_key_env: str
+    temperature: float = 0.0
 
 
 def _check(columns: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
@@ -140,6 +142,31 @@ def judge(
     ]
 
 
+def compare(
+    prompt: Text,
+    first: str,
+    second: str,
+    *,
+    draw: int,
+    model: str,
+    base_url: str | None,
+    criteria: str,
+    max_tokens: int,
+    temperature: float,
+    max_retries: int,
+    timeout: float,
+    api_key_env: str,
+) -> float | None:
+    """One judgement of two answers: 1.0 if the first is better, -1.0 if the second is, 0.0 for a tie.
+
+    None for a reply without exactly one verdict. A question is sent once per draw.
+    """
+    endpoint = _Endpoint(model, base_url, max_tokens, max_retries, timeout, api_key_env, temperature)
+    quoted = (("QUESTION", _prompt_text(prompt)), ("ANSWER A", first), ("ANSWER B", second))
+    verdict = _ask(endpoint, _Question("pairwise", criteria, quoted, draw))
+    return None if verdict is None else {"A": 1.0, "B": -1.0, "TIE": 0.0}[verdict]
+
+
 def _questions(mode: str, criteria: str, prompt: str, completion: str, reference: str | None) -> Iterator[_Question]:
     answer = (after_thinking(completion) or "").strip()
     if not answer:
@@ -167,7 +194,10 @@ def _value(mode: str, verdicts: Sequence[str | None]) -> float:
 def _ask(endpoint: _Endpoint, question: _Question) -> str | None:
     word = secrets.token_hex(8).upper()  # cannot occur in text written earlier
     reply = _client(endpoint).chat.completions.create(
-        model=endpoint.model, messages=question.messages(word), temperature=0.0, max_tokens=endpoint.max_tokens
+        model=endpoint.model,
+        messages=question.messages(word),
+        temperature=endpoint.temperature,
+        max_tokens=endpoint.max_tokens,
     )
     return question.verdict(reply.choices[0].message.content or "", word)
 

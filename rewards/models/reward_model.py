@@ -5,13 +5,23 @@ process's GPU. Plan for its memory beside the policy and the engine, or set `dev
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from rewards.text import Text, after_thinking, completion_text
+from rewards.models.reward_input import KEY, RewardInput
+from rewards.runner.load import checked_by
+from rewards.text import Text, completion_text
 
 
+def _check(columns: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    name, revision = options["model_name_or_path"], options.get("revision")
+    _input(name, revision, options.get("summary_only"), options.get("max_length"))
+    return None
+
+
+@checked_by(_check)
 def reward_model(
     prompts: Sequence[Text],
     completions: Sequence[Text],
@@ -22,32 +32,29 @@ def reward_model(
     device: str = "auto",
     batch_size: int = 16,
     max_length: int | None = None,
-    summary_only: bool = False,
+    summary_only: bool | None = None,
     completion_prefix: str = "",
     **kwargs: Any,
 ) -> list[float | None]:
     """The first logit of a transformers sequence classifier: any real number.
 
-    The input is built as in TRL's trainer: prompt and completion go through the model's chat template if prompts are
-    messages, and are concatenated otherwise.
+    A model of stage `reward_model` reads what it was trained on. For others the input is built as in TRL's GRPOTrainer:
+    prompt and completion go through the model's chat template if prompts are messages, and are concatenated otherwise.
 
     device: "cuda:1", "cpu"; "auto": the GPU of this training process (LOCAL_RANK), or the CPU without GPUs.
-    max_length: tokens, after which the input is truncated; None: the tokenizer's limit.
+    max_length: tokens, after which the input is truncated; None: as trained, else the tokenizer's limit.
     summary_only: show the model only the text after the last `</think>`, or nothing if thinking is never closed (R1's
-        helpfulness reward, 2501.12948 section 2.3.4).
+        helpfulness reward, 2501.12948 section 2.3.4); None: as trained, else false.
     """
     scorer = _load(model_name_or_path, revision, dtype, device)
-    texts = [
-        scorer.text(prompt, (after_thinking(text) or "").strip() if summary_only else text)
-        for prompt, text in zip(prompts, (completion_text(c, completion_prefix) for c in completions), strict=True)
-    ]
-    return [
-        value for start in range(0, len(texts), batch_size) for value in scorer(texts[start:][:batch_size], max_length)
-    ]
+    shown = _input(model_name_or_path, revision, summary_only, max_length)
+    texts = [completion_text(completion, completion_prefix) for completion in completions]
+    rows = shown.token_ids(scorer.tokenizer, prompts, texts)
+    return [value for start in range(0, len(rows), batch_size) for value in scorer(rows[start:][:batch_size])]
 
 
 class _Scorer:
-    """A model and its tokenizer: maps texts to the first logit of each."""
+    """A model and its tokenizer: maps rows of tokens to the first logit of each."""
 
     def __init__(self, name: str, revision: str | None, dtype: str, device: str) -> None:
         import torch
@@ -66,26 +73,31 @@ class _Scorer:
         model.config.pad_token_id = self.tokenizer.pad_token_id  # the model uses it to find the last token
         self.model = model.to(self.device).eval()
 
-    def text(self, prompt: Text, completion: str) -> str:
-        if isinstance(prompt, str):
-            return prompt + completion
-        answer = {"role": "assistant", "content": completion}
-        return self.tokenizer.apply_chat_template([*prompt, answer], tokenize=False)
-
-    def __call__(self, texts: Sequence[str], max_length: int | None) -> list[float]:
+    def __call__(self, rows: Sequence[list[int]]) -> list[float]:
         import torch
 
-        inputs = self.tokenizer(
-            list(texts),
-            return_tensors="pt",
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=max_length,
-            add_special_tokens=False,
+        inputs = self.tokenizer.pad(
+            {"input_ids": list(rows)}, return_tensors="pt", padding=True, padding_side="right"
         ).to(self.device)
         with torch.inference_mode():
             return self.model(**inputs).logits[:, 0].float().tolist()
+
+
+@lru_cache(maxsize=16)
+def _input(name: str, revision: str | None, summary_only: bool | None, max_length: int | None) -> RewardInput:
+    """What the model reads; an option may only set what its training has left open."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    trained = RewardInput.of(config)
+    given = {"summary_only": summary_only, "max_length": max_length}
+    for option, value in given.items():
+        if hasattr(config, KEY) and value not in (None, getattr(trained, option)):
+            raise ValueError(
+                f"reward 'reward_model' has {option}={value}, but {name!r} was trained with "
+                f"{option}={getattr(trained, option)}. Remove the option."
+            )
+    return replace(trained, **{option: value for option, value in given.items() if value is not None})
 
 
 def _device(num_gpus: int) -> str:

@@ -129,6 +129,12 @@ class Rewards:
         """Whether every reward is limited to some data sources."""
         return all(call.data_sources is not None for call in self._calls)
 
+    def count_for(self, data_source: str) -> list[str]:
+        """Names of the rewards with a weight for this data source's problems, those that name it first."""
+        weighted = [call for call, weight in zip(self._calls, self.reward_weights, strict=True) if weight]
+        named = [call.name for call in weighted if data_source in (call.data_sources or ())]
+        return named + [call.name for call in weighted if call.data_sources is None]
+
     def check(self, problem: Problem) -> dict[str, str | None]:
         """Whether this problem's answers can be graded: {"format": None, "accuracy": "the reference answer is empty"}.
 

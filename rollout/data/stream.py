@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from rollout.data.columns import Reason, UnusableRowError
 from rollout.data.prompts import Prompter
@@ -12,6 +12,21 @@ from rollout.data.sources import Source
 from rollout.types import Problem, Prompt
 
 _MAX_DROPPED_IN_A_ROW = 1000  # of a generated task: if so many are all too long, the rest will be as well
+
+
+class PromptStream(Protocol):
+    """What a trainer needs of a stream; see `ProblemStream`."""
+
+    @property
+    def streams(self) -> dict[str, "ProblemStream"]: ...
+    @property
+    def dropped(self) -> Counter[Reason]: ...
+    @property
+    def num_dropped(self) -> int: ...
+    def take(self, total: int) -> list[Prompt]: ...
+    def first(self, count: int) -> list[Prompt]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class ProblemStream:
@@ -31,6 +46,11 @@ class ProblemStream:
         self._position = 0  # problems consumed so far, dropped ones included
         self._dropped_in_a_row = 0
         self._epoch_order: tuple[int, list[int]] | None = None
+
+    @property
+    def streams(self) -> dict[str, "ProblemStream"]:
+        """By name, as of a mixture: one stream without a name."""
+        return {"": self}
 
     @property
     def num_dropped(self) -> int:

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from grpo.recipe.config import DataConfig, EngineSection, Fraction, ModelConfig, RewardConfig
+from grpo.recipe.config import EngineSection, Fraction, ModelConfig, RewardConfig
+from grpo.recipe.data import ProblemsConfig
 from grpo.recipe.section import Section, StageRecipe
 from rollout.engines.build import check_name
 
@@ -24,7 +25,7 @@ class HeldOutRollout(EngineSection):
 class HeldOutSet(Section):
     """Problems, and the rewards that score them."""
 
-    data: DataConfig
+    data: ProblemsConfig
     rewards: Annotated[list[RewardConfig], Field(min_length=1)]
     reward: str | None = None  # the one that decides what is correct (> 0.5); None: the first
     num_problems: PositiveInt = 256

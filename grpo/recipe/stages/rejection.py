@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from grpo.recipe.config import DataConfig, EngineSection, Fraction, ModelConfig, RewardConfig
+from grpo.recipe.config import EngineSection, Fraction, ModelConfig, RewardConfig
+from grpo.recipe.data import ProblemsConfig
 from grpo.recipe.section import Section, StageRecipe
 from rollout.engines.build import check_name
 from rollout.support.names import nearest
@@ -128,7 +129,7 @@ class RejectionRecipe(StageRecipe):
 
     stage: Literal["rejection"]
     model: ModelConfig
-    data: DataConfig
+    data: ProblemsConfig
     rollout: RejectionRollout = RejectionRollout()
     rewards: Annotated[list[RewardConfig], Field(min_length=1)]
     filters: list[FilterConfig] = []  # in this order: a sample counts for the first that removes it

@@ -79,7 +79,7 @@ def render(
     parts = {
         "title": html.escape(recipe.get("report", {}).get("run_name") or name),
         "facts": html.escape(_facts(recipe, rows)),
-        "banners": "\n".join(_banners(error, training)),
+        "banners": "\n".join(_banners(error, rows)),
         "cards": "\n".join(_cards(compare(rows), training, is_stopped=error is not None)),
         "css": asset("page.css"),
         "js": asset("page_charts.js") + asset("page.js"),
@@ -223,12 +223,12 @@ def _facts(recipe: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return " · ".join([*known, steps, f"{minutes:.1f} minutes"])
 
 
-def _banners(error: Row | None, training: Sequence[Row]) -> Iterator[str]:
+def _banners(error: Row | None, rows: Sequence[Row]) -> Iterator[str]:
     """The error that stopped the run, then the run's warnings."""
     if error is not None:
         text = html.escape(error["error"])
         yield f'<p class="banner error" role="alert"><b>Stopped after step {error["step"]}.</b> {text}</p>'
-    for row in training:
+    for row in rows:
         for warning in row.get("warnings", ()):
             yield f'<p class="banner"><b>Warning at step {row["step"]}:</b> {html.escape(warning)}</p>'
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from grpo.learner.batch import Sample
 from grpo.learner.policy import Policy
-from rollout.data.stream import ProblemStream
+from rollout.data.stream import PromptStream
 from rollout.engines.base import Engine, Publisher
 from rollout.types import Sampling
 
@@ -16,7 +16,7 @@ def verify_engine(
     policy: Policy,
     engine: Engine,
     publisher: Publisher,
-    problems: ProblemStream,
+    problems: PromptStream,
     *,
     step: int,
     temperature: float,
@@ -44,7 +44,7 @@ def verify_engine(
     )
 
 
-def _difference(policy: Policy, engine: Engine, problems: ProblemStream, sampling: Sampling) -> float:
+def _difference(policy: Policy, engine: Engine, problems: PromptStream, sampling: Sampling) -> float:
     """Mean |log p_trainer - log p_engine| over the tokens of a few completions."""
     prompts = problems.first(NUM_PROMPTS)
     samples = [

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out
 from grpo.recipe.stages.held_out import HeldOutRecipe, HeldOutSet
-from grpo.stages.problems import problem_source, prompter
+from grpo.stages.problems import prompter_of, source_of
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.stream import held_out
 from rollout.engines.base import load_tokenizer
@@ -78,11 +78,11 @@ def run_held_out(recipe: HeldOutRecipe) -> Path:
 
 def _held_out(part: HeldOutSet, tokenizer: PreTrainedTokenizerBase) -> tuple[HeldOut, Rewards]:
     """A set's problems with their grader, and the rewards to close."""
-    source = problem_source(part.data, split="eval", seed=0)
-    prompts, _ = held_out(source, prompter(part.data, tokenizer), part.num_problems)
+    source = source_of(part.data, split="eval", seed=0)
+    prompts, _ = held_out(source, prompter_of(part.data, tokenizer, part.data.max_prompt_length), part.num_problems)
     rewards = Rewards([RewardSpec(**dict(reward)) for reward in part.rewards], num_workers=2)
-    function = next((reward.function for reward in part.rewards if reward.name == part.reward), None)
-    return reward_held_out(prompts, rewards, part.reward, function), rewards
+    functions = {reward.name: reward.function for reward in part.rewards}
+    return reward_held_out(prompts, rewards, part.reward, functions), rewards
 
 
 def _shown(metrics: dict[str, float]) -> list[str]:

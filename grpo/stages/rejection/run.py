@@ -17,7 +17,7 @@ from grpo.recipe.stages.rejection import RejectionRecipe
 from grpo.stages import parts
 from grpo.stages.checks.prompts import check_prompts
 from grpo.stages.collect import keep, score
-from grpo.stages.problems import problem_source, prompter
+from grpo.stages.problems import stream_of
 from grpo.stages.rejection.candidates import FOLDER, REWARD, Candidate, Candidates
 from grpo.stages.rejection.dataset import write_dataset
 from grpo.stages.rejection.select import Counts
@@ -62,9 +62,9 @@ def _sample(recipe: RejectionRecipe, candidates: Candidates, done: int, accelera
     """Sample, score and write the batches from number `done` on; cheap and fallible parts first."""
     model, rollout = recipe.model, recipe.rollout
     tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
-    problems = ProblemStream(
-        problem_source(recipe.data, split="train", seed=recipe.seed),
-        prompter(recipe.data, tokenizer),
+    problems = stream_of(
+        recipe.data,
+        tokenizer,
         seed=recipe.seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
@@ -74,7 +74,7 @@ def _sample(recipe: RejectionRecipe, candidates: Candidates, done: int, accelera
     check_prompts("data", problems.source, problems.prompter, accelerator)
     rewards = parts.rewards(recipe.rewards, num_workers=recipe.num_reward_workers, timeout=recipe.reward_timeout)
     try:
-        parts.preflight(problems.source, (), rewards, accelerator)
+        parts.preflight([problems.source], (), rewards, accelerator)
         if state := candidates.state():
             problems.load_state_dict(state["problems"])
         accelerator.wait_for_everyone()  # all have read the state before the first one writes

@@ -206,3 +206,36 @@ def test_held_out_evaluation_leaves_the_random_state_untouched(tiny_v3: Path):
     assert evaluation.metrics["eval/num_problems"] == 6
     assert evaluation.metrics["eval/pass@1"] == 0.0  # the model is random
     assert 0 < evaluation.metrics["eval/mean_length"] <= 6
+
+
+def test_a_source_whose_reward_is_no_share_has_its_mean_and_no_accuracy() -> None:
+    def helpful(completions: list[str], **columns: object) -> list[float]:
+        return [len(text) / 10 for text in completions]
+
+    def tidy(completions: list[str], **columns: object) -> list[float]:
+        return [1.0] * len(completions)
+
+    specs = [
+        RewardSpec(function="exact_match", data_sources=["maths"]),
+        RewardSpec(function=tidy, weight=0.1),
+        RewardSpec(function=helpful, data_sources=["general"]),
+    ]
+    rewards = Rewards(specs, num_workers=0)
+    found = {}
+    for name in ("maths", "general"):
+        prompts = [
+            Prompt(
+                problem=Problem(
+                    id=p.problem.id, prompt=p.problem.prompt, columns={**p.problem.columns, "data_source": name}
+                ),
+                token_ids=[1],
+            )
+            for p in PROMPTS
+        ]
+        found |= recite(reward_held_out(prompts, rewards, "exact_match", name=name)).metrics
+    assert found["eval/maths/pass@1"] == pytest.approx(5 / 12)
+    assert found["eval/maths/rewards/tidy/mean"] == 1.0
+    assert "eval/maths/rewards/helpful/mean" not in found
+    assert found["eval/general/rewards/helpful/mean"] == pytest.approx(189 / 120)  # characters in SAID
+    assert found["eval/general/mean_length"] == found["eval/maths/mean_length"]
+    assert not [key for key in found if key.startswith("eval/general/") and ("pass@" in key or "cons@" in key)]

@@ -170,7 +170,7 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
         (["evaluation.reward=accuracy"], ["evaluation.reward='accuracy'", "countdown"]),
         (["evaluation.eval_steps=10"], ["evaluation.num_problems=0", "nothing to evaluate."]),
         (["evaluation.temperature=0"], ["num_samples=4", "greedy"]),
-        (["stage=grop"], ["stage='grop': must be one of grpo, pretrain, sft,", "Did you mean 'grpo'?"]),
+        (["stage=grop"], [f"stage='grop': must be one of {', '.join(STAGES)}. Did you mean 'grpo'?"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

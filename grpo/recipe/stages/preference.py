@@ -1,0 +1,181 @@
+"""The recipes of stages `pairs` and `reward_model`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from grpo.recipe.config import EngineSection, Fraction, OptimizerConfig
+from grpo.recipe.data import ProblemsConfig
+from grpo.recipe.section import Section, StageRecipe
+from rollout.engines.build import check_trainable
+
+
+class CandidateModel(Section):
+    """The model that writes the candidates: a Hugging Face folder or Hub name."""
+
+    model_name_or_path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    trust_remote_code: bool = False
+
+
+class CandidateConfig(EngineSection):
+    """How candidates are sampled."""
+
+    engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf
+    num_generations: Annotated[int, Field(ge=2)] = 4  # candidates per problem
+    max_completion_length: PositiveInt = 512  # candidates that reach it are left out
+    temperature: PositiveFloat = 1.0
+    top_p: Fraction = 1.0
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+
+
+class JudgeEndpoint(Section):
+    """A judge behind an OpenAI-compatible endpoint, asked as the reward `judge` is."""
+
+    model: str
+    base_url: str | None = None  # None: OpenAI's
+    criteria: str = "correctness first, then helpfulness and clarity"
+    max_tokens: PositiveInt = 1024
+    temperature: NonNegativeFloat = 1.0  # above 0, so that repeated comparisons are independent
+    max_concurrency: PositiveInt = 8
+    max_retries: NonNegativeInt = 6
+    timeout: PositiveFloat = 120.0
+    api_key_env: str = "OPENAI_API_KEY"
+
+
+class PairsConfig(Section):
+    """Which pairs are compared, and which are kept (R1's helpful reward model, 2501.12948: judged four times)."""
+
+    num_problems: PositiveInt  # of a dataset that has fewer, some are used again
+    pairs_per_problem: PositiveInt = 1  # compared, of candidates with different texts
+    num_comparisons: Annotated[int, Field(ge=2, multiple_of=2)] = 4  # per pair, half of them in either order
+    # A pair is kept if |mean score| exceeds it. R1 keeps |score| > 1; we read its scale as Arena-Hard's, -2 to 2.
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    summary_only: bool = False  # compare only the text after the last </think>, as the reward model's summary_only
+    chunk_size: PositiveInt = 256  # problems between two saves
+    seed: NonNegativeInt = 42
+
+
+class PairsOutput(Section):
+    output_dir: str = "runs/pairs"
+    resume_from_checkpoint: bool = False  # true: continue after the last chunk in output_dir
+    allow_changes: list[str] = []
+
+
+class PairsRecipe(StageRecipe):
+    """A whole recipe of stage `pairs`."""
+
+    stage: Literal["pairs"]
+    model: CandidateModel
+    data: ProblemsConfig
+    rollout: CandidateConfig = CandidateConfig()
+    # path/to/file.py:function(prompt, first, second, **columns) -> -1 to 1, positive if the first is better; or a model
+    judge: str | JudgeEndpoint
+    pairs: PairsConfig
+    output: PairsOutput = PairsOutput()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.max_model_len < self.data.max_prompt_length + self.rollout.max_completion_length:
+            raise ValueError(
+                f"rollout.max_model_len={self.rollout.max_model_len}: must hold the longest prompt and completion, "
+                f"{self.data.max_prompt_length} + {self.rollout.max_completion_length} tokens. Raise it or remove it."
+            )
+        return self
+
+    @property
+    def max_model_len(self) -> int:
+        return self.rollout.max_model_len or self.data.max_prompt_length + self.rollout.max_completion_length
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.output.output_dir)
+
+    @property
+    def resume_from_checkpoint(self) -> bool:
+        return self.output.resume_from_checkpoint
+
+    @property
+    def allow_changes(self) -> Sequence[str]:
+        return self.output.allow_changes
+
+    def in_folder(self, folder: Path) -> Self:
+        return self.model_copy(update={"output": self.output.model_copy(update={"output_dir": str(folder)})})
+
+
+class RewardModelModel(Section):
+    """The model to start from, usually a causal language model: its head is replaced by one output."""
+
+    model_name_or_path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; weights are float32
+    attn_implementation: str | None = None
+    experts_implementation: str = "grouped_mm"  # MoE only
+    trust_remote_code: bool = False
+
+
+class PreferenceData(Section):
+    """Preference pairs: prompt, chosen, rejected, in TRL's formats."""
+
+    dataset_name: str  # Hub name, local folder or .jsonl/.parquet file
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    columns: dict[str, str] = {}  # ours -> theirs, e.g. {prompt: question}
+    template: str = "{prompt}"  # of prompts that are text: "r1_zero", "chat" or a string with {prompt}
+    summary_only: bool = False  # the model reads only the text after the last </think>
+    max_length: PositiveInt = 8192  # tokens; pairs with a longer text are dropped and counted
+    num_held_out: NonNegativeInt = 64  # pairs, never trained on, whose accuracy is measured; 0: none
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> Self:
+        if self.template not in ("r1_zero", "chat") and "{prompt}" not in self.template:
+            raise ValueError(f"template={self.template!r}: has no placeholder. Add {{prompt}}, or use r1_zero or chat.")
+        return self
+
+
+class RewardModelTrainer(OptimizerConfig):
+    """TRL's RewardTrainer, with the published values of R1's helpful reward model (2501.12948)."""
+
+    output_dir: str = "runs/reward_model"
+    learning_rate: PositiveFloat = 6e-6
+    batch_size: PositiveInt = 256  # pairs per step, summed over processes
+    num_train_epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = None  # instead of epochs
+    max_pairs_per_micro_batch: PositiveInt = 8  # per process
+    gradient_checkpointing: bool = False
+    seed: NonNegativeInt = 42
+    logging_steps: PositiveInt = 1
+    eval_steps: NonNegativeInt = 0  # 0: only before and after
+    save_steps: NonNegativeInt = 0  # 0: only the end
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    resume_from_checkpoint: bool | str = False  # true: the newest in output_dir
+    allow_changes: list[str] = []
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch_size % self.max_pairs_per_micro_batch:
+            raise ValueError(
+                f"batch_size={self.batch_size}: must be a multiple of max_pairs_per_micro_batch="
+                f"{self.max_pairs_per_micro_batch}. Change one of them."
+            )
+        return self
+
+
+class RewardModelRecipe(StageRecipe):
+    """A whole recipe of stage `reward_model`."""
+
+    stage: Literal["reward_model"]
+    model: RewardModelModel
+    data: PreferenceData
+    trainer: RewardModelTrainer = RewardModelTrainer()

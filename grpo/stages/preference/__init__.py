@@ -1,0 +1,1 @@
+"""Preference pairs, and the reward model trained on them. Scoring with it is in `rewards.models`."""
