@@ -50,7 +50,7 @@ class Shapes:
     def interleave(cls, parts: Sequence["Shapes"]) -> "Shapes":
         """Merge the parts of P processes into global order: process p holds problems p, p + P, p + 2P, …"""
         stacked = [np.stack([getattr(part, name) for part in parts], axis=1) for name in cls.__slots__]
-        return cls(*(array.reshape(-1, *array.shape[2:]) for array in stacked))
+        return cls(*(array.reshape(array.shape[0] * array.shape[1], *array.shape[2:]) for array in stacked))
 
 
 @dataclass(frozen=True, slots=True)

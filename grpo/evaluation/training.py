@@ -13,7 +13,7 @@ from grpo.evaluation.grading import Grader, RewardGrader, build_grader, check_co
 from grpo.evaluation.results.summary import by_problem, summarize
 from grpo.evaluation.tasks.load import Task, load_task
 from grpo.evaluation.tasks.prompts import task_prompts
-from grpo.recipe.config import GRPORecipe
+from grpo.recipe.config import OnPolicyRecipe
 from grpo.report.records import Row
 from rewards.runner.score import Rewards
 from rollout.engines.base import Engine, request_seed
@@ -123,7 +123,7 @@ def _needs_verdict(metric: str) -> bool:
     return metric.startswith(("pass@", "cons@", "unverifiable", "no_answer"))
 
 
-def task_held_out(recipe: GRPORecipe, tokenizer: "PreTrainedTokenizerBase") -> list[HeldOut]:
+def task_held_out(recipe: OnPolicyRecipe, tokenizer: "PreTrainedTokenizerBase") -> list[HeldOut]:
     """The tasks in `evaluation.tasks`, under the template of `evaluation.data`, else of `data`.
 
     Raises:

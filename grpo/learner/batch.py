@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.plan import Plan
+from grpo.model.teacher import Target
 
 if TYPE_CHECKING:
     from rewards.runner.score import ScoredGroup
@@ -38,6 +39,7 @@ class Sample:
         token_weights=0.01,              # how much a token counts in the loss
         old_logprobs=None,               # the trainer's, before the rollout's first update; None: this is that update
         ref_logprobs=None,               # None: no KL term
+        target=None,                     # distillation: what a teacher says of the sampled tokens
     )
     """
 
@@ -52,6 +54,7 @@ class Sample:
     token_weights: TokenValues
     old_logprobs: TokenValues | None = None
     ref_logprobs: TokenValues | None = None
+    target: Target | None = None
 
     @property
     def length(self) -> int:
@@ -81,6 +84,7 @@ class MicroBatch:
     mask: Tensor  # [B, L] bool; True on the T sampled tokens
     logit_positions: Tensor  # [T] index into the flattened [B * L] of the position that predicts the token
     targets: Tensor  # [T]
+    target: Target | None  # of the one teacher of all these samples
     # From here on, `collate` fills each [T] field from the Samples' field of the same name.
     sampling_logprobs: Annotated[Tensor, torch.float32]
     policy_version: Annotated[Tensor, torch.int64]
@@ -127,8 +131,8 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
     return samples
 
 
-def attach(samples: Sequence[Sample], **values: Sequence[np.ndarray]) -> list[Sample]:
-    """The samples with per-token fields filled in: attach(samples, old_logprobs=[[n], …])."""
+def attach(samples: Sequence[Sample], **values: Sequence[Any]) -> list[Sample]:
+    """The samples with fields filled in: attach(samples, old_logprobs=[[n], …])."""
     columns = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
     return [replace(sample, **column) for sample, column in zip(samples, columns, strict=True)]
 
@@ -175,8 +179,14 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
         mask=torch.from_numpy(mask).view(rows, width),
         logit_positions=torch.from_numpy(sampled - 1),
         targets=torch.from_numpy(input_ids[sampled]),
+        target=_joined([sample.target for sample in samples if sample.target is not None]),
         **{name: _concatenated(samples, name, dtype) for name, dtype in PER_TOKEN.items()},
     )
+
+
+def _joined(targets: Sequence[Target]) -> Target | None:
+    """The targets of one teacher, one after the other."""
+    return replace(targets[0], hidden=torch.cat([target.hidden for target in targets])) if targets else None
 
 
 def _concatenated(samples: Sequence[Sample], name: str, dtype: torch.dtype) -> Any:

@@ -27,7 +27,8 @@ from grpo.recipe.config import OptimizerConfig
 from grpo.recipe.errors import NonFiniteError
 from grpo.report.metrics import ExpertLoad, Mean, Metric, Sum, merge
 
-LossFunction = Callable[[Tensor, MicroBatch], LossOutput]
+# (logprobs, batch); where the batch has a target also (…, divergence, teacher_logprobs), see CompletionLogProbs.forward
+LossFunction = Callable[..., LossOutput]
 
 
 class Policy:
@@ -119,8 +120,8 @@ class Policy:
         """Forward and backward of one micro-batch."""
         # Open until after the backward: gradient checkpointing runs the layers again and must find the same hooks.
         with record_routes(self.model) if self.is_moe else nullcontext() as routes:
-            logprobs, entropy = forward(self.scorer, batch)
-            output = loss_function(logprobs, batch)
+            logprobs, entropy, *against_teacher = forward(self.scorer, batch)
+            output = loss_function(logprobs, batch, *against_teacher)
             # DDP averages gradients over processes; the loss is normalised over all of them, so the sum is wanted.
             self.accelerator.backward(output.loss * self.accelerator.num_processes)
         metrics: dict[str, Metric] = {

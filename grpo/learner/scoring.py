@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from grpo.learner.batch import MicroBatch, Sample, collate, pack
+from grpo.model.load import CompletionLogProbs
+from grpo.model.teacher import TeacherHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +22,23 @@ class Batching:
     packed: bool  # all samples in one row, for attention with variable lengths
 
     def split(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """Indices of the samples of each micro-batch."""
-        return pack(samples, max_tokens=self.max_tokens, packed=self.packed)
+        """Indices of the samples of each micro-batch; each has one teacher, whose micro-batches follow one another."""
+        by_teacher: dict[TeacherHead | None, list[int]] = {}
+        for i, sample in enumerate(samples):
+            by_teacher.setdefault(sample.target and sample.target.head, []).append(i)
+        return [
+            [indices[i] for i in part]
+            for indices in by_teacher.values()
+            for part in pack([samples[i] for i in indices], max_tokens=self.max_tokens, packed=self.packed)
+        ]
 
     def collate(self, samples: Sequence[Sample], device: torch.device) -> MicroBatch:
         return collate(samples, pad_token_id=self.pad_token_id, packed=self.packed).to(device)
 
 
-def forward(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """logprobs [T] and entropy [T] of a micro-batch."""
-    return scorer(batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets)
+def forward(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, ...]:
+    """logprobs [T] and entropy [T] of a micro-batch; with a target also the divergence from it and its log-probs."""
+    return scorer(batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets, batch.target)
 
 
 @torch.no_grad()
@@ -45,4 +54,19 @@ def completion_logprobs(
             ends = np.cumsum([samples[i].sampled.sum() for i in indices])
             for i, piece in zip(indices, np.split(flat, ends[:-1]), strict=True):
                 results[i][samples[i].sampled] = piece
+    return results
+
+
+@torch.no_grad()
+def completion_hidden(
+    scorer: CompletionLogProbs, samples: Sequence[Sample], batching: Batching, accelerator: Accelerator
+) -> list[Tensor]:
+    """The last hidden states [sampled tokens, H] of each sample, in host memory: a head turns them into logits."""
+    results: list[Tensor] = [torch.empty(0)] * len(samples)
+    with accelerator.autocast():
+        for indices in batching.split(samples):
+            batch = batching.collate([samples[i] for i in indices], accelerator.device)
+            hidden = scorer.hidden(batch.input_ids, batch.position_ids, batch.logit_positions).cpu()
+            for i, piece in zip(indices, hidden.split([int(samples[i].sampled.sum()) for i in indices]), strict=True):
+                results[i] = piece
     return results

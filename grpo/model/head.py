@@ -13,7 +13,7 @@ from torch import Tensor
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
 
@@ -34,7 +34,7 @@ class _TokenLogProbs(torch.autograd.Function):
         logprobs, entropy = torch.empty_like(normaliser), torch.empty_like(normaliser)
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            logits = _logits(hidden[part], weight, bias, temperature)
+            logits = head_logits(hidden[part], weight, bias, temperature)
             normaliser[part] = logits.logsumexp(-1)
             logits.sub_(normaliser[part, None])
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0]
@@ -54,7 +54,7 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             # d log p(target) / d logits = onehot(target) - softmax
-            scaled = _logits(hidden[part], weight, bias, ctx.temperature).sub_(normaliser[part, None]).exp_()
+            scaled = head_logits(hidden[part], weight, bias, ctx.temperature).sub_(normaliser[part, None]).exp_()
             scaled.mul_(-upstream[part, None])
             scaled.scatter_add_(1, targets[part, None], upstream[part, None])
             if grad_bias is not None:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from grpo.model.head import token_logprobs
 from grpo.model.moe import moe_layers
+from grpo.model.teacher import Target, token_divergence
 from grpo.recipe.config import ModelConfig
 
 
@@ -65,10 +66,29 @@ class CompletionLogProbs(nn.Module):
         self.model = model
         self.temperature = temperature / logit_multiplier(model)  # a multiplier of logits is an inverse temperature
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, logit_positions: Tensor, targets: Tensor) -> tuple:
-        """logprobs [T] with gradient and entropy [T]; see `MicroBatch` for the shapes."""
-        hidden = self.model.base_model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
-        ).last_hidden_state.flatten(0, 1)
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        logit_positions: Tensor,
+        targets: Tensor,
+        target: Target | None = None,
+    ) -> tuple:
+        """logprobs [T] with gradient and entropy [T]; see `MicroBatch` for the shapes.
+
+        With a teacher's `target`: logprobs and entropy without gradient, then the divergence [T] from the teacher with
+        gradient, and the teacher's log-probs [T].
+        """
+        hidden = self.hidden(input_ids, position_ids, logit_positions)
         head: Any = self.model.get_output_embeddings()
-        return token_logprobs(hidden[logit_positions], head.weight, targets, self.temperature, head.bias)
+        if target is None:
+            return token_logprobs(hidden, head.weight, targets, self.temperature, head.bias)
+        divergence, logprobs, entropy, teacher_logprobs = token_divergence(
+            hidden, head.weight, targets, target, self.temperature, head.bias
+        )
+        return logprobs, entropy, divergence, teacher_logprobs
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, logit_positions: Tensor) -> Tensor:
+        """[T, H] the last hidden states from which the tokens are predicted."""
+        output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        return output.last_hidden_state.flatten(0, 1)[logit_positions]

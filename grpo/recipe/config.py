@@ -5,7 +5,7 @@ wording of type errors in `grpo.recipe.explain`.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -180,21 +180,25 @@ class ReportConfig(Section):
     num_logged_groups: PositiveInt = 4  # groups per step written to samples.jsonl
 
 
-class GRPORecipe(StageRecipe):
-    """The recipe of stage `grpo`."""
+class OnPolicyRecipe(StageRecipe):
+    """A recipe of GRPO's loop: the policy completes problems, and is updated on its completions."""
 
-    stage: Literal["grpo"] = "grpo"
     model: ModelConfig
     data: DataConfig
     rollout: RolloutConfig = RolloutConfig()
-    rewards: Annotated[list[RewardConfig], Field(min_length=1)]
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    rewards: list[RewardConfig]
+    algorithm: Section = Section()  # what an update is; each stage has its own
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
 
+    @property
+    def policy_gradient(self) -> AlgorithmConfig:
+        """The algorithm as the loop reads it."""
+        raise NotImplementedError
+
     @model_validator(mode="after")
-    def _fits_together(self) -> "GRPORecipe":
+    def _fits_together(self) -> Self:
         conflicts = list(_conflicts(self))
         if conflicts:
             raise ValueError("\n".join(conflicts))
@@ -203,7 +207,7 @@ class GRPORecipe(StageRecipe):
     @property
     def problems_per_rollout(self) -> int:
         """Problems sampled at once, for `steps_per_generation` optimizer steps."""
-        return self.rollout.problems_per_step * self.algorithm.steps_per_generation
+        return self.rollout.problems_per_step * self.policy_gradient.steps_per_generation
 
     @property
     def max_model_len(self) -> int:
@@ -213,7 +217,7 @@ class GRPORecipe(StageRecipe):
     @property
     def max_logp_difference(self) -> float:
         """The mean |log p_trainer - log p_engine| above which a run stops."""
-        return self.algorithm.max_logp_difference or MAX_LOGP_DIFFERENCE[self.model.dtype]
+        return self.policy_gradient.max_logp_difference or MAX_LOGP_DIFFERENCE[self.model.dtype]
 
     def rollout_sampling(self, index: int) -> Sampling:
         """Sampling parameters of rollout number `index`."""
@@ -237,9 +241,21 @@ class GRPORecipe(StageRecipe):
         )
 
 
-def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
+class GRPORecipe(OnPolicyRecipe):
+    """The recipe of stage `grpo`."""
+
+    stage: Literal["grpo"] = "grpo"
+    rewards: Annotated[list[RewardConfig], Field(min_length=1)]
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+
+    @property
+    def policy_gradient(self) -> AlgorithmConfig:
+        return self.algorithm
+
+
+def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     """Value, rule and remedy for each invalid combination of fields."""
-    rollout, algorithm, trainer, evaluation = recipe.rollout, recipe.algorithm, recipe.trainer, recipe.evaluation
+    rollout, algorithm, trainer, evaluation = recipe.rollout, recipe.policy_gradient, recipe.trainer, recipe.evaluation
     prompt = (evaluation.data or recipe.data).max_prompt_length
     answer = evaluation.max_completion_length or rollout.max_completion_length
     train_tokens = recipe.data.max_prompt_length + rollout.max_completion_length
@@ -273,7 +289,7 @@ def _conflicts(recipe: GRPORecipe) -> Iterator[str]:
     yield from _evaluation_conflicts(recipe)
 
 
-def _mixture_conflicts(recipe: GRPORecipe) -> Iterator[str]:
+def _mixture_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     max_steps, mixture = recipe.trainer.max_steps, recipe.data.mixture
     first = {source.name: source.first_step(max_steps) for source in mixture}
     for name, step in first.items():
@@ -297,8 +313,8 @@ def _mixture_conflicts(recipe: GRPORecipe) -> Iterator[str]:
         )
 
 
-def _reward_conflicts(recipe: GRPORecipe) -> Iterator[str]:
-    algorithm = recipe.algorithm
+def _reward_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
+    algorithm = recipe.policy_gradient
     names = [reward.name for reward in recipe.rewards]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"rewards: {name!r} is listed {names.count(name)} times, but names must be unique. Give each a `name`."
@@ -315,11 +331,11 @@ def _reward_conflicts(recipe: GRPORecipe) -> Iterator[str]:
             "this aggregation scales each reward within its group and the sum within the batch. "
             "Set algorithm.scale_rewards=group."
         )
-    if not any(reward.weight for reward in recipe.rewards):
+    if recipe.rewards and not any(reward.weight for reward in recipe.rewards):
         yield "rewards: all weights are 0, so all advantages are 0. Give at least one reward another weight."
 
 
-def _evaluation_conflicts(recipe: GRPORecipe) -> Iterator[str]:
+def _evaluation_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     evaluation = recipe.evaluation
     names = [reward.name for reward in recipe.rewards]
     if evaluation.reward is not None and evaluation.reward not in names:

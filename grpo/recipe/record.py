@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from grpo.recipe.config import NOT_IMPORTABLE, GRPORecipe, RewardConfig
+from grpo.recipe.config import NOT_IMPORTABLE, OnPolicyRecipe, RewardConfig
 from grpo.recipe.load import RecipeError
 from grpo.recipe.section import StageRecipe
 from rewards.runner.load import BUILTINS
@@ -46,7 +46,7 @@ _Dumper.add_implicit_resolver(
 
 def check_world(recipe: StageRecipe, num_processes: int) -> None:
     """Raise RecipeError unless every process can take the same number of problems."""
-    if not isinstance(recipe, GRPORecipe):
+    if not isinstance(recipe, OnPolicyRecipe):
         return
     problems = recipe.rollout.problems_per_step
     if problems % num_processes:
@@ -57,7 +57,7 @@ def check_world(recipe: StageRecipe, num_processes: int) -> None:
         )
 
 
-def with_functions(recipe: GRPORecipe, functions: Sequence[Callable[..., Any]]) -> GRPORecipe:
+def with_functions(recipe: OnPolicyRecipe, functions: Sequence[Callable[..., Any]]) -> OnPolicyRecipe:
     """The recipe with reward functions given from Python among its rewards, as a relaunch needs them."""
     given = [
         RewardConfig.model_construct(function=import_path(function), name=_name(function)) for function in functions

@@ -29,6 +29,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "grpo": Stage(recipe="grpo.recipe.config:GRPORecipe", run="grpo.stages.grpo:train"),
+    "opd": Stage(recipe="grpo.recipe.stages.opd:OPDRecipe", run="grpo.stages.distillation.opd:distill"),
     "pretrain": Stage(
         recipe="grpo.recipe.stages.pretrain:PretrainRecipe", run="grpo.stages.supervised.pretrain:run_pretrain"
     ),

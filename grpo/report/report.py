@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
-from grpo.recipe.config import GRPORecipe
+from grpo.recipe.config import OnPolicyRecipe
 from grpo.report.alarms import Alarms
 from grpo.report.hacking import MODELS, HackingWatch
 from grpo.report.metrics import Value
@@ -58,7 +58,7 @@ class Report:
     def __init__(
         self,
         output_dir: Path,
-        recipe: GRPORecipe,
+        recipe: OnPolicyRecipe,
         *,
         accelerator: "Accelerator",
         resume_step: int | None = None,

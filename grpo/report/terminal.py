@@ -46,6 +46,7 @@ COLUMNS = (
     Column("no signal", "frac_reward_zero_std", 9, "{:.1%}".format),
     Column("entropy", "entropy", 7, fixed(3)),
     Column("kl", "kl", 8, "{:.2e}".format),
+    Column("teacher kl", "teacher_kl", 10, fixed(3)),
     Column("grad norm", "grad_norm", 9, fixed(3)),
     Column("mismatch", "sampling/sampling_logp_difference/mean", 8, "{:.1e}".format),
     Column("generate", "time/generate", 8, fixed(1), "dim"),

@@ -18,7 +18,7 @@ from grpo.learner.savable import check_saving, normalise_generation_config
 from grpo.learner.scoring import Batching
 from grpo.model.checks import check_model
 from grpo.model.load import load_model
-from grpo.recipe.config import GRPORecipe
+from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.data import MixedSource
 from grpo.report.report import Report
 from grpo.report.rollout_metrics import Totals
@@ -35,7 +35,7 @@ from rollout.engines.base import Engine, Publisher, load_tokenizer
 class Parts:
     """Everything a GRPO run holds in one process."""
 
-    recipe: GRPORecipe
+    recipe: OnPolicyRecipe
     accelerator: Accelerator
     tokenizer: PreTrainedTokenizerBase
     problems: PromptStream
@@ -58,7 +58,7 @@ class Parts:
         self.engine.close()
 
 
-def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Parts:
+def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Parts:
     """Build a run's parts, cheap and fallible ones first: a wrong dataset or reward is found before a model loads."""
     accelerator = parts.accelerator(recipe.model)
     set_seed(recipe.trainer.seed)
@@ -79,7 +79,7 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         max_model_len=recipe.max_model_len,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
     )
-    check_saving(model, tokenizer, recipe.output_dir, copies=4 if recipe.algorithm.ref_model_sync_steps else 3)
+    check_saving(model, tokenizer, recipe.output_dir, copies=4 if recipe.policy_gradient.ref_model_sync_steps else 3)
     batching = Batching(
         max_tokens=recipe.trainer.max_tokens_per_micro_batch,
         pad_token_id=tokenizer.pad_token_id or 0,  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
     )
     reference = None
-    if recipe.algorithm.beta > 0:
+    if recipe.policy_gradient.beta > 0:
         moved = checkpoint / FOLDER if checkpoint and (checkpoint / FOLDER).exists() else None
         temperature = recipe.rollout.temperature
         base = load_model(recipe.model, moved)
@@ -135,7 +135,7 @@ def build(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     )
 
 
-def _problems(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> PromptStream:
+def _problems(recipe: OnPolicyRecipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> PromptStream:
     """The training stream of this process; its sources and the held-out ones are checked."""
     shard = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
     problems = training_stream(recipe, tokenizer, **shard)
@@ -149,7 +149,7 @@ def _problems(recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, accelerato
     return problems
 
 
-def _check_mixture(recipe: GRPORecipe, rewards: Rewards) -> None:
+def _check_mixture(recipe: OnPolicyRecipe, rewards: Rewards) -> None:
     """Every source of a mixture needs a reward that counts: without one, its completions only cost time."""
     names = [source.name for source in recipe.data.mixture]
     if unknown := sorted(rewards.data_sources - set(names)) if names else []:
@@ -165,7 +165,7 @@ def _check_mixture(recipe: GRPORecipe, rewards: Rewards) -> None:
 
 
 def _held_out(
-    recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, rewards: Rewards, accelerator: Accelerator
+    recipe: OnPolicyRecipe, tokenizer: PreTrainedTokenizerBase, rewards: Rewards, accelerator: Accelerator
 ) -> list[HeldOut]:
     """What the run is evaluated on, whole; each process takes its share."""
     config = recipe.evaluation
@@ -186,7 +186,7 @@ def _held_out(
     return found
 
 
-def _rewards(recipe: GRPORecipe, functions: Sequence[Callable[..., Any]] | None = None) -> Rewards:
+def _rewards(recipe: OnPolicyRecipe, functions: Sequence[Callable[..., Any]] | None = None) -> Rewards:
     """The recipe's rewards, followed by functions given from Python (weight 1)."""
     trainer = recipe.trainer
     return parts.rewards(
@@ -194,7 +194,7 @@ def _rewards(recipe: GRPORecipe, functions: Sequence[Callable[..., Any]] | None 
     )
 
 
-def _engine(recipe: GRPORecipe, accelerator: Accelerator) -> Engine:
+def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
     """The engine that `rollout.engine` names, with the precision that the trainer computes in."""
     rollout = recipe.rollout
     return parts.engine(

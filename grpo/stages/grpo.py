@@ -64,7 +64,7 @@ class Trainer:
         self.recipe = parts.recipe
         self.report = parts.report
         self.step = parts.first_step
-        self.loss = loss_function(parts.recipe.algorithm)
+        self.loss = loss_function(parts.recipe.policy_gradient)
         self.score: float | None = None  # held-out pass@1 after the current rollout, if evaluated
         self.saved: Path | None = None
 
@@ -106,13 +106,13 @@ class Trainer:
         policy, reference = self.parts.policy, self.parts.reference
         groups = self.rollout()
         samples, metrics = self.prepare(groups)
-        steps = self.recipe.algorithm.steps_per_generation
+        steps = self.recipe.policy_gradient.steps_per_generation
         for index in range(steps):
             with self.report.phase("update"):
                 mini_batch = [s for s in samples if s.mini_batch == index]
                 metrics = merge([metrics, per_step(policy.update(mini_batch, self.loss), steps)])
             self.step += 1
-            if reference is not None and is_due(self.step, self.recipe.algorithm.ref_model_sync_steps):
+            if reference is not None and is_due(self.step, self.recipe.policy_gradient.ref_model_sync_steps):
                 reference.refresh(policy.model)
         with self.report.phase("sync"):
             self.parts.publisher.publish(policy.weights(), self.step)
@@ -126,35 +126,44 @@ class Trainer:
             parts.problems,
             parts.engine,
             parts.rewards,
-            recipe.rollout_sampling(self.step // recipe.algorithm.steps_per_generation),
+            recipe.rollout_sampling(self.step // recipe.policy_gradient.steps_per_generation),
             count=recipe.problems_per_rollout,
             phase=self.report.phase,
         )
 
     def prepare(self, groups: list[ScoredGroup]) -> tuple[list[Sample], dict[str, Metric]]:
         """Advantages and token weights from the whole rollout, this process's samples, and the rollout's metrics."""
-        algorithm, processes = self.recipe.algorithm, self.parts.accelerator
-        policy, reference = self.parts.policy, self.parts.reference
-        whole = Plan.of(
-            Shapes.interleave(gather_object([Shapes.of(groups)])),
-            algorithm,
-            max_completion_length=self.recipe.rollout.max_completion_length,
-            seed=self.recipe.trainer.seed + self.step,
-            reward_weights=self.parts.rewards.reward_weights,
-        )
-        local = whole.of_process(processes.process_index, processes.num_processes)
+        algorithm, reference = self.recipe.policy_gradient, self.parts.reference
+        local = self.plan(groups)
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())
         samples = assemble(groups, local, keep_zero_advantage=algorithm.beta > 0)
         metrics = rollout_metrics(groups)
         metrics["frac_trained_samples"] = Mean(len(samples), sum(len(group.rewards) for group in groups))
         with self.report.phase("score"):
             if algorithm.steps_per_generation > 1:
-                samples = attach(samples, old_logprobs=policy.logprobs(samples))
-                old = [sample.per_token("old_logprobs") for sample in samples]
-                metrics |= mismatch(old, [sample.per_token("sampling_logprobs") for sample in samples])
+                samples, measured = self.with_old_logprobs(samples)
+                metrics |= measured
             if reference is not None:
                 samples = attach(samples, ref_logprobs=reference.logprobs(samples))
         return samples, metrics
+
+    def plan(self, groups: list[ScoredGroup]) -> Plan:
+        """This process's part of the plan of the whole rollout."""
+        processes = self.parts.accelerator
+        whole = Plan.of(
+            Shapes.interleave(gather_object([Shapes.of(groups)])),
+            self.recipe.policy_gradient,
+            max_completion_length=self.recipe.rollout.max_completion_length,
+            seed=self.recipe.trainer.seed + self.step,
+            reward_weights=self.parts.rewards.reward_weights,
+        )
+        return whole.of_process(processes.process_index, processes.num_processes)
+
+    def with_old_logprobs(self, samples: list[Sample]) -> tuple[list[Sample], dict[str, Metric]]:
+        """The samples with the policy's log-probs before the rollout's first update, and how far the engine's are."""
+        samples = attach(samples, old_logprobs=self.parts.policy.logprobs(samples))
+        old = [sample.per_token("old_logprobs") for sample in samples]
+        return samples, mismatch(old, [sample.per_token("sampling_logprobs") for sample in samples])
 
     # -- around the loop
 
@@ -188,7 +197,7 @@ class Trainer:
         """Whether this step's evaluation is due and a signal came first, or nothing has been trained yet."""
         if self.step == 0:
             return True
-        before = self.step - self.recipe.algorithm.steps_per_generation
+        before = self.step - self.recipe.policy_gradient.steps_per_generation
         due = self.step >= self.recipe.trainer.max_steps or due_within(
             before, self.step, self.recipe.evaluation.eval_steps
         )
@@ -205,7 +214,7 @@ class Trainer:
         metrics["step_time"] = seconds
         metrics["data/dropped_prompts"] = self.parts.problems.num_dropped
         self.report.log(self.step, metrics)
-        algorithm = self.recipe.algorithm
+        algorithm = self.recipe.policy_gradient
         check_mismatch(
             metrics,
             self.recipe.max_logp_difference,

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from grpo.recipe.config import GRPORecipe
+from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.data import MixedSource, ProblemsConfig, SourceConfig
 from rollout.data.mixture import MixedStream, NamedSource, Part
 from rollout.data.prompts import Prompter
@@ -45,7 +45,7 @@ def stream_of(data: ProblemsConfig, tokenizer: PreTrainedTokenizerBase, *, seed:
 
 
 def training_stream(
-    recipe: GRPORecipe, tokenizer: PreTrainedTokenizerBase, *, process_index: int, num_processes: int
+    recipe: OnPolicyRecipe, tokenizer: PreTrainedTokenizerBase, *, process_index: int, num_processes: int
 ) -> PromptStream:
     """The training stream of one process: of the only source, or of a mixture."""
     data, seed = recipe.data, recipe.trainer.seed

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from grpo.recipe.config import GRPORecipe
+from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
 from grpo.recipe.record import check_world, with_functions, write_resolved
 from grpo.recipe.registry import STAGES
@@ -32,7 +32,7 @@ def run(recipe: StageRecipe, reward_functions: Sequence[Callable[..., Any]] | No
             resume the run in its folder.
     """
     functions = list(reward_functions or ())
-    if functions and not isinstance(recipe, GRPORecipe):
+    if functions and not isinstance(recipe, OnPolicyRecipe):
         raise ValueError(f"stage {recipe.stage!r} has no rewards, and reward_functions were given. Leave them out.")
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     stage = STAGES[recipe.stage].function()
@@ -44,12 +44,12 @@ def run(recipe: StageRecipe, reward_functions: Sequence[Callable[..., Any]] | No
         recipe = recipe.in_folder(claim.folder)
         if os.environ.get("RANK", "0") == "0":
             write_resolved(_recorded(recipe, functions), claim.folder)
-        result = stage(recipe, functions) if isinstance(recipe, GRPORecipe) else stage(recipe)
+        result = stage(recipe, functions) if isinstance(recipe, OnPolicyRecipe) else stage(recipe)
         return _done(claim.folder, result)
 
 
 def _recorded(recipe: StageRecipe, functions: Sequence[Callable[..., Any]]) -> StageRecipe:
-    return with_functions(recipe, functions) if isinstance(recipe, GRPORecipe) else recipe
+    return with_functions(recipe, functions) if isinstance(recipe, OnPolicyRecipe) else recipe
 
 
 def _done(folder: Path, result: Path) -> Path:

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from grpo.learner import checkpoint as checkpoints
-from grpo.recipe.config import GRPORecipe
+from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
 from grpo.recipe.section import StageRecipe
 from grpo.report.lock import is_locked, lock, owner
@@ -97,7 +97,7 @@ def _choose(recipe: StageRecipe) -> tuple[int, Claim]:
     if not mine:
         held, folder = _next_free(wanted)
         if folder != wanted:
-            resumable = bool(checkpoints.list_checkpoints(wanted)) and isinstance(recipe, GRPORecipe)
+            resumable = bool(checkpoints.list_checkpoints(wanted)) and isinstance(recipe, OnPolicyRecipe)
             hint = " To continue that run instead: trainer.resume_from_checkpoint=true." if resumable else ""
             print(f"{wanted} belongs to {_describe(wanted)}, so this run writes to {folder}.{hint}", flush=True)
     else:
@@ -109,11 +109,11 @@ def _choose(recipe: StageRecipe) -> tuple[int, Claim]:
                 "trainer.resume_from_checkpoint."
             )
     try:
-        if checkpoint is not None and isinstance(recipe, GRPORecipe):
+        if checkpoint is not None and isinstance(recipe, OnPolicyRecipe):
             return held, _continue(recipe, checkpoint, folder)
         if mine and is_used(folder):
             check_unchanged(recipe, folder / "recipe.yaml", recipe.allow_changes)
-            if isinstance(recipe, GRPORecipe):
+            if isinstance(recipe, OnPolicyRecipe):
                 print(f"{folder} has no complete checkpoint: the run starts over at step 0.", flush=True)
     except BaseException:
         os.close(held)
@@ -121,11 +121,11 @@ def _choose(recipe: StageRecipe) -> tuple[int, Claim]:
     return held, Claim(folder)
 
 
-def _continue(recipe: GRPORecipe, checkpoint: Path, folder: Path) -> Claim:
+def _continue(recipe: OnPolicyRecipe, checkpoint: Path, folder: Path) -> Claim:
     """Check that the recipe can continue from the checkpoint."""
     recorded = checkpoint / checkpoints.STATE / "recipe.yaml"
     check_unchanged(recipe, recorded, recipe.trainer.allow_changes)
-    step, per_rollout = checkpoints.step_of(checkpoint), recipe.algorithm.steps_per_generation
+    step, per_rollout = checkpoints.step_of(checkpoint), recipe.policy_gradient.steps_per_generation
     if step % per_rollout:
         raise RecipeError(
             f"algorithm.steps_per_generation={per_rollout}: {checkpoint} is at step {step}, in the middle of a rollout "
@@ -150,7 +150,7 @@ def _continue(recipe: GRPORecipe, checkpoint: Path, folder: Path) -> Claim:
     return Claim(folder)
 
 
-def _is_evaluated(recipe: GRPORecipe, checkpoint: Path, step: int) -> bool:
+def _is_evaluated(recipe: OnPolicyRecipe, checkpoint: Path, step: int) -> bool:
     """Whether the run's last evaluation was done: a signal in the last step comes before it."""
     rows = list(read_rows(checkpoint.parent / METRICS_FILE))
     wanted = recipe.evaluation.num_problems or recipe.evaluation.tasks

@@ -70,7 +70,7 @@ def _write(parts: Parts, place: Path, mark: checkpoints.Mark) -> str:
         if processes.is_main_process:
             parts.policy.save(partial)
             parts.tokenizer.save_pretrained(partial)
-            if parts.reference is not None and parts.recipe.algorithm.ref_model_sync_steps:
+            if parts.reference is not None and parts.recipe.policy_gradient.ref_model_sync_steps:
                 parts.reference.save(partial)
             shutil.copy(parts.recipe.output_dir / "recipe.yaml", partial / checkpoints.STATE)
 

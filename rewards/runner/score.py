@@ -75,7 +75,7 @@ class Rewards:
     callables always run in this process. All functions are loaded here, so that a wrong name fails before training.
 
     Args:
-        specs: at least one function, each with its own name.
+        specs: functions, each with its own name; none: every reward is NaN.
         num_workers: processes; two to four suffice unless a function is slow.
         base_dir: where relative paths in `path/to/file.py:function` start; None: the working directory.
         timeout: wall seconds the functions of a process may take per group, together, and each to be loaded; None: no
@@ -126,8 +126,8 @@ class Rewards:
 
     @property
     def only_for_sources(self) -> bool:
-        """Whether every reward is limited to some data sources."""
-        return all(call.data_sources is not None for call in self._calls)
+        """Whether there are rewards, each limited to some data sources."""
+        return bool(self._calls) and all(call.data_sources is not None for call in self._calls)
 
     def count_for(self, data_source: str) -> list[str]:
         """Names of the rewards with a weight for this data source's problems, those that name it first."""
@@ -219,9 +219,10 @@ class Rewards:
             metrics.setdefault(name, []).extend(logged)
         breakdown = {name: values[name] for name in self.names}
         gated = {name: [not _holds(v) for v in breakdown[gate]] for name, gate in self._gates.items()}
+        rows = zip(*_counted(breakdown, gated).values(), strict=True)
         return ScoredGroup(
             waiting.group,
-            rewards=[self._sum(row) for row in zip(*_counted(breakdown, gated).values(), strict=True)],
+            rewards=[self._sum(row) for row in rows] if breakdown else [math.nan] * len(waiting.answers.texts),
             breakdown=breakdown,
             gated=gated,
             metrics=metrics,

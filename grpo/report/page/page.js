@@ -55,6 +55,8 @@ function sections() {
     { title: "Trainer vs. engine", note: "|Δ log p| per token, trained samples", log: true, series: [
       curve(`${differences}max`, "max", { color: "--c1" }), curve(`${differences}p999`, "99.9%", { color: "--c3" }),
       curve(`${differences}mean`, "mean", { color: "--c0" })] },
+    { title: "Distance from the teacher", note: "nats per token", series: [
+      curve("teacher_kl", "KL from the sampled tokens"), curve("divergence", "divergence trained on")] },
     { title: "KL to the reference model", note: "nats per token, trained samples", series: [curve("kl", "kl")] },
     { title: "Clipped ratios", note: "share of tokens, trained samples", format: percent, series: [
       curve("clip_ratio/low_mean", "low"), curve("clip_ratio/high_mean", "high"), curve("clip_ratio/region_mean", "either")] },

@@ -82,3 +82,40 @@ def loss(
     if loss_type == "bnpo":
         return sum(sums) / active
     return sum(sums) / ((rollout_tokens or active) / steps_per_generation)
+
+
+def divergence(p: Sequence[float], q: Sequence[float], beta: float) -> float:
+    """Generalized JSD of 2306.13649 section 2.1 with its two limits: beta 0 is KL(q || p), beta 1 is KL(p || q)."""
+
+    def kl(a: Sequence[float], b: Sequence[float]) -> float:
+        return sum(x * (math.log(x) - math.log(y)) for x, y in zip(a, b, strict=True))
+
+    if beta in (0.0, 1.0):
+        return kl(p, q) if beta else kl(q, p)
+    m = [(1 - beta) * x + beta * y for x, y in zip(p, q, strict=True)]
+    return beta * kl(q, m) + (1 - beta) * kl(p, m)
+
+
+def softmax(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
+    powers = [math.exp(z / temperature) for z in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def divergence_gradient(logits: Sequence[float], q: Sequence[float], beta: float) -> list[float]:
+    """dL/dz by central differences of the definition, in double precision: good to about 1e-9."""
+    step, gradient = 1e-5, []
+    for v in range(len(logits)):
+        up, down = list(logits), list(logits)
+        up[v], down[v] = up[v] + step, down[v] - step
+        gradient.append((divergence(softmax(up), q, beta) - divergence(softmax(down), q, beta)) / (2 * step))
+    return gradient
+
+
+def divergence_gradient_formula(p: Sequence[float], q: Sequence[float], beta: float) -> list[float]:
+    """The same as it is written: p - q, p (log p - log q - L), (1 - beta) p (log p - log m - KL(p || m))."""
+    if beta == 0.0:
+        return [x - y for x, y in zip(p, q, strict=True)]
+    m = [(1 - beta) * x + beta * y for x, y in zip(p, q, strict=True)]
+    ratios = [math.log(x) - math.log(y) for x, y in zip(p, m, strict=True)]
+    mean = sum(x * r for x, r in zip(p, ratios, strict=True))
+    return [(1.0 if beta == 1.0 else 1 - beta) * x * (r - mean) for x, r in zip(p, ratios, strict=True)]
