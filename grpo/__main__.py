@@ -66,7 +66,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """`grpo check`: print a recipe's sizes, memory and tokens."""
+    """`grpo check`: print what a recipe needs, or each stage of a pipeline."""
     options, path, overrides = _split(arguments)
     match options:
         case []:
@@ -78,15 +78,10 @@ def check(arguments: Sequence[str]) -> None:
     if not processes.isdigit() or processes == "0":
         _fail(f"--num_processes {processes}: must be a positive integer.")
     from grpo.estimate.check import check_recipe
-    from grpo.recipe.load import RecipeError, load_recipe
+    from grpo.recipe.load import RecipeError
 
     try:
         check_recipe(path, overrides, num_processes=int(processes))
-        recipe: Any = load_recipe(path, overrides)
-        if recipe.stage == "pipeline":
-            from grpo.stages.pipeline.graph import build_graph, describe
-
-            print("\n".join(describe(build_graph(recipe))))
     except RecipeError as error:
         _fail(str(error))
 

@@ -97,15 +97,6 @@ def unresolved(base: str, names: Iterable[str]) -> dict[str, str]:
     return {BASE: base, **{name: PREFIX + name for name in names}}
 
 
-def describe(nodes: list[Node]) -> list[str]:
-    """A line per stage, in the order they run."""
-    width = max(len(node.name) for node in nodes)
-    return [
-        f"{node.name:{width}}  {node.stage:8}  reads {', '.join(node.inputs) or BASE}, writes {node.folder}"
-        for node in nodes
-    ]
-
-
 def selected(nodes: list[Node], first: str | None, last: str | None) -> set[str]:
     """The nodes from `first` to `last` in their order, evaluations included."""
     names = [node.name for node in nodes]

@@ -1,0 +1,90 @@
+"""The estimate of one stage: memory of a process, FLOPs of the whole stage, and the time these take here."""
+
+from dataclasses import dataclass, field
+
+from grpo.estimate.machine import machine_flops
+from grpo.estimate.memory import Parts, engine_parts, reward_parts, teacher_parts, teacher_shapes, training_parts
+from grpo.estimate.models import Models
+from grpo.estimate.shape import BYTES, ModelShape, forward_flops
+from grpo.estimate.work import Training, Work, work_of
+from grpo.recipe.section import StageRecipe
+from grpo.recipe.stages.opd import OPDRecipe
+
+# Shares of the speed of a large matrix product, assumed: decoding reads all weights for a few tokens at a time.
+UPDATE_UTILISATION, SAMPLING_UTILISATION = 0.3, 0.1
+
+
+@dataclass(slots=True)
+class Estimate:
+    """What a stage needs, with every text at full length."""
+
+    work: Work
+    shape: ModelShape
+    dtype: str
+    parts: Parts = field(default_factory=dict)  # on the device, in one process
+    host: Parts = field(default_factory=dict)  # in host memory beside it; on CPU everything is in `parts`
+    sampling_flops: float = 0.0  # of all processes
+    update_flops: float | None = 0.0  # None: they depend on the data's rows
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def memory(self) -> int:
+        return sum(self.parts.values())
+
+    def seconds(self, processes: int) -> float | None:
+        """Time for all FLOPs at the speed measured on this machine; None if these are not known."""
+        if self.update_flops is None:
+            return None
+        updates, sampling = self.update_flops / UPDATE_UTILISATION, self.sampling_flops / SAMPLING_UTILISATION
+        return (updates + sampling) / machine_flops(self.dtype, processes)
+
+
+def estimate_stage(recipe: StageRecipe, models: Models, *, device: str, num_processes: int = 1) -> Estimate | None:
+    """Estimate a stage; None for a kind of stage that is not estimated.
+
+    Raises:
+        RecipeError: a local folder holds no configuration.
+        UnknownModelError: the stage's model cannot be known now.
+    """
+    work = work_of(recipe, models.rows, num_processes)
+    if work is None:
+        return None
+    dtype = getattr(recipe.model, "dtype", "float32")  # type: ignore[attr-defined]
+    width, training = BYTES[dtype], work.training
+    rows, length = (training.rows, training.length) if training else (0, 0)
+    shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width)
+    found = Estimate(work, shape, dtype)
+    if training:
+        found.parts |= training_parts(training, shape, width, device=device, num_processes=num_processes)
+        found.update_flops = update_flops(training, shape)
+    if isinstance(recipe, OPDRecipe):
+        teachers, found.notes = teacher_shapes(recipe, shape, models)
+        _add(found, *teacher_parts(recipe, teachers, device), device)
+        if training and training.texts and found.update_flops is not None:
+            found.update_flops += max(forward_flops(teacher, training.texts) for teacher in teachers)
+    *reward_models, notes = reward_parts(work, models, device)
+    _add(found, *reward_models, device)
+    found.notes += notes
+    if work.generation:
+        found.parts |= engine_parts(work.generation, shape, width, device=device)
+        found.sampling_flops = forward_flops(shape, work.generation.texts)
+    return found
+
+
+def update_flops(training: Training, shape: ModelShape) -> float | None:
+    """FLOPs of all updates; None: the data's rows are not known.
+
+    Backward takes two forwards; checkpointing, the reference model and, with several steps per rollout, the old policy
+    take one more each.
+    """
+    if training.texts is None:
+        return None
+    return (3 + training.checkpointed + training.more_forwards) * forward_flops(shape, training.texts)
+
+
+def _add(found: Estimate, on_device: Parts, host: Parts, device: str) -> None:
+    found.parts |= on_device
+    if device == "cpu":
+        found.parts |= host
+    else:
+        found.host |= host
