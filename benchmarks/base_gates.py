@@ -3,7 +3,7 @@
     python benchmarks/base_gates.py recipes/v3_base --problems 256
 
 Samples held-out countdown problems with transformers twice: freely, and without giving up (`</think>` is masked after a
-failed try until all nine are made). Arithmetic chains are sampled freely. Prints one line per gate.
+failed try until all nine are made). Prints one line per gate.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
 from rewards.answers.countdown import countdown as solves
-from rewards.answers.exact_match import exact_match
 from rewards.style.format import format as well_formed
+from rewards.style.language import language
 from rollout.data import tasks
 
 TEMPLATE = "{prompt} :"
@@ -30,7 +30,7 @@ class NeverGiveUp(LogitsProcessor):
     def __init__(self, tokenizer: Any, prompt_length: int) -> None:
         self.start = prompt_length
         self.end = tokenizer.convert_tokens_to_ids("</think>")
-        endings = (" no\n", " big\n", " low\n")
+        endings = (" no\n", " big\n", " low\n", " 否\n", " 大\n", " 小\n")
         failed = [tokenizer.encode(text, add_special_tokens=False)[0] for text in endings]
         self.failed = torch.tensor(failed)
 
@@ -83,7 +83,6 @@ def main() -> None:
     model.set_experts_implementation("grouped_mm")
     rng = random.Random(0)
     problems = [tasks.countdown(rng, "eval") for _ in range(options.problems)]
-    chains = [tasks.arithmetic(rng, "eval") for _ in range(options.problems)]
 
     for name, forced, k in (("countdown, free", False, options.samples), ("countdown, never giving up", True, 4)):
         seen = list(sample(model, tokenizer, problems, k, forced=forced))
@@ -97,15 +96,10 @@ def main() -> None:
         print(
             f"  mean length {sum(n for *_, n in seen) / len(seen):.1f}, tries {sum(n for _, n in rows) / len(rows):.2f}"
         )
+        consistent = [share for share in language(texts, texts) if share is not None]
+        print(f"  language consistency {sum(consistent) / len(consistent):.3f}")
         one, more = rate(rows, lambda n: n <= 1), rate(rows, lambda n: n > 1)
         print(f"  accuracy with one try {one}, with more {more}", flush=True)
-
-    seen = list(sample(model, tokenizer, chains, 4))
-    texts = [text for _, text, _ in seen]
-    right = [score or 0.0 for score in exact_match(texts, texts, answer=[p["answer"] for p, _, _ in seen])]
-    rows = [(score, text.count(";")) for score, text in zip(right, texts, strict=True)]
-    print(f"chains: pass@1 {sum(right) / len(right):.3f}")
-    print(f"  accuracy in one step {rate(rows, lambda n: n == 0)}, step by step {rate(rows, lambda n: n > 0)}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""Requests: an example of a task of your own, `data.task: ./courtesy.py:request`, that no rule but a preference scores.
+"""Requests: the embedded example's general data, which no rule of a real task could score and a preference can. Also an
+example of a task of your own, `data.task: ./courtesy.py:request`.
 
   thank Ann for 7 :<think>be kind</think><answer>dear Ann, many thanks for 7</answer>
 
-A base answers in one of four styles (STYLES). `courtesy` is the example's annotator: it knows which answer people would
-prefer.
+A base answers in one of four styles (STYLES). `courtesy` and `prefer` are the example's annotators: they know which
+answer people would prefer. Preference pairs come from `prefer`; `courtesy` tells afterwards whether the preference
+model was followed or fooled.
 """
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rollout.data.tasks import split_of
@@ -46,6 +48,15 @@ def answer(problem: dict[str, Any], style: str) -> tuple[str, str]:
 
 def draw_style(rng: random.Random) -> str:
     return rng.choices(list(STYLES), [share for *_, share in STYLES.values()])[0]
+
+
+def documents(seed: int) -> Iterator[dict[str, str]]:
+    """Endless rows {"prompt", "completion"} for stage `sft`, in the styles that the base knows."""
+    rng = random.Random(seed)
+    while True:
+        problem = request(rng, "train")
+        thought, text = answer(problem, draw_style(rng))
+        yield {"prompt": problem["prompt"], "completion": f"<think>{thought}</think><answer>{text}</answer>"}
 
 
 def courtesy(

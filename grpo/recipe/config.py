@@ -193,6 +193,11 @@ class OnPolicyRecipe(StageRecipe):
     report: ReportConfig = ReportConfig()
 
     @property
+    def learns_rewards(self) -> bool:
+        """Whether rewards teach; else they are only measured."""
+        return True
+
+    @property
     def policy_gradient(self) -> AlgorithmConfig:
         """The algorithm as the loop reads it."""
         raise NotImplementedError

@@ -47,17 +47,28 @@ class ProblemsConfig(SourceConfig):
     max_prompt_length: PositiveInt = 512  # longer prompts are dropped and counted
 
 
+RENDERING = ("template", "system_prompt", "chat_template_kwargs")  # of all sources of a mixture that set none
+
+
 class DataConfig(ProblemsConfig):
     """Where problems come from: one source, or a `mixture` of several."""
 
     mixture: list[MixedSource] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rendered_alike(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("mixture"), list):
+            return values
+        shared = {key: values[key] for key in RENDERING if key in values}
+        return {**values, "mixture": [shared | one if isinstance(one, dict) else one for one in values["mixture"]]}
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if not self.mixture:
             _check_source(self)
         for key, field in SourceConfig.model_fields.items():
-            if self.mixture and getattr(self, key) != field.get_default():
+            if self.mixture and key not in RENDERING and getattr(self, key) != field.get_default():
                 raise ValueError(
                     f"{key}={getattr(self, key)!r} beside mixture: each source has keys of its own. Move it into them."
                 )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 
 class Section(BaseModel):
@@ -43,3 +43,22 @@ class StageRecipe(Section):
     @property
     def _trainer(self) -> Any:
         return self.trainer  # type: ignore[attr-defined]
+
+
+class SamplingRecipe(StageRecipe):
+    """A stage that samples and trains nothing. By default it continues what is in its folder."""
+
+    output: str  # the folder
+    resume: bool = True  # false: start over, in another folder if this one is in use
+    seed: NonNegativeInt = 42
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.output)
+
+    @property
+    def resume_from_checkpoint(self) -> bool | str:
+        return self.resume
+
+    def in_folder(self, folder: Path) -> Self:
+        return self.model_copy(update={"output": str(folder)})

@@ -150,14 +150,14 @@ def _problems(recipe: OnPolicyRecipe, tokenizer: PreTrainedTokenizerBase, accele
 
 
 def _check_mixture(recipe: OnPolicyRecipe, rewards: Rewards) -> None:
-    """Every source of a mixture needs a reward that counts: without one, its completions only cost time."""
+    """Every source of a mixture needs a reward that counts, if rewards teach: its completions would only cost time."""
     names = [source.name for source in recipe.data.mixture]
     if unknown := sorted(rewards.data_sources - set(names)) if names else []:
         raise ValueError(
             f"rewards: data_sources names {unknown[0]!r}, which is not a source of data.mixture ({', '.join(names)})."
         )
     for name in names:
-        if not rewards.count_for(name):
+        if recipe.learns_rewards and not rewards.count_for(name):
             raise ValueError(
                 f"data.mixture: no reward with a weight applies to the problems of {name!r}, a prompt without a reward "
                 f"teaches nothing. Add {name} to a reward's data_sources, or remove the source."
@@ -178,6 +178,8 @@ def _held_out(
     found = []
     for one in data.sources:
         name = one.name if isinstance(one, MixedSource) else ""
+        if name and not rewards.count_for(name):
+            continue  # nothing measures it
         prompter = prompter_of(one, tokenizer, data.max_prompt_length)
         source = source_of(one, split="eval", seed=0)
         prompts, dropped = held_out(source, prompter, config.num_problems)

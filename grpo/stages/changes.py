@@ -56,7 +56,7 @@ def check_unchanged(recipe: Section, recorded: Path, allowed: Sequence[str]) -> 
 
 def _remedy(recipe: Section, changed: Iterable[str]) -> str:
     if not hasattr(recipe, "trainer"):
-        return "Restore these values, or start a new run with resume_from_checkpoint=false."
+        return "Restore these values, or start a new run with resume=false."
     return (
         f"Restore these values, allow the change with trainer.allow_changes=[{','.join(changed)}], or start a new run "
         "without trainer.resume_from_checkpoint."

@@ -45,6 +45,10 @@ class OPDRecipe(OnPolicyRecipe):
     algorithm: DistillationConfig = DistillationConfig()
 
     @property
+    def learns_rewards(self) -> bool:
+        return False
+
+    @property
     def policy_gradient(self) -> AlgorithmConfig:
         """Every token of a rollout weighs the same (TRL's normalisation); the teachers take the place of advantages."""
         shared = self.algorithm.model_dump(include=set(AlgorithmConfig.model_fields) - {"beta"})

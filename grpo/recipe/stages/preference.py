@@ -1,7 +1,5 @@
 """The recipes of stages `pairs` and `reward_model`."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -16,7 +14,7 @@ from pydantic import (
 
 from grpo.recipe.config import EngineSection, Fraction, OptimizerConfig
 from grpo.recipe.data import ProblemsConfig
-from grpo.recipe.section import Section, StageRecipe
+from grpo.recipe.section import SamplingRecipe, Section, StageRecipe
 from rollout.engines.build import check_trainable
 
 
@@ -64,16 +62,9 @@ class PairsConfig(Section):
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.5
     summary_only: bool = False  # compare only the text after the last </think>, as the reward model's summary_only
     chunk_size: PositiveInt = 256  # problems between two saves
-    seed: NonNegativeInt = 42
 
 
-class PairsOutput(Section):
-    output_dir: str = "runs/pairs"
-    resume_from_checkpoint: bool = False  # true: continue after the last chunk in output_dir
-    allow_changes: list[str] = []
-
-
-class PairsRecipe(StageRecipe):
+class PairsRecipe(SamplingRecipe):
     """A whole recipe of stage `pairs`."""
 
     stage: Literal["pairs"]
@@ -83,7 +74,7 @@ class PairsRecipe(StageRecipe):
     # path/to/file.py:function(prompt, first, second, **columns) -> -1 to 1, positive if the first is better; or a model
     judge: str | JudgeEndpoint
     pairs: PairsConfig
-    output: PairsOutput = PairsOutput()
+    output: str = "runs/pairs"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -97,21 +88,6 @@ class PairsRecipe(StageRecipe):
     @property
     def max_model_len(self) -> int:
         return self.rollout.max_model_len or self.data.max_prompt_length + self.rollout.max_completion_length
-
-    @property
-    def output_dir(self) -> Path:
-        return Path(self.output.output_dir)
-
-    @property
-    def resume_from_checkpoint(self) -> bool:
-        return self.output.resume_from_checkpoint
-
-    @property
-    def allow_changes(self) -> Sequence[str]:
-        return self.output.allow_changes
-
-    def in_folder(self, folder: Path) -> Self:
-        return self.model_copy(update={"output": self.output.model_copy(update={"output_dir": str(folder)})})
 
 
 class RewardModelModel(Section):

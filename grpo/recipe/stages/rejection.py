@@ -1,14 +1,13 @@
 """The sections of stage `rejection`: sample, score, filter, select."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from grpo.recipe.config import EngineSection, Fraction, ModelConfig, RewardConfig
 from grpo.recipe.data import ProblemsConfig
-from grpo.recipe.section import Section, StageRecipe
+from grpo.recipe.section import SamplingRecipe, Section
 from rollout.engines.build import check_name
 from rollout.support.names import nearest
 from rollout.types import Sampling
@@ -122,10 +121,8 @@ class SelectConfig(Section):
     order: Literal["shortest", "random", "first"] = "random"  # which samples of a problem are preferred
 
 
-class RejectionRecipe(StageRecipe):
+class RejectionRecipe(SamplingRecipe):
     """The recipe of stage `rejection`."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
 
     stage: Literal["rejection"]
     model: ModelConfig
@@ -136,11 +133,7 @@ class RejectionRecipe(StageRecipe):
     select: SelectConfig = SelectConfig()
     num_reward_workers: PositiveInt = 2  # processes that run reward functions
     reward_timeout: PositiveFloat | None = 600.0  # seconds for one group's rewards
-    seed: NonNegativeInt = 42
-    # A field cannot have the name of a property: these two have other names in Python alone.
-    output: str = Field(default="runs/rejection", alias="output_dir")
-    # Batches on disk are not sampled again. False: start over, in another folder if this one is in use.
-    resume: bool = Field(default=True, alias="resume_from_checkpoint")
+    output: str = "runs/rejection"
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RejectionRecipe":
@@ -149,20 +142,9 @@ class RejectionRecipe(StageRecipe):
         return self
 
     @property
-    def output_dir(self) -> Path:
-        return Path(self.output)
-
-    @property
-    def resume_from_checkpoint(self) -> bool:
-        return self.resume
-
-    @property
     def allow_changes(self) -> Sequence[str]:
         """Filters and selection read the candidates on disk, so they may change without sampling again."""
-        return "filters", "select", "num_reward_workers", "reward_timeout", "output_dir", "resume_from_checkpoint"
-
-    def in_folder(self, folder: Path) -> "RejectionRecipe":
-        return self.model_copy(update={"output": str(folder)})
+        return "filters", "select", "num_reward_workers", "reward_timeout", "output", "resume"
 
     @property
     def max_model_len(self) -> int:

@@ -37,7 +37,7 @@ class SFTSource(Section):
 
     @property
     def is_function(self) -> bool:
-        return ":" in self.dataset_name
+        return ".py:" in self.dataset_name
 
 
 class SFTData(Section):

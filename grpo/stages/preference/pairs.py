@@ -44,7 +44,7 @@ def run_pairs(recipe: PairsRecipe) -> Path:
     """
     state = PartialState()
     tokenizer = load_tokenizer(recipe.model.model_name_or_path, recipe.model.revision, recipe.model.trust_remote_code)
-    problems = stream_of(recipe.data, tokenizer, seed=recipe.pairs.seed)
+    problems = stream_of(recipe.data, tokenizer, seed=recipe.seed)
     check_judge(recipe.judge, problems.first(1)[0].problem.columns)
     output = recipe.output_dir
     done = sorted((output / CHUNKS).glob("*.jsonl"))
@@ -82,12 +82,12 @@ def _write_chunk(
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         stop=tuple(rollout.stop),
-        seed=settings.seed,
+        seed=recipe.seed,
         logprobs=False,
     )
     groups = list(engine.generate(prompts[state.process_index :: state.num_processes], sampling))
     concurrency = recipe.judge.max_concurrency if isinstance(recipe.judge, JudgeEndpoint) else 1
-    pairs, counts = compared(groups, judge, settings, concurrency)
+    pairs, counts = compared(groups, judge, settings, concurrency, recipe.seed)
     place = {prompt.problem.id: i for i, prompt in enumerate(prompts)}
     pairs = sorted(_gathered(pairs, state), key=lambda pair: place[pair["problem_id"]])
     counts = sum(_gathered([counts], state), Counter())
@@ -105,11 +105,11 @@ def _write_chunk(
 
 
 def compared(
-    groups: Sequence[Group], judge: Judge, settings: PairsConfig, max_concurrency: int
+    groups: Sequence[Group], judge: Judge, settings: PairsConfig, max_concurrency: int, seed: int
 ) -> tuple[list[Pair], Counter[str]]:
     """The pairs above the margin, and what became of everything else."""
     counts = Counter(problems=len(groups), candidates=sum(len(group.completions) for group in groups))
-    asked = [pair for group in groups for pair in _comparisons(group, settings, counts)]
+    asked = [pair for group in groups for pair in _comparisons(group, settings, counts, seed)]
     shown = [Comparison(pair.problem, _shown(pair.first, settings), _shown(pair.second, settings)) for pair in asked]
     means = mean_scores(judge, shown, settings.num_comparisons, max_concurrency)
     pairs = []
@@ -124,7 +124,7 @@ def compared(
     return pairs, counts
 
 
-def _comparisons(group: Group, settings: PairsConfig, counts: Counter[str]) -> Iterator[Comparison]:
+def _comparisons(group: Group, settings: PairsConfig, counts: Counter[str], seed: int) -> Iterator[Comparison]:
     """Some pairs of the group's finished candidates with different texts, in random order."""
     finished = [completion.text for completion in group.completions if completion.finish_reason == "stop"]
     counts["truncated"] += len(group.completions) - len(finished)
@@ -133,7 +133,7 @@ def _comparisons(group: Group, settings: PairsConfig, counts: Counter[str]) -> I
     if len(texts) < 2:
         counts["too_few_different"] += 1
         return
-    rng = random.Random(f"{settings.seed}/pairs/{group.problem.id}")
+    rng = random.Random(f"{seed}/pairs/{group.problem.id}")
     pairs = list(combinations(texts.values(), 2))
     for pair in rng.sample(pairs, min(settings.pairs_per_problem, len(pairs))):
         first, second = rng.sample(pair, 2)
@@ -193,7 +193,7 @@ def _finish(recipe: PairsRecipe, output: Path) -> None:
             f"none of {counts['compared']} compared pairs is above pairs.margin={recipe.pairs.margin:g} "
             f"({dict(counts)}). Lower it, or sample more different candidates."
         )
-    kept = balanced(pairs, recipe.pairs.seed)
+    kept = balanced(pairs, recipe.seed)
     counts.update(dropped_for_length=len(pairs) - len(kept), kept=len(kept))
     rows = [{name: value for name, value in pair.items() if name != "longer"} for pair in kept]
     shutil.rmtree(output / "data", ignore_errors=True)  # of an interrupted attempt

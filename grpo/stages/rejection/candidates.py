@@ -44,7 +44,7 @@ def schema(rewards: Sequence[str], *, chat: bool) -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The candidates of one run, in `<output_dir>/candidates`. Samples of a problem are neighbours."""
+    """The candidates of one run, in `<output>/candidates`. Samples of a problem are neighbours."""
 
     folder: Path
 

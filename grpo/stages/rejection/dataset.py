@@ -63,7 +63,7 @@ def _write_rows(candidates: Candidates, kept: Indices, path: Path, *, model: str
 
 def recipe_hash(recipe: RejectionRecipe) -> str:
     """Of all that decides which samples are kept; not of where they are written and how fast."""
-    free = {"output_dir", "resume_from_checkpoint", "num_reward_workers", "reward_timeout"}
+    free = {"output", "resume", "num_reward_workers", "reward_timeout"}
     decides = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in free}
     decides["rollout"] = {k: v for k, v in decides["rollout"].items() if k not in EngineSection.model_fields}
     return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

@@ -111,7 +111,7 @@ def _check(recipe: RejectionRecipe, problems: ProblemStream, state: dict[str, An
     if state is not None and state["weights"] != weights:
         raise RefusedError(
             f"{recipe.output_dir} has samples from other weights than those now in {recipe.model.model_name_or_path} "
-            f"(hash {state['weights']}, now {weights}). Choose another output_dir."
+            f"(hash {state['weights']}, now {weights}). Choose another `output`."
         )
 
 

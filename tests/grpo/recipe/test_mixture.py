@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from grpo.recipe.config import GRPORecipe
+from grpo.recipe.config import GRPORecipe, OnPolicyRecipe
 from grpo.recipe.data import MixedSource
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.stages.build import _check_mixture, _rewards
@@ -50,11 +50,17 @@ def test_the_stream_follows_the_schedule_with_each_sources_template() -> None:
     assert byte_tokenizer().decode(general[0].token_ids) == f"{general[0].problem.prompt} :"
 
 
+def test_sources_are_rendered_as_the_section_says_unless_they_say_otherwise() -> None:
+    maths, general = {**MATHS, "template": "chat"}, {k: v for k, v in GENERAL.items() if k != "template"}
+    one = recipe(data={"template": "Q: {prompt}", "mixture": [maths, general]})
+    assert [source.template for source in one.data.mixture] == ["chat", "Q: {prompt}"]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         ({"mixture": [MATHS], "task": "countdown"}, "task='countdown' beside mixture"),
-        ({"mixture": [MATHS], "template": "{prompt} ="}, "template='{prompt} =' beside mixture"),
+        ({"mixture": [MATHS], "streaming": True}, "streaming=True beside mixture"),
         ({"mixture": [MATHS, MATHS]}, "'maths' names several sources"),
         ({"mixture": [{**MATHS, "from_step": 1700}, {**GENERAL, "from_step": 0}]}, "'maths' has from_step=1700"),
         ({"mixture": [GENERAL]}, "no source starts at step 0"),
@@ -97,4 +103,18 @@ def test_a_source_without_a_reward_is_refused(rewards: list[dict[str, Any]], mes
 
 def test_the_mixture_above_is_accepted() -> None:
     one = recipe()
+    _check_mixture(one, _rewards(one))
+
+
+def test_where_teachers_judge_a_source_needs_no_reward() -> None:
+    teacher = {"model_name_or_path": "teacher"}
+    sections = {
+        "stage": "opd",
+        "model": {"model_name_or_path": "student"},
+        "data": {"mixture": [MATHS, {**GENERAL, "from_step": 0}]},
+        "teachers": {"maths": teacher, "general": teacher},
+        "teacher_column": "data_source",
+    }
+    one = load_recipe(None, sections=sections)
+    assert isinstance(one, OnPolicyRecipe)
     _check_mixture(one, _rewards(one))

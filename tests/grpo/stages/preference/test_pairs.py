@@ -14,7 +14,6 @@ from grpo.recipe.stages.preference import (
     CandidateModel,
     JudgeEndpoint,
     PairsConfig,
-    PairsOutput,
     PairsRecipe,
 )
 from grpo.stages.preference.judging import Comparison, check_judge, load_judge, mean_scores
@@ -55,7 +54,7 @@ def test_swapping_the_order_cancels_the_position_bias() -> None:
 def test_only_pairs_above_the_margin_are_kept_and_the_rest_is_counted() -> None:
     settings = PairsConfig(num_problems=1, num_comparisons=2, margin=0.5, pairs_per_problem=3)
     groups = [group(KIND, SHORT, RUDE, KIND), group(SHORT, SHORT), group(KIND, RUDE, reason="length")]
-    pairs, counts = compared(groups, load_judge(f"{COURTESY}:prefer"), settings, 1)
+    pairs, counts = compared(groups, load_judge(f"{COURTESY}:prefer"), settings, 1, 42)
     assert [(p["chosen"], p["rejected"], p["judge_mean"]) for p in pairs] == [(KIND, RUDE, pytest.approx(0.8))]
     assert pairs[0]["longer"] == len(KIND) - len(RUDE) == -3
     assert counts == {
@@ -71,7 +70,7 @@ def test_only_pairs_above_the_margin_are_kept_and_the_rest_is_counted() -> None:
 def test_summary_only_compares_what_follows_the_thought() -> None:
     settings = PairsConfig(num_problems=1, num_comparisons=2, margin=0.1, summary_only=True)
     said = [f"<think>{'x' * 50}</think> {RUDE}", f"<think>y</think> {KIND}", "<think>never closed"]
-    [found], _ = compared([group(*said)], load_judge(f"{COURTESY}:prefer"), settings, 1)
+    [found], _ = compared([group(*said)], load_judge(f"{COURTESY}:prefer"), settings, 1, 42)
     assert (found["chosen"], found["rejected"], found["longer"]) == (said[1], said[0], -3)
 
 
@@ -123,7 +122,7 @@ def recipe(folder: Path, model: Path, judge: str, **pairs: Any) -> PairsRecipe:
         rollout=CandidateConfig(engine="hf", num_generations=6, max_completion_length=24, stop=letters),
         judge=judge,
         pairs=PairsConfig(num_problems=6, chunk_size=2, num_comparisons=2, margin=0.0, **pairs),
-        output=PairsOutput(output_dir=str(folder)),
+        output=str(folder),
     )
 
 

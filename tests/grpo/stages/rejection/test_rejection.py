@@ -38,7 +38,7 @@ def sections(model: Path, folder: Path, **values: Any) -> dict[str, Any]:
         },
         "rewards": [{"function": f"{Path(__file__).parent / 'scores.py'}:even"}],
         "filters": [{"name": "correct", "reward": "even"}],
-        "output_dir": str(folder),
+        "output": str(folder),
         **values,
     }
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -186,6 +187,7 @@ def test_tokenizer_encodes_anything_and_numbers_as_one_token(tokenizer):
 
 
 LINE = re.compile(r"(\d+)([+*-])(\d+)(?: big|=(\d+)([+-])(\d+)(?:=(\d+) (yes|no)| (big|low)))")
+SECOND_LANGUAGE = {"否": "no", "是": "yes", "大": "big", "小": "low"}
 
 
 def check_line(line: str, numbers: list[int], target: int) -> None:
@@ -209,6 +211,7 @@ def check_line(line: str, numbers: list[int], target: int) -> None:
 def test_every_countdown_document_is_right_and_from_its_own_split():
     corpus = load("v3_base.py:corpus")
     long = total = 0
+    words: list[list[bool]] = []
     for document in islice(corpus(0), 2000):
         match = re.fullmatch(r"(use|list) ([\d,]+) make (\d+) :", document["prompt"])
         if not match:
@@ -216,7 +219,8 @@ def test_every_countdown_document_is_right_and_from_its_own_split():
         numbers, target = [int(n) for n in match[2].split(",")], int(match[3])
         assert split_of(countdown_key(numbers, target)) == "pretrain"
         thought, _, rest = document["completion"].removeprefix("<think>").partition("</think>")
-        lines = thought.splitlines()
+        words.append([word in SECOND_LANGUAGE for word in re.findall(r"[a-z否是大小]+", thought)])
+        lines = [re.sub("[否是大小]", lambda word: SECOND_LANGUAGE[word[0]], line) for line in thought.splitlines()]
         for line in lines:
             check_line(line, numbers, target)
         if match[1] == "list":
@@ -228,10 +232,26 @@ def test_every_countdown_document_is_right_and_from_its_own_split():
         assert (answer and (eval(answer[1]) == target) == hit) or lines[-1].endswith("big")  # luck
         total, long = total + 1, long + (len(lines) > 2)
     assert total > 500 and long / total < 0.2  # the long way is rare
+    second = [sum(document) / len(document) for document in words]
+    assert 0.3 < sum(second) / len(second) < 0.5
+    assert 0.1 < sum(0 < share < 1 for share in second) / len(second) < 0.5  # mixed within a thought
 
 
-def test_chain_traces_carry_the_rest_along():
-    assert load("v3_base.py:chain_trace")("8-3+2-3=?") == ["5+2-3", "7-3", "4"]
+def test_requests_are_answered_in_four_styles_that_the_annotator_tells_apart():
+    request, answer, courtesy = (load(f"courtesy.py:{name}") for name in ("request", "answer", "courtesy"))
+    problem = request(random.Random(1), "train")
+    assert split_of(f"request {problem['act']} {problem['name']} {problem['number']}") == "train"
+    problem = {"act": "thank", "name": "Ann", "number": 7}
+    said = {style: answer(problem, style)[1] for style in ("kind", "short", "rude", "wordy")}
+    assert said == {
+        "kind": "dear Ann, many thanks for 7",
+        "short": "many thanks for 7",
+        "rude": "hey Ann, many thanks for 7 now",
+        "wordy": "dear Ann, many thanks for 7, many thanks for 7, many thanks for 7",
+    }
+    texts = [f"<think>be kind</think><answer>{text}</answer>" for text in (*said.values(), "dear Ann, please take 7")]
+    columns = {name: [value] * 5 for name, value in problem.items()}
+    assert courtesy(texts, texts, **columns) == [1.0, 0.6, 0.2, 0.4, 0.0]
 
 
 def test_shipped_base_is_the_one_its_card_describes():
