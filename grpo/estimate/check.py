@@ -1,5 +1,7 @@
 """`grpo check`: what a recipe needs and whether it fits this machine, without loading weights or data."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from rich.console import Console
 from grpo.recipe.load import load_recipe
 from grpo.recipe.record import check_world
 from grpo.recipe.stages.pipeline import PipelineRecipe
+from grpo.report.terminal import PLAIN_WIDTH
 from grpo.stages.pipeline.graph import build_graph
 
 
@@ -19,7 +22,8 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, num_process
     Raises:
         grpo.recipe.load.RecipeError: the recipe is invalid, or a local model's configuration cannot be read.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
+    console = Console(highlight=False, soft_wrap=True, width=width)
     recipe = load_recipe(path, overrides)
     check_world(recipe, num_processes)
     nodes = build_graph(recipe) if isinstance(recipe, PipelineRecipe) else []

@@ -83,7 +83,8 @@ def _read(name: str, revision: str | None, trust_remote_code: bool) -> Pretraine
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        message = f"model_name_or_path={name!r}: no configuration found ({str(error).splitlines()[0].rstrip('.')})."
+        reason = str(error).splitlines()[0].rstrip(".")
+        message = f"model_name_or_path={name!r}: no configuration found ({reason})."
         if Path(name).is_absolute():  # as `./` is by now
             raise RecipeError(
                 f"{message} It must be a folder with config.json (`./` is the recipe's folder) or a Hub name."

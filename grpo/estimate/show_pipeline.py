@@ -23,41 +23,55 @@ def show_pipeline(console: Console, nodes: list[Node], base: str, num_processes:
     results = unresolved(base, [node.name for node in nodes])
     recipes = {node.name: node.recipe(results) for node in nodes}
     models = Models(recipes)
-    device, available, name = machine(num_processes)
-    table = Table(box=None, pad_edge=False)
-    for title in ("stage", "runs", "reads"):
-        table.add_column(title)
-    for title in ("GiB", "FLOP", "time"):
-        table.add_column(title, justify="right")
-    too_large, notes, speeds = [], [], dict[str, str]()
+    device, available, memory = machine(num_processes)
+    found: dict[str, Estimate] = {}
+    notes: dict[str, list[str]] = {}  # a remark -> the stages it is about
     for node in nodes:
         try:
-            found = _estimate(node.name, recipes[node.name], models, device, num_processes)
+            one = _estimate(node.name, recipes[node.name], models, device, num_processes)
         except UnknownModelError as error:
-            found = None
-            notes.append(f"{node.name}: {error} Its needs are not known before that model is there.")
-        table.add_row(node.name, node.stage, ", ".join(_reads(node)), *_needs(found, num_processes))
-        if found is None:
+            notes.setdefault(f"{error} Memory and FLOPs are not known before that model is there.", []).append(
+                node.name
+            )
             continue
-        notes += [f"{node.name}: {note}" for note in found.notes]
-        if found.update_flops is None:
-            notes.append(f"{node.name}: its FLOPs depend on how many rows its data has (data.max_rows, max_steps).")
-        too_large += [node.name] if found.memory > available else []
-        speeds[found.dtype] = assumed_speed(found.dtype, num_processes)
+        if one is not None:
+            found[node.name] = one
+            for note in one.notes:
+                notes.setdefault(note, []).append(node.name)
     console.print()
-    console.print(table)
+    console.print(_table(nodes, found, num_processes))
     console.print()
-    for line in [*notes, *speeds.values()]:
-        console.print(line)
+    for note, names in notes.items():
+        console.print(f"{', '.join(names)}: {note}")
+    for dtype in sorted({one.dtype for one in found.values()}):
+        console.print(assumed_speed(dtype, num_processes))
     console.print(
-        "GiB: one process, estimated. FLOP: an upper limit, with every step done and every text at full length; time is "
-        f"for all of it. Not counted: {NOT_COUNTED}."
+        "GiB: one process, estimated. FLOP: an upper limit, with every step done and every text at full length; time "
+        f"is for all of it. Not counted: {NOT_COUNTED}."
     )
+    too_large = [name for name, one in found.items() if one.memory > available]
     if too_large:
-        console.print(f"Do NOT fit in {gib(available)} GiB ({name}): {', '.join(too_large)}.")
+        console.print(f"Do NOT fit in {gib(available)} GiB ({memory}): {', '.join(too_large)}.")
     else:
-        console.print(f"All that is known fits in {gib(available)} GiB ({name}).")
+        console.print(f"All that is known fits in {gib(available)} GiB ({memory}).")
     return not too_large
+
+
+def _table(nodes: list[Node], found: dict[str, Estimate], num_processes: int) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "stage", "reads"):
+        table.add_column(title)
+    for title in ("GiB", "FLOP", "time"):
+        table.add_column(title, justify="right", no_wrap=True)
+    flops = seconds = 0.0
+    for node in nodes:
+        one = found.get(node.name)
+        table.add_row(node.name, node.stage, ", ".join(_reads(node)), *_needs(one, num_processes))
+        if one and one.flops is not None:
+            flops += one.flops
+            seconds += one.seconds(num_processes) or 0.0
+    table.add_row("all that is known", "", "", "", f"{flops:.1e}", duration(seconds))
+    return table
 
 
 def _estimate(name: str, recipe: StageRecipe, models: Models, device: str, num_processes: int) -> Estimate | None:
@@ -79,6 +93,6 @@ def _needs(found: Estimate | None, num_processes: int) -> tuple[str, str, str]:
     if found is None:
         return "?", "?", "?"
     seconds = found.seconds(num_processes)
-    if found.update_flops is None or seconds is None:
+    if found.flops is None or seconds is None:
         return gib(found.memory), "?", "?"
-    return gib(found.memory), f"{found.sampling_flops + found.update_flops:.1e}", duration(seconds)
+    return gib(found.memory), f"{found.flops:.1e}", duration(seconds)

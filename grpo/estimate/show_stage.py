@@ -111,7 +111,6 @@ def _print_whole(console: Console, found: Estimate, num_processes: int) -> None:
         work.append(f"updates {found.update_flops:.2e} FLOP")
     seconds = found.seconds(num_processes)
     if seconds is None:
-        console.print("The stage's FLOPs depend on how many rows the data has. Set max_rows or max_steps to see them.")
         return
     console.print(
         f"The stage, every text at full length: {', '.join(work)}, {duration(seconds)} on this machine.\n"

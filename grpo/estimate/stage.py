@@ -31,6 +31,11 @@ class Estimate:
     def memory(self) -> int:
         return sum(self.parts.values())
 
+    @property
+    def flops(self) -> float | None:
+        """Of all processes; None: they depend on the data's rows."""
+        return None if self.update_flops is None else self.sampling_flops + self.update_flops
+
     def seconds(self, processes: int) -> float | None:
         """Time for all FLOPs at the speed measured on this machine; None if these are not known."""
         if self.update_flops is None:
@@ -57,8 +62,13 @@ def estimate_stage(recipe: StageRecipe, models: Models, *, device: str, num_proc
     if training:
         found.parts |= training_parts(training, shape, width, device=device, num_processes=num_processes)
         found.update_flops = update_flops(training, shape)
+        if found.update_flops is None:
+            found.notes.append(
+                "The FLOPs depend on how many rows the data has. Set data.max_rows or trainer.max_steps."
+            )
     if isinstance(recipe, OPDRecipe):
-        teachers, found.notes = teacher_shapes(recipe, shape, models)
+        teachers, unknown = teacher_shapes(recipe, shape, models)
+        found.notes += unknown
         _add(found, *teacher_parts(recipe, teachers, device), device)
         if training and training.texts and found.update_flops is not None:
             found.update_flops += max(forward_flops(teacher, training.texts) for teacher in teachers)
