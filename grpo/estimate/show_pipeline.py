@@ -30,9 +30,7 @@ def show_pipeline(console: Console, nodes: list[Node], base: str, num_processes:
         try:
             one = _estimate(node.name, recipes[node.name], models, device, num_processes)
         except UnknownModelError as error:
-            notes.setdefault(f"{error} Memory and FLOPs are not known before that model is there.", []).append(
-                node.name
-            )
+            notes.setdefault(f"{error} What it needs is not known before that model is there.", []).append(node.name)
             continue
         if one is not None:
             found[node.name] = one

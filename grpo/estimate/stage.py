@@ -63,9 +63,7 @@ def estimate_stage(recipe: StageRecipe, models: Models, *, device: str, num_proc
         found.parts |= training_parts(training, shape, width, device=device, num_processes=num_processes)
         found.update_flops = update_flops(training, shape)
         if found.update_flops is None:
-            found.notes.append(
-                "The FLOPs depend on how many rows the data has. Set data.max_rows or trainer.max_steps."
-            )
+            found.notes.append("The FLOPs depend on how many rows the data has.")
     if isinstance(recipe, OPDRecipe):
         teachers, unknown = teacher_shapes(recipe, shape, models)
         found.notes += unknown

@@ -8,16 +8,14 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from grpo.estimate.check import check_recipe
-from grpo.estimate.memory import (
-    caches_latents,
-    flops_per_step,
-    kv_bytes_per_token,
-    load_config,
-    measure_shape,
-    memory_parts,
-)
+from grpo.estimate.memory import caches_latents, engine_parts, training_parts
+from grpo.estimate.models import Models
+from grpo.estimate.shape import ModelShape, forward_flops, kv_bytes_per_token, measure_shape
+from grpo.estimate.stage import update_flops
+from grpo.estimate.work import work_of
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.load import RecipeError, load_recipe
+from grpo.recipe.section import StageRecipe
 from tests.conftest import tiny_llama_config, tiny_v3_config
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -55,6 +53,14 @@ def recipe(tmp_path: Path, *overrides: str) -> GRPORecipe:
     loaded = load_recipe(path, overrides)
     assert isinstance(loaded, GRPORecipe)
     return loaded
+
+
+def memory_parts(loaded: StageRecipe, shape: ModelShape, *, num_processes: int = 1) -> dict[str, int]:
+    """On CPU, in float32."""
+    work = work_of(loaded)
+    assert work and work.training and work.generation
+    trained = training_parts(work.training, shape, 4, device="cpu", num_processes=num_processes)
+    return trained | engine_parts(work.generation, shape, 4, device="cpu")
 
 
 def test_r1_zero_has_671b_parameters_and_37b_active(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,22 +109,20 @@ def test_activations_agree_with_a_measured_peak(tmp_path: Path, config, rows: in
     measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     tokens = f"trainer.max_tokens_per_micro_batch={rows * length}"
     loaded = recipe(tmp_path, tokens, f"rollout.max_completion_length={length - 32}")
-    parts = memory_parts(
-        loaded, measure_shape(config, rows=rows, length=length, width=4), device="cpu", num_processes=1
-    )
+    parts = memory_parts(loaded, measure_shape(config, rows=rows, length=length, width=4))
     estimate = parts["activations"] + parts["attention scores"] + parts["LM head, in chunks"]
     assert estimate == pytest.approx(measured, rel=0.3)
 
 
 def test_memory_parts_follow_the_recipe(tmp_path: Path) -> None:
     shape = measure_shape(tiny_llama_config(), rows=4, length=128, width=4)
-    plain = memory_parts(recipe(tmp_path), shape, device="cpu", num_processes=1)
+    plain = memory_parts(recipe(tmp_path), shape)
     assert plain["weights"] == plain["gradients"] == plain["engine: weights"] == 4 * shape.total
     assert plain["AdamW"] == 8 * shape.total
     assert plain["engine: KV cache"] == 2**30
     assert "reference" not in plain and "gradient buckets" not in plain
 
-    more = memory_parts(recipe(tmp_path, "algorithm.beta=0.1"), shape, device="cpu", num_processes=2)
+    more = memory_parts(recipe(tmp_path, "algorithm.beta=0.1"), shape, num_processes=2)
     assert more["reference"] == more["gradient buckets"] == 4 * shape.total
 
 
@@ -128,35 +132,37 @@ def test_checkpointing_keeps_one_layer_s_activations_and_the_others_inputs(tmp_p
     )
     shape = measure_shape(deep, rows=4, length=128, width=4)
     budget = "trainer.max_tokens_per_micro_batch=512"
-    full = memory_parts(recipe(tmp_path, budget), shape, device="cpu", num_processes=1)
+    full = memory_parts(recipe(tmp_path, budget), shape)
     checkpointed = recipe(tmp_path, budget, "trainer.gradient_checkpointing=true")
-    parts = memory_parts(checkpointed, shape, device="cpu", num_processes=1)
+    parts = memory_parts(checkpointed, shape)
     assert full["activations"] == shape.kept_bytes * 17 // 16
     assert parts["activations, checkpointed"] == 16 * 512 * 64 * 4 + shape.kept_bytes // 8
     assert parts["attention scores"] == shape.score_bytes // 8
 
 
-def test_kv_cache_bytes_for_mla_and_grouped_queries(tmp_path: Path) -> None:
-    v3 = load_config(load_recipe(RECIPES / "r1_zero_671b.yaml").model)  # type: ignore[attr-defined]
+def test_kv_cache_bytes_for_mla_and_grouped_queries() -> None:
+    v3 = Models().of_recipe(load_recipe(RECIPES / "r1_zero_671b.yaml"))
     assert kv_bytes_per_token(v3, 2, compressed=True) == 61 * 576 * 2
     assert kv_bytes_per_token(v3, 2, compressed=False) == 61 * 128 * 2 * 192 * 2
     assert kv_bytes_per_token(tiny_llama_config(), 4, compressed=False) == 2 * 2 * 2 * 32 * 4
     # On CPU, vLLM caches latents only at V3's size.
-    assert caches_latents(recipe(tmp_path), v3, "cpu")
-    assert not caches_latents(recipe(tmp_path), tiny_v3_config(), "cpu")
-    assert caches_latents(recipe(tmp_path), tiny_v3_config(), "cuda")
-    assert not caches_latents(recipe(tmp_path, "rollout.engine=hf"), v3, "cuda")
+    assert caches_latents("vllm", v3, "cpu")
+    assert not caches_latents("vllm", tiny_v3_config(), "cpu")
+    assert caches_latents("vllm", tiny_v3_config(), "cuda")
+    assert not caches_latents("hf", v3, "cuda")
 
 
 def test_flops_are_two_per_parameter_forward_and_six_in_total(tmp_path: Path) -> None:
     config = tiny_llama_config()
     shape = measure_shape(config, rows=1, length=16, width=4)
-    rollout, update = flops_per_step(recipe(tmp_path), shape)
-    tokens = 4 * 8 * (32 + 96)
+    works = [work_of(recipe(tmp_path, *more)) for more in ([], ["algorithm.beta=0.1"])]
+    plain, more = [work.training for work in works if work and work.training]
+    assert plain.texts == ((100 * 4 * 8, 32 + 96),)  # steps x problems x completions
+    rollout = forward_flops(shape, plain.texts)
     attention = 2 * 4 * (32 + 32) * 128  # layers x heads x (key + value) x length
-    assert rollout == tokens * (2 * shape.active + attention)
-    assert update == 3 * rollout
-    assert flops_per_step(recipe(tmp_path, "algorithm.beta=0.1"), shape)[1] == 4 * rollout
+    assert rollout == 100 * 4 * 8 * 128 * (2 * shape.active + attention)
+    assert update_flops(plain, shape) == 3 * rollout
+    assert update_flops(more, shape) == 4 * rollout
 
 
 def test_a_small_model_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
