@@ -11,7 +11,7 @@ from grpo.recipe.errors import RunError
 from grpo.recipe.load import RecipeError
 from grpo.recipe.record import check_world
 from grpo.recipe.section import StageRecipe
-from grpo.stages.pipeline.graph import BASE, Node, unresolved
+from grpo.stages.pipeline.graph import BASE, PREFIX, Node, unresolved
 
 
 def show_pipeline(console: Console, nodes: list[Node], base: str, num_processes: int) -> bool:
@@ -41,6 +41,8 @@ def show_pipeline(console: Console, nodes: list[Node], base: str, num_processes:
     console.print()
     for note, names in notes.items():
         console.print(f"{', '.join(names)}: {note}")
+    if not found:
+        return True
     for dtype in sorted({one.dtype for one in found.values()}):
         console.print(assumed_speed(dtype, num_processes))
     console.print(
@@ -68,7 +70,8 @@ def _table(nodes: list[Node], found: dict[str, Estimate], num_processes: int) ->
         if one and one.flops is not None:
             flops += one.flops
             seconds += one.seconds(num_processes) or 0.0
-    table.add_row("all that is known", "", "", "", f"{flops:.1e}", duration(seconds))
+    if flops:
+        table.add_row("all that is known", "", "", "", f"{flops:.1e}", duration(seconds))
     return table
 
 
@@ -81,9 +84,9 @@ def _estimate(name: str, recipe: StageRecipe, models: Models, device: str, num_p
 
 
 def _reads(node: Node) -> list[str]:
-    model = node.values.get("model")
-    from_base = isinstance(model, dict) and model.get("model_name_or_path") == BASE
-    return [*([BASE] if from_base else []), *node.inputs]
+    """Its inputs, the model it starts from before the others."""
+    start = node.values.get("model", {}).get("model_name_or_path", "").removeprefix(PREFIX)
+    return list(dict.fromkeys([*([start] if start in (BASE, *node.inputs) else []), *node.inputs]))
 
 
 def _needs(found: Estimate | None, num_processes: int) -> tuple[str, str, str]:

@@ -177,7 +177,7 @@ def test_a_small_model_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
     recipe(tmp_path)
-    with pytest.raises(RecipeError, match=r"model\.model_name_or_path='.*model'.*must be a folder with config\.json"):
+    with pytest.raises(RecipeError, match=r"model_name_or_path='.*model'.*must be a folder with config\.json"):
         check_recipe(tmp_path / "recipe.yaml")
 
 
