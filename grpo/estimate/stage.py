@@ -9,6 +9,7 @@ from grpo.estimate.shape import BYTES, ModelShape, forward_flops
 from grpo.estimate.work import Training, Work, work_of
 from grpo.recipe.section import StageRecipe
 from grpo.recipe.stages.opd import OPDRecipe
+from rollout.engines.base import check_context
 
 # Shares of the speed of a large matrix product, assumed: decoding reads all weights for a few tokens at a time.
 UPDATE_UTILISATION, SAMPLING_UTILISATION = 0.3, 0.1
@@ -58,7 +59,7 @@ def estimate_stage(recipe: StageRecipe, models: Models, *, device: str, num_proc
     width, training = BYTES[dtype], work.training
     rows, length = (training.rows, training.length) if training else (0, 0)
     shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width)
-    found = Estimate(work, shape, dtype)
+    found = Estimate(work, shape, dtype, notes=_context_note(work, shape))
     if training:
         found.parts |= training_parts(training, shape, width, device=device, num_processes=num_processes)
         found.update_flops = update_flops(training, shape)
@@ -88,6 +89,21 @@ def update_flops(training: Training, shape: ModelShape) -> float | None:
     if training.texts is None:
         return None
     return (3 + training.checkpointed + training.more_forwards) * forward_flops(shape, training.texts)
+
+
+def _context_note(work: Work, shape: ModelShape) -> list[str]:
+    longest = max(
+        work.training.length if work.training and work.training.head != "full" else 0,  # pretraining cuts its texts
+        work.generation.context if work.generation else 0,
+    )
+    try:
+        check_context(shape.config, longest)
+    except ValueError:
+        context = shape.config.get_text_config().max_position_embeddings
+        return [
+            f"Texts of up to {longest:,} tokens, beyond the model's context of {context:,}, are refused when it runs."
+        ]
+    return []
 
 
 def _add(found: Estimate, on_device: Parts, host: Parts, device: str) -> None:

@@ -47,9 +47,17 @@ def test_sft_holds_weights_gradients_adamw_and_a_micro_batch(model: Path) -> Non
 
 
 def test_rows_that_are_not_known_leave_flops_open_but_not_memory(model: Path) -> None:
-    found = estimate(model, stage="sft", data={"sources": [{"dataset_name": "rows.jsonl"}]})
+    found = estimate(model, stage="sft", data={"sources": [{"dataset_name": "rows.jsonl"}], "max_length": 512})
     assert found.memory > 0 and found.flops is None and found.seconds(1) is None
     assert found.notes == ["The FLOPs depend on how many rows the data has."]
+
+
+def test_a_context_that_is_too_short_is_said_before_anything_runs(model: Path) -> None:
+    data = {"sources": [{"dataset_name": "rows.jsonl"}], "max_rows": 8, "max_length": 513}
+    assert estimate(model, stage="sft", data=data).notes == [
+        "Texts of up to 513 tokens, beyond the model's context of 512, are refused when it runs."
+    ]
+    assert estimate(model, stage="sft", data=data | {"max_length": 512}).notes == []
 
 
 def test_a_reward_model_reads_both_answers_of_a_pair_and_has_no_engine(model: Path) -> None:

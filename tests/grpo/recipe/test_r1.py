@@ -5,6 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+from transformers import LlamaConfig
+
+from grpo.estimate.check import check_recipe
 from grpo.recipe.load import load_recipe
 from grpo.recipe.stages.pipeline import PipelineRecipe
 from grpo.stages.pipeline.graph import build_graph, unresolved
@@ -103,6 +107,22 @@ def test_gsm8k_solutions_become_traces_with_a_right_answer(tmp_path: Path) -> No
     }
     assert accuracy(["How many?"], [trace["completion"]], [solution]) == [1.0]
     assert format(["How many?"], [trace["completion"]]) == [1.0]
+
+
+def test_the_gsm8k_pipeline_fits_a_small_machine_with_a_small_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    config.save_pretrained(tmp_path / "base")
+    assert check_recipe(RECIPES / "r1_gsm8k_0.5b.yaml", [f"base={tmp_path}/base", "evaluation.sets={}"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows if row[1:2] in (["sft"], ["grpo"], ["rejection"])] == [
+        "cold_start",
+        "rl_reasoning",
+        "reasoning_data",
+        "sft",
+        "rl_all",
+    ]
 
 
 def test_the_gsm8k_pipeline_starts_supervised_training_from_the_base_twice() -> None:
