@@ -99,7 +99,7 @@ def _card(recipe: RejectionRecipe, counts: Counts) -> str:
     sources = "\n".join(f"| {name} | {kept} |" for name, kept in counts.sources.items())
     written, original, rewritten_by = "as the model wrote it", "", ""
     if recipe.rewrite is not None:
-        written, original = "rewritten", f",\n`{ORIGINAL}` (as the model wrote it)"
+        written, original = "rewritten", f"`{ORIGINAL}` (as the model wrote it), "
         rewritten_by = f"| rewritten by | {recipe.rewrite.model} |\n"
     problems = data.task or f"{data.dataset_name}, split {data.dataset_split}"
     return f"""---
@@ -121,8 +121,8 @@ at most {rollout.max_completion_length} tokens |
 | sampled | {counts.sampled} samples of {counts.problems} problems |
 
 Columns: `prompt`, `completion` ({written}, with what the prompt began of it), `data_source`, `problem_id`,
-`sample` (its number among the problem's samples), `num_tokens`, one per reward (`rewards/<name>`), `model`, \
-`seed`{original}.
+`sample` (its number among the problem's samples), `num_tokens`, one per reward (`rewards/<name>`), \
+{original}`model`, `seed`.
 
 | filter | samples before | removed | left |
 |---|---:|---:|---:|

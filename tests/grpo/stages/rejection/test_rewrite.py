@@ -22,7 +22,6 @@ from grpo.stages.run import run
 from tests.grpo.stages.rejection.test_rejection import ROOT, content, sections
 
 INSTRUCTIONS = 'Question: {prompt}\nAnswer as {"text": …}:\n{completion}'
-ONE_BY_ONE = {"max_concurrency": 1}  # so that the requests have an order
 Reply = tuple[int, Any]
 
 
@@ -70,7 +69,7 @@ class Server:
             "base_url": self.url,
             "instructions": INSTRUCTIONS,
             "max_retries": 0,
-            **ONE_BY_ONE,
+            "max_concurrency": 1,  # so that the requests have an order
             **values,
         }
 
@@ -131,7 +130,7 @@ def test_the_rewritten_text_replaces_the_completion(
     folder = start(server.section(api_key_env="MY_KEY"))
     before, after = rows(sampled), rows(folder)
     assert len(before) == len(after) == len(server.asked) == 15
-    assert list(after[0]) == [*before[0], "original_completion"]
+    assert list(after[0]) == [*list(before[0])[:-2], "original_completion", "model", "seed"]
     assert [row["original_completion"] for row in after] == [row["completion"] for row in before]
     for number, row in enumerate(after):
         space = re.match(r"\s*", row["original_completion"].removeprefix("<think>"))
@@ -181,9 +180,8 @@ def test_what_does_not_pass_again_is_dropped_and_counted(
 
 def test_an_opened_thought_that_the_answer_leaves_out_is_put_back(server: Server, start: Callable[..., Path]) -> None:
     server.reply = lambda number, _: said(f"\n\nWe add.</think>{number}\n")
-    assert all(
-        re.fullmatch(r"<think>\s*We add.</think>\d+", row["completion"]) for row in rows(start(server.section()))
-    )
+    texts = [row["completion"] for row in rows(start(server.section()))]
+    assert len(texts) == 15 and all(re.fullmatch(r"<think>\s*We add.</think>\d+", text) for text in texts)
 
 
 def test_hostile_answers_are_counted_or_kept_as_text(server: Server, start: Callable[..., Path]) -> None:
@@ -232,15 +230,17 @@ def test_a_stopped_run_asks_only_for_what_is_missing_and_ends_the_same(
 def test_filters_may_change_without_asking_again(server: Server, start: Callable[..., Path]) -> None:
     folder = start(server.section())
     server.asked.clear()
-    start(server.section(), filters=[{"name": "paragraph_length", "max_characters": 19}])
+    start(server.section(), filters=[{"name": "paragraph_length", "max_characters": 23}])
     assert not server.asked and 0 < len(rows(folder)) < 15
 
 
-def test_nothing_left_after_rewriting_says_why(server: Server, start: Callable[..., Path], sampled: Path) -> None:
+def test_nothing_left_after_rewriting_says_why(
+    server: Server, start: Callable[..., Path], sampled: Path, tmp_path: Path
+) -> None:
     server.reply = lambda *_: said("wrong")
     with pytest.raises(RunError, match=r"kept none of 15 samples .*: rewritten: correct \(right > 0.5\) took 15 of 15"):
-        folder = start(server.section(), "run")
-        assert content(folder)["filters.json"] == content(sampled)["filters.json"]  # the dataset before stays
+        start(server.section())
+    assert rows(tmp_path / "run") == rows(sampled)  # the dataset that was there stays
 
 
 @pytest.mark.parametrize(
