@@ -52,7 +52,7 @@ def run_rejection(recipe: RejectionRecipe) -> Path:
 def _by_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
     """The main process works, the others wait, much longer than for a usual message; all raise its RunError."""
     several = accelerator.num_processes > 1
-    patient = distributed.new_group(backend="gloo", timeout=timedelta(days=30)) if several else None
+    patient: Any = distributed.new_group(backend="gloo", timeout=timedelta(days=30)) if several else None
     answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:

@@ -1,7 +1,7 @@
 """The second verification: a rewritten sample is scored again and has to pass every filter again."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -39,7 +39,7 @@ class SecondVerification:
         self._seen, self._removed = Counter[str](), Counter[str]()
         self._sources, self._problems, self._digests = Counter[str](), set[str](), set[int]()
 
-    def tables(self, candidates: Candidates, kept: Indices) -> Iterator[pa.Table]:
+    def tables(self, candidates: Candidates, kept: Indices) -> Generator[pa.Table, None, None]:
         """The rows at these positions, rewritten, batch by batch, without those that do not pass.
 
         Raises:
