@@ -74,6 +74,13 @@ def completion_text(completion: Text, prefix: str = "") -> str:
     return prefix + (completion if isinstance(completion, str) else completion[-1]["content"])
 
 
+def prompt_text(prompt: Text) -> str:
+    """A prompt as text that a model can be shown: a string as it is, messages under their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
+
+
 def after_thinking(completion: str) -> str | None:
     """The text after the last `</think>`; None if a `<think>` is left open: a truncated thought is no answer."""
     rest = completion[completion.rfind("</think>") + len("</think>") :] if "</think>" in completion else completion

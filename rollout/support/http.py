@@ -15,7 +15,14 @@ MAX_RETRY_AFTER = 60.0  # seconds; a server may ask for a longer pause, but does
 
 
 class RequestFailedError(Exception):
-    """A request failed for good. The message names the URL and the last problem; callers append the remedy."""
+    """A request failed for good. The message names the URL and the last problem; callers append the remedy.
+
+    status: with which the server refused the request; None: it did not answer, or not until the last attempt.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def request_json(
@@ -63,7 +70,7 @@ def request_json(
         else:
             problem = f"{response.status_code} {response.text[:500]}"
             if response.status_code not in retried_statuses:
-                raise RequestFailedError(f"{url} refused the request: {problem}")
+                raise RequestFailedError(f"{url} refused the request: {problem}", response.status_code)
             retry_after = _retry_after(response)
         if attempt < attempts:
             time.sleep(max(first_wait * 2 ** (attempt - 1), retry_after))

@@ -14,6 +14,7 @@ from pydantic import (
 
 from grpo.recipe.config import EngineSection, Fraction, OptimizerConfig
 from grpo.recipe.data import ProblemsConfig
+from grpo.recipe.endpoint import Endpoint
 from grpo.recipe.section import SamplingRecipe, Section, StageRecipe
 from rollout.engines.build import check_trainable
 
@@ -38,18 +39,11 @@ class CandidateConfig(EngineSection):
     stop: list[Annotated[str, Field(min_length=1)]] = []
 
 
-class JudgeEndpoint(Section):
+class JudgeEndpoint(Endpoint):
     """A judge behind an OpenAI-compatible endpoint, asked as the reward `judge` is."""
 
-    model: str
-    base_url: str | None = None  # None: OpenAI's
     criteria: str = "correctness first, then helpfulness and clarity"
-    max_tokens: PositiveInt = 1024
     temperature: NonNegativeFloat = 1.0  # above 0, so that repeated comparisons are independent
-    max_concurrency: PositiveInt = 8
-    max_retries: NonNegativeInt = 6
-    timeout: PositiveFloat = 120.0
-    api_key_env: str = "OPENAI_API_KEY"
 
 
 class PairsConfig(Section):

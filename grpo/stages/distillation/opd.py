@@ -39,7 +39,7 @@ def distill(recipe: OPDRecipe, reward_functions: Sequence[Callable[..., Any]] | 
         parts = build(recipe, reward_functions)
     with closing(parts), keeping_newest_on_failure(parts):
         with _refusals():
-            check_column(recipe, parts.problems.source, parts.accelerator)
+            check_column(recipe, parts.problems.streams.values(), parts.accelerator)
             teachers = Teachers(
                 recipe, parts.accelerator, tokenizer_size=len(parts.tokenizer), batching=parts.policy.batching
             )

@@ -12,8 +12,7 @@ from grpo.learner.teacher import Teacher
 from grpo.model.checks import check_model
 from grpo.model.load import load_model
 from grpo.recipe.stages.opd import OPDRecipe
-from rollout.data.sources import Source
-from rollout.data.stream import usable
+from rollout.data.stream import ProblemStream, usable
 from rollout.engines.base import load_tokenizer
 from rollout.support.names import nearest
 from rollout.types import Problem
@@ -81,10 +80,13 @@ def teacher_of(recipe: OPDRecipe, problem: Problem) -> str:
     return str(name)
 
 
-def check_column(recipe: OPDRecipe, source: Source, accelerator: Accelerator) -> None:
+def check_column(recipe: OPDRecipe, streams: Iterable[ProblemStream], accelerator: Accelerator) -> None:
     """Raise in all processes if a problem of a dataset, or the first of an endless source, has no teacher."""
-    indices = range(source.size or 1)[accelerator.process_index :: accelerator.num_processes]
-    error = "" if recipe.teacher_column is None else _first_error(recipe, usable(source, indices))
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    problems = (
+        problem for stream in streams for problem in usable(stream.source, range(stream.source.size or 1)[share])
+    )
+    error = "" if recipe.teacher_column is None else _first_error(recipe, problems)
     if error := next(filter(None, gather_object([error])), ""):
         raise ValueError(error)
 

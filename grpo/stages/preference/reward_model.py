@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
 
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.savable import check_saving
@@ -73,6 +79,7 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
         processing_class=tokenizer,
         callbacks=[_Records(output)],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if held_out:
         trainer.evaluate()
@@ -225,8 +232,11 @@ def _arguments(recipe: RewardModelRecipe, num_processes: int, *, evaluate: bool,
     )
 
 
+_SHOWN = ("learning_rate", "loss", "grad_norm", "accuracy", "margin", "eval/loss", "eval/accuracy", "eval/margin")
+
+
 class _Records(TrainerCallback):
-    """metrics.jsonl, with held-out values under eval/, and the mark of a checkpoint that is complete."""
+    """metrics.jsonl and a line of it, held-out values under eval/, and the mark of a checkpoint that is complete."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -238,6 +248,8 @@ class _Records(TrainerCallback):
         row = {name.replace("eval_", "eval/", 1): v for name, v in logs.items() if not name.endswith(timing)}
         with (self.output / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **row}) + "\n")
+        shown = "  ".join(f"{name} {row[name]:.4g}" for name in _SHOWN if name in row)
+        print(f"step {state.global_step}  {shown}", flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if state.is_world_process_zero:

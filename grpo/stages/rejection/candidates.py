@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 FOLDER = "candidates"
 REWARD = "rewards/"  # prefix of the rewards' columns
@@ -71,3 +73,11 @@ class Candidates:
     def tables(self) -> Iterator[pa.Table]:
         """Each batch in turn."""
         return map(pq.read_table, self.files)
+
+    def at(self, positions: NDArray[np.int64]) -> Iterator[pa.Table]:
+        """Each batch's rows at these positions among all candidates, ascending; maybe none of a batch."""
+        start = 0
+        for table in self.tables():
+            first, end = np.searchsorted(positions, (start, start + len(table)))
+            yield table.take(pa.array(positions[first:end] - start)).replace_schema_metadata(None)
+            start += len(table)

@@ -1,7 +1,8 @@
 """Sample the problems batch by batch, then write the dataset. Batches already on disk are not sampled again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.table import Table
+from torch import distributed
 
 from grpo.evaluation.config import EvalModelConfig
 from grpo.evaluation.engines import fingerprint
@@ -20,6 +22,7 @@ from grpo.stages.collect import keep, score
 from grpo.stages.problems import stream_of
 from grpo.stages.rejection.candidates import FOLDER, REWARD, Candidate, Candidates
 from grpo.stages.rejection.dataset import write_dataset
+from grpo.stages.rejection.rewrite import check_endpoint
 from grpo.stages.rejection.select import Counts
 from rewards.runner.score import Rewards, ScoredGroup
 from rollout.data.stream import ProblemStream
@@ -31,31 +34,35 @@ def run_rejection(recipe: RejectionRecipe) -> Path:
     """Write a Hugging Face dataset of the samples that pass all filters; returns its folder.
 
     Raises:
-        RefusedError: the dataset has too few problems, or the weights have changed since the run began.
-        RunError: no sample passed the filters.
+        RefusedError: the dataset has too few problems, the weights have changed since the run began, or the model that
+            rewrites cannot be asked.
+        RunError: no sample passed the filters, or the model that rewrites stopped answering.
     """
     accelerator = parts.accelerator(recipe.model)
     candidates = Candidates(recipe.output_dir / FOLDER)
     done: Any = [len(candidates.files)]
     if accelerator.num_processes > 1:
         broadcast_object_list(done)
-    if done[0] < _num_batches(recipe):
+    if done[0] < len(recipe.batches):
         _sample(recipe, candidates, done[0], accelerator)
-    answer: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            _print_counts(write_dataset(recipe))
-        except RunError as error:
-            answer = [error]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(answer)
-    if answer[0] is not None:
-        raise answer[0]
+    _by_main(accelerator, lambda: _print_counts(write_dataset(recipe)))
     return recipe.output_dir
 
 
-def _num_batches(recipe: RejectionRecipe) -> int:
-    return -(-recipe.rollout.num_problems // recipe.rollout.problems_per_batch)
+def _by_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
+    """The main process works, the others wait, much longer than for a usual message; all raise its RunError."""
+    several = accelerator.num_processes > 1
+    patient: Any = distributed.new_group(backend="gloo", timeout=timedelta(days=30)) if several else None
+    answer: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            work()
+        except RunError as error:
+            answer = [error]
+    if several:
+        distributed.broadcast_object_list(answer, src=0, group=patient)
+    if answer[0] is not None:
+        raise answer[0]
 
 
 def _sample(recipe: RejectionRecipe, candidates: Candidates, done: int, accelerator: Accelerator) -> None:
@@ -71,6 +78,8 @@ def _sample(recipe: RejectionRecipe, candidates: Candidates, done: int, accelera
     )
     weights = fingerprint(EvalModelConfig(model_name_or_path=model.model_name_or_path))
     _check(recipe, problems, candidates.state(), weights)
+    if (section := recipe.rewrite) is not None:
+        _by_main(accelerator, lambda: check_endpoint(section))
     check_prompts("data", problems.source, problems.prompter, accelerator)
     rewards = parts.rewards(recipe.rewards, num_workers=recipe.num_reward_workers, timeout=recipe.reward_timeout)
     try:
@@ -87,9 +96,8 @@ def _sample(recipe: RejectionRecipe, candidates: Candidates, done: int, accelera
             base_url=rollout.base_url,
         )
         try:
-            for number in range(done, _num_batches(recipe)):
-                count = min(rollout.problems_per_batch, rollout.num_problems - number * rollout.problems_per_batch)
-                prompts = [prompt for prompt in problems.take(count) if not _is_repeated(prompt)]
+            for number in range(done, len(recipe.batches)):
+                prompts = [prompt for prompt in problems.take(recipe.batches[number]) if not _is_repeated(prompt)]
                 scored = score(prompts, engine, rewards, recipe.candidate_sampling, lambda _: nullcontext())
                 batch = _gathered(recipe, keep(prompts, scored), accelerator)
                 if accelerator.is_main_process:
@@ -153,7 +161,7 @@ def _progress(recipe: RejectionRecipe, number: int, batch: Sequence[Candidate], 
     for name in rewards.names:
         values = [row[REWARD + name] for row in batch if row[REWARD + name] is not None]
         means.append(f"{name} {sum(values) / len(values):.3f}" if values else f"{name} –")
-    return f"batch {number + 1} of {_num_batches(recipe)}: {len(batch)} samples, {', '.join(means)}"
+    return f"batch {number + 1} of {len(recipe.batches)}: {len(batch)} samples, {', '.join(means)}"
 
 
 def _print_counts(counts: Counts) -> None:

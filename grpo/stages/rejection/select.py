@@ -70,9 +70,9 @@ def select(
         for candidate in table.to_pylist():
             if candidate["problem_id"] != problem_id:
                 problems, problem_id = problems + 1, candidate["problem_id"]
-            if _removed_by(filters, candidate, seen, removed) is None:
+            if removed_by(filters, candidate, seen, removed) is None:
                 source = sources.setdefault(candidate["data_source"], len(sources))
-                passed.add(sampled, problems, source, _key(candidate, section.order, seed), _digest(candidate))
+                passed.add(sampled, problems, source, _key(candidate, section.order, seed), digest(candidate))
             sampled += 1
     kept, removals = _choose(passed, section)
     taken = np.asarray(passed.source, np.int32)[kept]
@@ -86,7 +86,7 @@ def select(
     )
 
 
-def _removed_by(
+def removed_by(
     filters: list[FilterConfig], candidate: Candidate, seen: Counter[str], removed: Counter[str]
 ) -> str | None:
     """The first filter that removes the candidate; counts what each sees and removes."""
@@ -137,7 +137,8 @@ def _key(candidate: Candidate, order: str, seed: int) -> int:
     return _hash(f"{seed}/{candidate['problem_id']}/{candidate['sample']}")
 
 
-def _digest(candidate: Candidate) -> int:
+def digest(candidate: Candidate) -> int:
+    """Equal for completions of one prompt that differ in white space only."""
     return _hash(f"{json.dumps(candidate['prompt'])}\0{' '.join(candidate['completion'].split())}")
 
 

@@ -126,8 +126,9 @@ def test_attempts_run_out_with_the_last_problem(server: Server, waits: list[floa
 
 def test_a_refusal_is_not_retried(server: Server, waits: list[float]) -> None:
     server.replies = [(400, {}, "top_p must be below 2"), OK]
-    with pytest.raises(RequestFailedError, match=r"/run refused the request: 400 top_p must be below 2$"):
+    with pytest.raises(RequestFailedError, match=r"/run refused the request: 400 top_p must be below 2$") as refused:
         post(server)
+    assert refused.value.status == 400
     assert len(server.bodies) == 1
     assert waits == []
 

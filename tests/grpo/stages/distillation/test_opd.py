@@ -17,9 +17,9 @@ from grpo.recipe.load import RecipeError, load_recipe
 from grpo.recipe.stages.opd import OPDRecipe
 from grpo.report.records import deterministic
 from grpo.stages.distillation.teachers import check_column, teacher_of
-from rollout.data.sources import load_source
+from grpo.stages.problems import stream_of
 from rollout.types import Problem
-from tests.conftest import sharpen, tiny_llama_config
+from tests.conftest import byte_tokenizer, sharpen, tiny_llama_config
 from tests.grpo.stages.test_trainer import launch, rows, run
 
 RECIPE = "# -*- coding: grpo-recipe -*-\n"
@@ -45,13 +45,13 @@ def other_llama(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> P
     return folder
 
 
-def write(folder: Path, student: Path, teachers: dict[str, Path], data: Path, **sections: dict[str, Any]) -> Path:
+def write(folder: Path, student: Path, teachers: dict[str, Path], questions: Path, **sections: dict[str, Any]) -> Path:
     recipe: dict[str, Any] = {
         "stage": "opd",
         "model": {"model_name_or_path": str(student)},
         "teachers": {name: {"model_name_or_path": str(path)} for name, path in teachers.items()},
         "teacher_column": "skill",
-        "data": {"dataset_name": str(data), "max_prompt_length": 8},
+        "data": {"dataset_name": str(questions), "max_prompt_length": 8},
         "rollout": {"engine": "hf", "problems_per_step": 4, "num_generations": 2, "max_completion_length": 8},
         "algorithm": {"loss": "jsd"},
         "trainer": {"output_dir": str(folder / "run"), "max_steps": 4, "learning_rate": 3e-3},
@@ -104,6 +104,20 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_source_of_a_mixture_names_its_teacher(
+    tiny_v3: Path, tiny_llama: Path, questions: Path, tmp_path: Path
+) -> None:
+    mixture = [{"name": name, "dataset_name": str(questions)} for name in ("sums", "words")]
+    data = {"dataset_name": None, "mixture": mixture}
+    path = write(
+        tmp_path, tiny_v3, {"sums": tiny_llama, "words": tiny_v3}, questions, data=data, trainer={"max_steps": 1}
+    )
+    path.write_text(path.read_text().replace("teacher_column: skill", "teacher_column: data_source"))
+    grpo.train(path)
+    [row] = [row for row in rows(tmp_path / "run") if "divergence" in row]
+    assert row["divergence"] > 0
+
+
 def test_two_processes_do_what_one_does(tiny_v3: Path, tiny_llama: Path, questions: Path, tmp_path: Path) -> None:
     teachers = {"sums": tiny_llama, "words": tiny_v3}
     two = write(tmp_path / "two", tiny_v3, teachers, questions, trainer={"max_steps": 1})
@@ -127,7 +141,7 @@ def test_a_problem_without_a_known_teacher_is_an_error_that_names_the_known(
     recipe = recipe_of(write(tmp_path, tiny_v3, {"sums": tiny_llama, "word": tiny_v3}, questions))
     expected = "problem .* asks for teacher 'words', and the recipe's are sums, word. Did you mean 'word'?"
     with pytest.raises(ValueError, match=expected):
-        check_column(recipe, load_source(dataset_name=str(questions)), Accelerator(cpu=True))
+        check_column(recipe, [stream_of(recipe.data, byte_tokenizer(), seed=0)], Accelerator(cpu=True))
     with pytest.raises(ValueError, match=r"has no such column; it has target\. Name the column that chooses among"):
         teacher_of(recipe, Problem(id="p", prompt="", columns={"target": 3}))
     with pytest.raises(RefusedError, match="asks for teacher 'words'"):

@@ -53,7 +53,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in files
-        if path.name not in ("run.lock", "environment.json", "recipe.yaml")
+        if path.name not in ("run.lock", "environment.json", "recipe.yaml", "done.json")
     }
 
 
