@@ -71,9 +71,9 @@ def estimate_stage(recipe: StageRecipe, models: Models, *, device: str, num_proc
         _add(found, *teacher_parts(recipe, teachers, device), device)
         if training and training.texts and found.update_flops is not None:
             found.update_flops += max(forward_flops(teacher, training.texts) for teacher in teachers)
-    *reward_models, notes = reward_parts(work, models, device)
-    _add(found, *reward_models, device)
-    found.notes += notes
+    on_device, host, unknown = reward_parts(work, models, device)
+    _add(found, on_device, host, device)
+    found.notes += unknown
     if work.generation:
         found.parts |= engine_parts(work.generation, shape, width, device=device)
         found.sampling_flops = forward_flops(shape, work.generation.texts)
@@ -100,9 +100,7 @@ def _context_note(work: Work, shape: ModelShape) -> list[str]:
         check_context(shape.config, longest)
     except ValueError:
         context = shape.config.get_text_config().max_position_embeddings
-        return [
-            f"Texts of up to {longest:,} tokens, beyond the model's context of {context:,}, are refused when it runs."
-        ]
+        return [f"Texts of up to {longest:,} tokens exceed the model's context of {context:,}: they will be refused."]
     return []
 
 

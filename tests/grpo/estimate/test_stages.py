@@ -55,7 +55,7 @@ def test_rows_that_are_not_known_leave_flops_open_but_not_memory(model: Path) ->
 def test_a_context_that_is_too_short_is_said_before_anything_runs(model: Path) -> None:
     data = {"sources": [{"dataset_name": "rows.jsonl"}], "max_rows": 8, "max_length": 513}
     assert estimate(model, stage="sft", data=data).notes == [
-        "Texts of up to 513 tokens, beyond the model's context of 512, are refused when it runs."
+        "Texts of up to 513 tokens exceed the model's context of 512: they will be refused."
     ]
     assert estimate(model, stage="sft", data=data | {"max_length": 512}).notes == []
 

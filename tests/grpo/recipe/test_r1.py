@@ -61,6 +61,7 @@ def test_r1_has_the_published_numbers_of_supervised_training() -> None:
     assert distill.trainer.learning_rate == 8e-5 and distill.trainer.gradient_accumulation_steps == 64
     assert distill.data.sources[0].dataset_name == "stage:reasoning_data"
     assert found["cold_start_data"].rollout.temperature == 1.0
+    assert found["cold_start_data"].rewrite.model == "deepseek-ai/DeepSeek-V3"
 
 
 def test_r1_has_the_published_numbers_of_reinforcement_learning() -> None:
