@@ -92,7 +92,9 @@ def teacher_shapes(recipe: OPDRecipe, student: ModelShape, models: Models) -> tu
     return shapes, notes
 
 
-def teacher_parts(recipe: OPDRecipe, teachers: Sequence[ModelShape], device: str) -> tuple[Parts, Parts]:
+def teacher_parts(
+    recipe: OPDRecipe, teachers: Sequence[ModelShape], *, device: str, num_processes: int
+) -> tuple[Parts, Parts]:
     """(on the device, in host memory): weights of all teachers, and what they leave of a rollout.
 
     A single teacher stays on the device. Several are in host memory, and one at a time is copied to the device.
@@ -102,7 +104,7 @@ def teacher_parts(recipe: OPDRecipe, teachers: Sequence[ModelShape], device: str
     if recipe.algorithm.divergence is not None:
         tokens = recipe.problems_per_rollout * recipe.rollout.num_generations * recipe.rollout.max_completion_length
         hidden = max(teacher.config.hidden_size for teacher in teachers)
-        host["teachers' hidden states"] = tokens * hidden * BYTES[recipe.model.dtype]
+        host["teachers' hidden states"] = tokens // num_processes * hidden * BYTES[recipe.model.dtype]
     if len(states) == 1:
         return {"teacher": states[0]}, host
     # On CPU the device is host memory, and there is no copy.

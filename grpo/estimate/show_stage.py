@@ -61,14 +61,14 @@ def _advice(found: Estimate, available: int) -> str:
     largest = max(parts, key=lambda part: parts[part])
     text = f"Does NOT fit: {gib(found.memory)} GiB of {gib(available)}. The largest part is {largest}.\n"
     if state <= available:
-        return text + (
-            "Set trainer.gradient_checkpointing=true, lower trainer.max_tokens_per_micro_batch (one full sample must "
-            "fit), or shrink the KV cache."
-        )
+        if found.work.training:
+            text += "Set trainer.gradient_checkpointing=true, or make micro-batches smaller (one full text must fit). "
+        return text + ("Shrink the KV cache." if found.work.generation else "")
     shards = -(-state // (available - rest if rest < available else available))
+    held = "weights, gradients, optimizer and engine take" if found.work.training else "the weights take"
     text += (
-        f"One process cannot hold it: weights, gradients, optimizer and engine take {gib(state)} GiB and would need "
-        f"to be sharded over at least {shards} such processes. Training is data-parallel: each process holds it all."
+        f"One process cannot hold it: {held} {gib(state)} GiB and would need to be sharded over at least {shards} such "
+        "processes. Processes are data-parallel: each holds it all."
     )
     if rest >= available:
         text += f" The {gib(rest)} GiB of activations and caches would still not fit: shorten the texts too."
@@ -76,7 +76,6 @@ def _advice(found: Estimate, available: int) -> str:
 
 
 def _print_cache(console: Console, generation: Generation, found: Estimate, device: str) -> None:
-
     config, width = found.shape.config, BYTES[found.dtype]
     compressed = caches_latents(generation.engine, config, device)
     per_token = kv_bytes_per_token(config, width, compressed=compressed)

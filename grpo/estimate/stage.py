@@ -68,7 +68,8 @@ def estimate_stage(recipe: StageRecipe, models: Models, *, device: str, num_proc
     if isinstance(recipe, OPDRecipe):
         teachers, unknown = teacher_shapes(recipe, shape, models)
         found.notes += unknown
-        _add(found, *teacher_parts(recipe, teachers, device), device)
+        on_device, host = teacher_parts(recipe, teachers, device=device, num_processes=num_processes)
+        _add(found, on_device, host, device)
         if training and training.texts and found.update_flops is not None:
             found.update_flops += max(forward_flops(teacher, training.texts) for teacher in teachers)
     on_device, host, unknown = reward_parts(work, models, device)

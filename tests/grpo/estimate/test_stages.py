@@ -259,6 +259,18 @@ def test_every_process_must_get_the_same_number_of_problems_in_every_stage(model
         check_recipe(write(tmp_path / "recipe.yaml", pipeline(str(model), model)), num_processes=3)
 
 
+def test_what_does_not_fit_comes_with_what_would_help(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rollout = {**ROLLOUT, "kv_cache_gib": 1_000_000}
+    sections = {"model": {"model_name_or_path": str(model)}, "data": DATA, "rollout": rollout, "rewards": COUNTDOWN}
+    assert not check_recipe(write(tmp_path / "recipe.yaml", {"stage": "rejection", **sections}))
+    alone = capsys.readouterr().out
+    assert "The largest part is engine: KV cache.\nShrink the KV cache.\n" in alone
+    assert not check_recipe(write(tmp_path / "recipe.yaml", sections))
+    assert "micro-batches smaller (one full text must fit). Shrink the KV cache." in capsys.readouterr().out
+
+
 def test_time_is_the_work_over_the_measured_speed(model: Path) -> None:
     data = {"sources": [{"dataset_name": "rows.jsonl"}], "max_rows": 1000}
     found = estimate(model, stage="sft", data=data)
