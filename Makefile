@@ -4,10 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: r1-zero test check format clean
+.PHONY: r1-zero r1 test check format clean
 
 r1-zero: $(INSTALLED)  ## train the embedded base with GRPO through vLLM
 	$(BIN)/accelerate launch recipes/r1_zero.yaml $(ARGS)
+
+r1: $(INSTALLED)  ## all stages of R1, from the embedded base to the distilled student
+	$(BIN)/accelerate launch recipes/r1.yaml $(ARGS)
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
