@@ -22,7 +22,7 @@ FREE |= {"output", "output_dir", "save_total_limit"}
 class Entry:
     """Entry(values={"trainer.max_steps": "30", …}, inputs={"cold_start": "3f9c…"}, result="runs/r1/rl")"""
 
-    values: dict[str, str]  # the whole recipe, flat, as JSON texts; references not resolved
+    values: dict[str, str]  # the whole recipe, flat, as JSON texts, without nulls; references not resolved
     inputs: dict[str, str]  # identities of the nodes it reads
     result: str | None  # the folder it wrote; None: it has started
 
@@ -86,5 +86,5 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in values.items():
             if key not in FREE:
                 yield from _flat(value, f"{prefix}{key}.")
-    else:
+    elif values is not None:  # a key that a later version adds, null by default, changes nothing
         yield prefix.removesuffix("."), values
