@@ -11,6 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+import yaml
+
 from grpo.report.records import METRICS_FILE, read_rows
 from grpo.stages.pipeline.held_out import RESULTS_FILE
 
@@ -38,8 +40,8 @@ def table(runs: list[Path]) -> None:
 
 
 def _stages(run: Path) -> list[str]:
-    """In the order they finished."""
-    return [path.stem for path in sorted((run / "ledger").glob("*.json"), key=lambda path: path.stat().st_mtime)]
+    """In the order of the recipe."""
+    return list(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["stages"])
 
 
 def _cell(values: list[float]) -> str:

@@ -36,6 +36,8 @@ def run_pipeline(recipe: PipelineRecipe) -> Path:
 
 def _run(recipe: PipelineRecipe, nodes: list[Node], wanted: set[str]) -> Path:
     ledger, is_main = Ledger(recipe.output_dir), os.environ.get("RANK", "0") == "0"
+    if is_main:
+        write_resolved(recipe, recipe.output_dir)
     # Read before the first stage starts: from then on, only the main process would see what it writes.
     found = {node.name: ledger.read(node) for node in nodes}
     results, identities = {BASE: recipe.base}, dict[str, str]()

@@ -11,6 +11,7 @@ from datasets import load_dataset
 
 from grpo.evaluation.config import EvalModelConfig
 from grpo.evaluation.engines import fingerprint
+from grpo.recipe.load import load_recipe
 
 RECIPES = Path(__file__).parents[4] / "recipes"
 SMALL = Path(__file__).with_name("r1_small.yaml")
@@ -26,6 +27,7 @@ def test_every_stage_of_r1_builds_on_those_before_it(tmp_path: Path) -> None:
     assert len(kept) > 0
     assert set(kept["rewards/countdown"]) == {1.0} and set(kept["rewards/language"]) == {1.0}
     assert set(load_dataset(str(tmp_path / "pairs"), split="train").column_names) >= {"prompt", "chosen", "rejected"}
+    assert load_recipe(tmp_path / "recipe.yaml").output_dir == tmp_path, "the whole recipe can be launched again"
     # The second SFT starts from the base again, not from the last checkpoint; so does the student from its own base.
     sft, distill = (yaml.safe_load((tmp_path / name / "recipe.yaml").read_text()) for name in ("sft", "distill"))
     assert sft["model"]["model_name_or_path"] == str(RECIPES / "v3_base")
