@@ -240,7 +240,7 @@ def test_data_settings_without_effect_are_refused(data: dict, message: str):
 def test_recipes_in_the_documentation_are_valid():
     text = (Path(__file__).parents[3] / "docs/data.md").read_text()
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     model = {"model_name_or_path": "any"}
     for block in blocks:
         GRPORecipe(model=model, **{"rewards": [{"function": "countdown"}], **block})

@@ -33,7 +33,7 @@ def test_every_stage_of_r1_builds_on_those_before_it(tmp_path: Path) -> None:
     assert sft["model"]["model_name_or_path"] == str(RECIPES / "v3_base")
     assert distill["model"]["model_name_or_path"] == str(tmp_path / "student_base")
     rows = [json.loads(line) for line in (tmp_path / "rl_all" / "metrics.jsonl").read_text().splitlines()]
-    has_preference = ["rewards/reward_model/mean" in row for row in rows if "reward" in row]
+    has_preference = [row["rewards/reward_model/mean"] is not None for row in rows if "reward" in row]
     assert has_preference == [False, True], "general data and the preference reward join in the last step"
     last = {"rl_all": "rl_all/checkpoint-2", "opd": "opd/checkpoint-2", "distill": "distill", "sft": "sft"}
     weights = {fingerprint(EvalModelConfig(model_name_or_path=str(tmp_path / folder))) for folder in last.values()}

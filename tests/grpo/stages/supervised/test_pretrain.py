@@ -274,5 +274,5 @@ def test_shipped_base_answers_in_form_and_mostly_gives_up():
     output = model.generate(prompt, do_sample=True, top_k=0, max_new_tokens=144, num_return_sequences=64)
     texts = tokenizer.batch_decode(output[:, prompt.shape[1] :], skip_special_tokens=True)
     assert sum(format(texts, texts)) >= 60
-    gave_up = sum(text.count("\n") == 1 and "no\n" in text for text in texts)
+    gave_up = sum(text.count("\n") == 1 and ("no\n" in text or "否\n" in text) for text in texts)
     assert gave_up > 32
