@@ -64,6 +64,7 @@ def chart(output: Path, metrics: list[str], runs: dict[str, Path]) -> None:
             panel.plot([row["step"] for row in rows], [row[metric] for row in rows], label=label, linewidth=1.8)
         panel.set_title(metric, fontsize=10)
         panel.set_xlabel("step")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].legend(frameon=False)
