@@ -60,5 +60,9 @@ class SamplingRecipe(StageRecipe):
     def resume_from_checkpoint(self) -> bool | str:
         return self.resume
 
+    @property
+    def allow_changes(self) -> Sequence[str]:
+        return "output", "resume"
+
     def in_folder(self, folder: Path) -> Self:
         return self.model_copy(update={"output": str(folder)})

@@ -18,6 +18,7 @@ from grpo.recipe.stages.preference import (
 )
 from grpo.stages.preference.judging import Comparison, check_judge, load_judge, mean_scores
 from grpo.stages.preference.pairs import balanced, compared, run_pairs
+from grpo.stages.run import run
 from rollout.types import Completion, Group, Problem
 from tests.rewards.models.test_judge import serve  # noqa: F401
 
@@ -131,12 +132,14 @@ def test_a_killed_run_continues_with_the_same_pairs(tmp_path: Path, tiny_v3: Pat
 
     coin = "from zlib import crc32; return 1.0 if crc32(first.encode()) > crc32(second.encode()) else -1.0"
     judge = judge_file(tmp_path, coin)
-    whole = run_pairs(recipe(tmp_path / "whole", tiny_v3, judge, pairs_per_problem=4))
+    whole = run(recipe(tmp_path / "whole", tiny_v3, judge, pairs_per_problem=4))
     killed = tmp_path / "killed"
     (killed / "chunks").mkdir(parents=True)
     (killed / "chunks/000000.jsonl").write_bytes((whole / "chunks/000000.jsonl").read_bytes())
     (killed / "chunks/000001.draft").write_text("half a chu")
-    run_pairs(recipe(killed, tiny_v3, judge, pairs_per_problem=4))
+    for name in ("recipe.yaml", "metrics.jsonl"):
+        (killed / name).write_bytes((whole / name).read_bytes())
+    assert run(recipe(killed, tiny_v3, judge, pairs_per_problem=4)) == killed
     rows = [load_dataset("parquet", data_dir=str(path / "data"), split="train").to_list() for path in (whole, killed)]
     assert rows[0] == rows[1] and len(rows[0]) >= 2
     assert list(rows[0][0]) == ["prompt", "chosen", "rejected", "judge_mean", "problem_id"]
