@@ -12,20 +12,11 @@ from pydantic import (
     model_validator,
 )
 
-from grpo.recipe.config import EngineSection, Fraction, OptimizerConfig
+from grpo.recipe.config import EngineSection, Fraction, ModelConfig, OptimizerConfig
 from grpo.recipe.data import ProblemsConfig
 from grpo.recipe.endpoint import Endpoint
 from grpo.recipe.section import SamplingRecipe, Section, StageRecipe
 from rollout.engines.build import check_trainable
-
-
-class CandidateModel(Section):
-    """The model that writes the candidates: a Hugging Face folder or Hub name."""
-
-    model_name_or_path: str
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    trust_remote_code: bool = False
 
 
 class CandidateConfig(EngineSection):
@@ -62,7 +53,7 @@ class PairsRecipe(SamplingRecipe):
     """A whole recipe of stage `pairs`."""
 
     stage: Literal["pairs"]
-    model: CandidateModel
+    model: ModelConfig  # writes the candidates
     data: ProblemsConfig
     rollout: CandidateConfig = CandidateConfig()
     # path/to/file.py:function(prompt, first, second, **columns) -> -1 to 1, positive if the first is better; or a model

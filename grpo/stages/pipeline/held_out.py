@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out
 from grpo.recipe.stages.held_out import HeldOutRecipe, HeldOutSet
+from grpo.stages import parts
 from grpo.stages.problems import prompter_of, source_of
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.stream import held_out
 from rollout.engines.base import load_tokenizer
-from rollout.engines.build import build_engine
 from rollout.types import Sampling
 
 RESULTS_FILE = "results.json"
@@ -27,20 +27,14 @@ def run_held_out(recipe: HeldOutRecipe) -> Path:
     """Evaluate, and write the results; returns their folder."""
     accelerator, model, rollout = Accelerator(), recipe.model, recipe.rollout
     tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
-    parts = {name: _held_out(part, tokenizer) for name, part in recipe.sets.items()}
+    sets = {name: _held_out(part, tokenizer) for name, part in recipe.sets.items()}
     longest = max(part.data.max_prompt_length for part in recipe.sets.values())
-    engine = build_engine(
+    engine = parts.engine(
         rollout.engine,
-        model.model_name_or_path,
-        dtype=model.dtype,
-        device=accelerator.device,
+        rollout,
+        model,
         max_model_len=rollout.max_model_len or longest + rollout.max_completion_length,
-        max_num_seqs=rollout.max_num_seqs,
-        kv_cache_gib=rollout.kv_cache_gib,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
-        vllm_options=rollout.vllm_options,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
+        device=accelerator.device,
     )
     sampling = Sampling(
         num_generations=rollout.num_samples,
@@ -53,7 +47,7 @@ def run_held_out(recipe: HeldOutRecipe) -> Path:
     )
     results, rows = {}, []
     try:
-        for name, (part, _) in parts.items():
+        for name, (part, _) in sets.items():
             evaluation = part.evaluate(
                 engine,
                 sampling,
@@ -64,7 +58,7 @@ def run_held_out(recipe: HeldOutRecipe) -> Path:
             rows += [{**row, "task": name} for row in evaluation.rows]
     finally:
         engine.close()
-        for _, rewards in parts.values():
+        for _, rewards in sets.values():
             rewards.close()
     output = recipe.output_dir
     if accelerator.is_main_process:

@@ -22,12 +22,12 @@ from accelerate.utils import gather_object
 
 from grpo.recipe.stages.preference import JudgeEndpoint, PairsConfig, PairsRecipe
 from grpo.report.records import METRICS_FILE, cut_after
+from grpo.stages import parts
 from grpo.stages.preference.judging import Comparison, Judge, check_judge, load_judge, mean_scores
 from grpo.stages.problems import stream_of
 from rewards.text import after_thinking
 from rollout.data.stream import ProblemStream
 from rollout.engines.base import Engine, load_tokenizer
-from rollout.engines.build import build_engine
 from rollout.types import Group, Sampling
 
 CHUNKS = "chunks"
@@ -54,7 +54,10 @@ def run_pairs(recipe: PairsRecipe) -> Path:
         cut_after(output / METRICS_FILE, len(done))
     chunks = range(len(done), -(-recipe.pairs.num_problems // recipe.pairs.chunk_size))
     if chunks:
-        with closing(_engine(recipe, state)) as engine:
+        rollout = recipe.rollout
+        with closing(
+            parts.engine(rollout.engine, rollout, recipe.model, max_model_len=recipe.max_model_len, device=state.device)
+        ) as engine:
             for index in chunks:
                 _write_chunk(recipe, output, index, problems, engine, load_judge(recipe.judge), state)
     if state.is_main_process:
@@ -201,23 +204,6 @@ def _finish(recipe: PairsRecipe, output: Path) -> None:
     Dataset.from_list(rows).to_parquet(output / "data" / "train-00000-of-00001.parquet")
     (output / COUNTS_FILE).write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
     print("  ".join(f"{name} {value}" for name, value in counts.items()), flush=True)
-
-
-def _engine(recipe: PairsRecipe, state: PartialState) -> Engine:
-    model, rollout = recipe.model, recipe.rollout
-    return build_engine(
-        rollout.engine,
-        model.model_name_or_path,
-        dtype=model.dtype,
-        device=str(state.device),
-        max_model_len=recipe.max_model_len,
-        max_num_seqs=rollout.max_num_seqs,
-        kv_cache_gib=rollout.kv_cache_gib,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
-        vllm_options=rollout.vllm_options,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
 
 
 def _gathered(mine: list[Any], state: PartialState) -> list[Any]:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from grpo.recipe.config import ModelConfig
 from grpo.recipe.data import DataConfig
 from grpo.recipe.stages.preference import (
     CandidateConfig,
-    CandidateModel,
     JudgeEndpoint,
     PairsConfig,
     PairsRecipe,
@@ -118,7 +118,7 @@ def recipe(folder: Path, model: Path, judge: str, **pairs: Any) -> PairsRecipe:
     letters = [chr(ord("a") + i) for i in range(26)]
     return PairsRecipe(
         stage="pairs",
-        model=CandidateModel(model_name_or_path=str(model)),
+        model=ModelConfig(model_name_or_path=str(model)),
         data=DataConfig(task="arithmetic", max_prompt_length=40),
         rollout=CandidateConfig(engine="hf", num_generations=6, max_completion_length=24, stop=letters),
         judge=judge,
