@@ -77,7 +77,7 @@ def engine(
     model: ModelConfig,
     *,
     max_model_len: int,
-    device: Device,
+    device: Device | str,
     base_url: str | None = None,
 ) -> Engine:
     """The named engine with the model loaded, in the model's precision."""

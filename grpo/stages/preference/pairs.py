@@ -56,7 +56,9 @@ def run_pairs(recipe: PairsRecipe) -> Path:
     if chunks:
         rollout = recipe.rollout
         with closing(
-            parts.engine(rollout.engine, rollout, recipe.model, max_model_len=recipe.max_model_len, device=state.device)
+            parts.engine(
+                rollout.engine, rollout, recipe.model, max_model_len=recipe.max_model_len, device=str(state.device)
+            )
         ) as engine:
             for index in chunks:
                 _write_chunk(recipe, output, index, problems, engine, load_judge(recipe.judge), state)
