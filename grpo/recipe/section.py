@@ -45,11 +45,10 @@ class StageRecipe(Section):
         return self.trainer  # type: ignore[attr-defined]
 
 
-class SamplingRecipe(StageRecipe):
-    """A stage that samples and trains nothing. By default it continues what is in its folder."""
+class FolderRecipe(StageRecipe):
+    """A stage that trains nothing: where it writes and its seed are keys of the recipe itself. It does not resume."""
 
     output: str  # the folder
-    resume: bool = True  # false: start over, in another folder if this one is in use
     seed: NonNegativeInt = 42
 
     @property
@@ -58,7 +57,7 @@ class SamplingRecipe(StageRecipe):
 
     @property
     def resume_from_checkpoint(self) -> bool | str:
-        return self.resume
+        return False
 
     @property
     def allow_changes(self) -> Sequence[str]:
@@ -66,3 +65,13 @@ class SamplingRecipe(StageRecipe):
 
     def in_folder(self, folder: Path) -> Self:
         return self.model_copy(update={"output": str(folder)})
+
+
+class SamplingRecipe(FolderRecipe):
+    """A stage that samples. By default it continues what is in its folder."""
+
+    resume: bool = True  # false: start over, in another folder if this one is in use
+
+    @property
+    def resume_from_checkpoint(self) -> bool | str:
+        return self.resume

@@ -1,13 +1,12 @@
 """The recipe of stage `held_out`: a model on held-out problems, scored by reward functions."""
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
 from grpo.recipe.config import EngineSection, Fraction, ModelConfig, RewardConfig
 from grpo.recipe.data import ProblemsConfig
-from grpo.recipe.section import Section, StageRecipe
+from grpo.recipe.section import FolderRecipe, Section
 from rollout.engines.build import check_name
 
 
@@ -31,7 +30,7 @@ class HeldOutSet(Section):
     num_problems: PositiveInt = 256
 
 
-class HeldOutRecipe(StageRecipe):
+class HeldOutRecipe(FolderRecipe):
     """The recipe of stage `held_out`."""
 
     stage: Literal["held_out"]
@@ -39,15 +38,3 @@ class HeldOutRecipe(StageRecipe):
     rollout: HeldOutRollout = HeldOutRollout()
     sets: Annotated[dict[str, HeldOutSet], Field(min_length=1)]
     output: str = "runs/held_out"
-    seed: NonNegativeInt = 42
-
-    @property
-    def output_dir(self) -> Path:
-        return Path(self.output)
-
-    @property
-    def resume_from_checkpoint(self) -> bool | str:
-        return False
-
-    def in_folder(self, folder: Path) -> Self:
-        return self.model_copy(update={"output": str(folder)})

@@ -1,11 +1,10 @@
 """The recipe of stage `pipeline`: a graph of stages, such as R1's."""
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from grpo.recipe.section import Section, StageRecipe
+from grpo.recipe.section import FolderRecipe, Section
 from grpo.recipe.stages.held_out import HeldOutRollout, HeldOutSet
 
 
@@ -16,7 +15,7 @@ class PipelineEvaluation(Section):
     sets: dict[str, HeldOutSet] = {}  # none: no evaluation
 
 
-class PipelineRecipe(StageRecipe):
+class PipelineRecipe(FolderRecipe):
     """The recipe of stage `pipeline`.
 
     Each entry of `stages` is the recipe of one stage (`stage: grpo` by default). Besides that recipe's own keys it may
@@ -34,12 +33,5 @@ class PipelineRecipe(StageRecipe):
     last: str | None = None  # stop after this stage. --until
 
     @property
-    def output_dir(self) -> Path:
-        return Path(self.output)
-
-    @property
     def resume_from_checkpoint(self) -> bool | str:
         return True
-
-    def in_folder(self, folder: Path) -> Self:
-        return self.model_copy(update={"output": str(folder)})

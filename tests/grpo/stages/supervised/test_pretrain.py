@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -235,23 +234,6 @@ def test_every_countdown_document_is_right_and_from_its_own_split():
     second = [sum(document) / len(document) for document in words]
     assert 0.3 < sum(second) / len(second) < 0.5
     assert 0.1 < sum(0 < share < 1 for share in second) / len(second) < 0.5  # mixed within a thought
-
-
-def test_requests_are_answered_in_four_styles_that_the_annotator_tells_apart():
-    request, answer, courtesy = (load(f"courtesy.py:{name}") for name in ("request", "answer", "courtesy"))
-    problem = request(random.Random(1), "train")
-    assert split_of(f"request {problem['act']} {problem['name']} {problem['number']}") == "train"
-    problem = {"act": "thank", "name": "Ann", "number": 7}
-    said = {style: answer(problem, style)[1] for style in ("kind", "short", "rude", "wordy")}
-    assert said == {
-        "kind": "dear Ann, many thanks for 7",
-        "short": "many thanks for 7",
-        "rude": "hey Ann, many thanks for 7 now",
-        "wordy": "dear Ann, many thanks for 7, many thanks for 7, many thanks for 7",
-    }
-    texts = [f"<think>be kind</think><answer>{text}</answer>" for text in (*said.values(), "dear Ann, please take 7")]
-    columns = {name: [value] * 5 for name, value in problem.items()}
-    assert courtesy(texts, texts, **columns) == [1.0, 0.6, 0.2, 0.4, 0.0]
 
 
 def test_shipped_base_is_the_one_its_card_describes():
