@@ -36,7 +36,6 @@ ACROSS = {"grpo": ("rewards.", "rollout."), "rewards": ("rollout.types", "rollou
 # Imported inside the functions that need them, so that everything else runs without them.
 OPTIONAL = {
     "math_verify",
-    "openai",
     "py3langid",
     "reasoning_gym",
     "sortedcontainers",

@@ -45,9 +45,7 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
     if scores:
         parts["attention scores"] = scores
     hidden = 2 * rows * length * config.hidden_size * width
-    if training.head == "full":
-        parts["LM head, full logits"] = 3 * 4 * rows * length * config.vocab_size + hidden  # and copy, and gradient
-    elif training.head == "chunked":
+    if training.head == "chunked":
         # A chunk's logits twice, the head weight's gradient in float32, hidden states and their gradient.
         chunk = min(CHUNK_ELEMENTS.get(device, 2**27), rows * length * config.vocab_size)
         parts["LM head, in chunks"] = 2 * 4 * chunk + 4 * config.vocab_size * config.hidden_size + hidden

@@ -11,8 +11,8 @@ from grpo.estimate.shape import ModelShape, measure_shape
 from grpo.recipe.load import RecipeError
 from grpo.recipe.section import StageRecipe
 from grpo.recipe.stages.preference import PairsRecipe
-from grpo.recipe.stages.pretrain import PretrainModel, PretrainRecipe
 from grpo.recipe.stages.rejection import RejectionRecipe
+from grpo.recipe.stages.sft import SFTModel, SFTRecipe
 from grpo.stages.pipeline.graph import PREFIX
 from rollout.engines.base import load_tokenizer
 from rollout.support.loading import load_object
@@ -41,7 +41,7 @@ class Models:
             UnknownModelError: it cannot be known now.
         """
         section: Any = recipe.model  # type: ignore[attr-defined]
-        if isinstance(recipe, PretrainRecipe) and section.config:
+        if isinstance(recipe, SFTRecipe) and section.model_name_or_path is None:
             return _from_nothing(section, Path(recipe.base_dir))
         revision, trust = getattr(section, "revision", None), getattr(section, "trust_remote_code", False)
         config = self.named(section.model_name_or_path, revision, trust_remote_code=trust)
@@ -92,8 +92,8 @@ def _read(name: str, revision: str | None, trust_remote_code: bool) -> Pretraine
         return UnknownModelError(message)
 
 
-def _from_nothing(section: PretrainModel, base_dir: Path) -> PretrainedConfig:
-    """As stage `pretrain` builds it: the vocabulary is the tokenizer's, unless the recipe sets it."""
+def _from_nothing(section: SFTModel, base_dir: Path) -> PretrainedConfig:
+    """As the stage builds it: the vocabulary is the tokenizer's, unless the recipe sets it."""
     size = section.config.get("vocab_size")
     if size is None:
         assert section.tokenizer

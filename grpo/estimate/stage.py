@@ -94,7 +94,7 @@ def update_flops(training: Training, shape: ModelShape) -> float | None:
 
 def _context_note(work: Work, shape: ModelShape) -> list[str]:
     longest = max(
-        work.training.length if work.training and work.training.head != "full" else 0,  # pretraining cuts its texts
+        work.training.length if work.training else 0,
         work.generation.context if work.generation else 0,
     )
     try:

@@ -14,7 +14,6 @@ from grpo.recipe.config import EngineSection, GRPORecipe, OnPolicyRecipe, Reward
 from grpo.recipe.section import StageRecipe
 from grpo.recipe.stages.held_out import HeldOutRecipe
 from grpo.recipe.stages.preference import PairsRecipe, RewardModelRecipe
-from grpo.recipe.stages.pretrain import PretrainRecipe
 from grpo.recipe.stages.rejection import RejectionRecipe
 from grpo.recipe.stages.sft import SFTRecipe
 
@@ -31,7 +30,7 @@ class Training:
     texts: Texts | None  # of the whole stage; None: the data's rows are not known
     more_forwards: int = 0  # per text, beside the one with gradient: reference, old policy, teacher
     reference: bool = False
-    head: Literal["chunked", "full", "one output"] = "chunked"
+    head: Literal["chunked", "one output"] = "chunked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,6 @@ def work_of(recipe: StageRecipe, rows: Rows = lambda _: None, num_processes: int
             return Work(training=_sft(recipe, rows, num_processes))
         case RewardModelRecipe():
             return Work(training=_reward_model(recipe, rows))
-        case PretrainRecipe():
-            return Work(training=_pretrain(recipe, num_processes))
         case RejectionRecipe() | PairsRecipe():
             return _candidates(recipe)
         case HeldOutRecipe():
@@ -97,11 +94,14 @@ def _on_policy(recipe: OnPolicyRecipe) -> Work:
 
 def _sft(recipe: SFTRecipe, rows: Rows, num_processes: int) -> Training:
     data, settings = recipe.data, recipe.trainer
-    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * num_processes
+    per_batch = settings.per_device_train_batch_size
+    if settings.max_tokens_per_batch:
+        per_batch = max(1, settings.max_tokens_per_batch // data.max_length)
+    per_step = per_batch * settings.gradient_accumulation_steps * num_processes
     epoch = data.max_rows or _sum([rows(source.dataset_name) for source in data.sources])
-    count = settings.max_steps * batch if settings.max_steps else _times(epoch, settings.num_train_epochs)
+    count = settings.max_steps * per_step if settings.max_steps else _times(epoch, settings.num_train_epochs)
     return Training(
-        rows=settings.per_device_train_batch_size,
+        rows=per_batch,
         length=data.max_length,
         checkpointed=settings.gradient_checkpointing,
         texts=None if count is None else ((count, data.max_length),),
@@ -119,13 +119,6 @@ def _reward_model(recipe: RewardModelRecipe, rows: Rows) -> Training:
         texts=None if pairs is None else ((2 * pairs, data.max_length),),
         head="one output",
     )
-
-
-def _pretrain(recipe: PretrainRecipe, num_processes: int) -> Training:
-    length = recipe.data.max_length
-    rows = max(1, recipe.trainer.max_tokens_per_batch // length)
-    texts = ((recipe.trainer.max_steps * rows * num_processes, length),)
-    return Training(rows=rows, length=length, checkpointed=False, texts=texts, head="full")
 
 
 def _candidates(recipe: RejectionRecipe | PairsRecipe) -> Work:

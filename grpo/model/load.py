@@ -5,15 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.head import token_logprobs
 from grpo.model.moe import moe_layers
 from grpo.model.teacher import Target, token_divergence
 from grpo.recipe.config import ModelConfig
+from grpo.recipe.stages.sft import SFTModel
 
 
-def load_model(config: ModelConfig, path: str | Path | None = None, **changes: Any) -> PreTrainedModel:
+def load_model(config: ModelConfig | SFTModel, path: str | Path | None = None, **changes: Any) -> PreTrainedModel:
     """A causal language model to train: float32 weights, whatever precision it computes in.
 
     With `dtype: bfloat16` the forward runs in bfloat16 (autocast) and the optimizer updates float32 weights: in
@@ -22,14 +23,30 @@ def load_model(config: ModelConfig, path: str | Path | None = None, **changes: A
     path: a folder whose weights replace those of `config`, such as a checkpoint.
     changes: keys of the model's config.json with other values.
     """
+    name = path or config.model_name_or_path
+    assert name is not None
     model = AutoModelForCausalLM.from_pretrained(
-        path or config.model_name_or_path,
+        name,
         revision=None if path else config.revision,
         dtype=torch.float32,
         attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code,
         **changes,
     )
+    return _prepared(model, config)
+
+
+def new_model(config: SFTModel, architecture: PretrainedConfig) -> PreTrainedModel:
+    """A causal language model with random float32 weights."""
+    model = AutoModelForCausalLM.from_config(
+        architecture, dtype=torch.float32, attn_implementation=config.attn_implementation
+    )
+    model.config.name_or_path = config.name  # for messages
+    return _prepared(model, config)
+
+
+def _prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrainedModel:
+    """The model as it is trained: its experts run as configured, and nothing is dropped unless asked for."""
     if moe_layers(model):
         model.set_experts_implementation(config.experts_implementation)
     if config.disable_dropout:

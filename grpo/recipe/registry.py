@@ -30,9 +30,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "grpo": Stage(recipe="grpo.recipe.config:GRPORecipe", run="grpo.stages.grpo:train"),
     "opd": Stage(recipe="grpo.recipe.stages.opd:OPDRecipe", run="grpo.stages.distillation.opd:distill"),
-    "pretrain": Stage(
-        recipe="grpo.recipe.stages.pretrain:PretrainRecipe", run="grpo.stages.supervised.pretrain:run_pretrain"
-    ),
+    "pretrain": Stage(recipe="grpo.recipe.stages.sft:SFTRecipe", run="grpo.stages.supervised.sft:run_sft"),
     "sft": Stage(recipe="grpo.recipe.stages.sft:SFTRecipe", run="grpo.stages.supervised.sft:run_sft"),
     "rejection": Stage(
         recipe="grpo.recipe.stages.rejection:RejectionRecipe",

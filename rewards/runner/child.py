@@ -26,6 +26,7 @@ class Task:
     setup: Any = None
     cpu_seconds: int | None = None  # per item
     memory_mb: int | None = None  # of address space
+    threads: int = 1  # of numeric libraries
 
 
 @dataclass(frozen=True, slots=True)

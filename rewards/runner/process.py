@@ -49,7 +49,7 @@ class Worker:
     def start(self) -> None:
         """Start the process unless it runs."""
         if self._process is None:
-            self._process, self._connection = _start(self._task.target)
+            self._process, self._connection = _start(self._task)
             self._is_ready = False
 
     def ask(self, items: Sequence[Any], timeout: float | None) -> list[Reply]:
@@ -91,10 +91,11 @@ class Worker:
         return process.wait()
 
 
-def _start(name: str) -> tuple[subprocess.Popen[bytes], Connection]:
-    """Start a process; `name` shows up in its command line. Only its end of the pipe is passed on."""
+def _start(task: Task) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Start a process; its target shows up in its command line. Only its end of the pipe is passed on."""
     ours, theirs = Pipe()
     with theirs:
-        command = [sys.executable, "-c", _START, name, str(theirs.fileno()), str(os.getpid()), *sys.path]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        command = [sys.executable, "-c", _START, task.target, str(theirs.fileno()), str(os.getpid()), *sys.path]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads)}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
     return process, ours

@@ -67,7 +67,10 @@ class WorkerPool:
         memory_mb: int | None = None,
         timeout: float | None = None,
     ) -> None:
-        self._task = Task(target, setup, cpu_seconds, memory_mb)
+        given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+        cores = int(given or len(os.sched_getaffinity(0)))
+        # Together no more than there are cores: the threads of a reward model would spin while they wait for one.
+        self._task = Task(target, setup, cpu_seconds, memory_mb, threads=max(1, cores // max_workers))
         self._max_workers = max_workers
         self._timeout = timeout
         self._batches = cpu_seconds is None and memory_mb is None

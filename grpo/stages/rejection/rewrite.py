@@ -5,39 +5,25 @@ answer (its server has to separate them).
 """
 
 import json
-import os
 import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
-
-import httpx
 
 from grpo.recipe.errors import RefusedError, RunError
 from grpo.recipe.stages.rejection import RewriteConfig
 from grpo.stages.rejection.candidates import Candidate
 from rewards.text import prompt_text
-from rollout.support.http import RequestFailedError, request_json
+from rollout.support.chat import ChatModel, ChatReply
+from rollout.support.http import RequestFailedError
 
 ANSWERS_FILE = "rewritten.jsonl"
 DECIDES_ANSWER = ("model", "instructions", "max_tokens", "temperature")  # other keys say only how it is asked
-_OPENAI = "https://api.openai.com/v1"
-_CONNECT = 10.0  # seconds
-_FIRST_WAIT = 1.0  # seconds before the first retry
-_REFUSED = frozenset({400, 413, 422})  # this sample is too long or not allowed; another one may be fine
+# The sample is too long or not allowed, or its reply is none; another one may be fine.
+_ONLY_THIS_SAMPLE = frozenset({200, 400, 413, 422})
 _PLACE = re.compile(r"\{(prompt|completion)\}")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Answer("<think>\\nWe add …", finish_reason="stop")"""
-
-    text: str
-    finish_reason: str
 
 
 class Answers:
@@ -63,7 +49,7 @@ class Answers:
     def __contains__(self, request: str) -> bool:
         return request in self._places
 
-    def add(self, request: str, sample: Candidate, answer: Answer) -> None:
+    def add(self, request: str, sample: Candidate, answer: ChatReply) -> None:
         """Append an answer."""
         row = {
             "request": request,
@@ -76,14 +62,14 @@ class Answers:
             self._places[request] = file.tell()
             file.write(json.dumps(row).encode() + b"\n")
 
-    def get(self, request: str) -> Answer | None:
+    def get(self, request: str) -> ChatReply | None:
         """The answer to a request; None if the endpoint gave none."""
         if request not in self._places:
             return None
         with self._path.open("rb") as file:
             file.seek(self._places[request])
             row = json.loads(file.readline())
-        return Answer(row["text"], row["finish_reason"])
+        return ChatReply(row["text"], row["finish_reason"])
 
 
 class _Rewriter:
@@ -91,18 +77,20 @@ class _Rewriter:
 
     def __init__(self, section: RewriteConfig) -> None:
         self._section = section
-        self._url = (section.base_url or _OPENAI).rstrip("/") + "/chat/completions"
-        self._key = os.environ.get(section.api_key_env, "").strip()
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            limits=httpx.Limits(max_connections=section.max_concurrency),
+        self._model = ChatModel(
+            section.model,
+            section.base_url,
+            api_key_env=section.api_key_env,
+            timeout=section.timeout,
+            max_retries=section.max_retries,
+            max_connections=section.max_concurrency,
         )
 
     def __enter__(self) -> "_Rewriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        self._model.close()
 
     def check(self) -> None:
         """Ask for a word.
@@ -110,49 +98,36 @@ class _Rewriter:
         Raises:
             RefusedError: no key, no answer, or an answer that is no chat completion.
         """
-        if self._section.base_url is None and not self._key:
+        if self._section.base_url is None and not self._model.has_key:
             raise RefusedError(
                 f"rewrite.api_key_env={self._section.api_key_env}: this environment variable is not set, and OpenAI's "
                 "endpoint needs a key. Export it, name another one, or set rewrite.base_url to your own server."
             )
         try:
-            reply = self._send("Say yes.", max_tokens=16, retry_transport_errors=False)
+            self._ask("Say yes.", max_tokens=16, retry_transport_errors=False)
         except RequestFailedError as error:
             raise RefusedError(f"rewrite: {error}. {self._remedy}") from error
-        if _answer(reply) is None:
-            raise RefusedError(f"rewrite: {self._url} did not return a chat completion. {self._remedy}")
 
-    def rewrite(self, sample: Candidate) -> Answer | str:
+    def rewrite(self, sample: Candidate) -> ChatReply | str:
         """The model's answer, or why there is none for this sample.
 
         Raises:
             RunError: the endpoint does not answer, or would refuse any sample.
         """
         try:
-            reply = self._send(self._text(sample), max_tokens=self._section.max_tokens)
+            return self._ask(self._text(sample), max_tokens=self._section.max_tokens)
         except RequestFailedError as error:
-            if error.status in _REFUSED:
+            if error.status in _ONLY_THIS_SAMPLE:
                 return str(error)
             raise RunError(
                 f"rewrite: {error}. {self._remedy} The answers so far are stored: the same command continues."
             ) from error
-        return _answer(reply) or f"{self._url} did not return a chat completion"
 
-    def _send(self, text: str, *, max_tokens: int, retry_transport_errors: bool = True) -> Any:
-        body = {
-            "model": self._section.model,
-            "messages": [{"role": "user", "content": text}],
-            "max_tokens": max_tokens,
-            "temperature": self._section.temperature,
-        }
-        return request_json(
-            self._client,
-            "POST",
-            self._url,
-            body=body,
-            timeout=httpx.Timeout(self._section.timeout, connect=_CONNECT),
-            attempts=self._section.max_retries + 1,
-            first_wait=_FIRST_WAIT,
+    def _ask(self, text: str, *, max_tokens: int, retry_transport_errors: bool = True) -> ChatReply:
+        return self._model.complete(
+            [{"role": "user", "content": text}],
+            max_tokens=max_tokens,
+            temperature=self._section.temperature,
             retry_transport_errors=retry_transport_errors,
         )
 
@@ -165,7 +140,7 @@ class _Rewriter:
     def _remedy(self) -> str:
         return (
             "Check that the server is up, rewrite.base_url, rewrite.model, and the key in the environment variable "
-            f"{self._section.api_key_env}, which is {'set' if self._key else 'not set'}."
+            f"{self._section.api_key_env}, which is {'set' if self._model.has_key else 'not set'}."
         )
 
 
@@ -214,15 +189,3 @@ def ask(samples: Iterable[Candidate], section: RewriteConfig, answers: Answers) 
             running.add(threads.submit(problem, rewriter, request, sample))
         found += [future.result() for future in running]
     return [why for why in found if why is not None]
-
-
-def _answer(reply: Any) -> Answer | None:
-    """A chat completion's answer; None if the reply is none. Without text, as of a model that only thought, it is "".
-
-    Half a surrogate pair, which JSON can hold and a file cannot, becomes a question mark.
-    """
-    match reply:
-        case {"choices": [{"message": {**message}, **choice}, *_]}:
-            text = content if isinstance(content := message.get("content"), str) else ""
-            return Answer(text.encode(errors="replace").decode(), str(choice.get("finish_reason")))
-    return None

@@ -11,10 +11,11 @@ from grpo.recipe.stages.rejection import RejectionRecipe
 from grpo.stages import parts
 from grpo.stages.problems import stream_of
 from grpo.stages.rejection.candidates import REWARD, Candidate, Candidates
-from grpo.stages.rejection.rewrite import Answer, Answers, ask, request_key
+from grpo.stages.rejection.rewrite import Answers, ask, request_key
 from grpo.stages.rejection.select import Counts, Indices, Removal, digest, removed_by
 from rewards.runner.score import Rewards
 from rollout.engines.base import load_tokenizer
+from rollout.support.chat import ChatReply
 from rollout.types import Completion, Prompt
 
 ORIGINAL = "original_completion"
@@ -93,7 +94,7 @@ class SecondVerification:
             for place, one in enumerate(ours):
                 yield one.row | {REWARD + name: values[place] for name, values in scored.breakdown.items()}
 
-    def _whole_answer(self, row: Candidate, answers: Answers) -> Answer | None:
+    def _whole_answer(self, row: Candidate, answers: Answers) -> ChatReply | None:
         answer = answers.get(request_key(self._section, row))
         if self._removes(_NO_ANSWER, answer is None or not answer.text.strip()):
             return None

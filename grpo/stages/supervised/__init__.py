@@ -1,1 +1,1 @@
-"""Stages that minimise the next-token loss: pretraining, and the documents it reads."""
+"""Stages that minimise the next-token loss, pretraining and supervised fine-tuning, and the rows they read."""

@@ -3,7 +3,9 @@
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 from trl.trainer.sft_trainer import SFTTrainer
 
 from grpo.learner.optim import adamw
@@ -12,13 +14,24 @@ from grpo.recipe.stages.sft import SFTTrainerConfig
 
 
 class BalancedTrainer(SFTTrainer):
-    """The caller records `routes` around training and calls `balance` before each optimizer step."""
+    """The caller records `routes` around training and calls `balance` before each optimizer step.
 
-    def __init__(self, settings: SFTTrainerConfig, **keywords: Any) -> None:
+    batches: rows of every micro-batch, as `training_batches` returns them.
+    """
+
+    def __init__(self, settings: SFTTrainerConfig, batches: list[list[int]], **keywords: Any) -> None:
         self.settings = settings
+        self.batches = batches
         self.routes = Routes()
         self.loads: Tensor | None = None  # [layers, E], of this process since the last optimizer step
         super().__init__(**keywords)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The given batches; each process reads every world-th."""
+        assert isinstance(self.train_dataset, Dataset)
+        rows = self.train_dataset.select_columns(["input_ids", "labels"])
+        loader = DataLoader(rows, batch_sampler=self.batches, collate_fn=self.data_collator)  # type: ignore[arg-type]
+        return self.accelerator.prepare_data_loader(loader)
 
     def create_optimizer(self, _model: Any = None) -> torch.optim.Optimizer:
         """AdamW of every stage."""

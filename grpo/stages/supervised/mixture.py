@@ -1,8 +1,8 @@
-"""What SFT reads: prompts and completions of several sources as tokens, mixed in exact proportions, in a fixed order.
+"""What supervised stages read: rows of tokens of several sources, mixed in exact proportions, in a fixed order.
 
-    sources -> rows of tokens, too long ones left out -> row numbers of one epoch -> order of training
+    sources -> rows of tokens -> row numbers of one epoch -> packing, if asked for -> micro-batches
 
-Everything follows from the seed. Left out: packing several rows into one.
+Everything follows from the seed.
 """
 
 import random
@@ -11,19 +11,15 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
+from trl.data_utils import pack_dataset
 
-from grpo.recipe.stages.sft import SFTData, SFTSource
-from rollout.data.columns import UnusableRowError, column_names, resolve_columns, to_problem
-from rollout.data.dataset import display_name, open_dataset
+from grpo.recipe.stages.sft import SFTData, SFTTrainerConfig
+from grpo.stages.supervised.rows import TOKENS, Encoder, name_of, read
 from rollout.data.prompts import Prompter
-from rollout.support.loading import load_object
-from rollout.types import Prompt
 
-_TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), "length": Value("int32")})
 _WINDOW = 16  # batches cut at once from rows sorted by length: more means less padding and less mixing
 
 
@@ -44,122 +40,31 @@ def load_mixture(
     )
     parts, left_out = [], []
     for source in data.sources:
-        encoder = _Encoder(source, prompter, data.max_length)
-        rows = _rows(source, seed, base_dir, data.max_rows)
-        parts.append(encoder.encode(rows))
+        encoder = Encoder(source, prompter, data.max_length)
+        parts.append(encoder.encode(read(source, seed=seed, base_dir=base_dir, max_rows=data.max_rows)))
         left_out.append(encoder.describe_left_out())
     sizes = [len(part) for part in parts]
     weights = [source.weight for source in data.sources if source.weight is not None]
     chosen = mix(sizes, weights, max_rows=data.max_rows, seed=seed)
     used = Counter(_source_of(index, sizes) for index in chosen)
     lines = [
-        f"data: {used[i]:,} rows per epoch from {_name(source)}, which has {sizes[i]:,} usable{left_out[i]}"
+        f"data: {used[i]:,} rows per epoch from {name_of(source)}, which has {sizes[i]:,} usable{left_out[i]}"
         for i, source in enumerate(data.sources)
     ]
-    return concatenate_datasets(parts).select(chosen), lines
+    rows = concatenate_datasets(parts).select(chosen)
+    if data.packing:
+        rows = pack(rows, data.max_length)
+        lines.append(f"data: packed into {len(rows):,} rows of up to {data.max_length:,} tokens")
+    return rows, lines
 
 
-class _Encoder:
-    """One source's rows as tokens, and why some of them are none."""
-
-    def __init__(self, source: SFTSource, prompter: Prompter, max_length: int) -> None:
-        self.source, self.prompter, self.max_length = source, prompter, max_length
-        self.reasons: Counter[str] = Counter()
-        self.example = ""
-        self.lengths: list[int] = []  # of rows left out for their length
-
-    def encode(self, rows: Dataset) -> Dataset:
-        name, present = _name(self.source), column_names(rows.features)
-        self.columns = resolve_columns(f"dataset {name!r}", present, self.source.columns)
-        if "completion" not in self.columns and "completion" not in present:
-            raise ValueError(
-                f"dataset {name!r} has no column 'completion'. It has: {', '.join(present)}. Name the one with the "
-                "text to learn: columns: {completion: answer}."
-            )
-        # Not from the cache: its key does not see changes in this code.
-        encoded = rows.map(
-            self._batch,
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            features=_TOKENS,
-            load_from_cache_file=False,
-        )
-        if not len(encoded):
-            lengths = f"; they have {min(self.lengths):,} to {max(self.lengths):,} tokens" if self.lengths else ""
-            raise ValueError(
-                f"dataset {name!r}: none of its {len(rows):,} rows can be used{self.describe_left_out()}{lengths}. "
-                f"Raise data.max_length={self.max_length}, up to the model's context, or correct the rows."
-            )
-        return encoded
-
-    def describe_left_out(self) -> str:
-        """` (3 left out: 2 too long, 1 empty; x.jsonl/train/4: …)`, or nothing."""
-        if not self.reasons:
-            return ""
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
-        return f" ({self.reasons.total():,} left out: {counts}; {self.example.rstrip('.')})"
-
-    def _batch(self, batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        problems, texts = [], []
-        for index, *values in zip(indices, *batch.values(), strict=True):
-            row = dict(zip(batch, values, strict=True))
-            try:
-                problem = to_problem(f"{_name(self.source)}/{index}", row, self.columns)
-                texts.append(_completion(problem.id, problem.columns["completion"]))
-                problems.append(problem)
-            except UnusableRowError as error:
-                self._leave_out(error)
-        kept: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": []}
-        if not problems:
-            return kept
-        eos = self.prompter.tokenizer.eos_token_id
-        # Prompt and completion are tokenized apart, as they are in a rollout, so that the tokens are the same there.
-        completions: Any = self.prompter.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        for prompt, ids in zip(self.prompter.encode_batch(problems), completions, strict=True):
-            completion = ids if ids[-1] == eos else [*ids, eos]
-            if not isinstance(prompt, Prompt):
-                self._leave_out(prompt)
-            elif (length := len(prompt.token_ids) + len(completion)) > self.max_length:
-                self.lengths.append(length)
-                text = f"{prompt.problem.id}: {length:,} tokens, over max_length={self.max_length}"
-                self._leave_out(UnusableRowError("too long", text))
-            else:
-                kept["input_ids"].append([*prompt.token_ids, *completion])
-                kept["labels"].append([-100] * len(prompt.token_ids) + completion)
-                kept["length"].append(length)
-        return kept
-
-    def _leave_out(self, error: UnusableRowError) -> None:
-        self.example = self.example or str(error)
-        self.reasons[error.reason] += 1
-
-
-def _rows(source: SFTSource, seed: int, base_dir: Path, max_rows: int | None) -> Dataset:
-    name = source.dataset_name
-    if source.is_function:
-        documents = load_object(name, kind="data.sources", base_dir=base_dir)(seed, **source.options)
-        rows = Dataset.from_list(list(islice(documents, max_rows)))
-    else:
-        config, split = source.dataset_config, source.dataset_split
-        rows = open_dataset(name, config=config, split=split, revision=None, files=(), streaming=False)
-    if not len(rows):
-        raise ValueError(f"dataset {name!r} has no rows. Name another one, or another dataset_split.")
-    return rows
-
-
-def _name(source: SFTSource) -> str:
-    if source.is_function:
-        path, _, function = source.dataset_name.rpartition(":")
-        return f"{Path(path).name}:{function}"
-    return f"{display_name(source.dataset_name)}/{source.dataset_split}"
-
-
-def _completion(problem_id: str, text: Any) -> str:
-    if text and isinstance(text, str):
-        return text
-    reason = "malformed" if text else "empty"
-    raise UnusableRowError(reason, f"{problem_id}: the completion is {text!r:.80}; it must be a text")
+def pack(rows: Dataset, max_length: int) -> Dataset:
+    """Several rows in one, by best fit, so that hardly any padding is left. They see one another, as in the pretraining
+    of DeepSeek-V3 (2412.19437 section 4.1).
+    """
+    packed = pack_dataset(rows.remove_columns("length"), max_length, strategy="bfd")
+    lengths = [len(ids) for ids in packed["input_ids"]]
+    return packed.remove_columns("seq_lengths").add_column("length", lengths).cast(TOKENS)  # type: ignore[call-arg]
 
 
 def mix(sizes: Sequence[int], weights: Sequence[float], *, max_rows: int | None, seed: int) -> list[int]:
@@ -187,24 +92,62 @@ def mix(sizes: Sequence[int], weights: Sequence[float], *, max_rows: int | None,
     return chosen
 
 
-def training_order(lengths: Sequence[int], batch: int, seed: int) -> Iterator[int]:
-    """Row numbers without end, `batch` of them per optimizer step, rows of like length together.
+def batches_by_rows(lengths: Sequence[int], rows_per_step: int, seed: int) -> Iterator[list[int]]:
+    """Row numbers without end, `rows_per_step` at a time, rows of like length together.
 
     Every epoch has each row once: windows that are sorted by length end with the epoch's last batch, which is filled up
-    from the next epoch. The order does not depend on where training stops.
+    from the next epoch.
     """
     rng = random.Random(seed)
     rows, size, done = _permutations(len(lengths), rng), len(lengths), 0
     while True:
-        epoch = done * batch // size + 1
-        end = -(-epoch * size // batch)  # batches until this epoch is complete
+        epoch = done * rows_per_step // size + 1
+        end = -(-epoch * size // rows_per_step)  # batches until this epoch is complete
         count = min(_WINDOW, end - done)
-        window = sorted(islice(rows, count * batch), key=lambda row: lengths[row])
-        batches = [window[i : i + batch] for i in range(0, len(window), batch)]
+        window = sorted(islice(rows, count * rows_per_step), key=lambda row: lengths[row])
+        batches = [window[i : i + rows_per_step] for i in range(0, len(window), rows_per_step)]
         rng.shuffle(batches)
-        for rows_of_step in batches:
-            yield from rows_of_step
+        yield from batches
         done += count
+
+
+def batches_by_tokens(lengths: Sequence[int], max_tokens: int, seed: int) -> Iterator[list[int]]:
+    """Row numbers without end, rows of like length together: as many as `max_tokens` allow with padding, or one."""
+    rng = random.Random(seed)
+    rows = _permutations(len(lengths), rng)
+    while True:
+        window, tokens = [], 0
+        while tokens < _WINDOW * max_tokens:
+            window.append(row := next(rows))
+            tokens += lengths[row]
+        window.sort(key=lambda row: lengths[row])
+        batches: list[list[int]] = [[]]
+        for row in window:
+            if batches[-1] and lengths[row] * (len(batches[-1]) + 1) > max_tokens:
+                batches.append([])
+            batches[-1].append(row)
+        rng.shuffle(batches)
+        yield from batches
+
+
+def training_batches(lengths: Sequence[int], settings: SFTTrainerConfig, num_processes: int) -> list[list[int]]:
+    """Row numbers of every micro-batch of the run: of step 0's first one in each process, then its second ones, and so
+    on. The order does not depend on where training stops.
+    """
+    per_step = settings.gradient_accumulation_steps * num_processes
+    if settings.max_tokens_per_batch:
+        endless = batches_by_tokens(lengths, settings.max_tokens_per_batch, settings.seed)
+    else:
+        rows = settings.per_device_train_batch_size
+        steps = batches_by_rows(lengths, rows * per_step, settings.seed)
+        endless = (step[i : i + rows] for step in steps for i in range(0, len(step), rows))
+    if settings.max_steps:
+        return list(islice(endless, settings.max_steps * per_step))
+    batches, left = [], settings.num_train_epochs * len(lengths)
+    while left > 0 or len(batches) % per_step:
+        batches.append(next(endless))
+        left -= len(batches[-1])
+    return batches
 
 
 def _permutations(size: int, rng: random.Random) -> Iterator[int]:

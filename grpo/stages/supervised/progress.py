@@ -20,10 +20,10 @@ from grpo.stages.supervised.balanced import BalancedTrainer
 class Progress(TrainerCallback):
     """Called by the trainer in every process; the main process writes."""
 
-    def __init__(self, trainer: BalancedTrainer, resumed: Path | None, rows_per_step: int, rows_per_epoch: int) -> None:
+    def __init__(self, trainer: BalancedTrainer, resumed: Path | None, epochs_per_step: float) -> None:
         self.trainer, self.settings = trainer, trainer.settings
         self.output = Path(str(trainer.args.output_dir))
-        self.epochs_per_step = rows_per_step / rows_per_epoch
+        self.epochs_per_step = epochs_per_step
         self.loads: Tensor | None = None  # [layers, E], of all processes since the last row
         self.tokens = 0  # at the last row
         self.earlier_tokens = 0  # of the run that is resumed; the trainer counts its own

@@ -1,14 +1,12 @@
-"""Stage `sft`: supervised fine-tuning on prompts and completions with TRL's SFTTrainer.
+"""Stages `sft` and `pretrain`: next-token loss on texts, or on completions after their prompts, with TRL's SFTTrainer.
 
     sources -> tokens -> mixture -> order -> SFTTrainer (with the experts' balance) -> folder
 
-Used for a cold start, for the second SFT on a weighted mixture, and for distilling into dense students. Checkpoints are
-transformers' own, with the mark of a complete one; a resumed run ends with the same weights.
-Left out: adapters, packing.
+Used for a base from nothing, for a cold start, for the second SFT on a weighted mixture, and for distilling into dense
+students. Checkpoints are transformers' own, with the mark of a complete one; a resumed run ends with the same weights.
+Left out: adapters, multi-token prediction.
 """
 
-import math
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,16 @@ from trl.trainer.sft_config import SFTConfig
 from grpo.learner.checkpoint import find_checkpoint
 from grpo.learner.savable import check_saving
 from grpo.model.checks import check_finite, check_model
-from grpo.model.load import load_model
+from grpo.model.load import load_model, new_model
 from grpo.model.moe import has_balance_bias, record_routes
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.sft import SFTModel, SFTRecipe
 from grpo.report.page.write import write_page
 from grpo.stages.supervised.balanced import BalancedTrainer
-from grpo.stages.supervised.mixture import load_mixture, training_order
+from grpo.stages.supervised.mixture import load_mixture, training_batches
 from grpo.stages.supervised.progress import Progress
 from rollout.engines.base import check_context, load_tokenizer
+from rollout.support.loading import load_object
 
 SAME_NAMES = (
     *("learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
@@ -49,21 +48,17 @@ def run_sft(recipe: SFTRecipe) -> Path:
     arguments = _arguments(recipe)  # first: it starts the process group
     set_seed(settings.seed)
     try:
-        tokenizer, model, rows = _prepare(recipe, checkpoint, is_main=arguments.process_index == 0)
+        tokenizer, model, rows = _start(recipe, checkpoint, is_main=arguments.process_index == 0)
     except ValueError as error:
         raise RefusedError(str(error)) from error
-    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * arguments.world_size
-    arguments.max_steps = settings.max_steps or math.ceil(settings.num_train_epochs * len(rows) / batch)
-    order = training_order(rows["length"][:], batch, settings.seed)
+    batches = training_batches(rows["length"][:], settings, arguments.world_size)
+    arguments.max_steps = len(batches) // (settings.gradient_accumulation_steps * arguments.world_size)
     trainer = BalancedTrainer(
-        settings,
-        model=model,
-        args=arguments,
-        train_dataset=rows.select(list(islice(order, arguments.max_steps * batch))),
-        processing_class=tokenizer,
+        settings, batches, model=model, args=arguments, train_dataset=rows, processing_class=tokenizer
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(trainer, checkpoint, rows_per_step=batch, rows_per_epoch=len(rows)))
+    epochs = sum(map(len, batches)) / len(rows)
+    trainer.add_callback(Progress(trainer, checkpoint, epochs_per_step=epochs / arguments.max_steps))
     with record_routes(model) as trainer.routes:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     check_finite(model)
@@ -94,20 +89,20 @@ def _arguments(recipe: SFTRecipe) -> SFTConfig:
         ddp_find_unused_parameters=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
-        train_sampling_strategy="sequential",  # the order is ours, so that a resumed run repeats it
+        accelerator_config={"even_batches": False},  # the batches are ours, as many for every process
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=[],
     )
 
 
-def _prepare(
+def _start(
     recipe: SFTRecipe, checkpoint: Path | None, *, is_main: bool
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Any]:
     """Tokenizer, model and one epoch's rows; everything about them that cannot be right is refused here."""
     section, settings = recipe.model, recipe.trainer
-    config = _config(section)
-    tokenizer = load_tokenizer(section.model_name_or_path, section.revision, section.trust_remote_code)
+    tokenizer = _tokenizer(section, Path(recipe.base_dir))
+    config = _config(section, tokenizer)
     rows, lines = load_mixture(recipe.data, tokenizer, seed=settings.seed, base_dir=Path(recipe.base_dir))
     if is_main:
         print("\n".join(lines), flush=True)
@@ -117,15 +112,18 @@ def _prepare(
     except ValueError as error:
         context = config.get_text_config().max_position_embeddings
         raise ValueError(
-            f"the longest row has {longest:,} tokens, and {section.model_name_or_path} has a context of {context:,} "
+            f"the longest row has {longest:,} tokens, and {section.name} has a context of {context:,} "
             f"(max_position_embeddings). Set data.max_length={context} to leave longer rows out, choose a model with a "
             "longer context, or extend this one's: model.config={max_position_embeddings: …}."
         ) from error
-    model = load_model(section.policy(), checkpoint, **section.config)
+    if section.model_name_or_path or checkpoint:
+        model = load_model(section, checkpoint, **section.config if section.model_name_or_path else {})
+    else:
+        model = new_model(section, config)
     if (settings.balance_bias_update_speed or settings.sequence_balance_coefficient) and not has_balance_bias(model):
         raise ValueError(
             f"trainer.balance_bias_update_speed={settings.balance_bias_update_speed}, "
-            f"sequence_balance_coefficient={settings.sequence_balance_coefficient}: {section.model_name_or_path} has "
+            f"sequence_balance_coefficient={settings.sequence_balance_coefficient}: {section.name} has "
             "no router with a balance bias (DeepSeek-V3's e_score_correction_bias). Set both to 0."
         )
     check_model(model, tokenizer_size=len(tokenizer), max_model_len=longest, balance_bias_update_speed=0.0)
@@ -133,7 +131,19 @@ def _prepare(
     return tokenizer, model, rows
 
 
-def _config(section: SFTModel) -> PretrainedConfig:
+def _tokenizer(section: SFTModel, base_dir: Path) -> PreTrainedTokenizerBase:
+    name = section.tokenizer or section.model_name_or_path
+    assert name is not None
+    if ".py:" in name:
+        return load_object(name, kind="model.tokenizer", base_dir=base_dir)()
+    return load_tokenizer(name, section.revision, section.trust_remote_code)
+
+
+def _config(section: SFTModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The model's configuration; from nothing, with the tokenizer's vocabulary and special tokens if it sets none."""
+    if section.model_name_or_path is None:
+        ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+        return AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **section.config})
     try:
         config = AutoConfig.from_pretrained(
             section.model_name_or_path, revision=section.revision, trust_remote_code=section.trust_remote_code

@@ -149,7 +149,7 @@ def test_a_model_from_nothing_has_the_vocabulary_of_its_tokenizer(tmp_path: Path
     config = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     section = {"config": config | {"intermediate_size": 32}, "tokenizer": f"{tmp_path}/words.py:tokenizer"}
     trainer = {"max_steps": 10, "max_tokens_per_batch": 64}
-    data = {"source": "x.jsonl", "max_length": 16}
+    data = {"sources": [{"dataset_name": "x.jsonl"}], "max_length": 16}
     recipe = load_recipe(None, sections={"stage": "pretrain", "model": section, "data": data, "trainer": trainer})
     found = estimate_stage(recipe, Models(), device="cpu")
     assert found is not None

@@ -224,7 +224,7 @@ def test_pretraining_has_the_same_protection(base: Path, tiny_llama: Path, tmp_p
     recipe = {
         "stage": "pretrain",
         "model": {"model_name_or_path": str(tiny_llama)},
-        "data": {"source": str(tmp_path / "words.jsonl")},
+        "data": {"sources": [{"dataset_name": str(tmp_path / "words.jsonl")}]},
         "trainer": {"output_dir": str(tmp_path / "base"), "max_steps": 1, "max_tokens_per_batch": 64},
     }
     base.write_text(yaml.safe_dump(recipe))

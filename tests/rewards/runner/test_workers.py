@@ -29,6 +29,8 @@ def task(item):
             raise IndexError("a bug")
         case "pid":
             return os.getpid()
+        case "threads":
+            return os.environ["OMP_NUM_THREADS"]
         case ("sleep", seconds):
             time.sleep(seconds)
     return item
@@ -69,6 +71,14 @@ def test_an_item_that_exceeds_the_timeout_loses_its_worker_and_no_other_item():
     assert results[::2] == [1, 2] and (results[1].kind, results[1].reason) == ("time", "out of time")
     assert last != first and not is_running(first)
     assert time.monotonic() - started < 20
+    pool.close()
+
+
+@pytest.mark.parametrize(("given", "workers", "expected"), [("5", 2, "2"), ("2", 4, "1"), ("6,2", 1, "6")])
+def test_workers_share_the_threads_of_this_process(monkeypatch, given, workers, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    pool = WorkerPool(f"{__name__}:task", max_workers=workers)
+    assert pool.map(["threads"]) == [expected]
     pool.close()
 
 

@@ -1,12 +1,13 @@
-"""The pretraining stage on tiny models, and the embedded base's corpus and tokenizer."""
+"""Stage `pretrain`: a base from nothing, and the embedded base's corpus and tokenizer."""
 
 import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo.recipe.stages.pretrain import PretrainData, PretrainModel, PretrainRecipe, PretrainTrainer
-from grpo.stages.supervised.documents import batches, rows
-from grpo.stages.supervised.pretrain import lr_factor, run_pretrain
+from grpo.recipe.errors import RefusedError
+from grpo.recipe.stages.sft import SFTData, SFTModel, SFTRecipe, SFTTrainerConfig
+from grpo.stages.supervised.mixture import load_mixture
+from grpo.stages.supervised.sft import run_sft
 from rewards.style.format import format
 from rollout.data.tasks import countdown_key, split_of
 from rollout.support.loading import load_object
@@ -53,118 +55,111 @@ def tokenizer():
     return load("v3_base.py:tokenizer")()
 
 
-def recipe(output: Path, source: str = "v3_base.py:corpus", **trainer) -> PretrainRecipe:
-    return PretrainRecipe(
+def recipe(output: Path, source: str = str(RECIPES / "v3_base.py:corpus"), **trainer) -> SFTRecipe:
+    defaults = {"max_steps": 30, "max_tokens_per_batch": 512, "learning_rate": 5e-3, "warmup_steps": 5}
+    balance = {"balance_bias_update_speed": 0.001, "sequence_balance_coefficient": 1e-4}
+    return SFTRecipe(
         stage="pretrain",
-        model=PretrainModel(config=TINY, tokenizer=str(RECIPES / "v3_base.py:tokenizer")),
-        data=PretrainData(source=source),
-        trainer=PretrainTrainer(
-            **{
-                "output_dir": str(output),
-                "max_steps": 30,
-                "max_tokens_per_batch": 512,
-                "learning_rate": 5e-3,
-                "warmup_steps": 5,
-                "logging_steps": 10,
-            }
-            | trainer
+        model=SFTModel(config=TINY, tokenizer=str(RECIPES / "v3_base.py:tokenizer")),
+        data=SFTData(sources=[{"dataset_name": source}], max_rows=400, max_length=256),
+        trainer=SFTTrainerConfig(
+            **{"output_dir": str(output), "logging_steps": 10, "adam_beta2": 0.95, **defaults, **balance, **trainer}
         ),
-        base_dir=str(RECIPES),
     )
 
 
-def test_learning_rate_warms_up_stays_and_decays_to_zero():
-    settings = PretrainTrainer(max_steps=110, warmup_steps=10, decay_fraction=0.5, decay="linear")
-    assert [lr_factor(step, settings) for step in (0, 9, 10, 60, 85, 109)] == [0.1, 1.0, 1.0, 1.0, 0.5, 0.02]
-    cosine = settings.model_copy(update={"decay": "cosine"})
-    assert lr_factor(85, cosine) == pytest.approx(0.5)
-    assert lr_factor(109, cosine) < 0.001
-
-
-def test_prompts_are_not_learnt_and_padding_is_on_the_right():
-    documents = iter([([1, 5, 6, 7, 2], 3), ([1, 8, 2], 1)] * 100)
-    found = list(islice(batches(documents, budget=16, pad=0, seed=0), 40))
-    assert all(b["input_ids"].numel() <= 16 for b in found)
-    mixed = next(b for b in found if {tuple(row[3:]) for row in b["input_ids"].tolist()} == {(0, 0), (7, 2)})
-    assert mixed["input_ids"][0].tolist() == [1, 8, 2, 0, 0]  # sorted by length
-    assert mixed["labels"][0].tolist() == [-100, 8, 2, -100, -100]
-    assert mixed["attention_mask"][0].tolist() == [1, 1, 1, 0, 0]
-    assert mixed["input_ids"][-1].tolist() == [1, 5, 6, 7, 2]
-    assert mixed["labels"][-1].tolist() == [-100, -100, -100, 7, 2]
-
-
-def test_processes_share_the_documents(tokenizer):
-    data = PretrainData(source="v3_base.py:corpus")
-    all_rows = list(islice(rows(data, tokenizer, 0, RECIPES, 0, 1), 10))
-    shards = [list(islice(rows(data, tokenizer, 0, RECIPES, rank, 2), 5)) for rank in (0, 1)]
-    assert [row for pair in zip(*shards, strict=True) for row in pair] == all_rows
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_model_from_nothing_learns_and_opens(tmp_path):
-    folder = run_pretrain(recipe(tmp_path / "out", save_steps=15))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    folder = run_sft(recipe(tmp_path / "out", save_steps=15))
+    lines = metrics(folder)
     assert [line["step"] for line in lines] == [10, 20, 30]
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
     assert {"moe/load_max_violation", "moe/dead_experts", "tokens_per_second"} <= lines[0].keys()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert (model.config.eos_token_id, model.config.vocab_size) == (tokenizer.eos_token_id, len(tokenizer))
     assert model.model.layers[1].mlp.gate.e_score_correction_bias.abs().max() > 0
     assert (folder / "checkpoint-15" / "model.safetensors").is_file()
 
-    again = recipe(tmp_path / "more", max_steps=2, learning_rate=1e-9).model_copy(
-        update={"model": PretrainModel(model_name_or_path=str(folder))}
-    )
-    run_pretrain(again)
-    line = json.loads((tmp_path / "more" / "metrics.jsonl").read_text())
-    assert line["loss"] < lines[-1]["loss"] + 0.3
+    more = recipe(tmp_path / "more", max_steps=2, learning_rate=1e-9, logging_steps=2)
+    run_sft(more.model_copy(update={"model": SFTModel(model_name_or_path=str(folder))}))
+    assert metrics(tmp_path / "more")[0]["loss"] < lines[-1]["loss"] + 0.3
 
 
-def test_same_seed_same_weights(tmp_path):
-    folders = [run_pretrain(recipe(tmp_path / name, max_steps=3)) for name in "ab"]
-    a, b = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
+def test_same_seed_same_weights_also_when_resumed(tmp_path):
+    whole = run_sft(recipe(tmp_path / "a", max_steps=4, save_steps=2))
+    again = run_sft(recipe(tmp_path / "b", max_steps=4, save_steps=2))
+    shutil.rmtree(again / "checkpoint-4")
+    resumed = run_sft(recipe(tmp_path / "b", max_steps=4, save_steps=2, resume_from_checkpoint=True))
+    a, b = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (whole, resumed))
     assert all(torch.equal(a[key], b[key]) for key in a)
+    assert (resumed / "checkpoint-4").is_dir()
 
 
-def test_text_from_a_file(tmp_path):
+def test_learning_rate_warms_up_stays_and_decays_to_zero(tmp_path):
+    schedule = {"num_decay_steps": 4, "decay_type": "linear"}
+    settings = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": schedule, "warmup_steps": 2}
+    folder = run_sft(recipe(tmp_path / "out", max_steps=8, logging_steps=1, learning_rate=1e-3, **settings))
+    rates = [line["learning_rate"] for line in metrics(folder)]
+    assert rates == pytest.approx([0, 5e-4, 1e-3, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_documents_are_learnt_whole_and_long_ones_are_cut_up(tmp_path, tokenizer):
+    file = tmp_path / "words.jsonl"
+    texts = ["make 26", "list 3,8,2 make 26 list 3,8,2 make 26", ""]
+    file.write_text("".join(json.dumps({"content": text}) + "\n" for text in texts))
+    data = SFTData(sources=[{"dataset_name": str(file), "columns": {"text": "content"}}], max_length=12)
+    rows, lines = load_mixture(data, tokenizer, seed=0, base_dir=tmp_path)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    short, long = (tokenizer.encode(text, add_special_tokens=False) for text in texts[:2])
+    assert sorted(row["input_ids"] for row in rows) == sorted(
+        [[bos, *short, eos], [bos, *long[:11]], [*long[11:], eos]]
+    )
+    starts = {row["labels"][0] for row in rows}
+    assert starts == {-100, long[11]}
+    assert "(1 left out: 1 empty; words.jsonl/train/2: the text is ''" in lines[0]
+
+    packed = load_mixture(data.model_copy(update={"packing": True}), tokenizer, seed=0, base_dir=tmp_path)[0]
+    assert sorted(packed["length"]) == sorted([12, len(short) + 2 + len(long[11:]) + 1])
+    assert list(chain.from_iterable(packed["input_ids"])).count(eos) == 2
+    assert all(len(row["labels"]) == row["length"] for row in packed)
+
+
+def test_text_from_a_file_needs_a_name(tmp_path):
     file = tmp_path / "words.jsonl"
     file.write_text("".join(json.dumps({"content": f"the number {i}"}) + "\n" for i in range(50)))
     plain = recipe(tmp_path / "out", source=str(file), max_steps=2)
-    mapped = plain.model_copy(update={"data": PretrainData(source=str(file), columns={"text": "content"})})
-    assert (run_pretrain(mapped) / "model.safetensors").is_file()
-    with pytest.raises(ValueError, match=r"has columns \['content'\], but text, or prompt and completion, are needed"):
-        run_pretrain(plain)
+    with pytest.raises(RefusedError, match=r"no column 'prompt'. It has: content"):
+        run_sft(plain)
+    source = {"dataset_name": str(file), "columns": {"text": "content"}}
+    for packing in (False, True):
+        mapped = plain.model_copy(update={"data": SFTData(sources=[source], max_length=32, packing=packing)})
+        assert (run_sft(mapped) / "model.safetensors").is_file()
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(tmp_path):
-    script = tmp_path / "train.py"
-    settings = recipe(tmp_path / "out", max_steps=4, logging_steps=1).model_dump_json()
-    script.write_text(
-        f"import sys\nsys.path.insert(0, {str(RECIPES.parent)!r})\n"
-        "from grpo.recipe.stages.pretrain import PretrainRecipe\n"
-        "from grpo.stages.supervised.pretrain import run_pretrain\n"
-        f"run_pretrain(PretrainRecipe.model_validate_json({settings!r}))\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    subprocess.run(
-        command,
-        check=True,
-        cwd=RECIPES.parent,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert len(lines) == 4
-    assert all(512 < line["num_tokens"] / line["step"] <= 1024 for line in lines)  # both processes' tokens count
+def test_two_processes_read_the_batches_of_one(tmp_path):
+    one = run_sft(recipe(tmp_path / "one", max_steps=3, logging_steps=1, gradient_accumulation_steps=2))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe(tmp_path / "two", max_steps=3, logging_steps=1).model_dump_json())
+    command = [sys.executable, "-m", "grpo", "train", "--cpu", "--num_processes", "2", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ}, check=False)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert (a["num_tokens"], a["moe/load"]) == (b["num_tokens"], b["moe/load"])
 
 
 def test_settings_are_strict():
-    with pytest.raises(ValidationError, match="exactly one of model_name_or_path"):
-        PretrainModel()
-    with pytest.raises(ValidationError, match=r"needs config\.model_type and a tokenizer"):
-        PretrainModel(config={"hidden_size": 8})
+    for section in ({}, {"config": {"hidden_size": 8}, "tokenizer": "x"}, {"config": {"model_type": "llama"}}):
+        with pytest.raises(ValidationError, match="give model_name_or_path, to continue from a model, or config with"):
+            SFTModel(**section)
     with pytest.raises(ValidationError, match="learning_rat"):
-        PretrainTrainer(learning_rat=1)
+        SFTTrainerConfig(learning_rat=1)
+    with pytest.raises(ValidationError, match="it takes num_decay_steps"):
+        SFTTrainerConfig(lr_scheduler_type="warmup_stable_decay")
     with pytest.raises(ValueError, match=r"v3_base.py does not define 'corpse'. Did you mean 'corpus'?"):
         load("v3_base.py:corpse")
     with pytest.raises(ValueError, match=r"nowhere.py does not exist"):

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.sft import SFTData, SFTRecipe, SFTTrainerConfig
-from grpo.stages.supervised.mixture import load_mixture, mix, training_order
+from grpo.stages.supervised.mixture import batches_by_rows, batches_by_tokens, load_mixture, mix, training_batches
 from grpo.stages.supervised.sft import run_sft
 from rollout.data.prompts import Prompter
 from rollout.types import Problem
@@ -81,12 +81,33 @@ def test_weights_give_exact_counts_and_repeat_rows_equally():
 
 def test_every_epoch_has_each_row_once_and_batches_have_like_lengths():
     lengths = [(7 * i) % 50 for i in range(64)]
-    order = list(islice(training_order(lengths, 4, seed=0), 192))
+    found = list(islice(batches_by_rows(lengths, 4, seed=0), 48))
+    order = list(chain.from_iterable(found))
     for epoch in range(3):
         assert sorted(order[64 * epoch : 64 * epoch + 64]) == list(range(64))
-    spans = [max(found) - min(found) for i in range(0, 64, 4) if (found := [lengths[row] for row in order[i : i + 4]])]
-    assert max(spans) <= 6
-    assert Counter(islice(training_order([1] * 10, 4, seed=0), 20)) == dict.fromkeys(range(10), 2)
+    assert max(max(lengths[row] for row in batch) - min(lengths[row] for row in batch) for batch in found[:16]) <= 6
+    assert Counter(chain.from_iterable(islice(batches_by_rows([1] * 10, 4, seed=0), 5))) == dict.fromkeys(range(10), 2)
+
+
+def test_batches_by_tokens_fill_the_budget_with_rows_of_like_length():
+    lengths = [1 + (7 * i) % 50 for i in range(1000)]
+    found = list(islice(batches_by_tokens([*lengths, 300], 200, seed=0), 120))
+    padded = [len(batch) * max([*lengths, 300][row] for row in batch) for batch in found]
+    assert all(size <= 200 or len(batch) == 1 for size, batch in zip(padded, found, strict=True))
+    assert sorted(padded)[len(padded) // 2] > 170
+    assert max(Counter(chain.from_iterable(found)).values()) <= 2
+
+
+def test_micro_batches_of_a_run():
+    whole = SFTTrainerConfig(num_train_epochs=2, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    found = training_batches([5] * 10, whole, num_processes=1)
+    assert [len(batch) for batch in found] == [2] * 10 and Counter(chain.from_iterable(found)) == dict.fromkeys(
+        range(10), 2
+    )
+    assert training_batches([5] * 10, whole.model_copy(update={"gradient_accumulation_steps": 1}), 2) == found
+    by_tokens = SFTTrainerConfig(num_train_epochs=1, max_tokens_per_batch=15)
+    assert [len(batch) for batch in training_batches([5] * 10, by_tokens, num_processes=2)] == [3, 3, 3, 3]
+    assert len(training_batches([5] * 10, by_tokens.model_copy(update={"max_steps": 7}), num_processes=2)) == 14
 
 
 def test_loss_is_the_mean_over_completion_tokens(tiny_llama, rows, tmp_path):
@@ -213,6 +234,6 @@ def test_settings_are_strict():
         SFTData(sources=[source, {**source, "weight": 1.0}])
     with pytest.raises(ValidationError, match="may yield rows without end"):
         SFTData(sources=[{"dataset_name": "a.py:rows"}])
-    with pytest.raises(ValidationError, match="cosine_with_min_lr takes either"):
+    with pytest.raises(ValidationError, match="it takes none"):
         SFTTrainerConfig(lr_scheduler_type="linear", lr_scheduler_kwargs={"min_lr_rate": 0.1})
     assert SFTTrainerConfig().scheduler_arguments == {"min_lr_rate": 0.1}
