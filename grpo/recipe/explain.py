@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
@@ -104,16 +104,19 @@ def _is_tag(location: list[str | int], index: int, cls: type[Section]) -> bool:
 
 
 def _section(location: list[str | int], cls: type[Section]) -> type[Section]:
-    """The section class at a location; list indices are skipped, a tag chooses among a union's sections."""
+    """The section class at a location; indices and a mapping's keys are skipped, a tag chooses among a union's."""
     inner: list[type[Section]] = []
+    in_mapping = False
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or in_mapping:
+            in_mapping = False
             continue
         tagged = [section for section in inner if len(inner) > 1 and part in _tags(section)]
         if not tagged:
             inner = _sections(cls.model_fields[part].annotation) if part in cls.model_fields else []
         if not (tagged or inner):
             break
+        in_mapping = not tagged and get_origin(cls.model_fields[str(part)].annotation) is dict
         cls, inner = (tagged[0], []) if tagged else (inner[0], inner)
     return cls
 

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rollout.types import Message, Problem
+
 FOLDER = "candidates"
 REWARD = "rewards/"  # prefix of the rewards' columns
 _STATE = b"state"
@@ -42,6 +44,15 @@ def schema(rewards: Sequence[str], *, chat: bool) -> pa.Schema:
             *((REWARD + name, pa.float64()) for name in rewards),
         ]
     )
+
+
+def question(problem: Problem) -> str | list[Message]:
+    """A problem's prompt as files have it: without a prefilled answer, which is the start of the completion."""
+    prompt = problem.prompt
+    if isinstance(prompt, str):
+        return prompt
+    asked = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
+    return [{"role": message["role"], "content": message["content"]} for message in asked]
 
 
 @dataclass(frozen=True, slots=True)

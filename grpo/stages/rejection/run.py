@@ -20,7 +20,7 @@ from grpo.stages import parts
 from grpo.stages.checks.prompts import check_prompts
 from grpo.stages.collect import keep, score
 from grpo.stages.problems import stream_of
-from grpo.stages.rejection.candidates import FOLDER, REWARD, Candidate, Candidates
+from grpo.stages.rejection.candidates import FOLDER, REWARD, Candidate, Candidates, question
 from grpo.stages.rejection.dataset import write_dataset
 from grpo.stages.rejection.rewrite import check_endpoint
 from grpo.stages.rejection.select import Counts
@@ -140,12 +140,9 @@ def _gathered(recipe: RejectionRecipe, scored: Sequence[ScoredGroup], accelerato
 
 def _rows(recipe: RejectionRecipe, scored: ScoredGroup) -> Iterator[Candidate]:
     group, data = scored.group, recipe.data
-    prompt = group.problem.prompt
-    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
-        prompt = prompt[:-1]  # a prefilled answer is the start of the completion
     for sample, completion in enumerate(group.completions):
         yield {
-            "prompt": prompt,
+            "prompt": question(group.problem),
             "completion": group.completion_prefix + completion.text,
             "data_source": str(group.problem.columns.get("data_source") or data.task or data.dataset_name),
             "problem_id": group.problem.id,

@@ -7,10 +7,11 @@ from itertools import groupby
 
 import pyarrow as pa
 
+from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.rejection import RejectionRecipe
 from grpo.stages import parts
 from grpo.stages.problems import stream_of
-from grpo.stages.rejection.candidates import REWARD, Candidate, Candidates
+from grpo.stages.rejection.candidates import REWARD, Candidate, Candidates, question
 from grpo.stages.rejection.rewrite import Answers, ask, request_key
 from grpo.stages.rejection.select import Counts, Indices, Removal, digest, removed_by
 from rewards.runner.score import Rewards
@@ -57,7 +58,9 @@ class SecondVerification:
         try:
             for size, table in zip(recipe.batches, candidates.at(kept), strict=True):
                 prompts = {prompt.problem.id: prompt for prompt in problems.take(size)}
-                scored = self._scored(table.to_pylist(), answers, prompts, rewards)
+                samples = table.to_pylist()
+                self._check_same_data(samples, prompts)
+                scored = self._scored(samples, answers, prompts, rewards)
                 rows = [row for row in scored if self._passes(row)]
                 yield pa.Table.from_pylist(rows, schema=table.schema.append(pa.field(ORIGINAL, pa.string())))
         finally:
@@ -78,6 +81,15 @@ class SecondVerification:
             problems_covered=len(self._problems),
             sources={name: self._sources[name] for name in before.sources},
         )
+
+    def _check_same_data(self, samples: Sequence[Candidate], prompts: Mapping[str, Prompt]) -> None:
+        for sample in samples:
+            prompt = prompts.get(sample["problem_id"])
+            if prompt is None or question(prompt.problem) != sample["prompt"]:
+                raise RefusedError(
+                    f"{sample['problem_id']} is not what was sampled: the dataset has changed since. Restore it, or "
+                    "start over in another folder: resume=false."
+                )
 
     def _scored(
         self, rows: Sequence[Candidate], answers: Answers, prompts: Mapping[str, Prompt], rewards: Rewards

@@ -130,6 +130,10 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
         (["trainer.num_generations=5"], ["trainer.num_generations", "Did you mean rollout.num_generations?"]),
         (["optimizer.lr=1"], ["optimizer: unknown key. Known keys: stage, model", "trainer"]),
         (["rewards.0.wieght=2"], ["rewards.0.wieght", "Did you mean 'weight'?"]),
+        (
+            ["stage=held_out", "sets={a: {rewards: [{function: format, wieght: 1}]}}"],
+            ["sets.a.rewards.0.wieght: unknown key. Did you mean 'weight'?"],
+        ),
         (["rewards.1.weight=2"], ["index 1 is out of range for a list of 1 item. Use 0."]),
         (
             ["report.report_to=[wandb, trackio, tensorboard]", "report.report_to.9=x"],

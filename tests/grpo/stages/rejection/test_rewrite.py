@@ -234,6 +234,21 @@ def test_filters_may_change_without_asking_again(server: Server, start: Callable
     assert not server.asked and 0 < len(rows(folder)) < 15
 
 
+def test_a_dataset_that_changed_after_sampling_is_refused(server: Server, tiny_llama: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "sums.jsonl", tmp_path / "run"
+    data = {"dataset_name": str(file), "max_prompt_length": 64, "template": "{prompt}<think>"}
+
+    def sample(section: dict[str, Any] | None, number: int) -> None:
+        file.write_text("".join(json.dumps({"prompt": f"{i}+{number}"}) + "\n" for i in range(5)))
+        run(load_recipe(None, sections=rewriting(tiny_llama, folder, section, data=data)))
+
+    sample(None, 1)
+    with pytest.raises(RefusedError, match=r"sums.jsonl/train/\d is not what was sampled: the dataset has changed"):
+        sample(server.section(), 2)
+    sample(server.section(), 1)
+    assert len(rows(folder)) == 15
+
+
 def test_nothing_left_after_rewriting_says_why(
     server: Server, start: Callable[..., Path], sampled: Path, tmp_path: Path
 ) -> None:
