@@ -70,11 +70,12 @@ def differences(recipe: Section, recorded: Path, allowed: Sequence[str] = ()) ->
     return {
         key: (_shown(before, key), _shown(now, key))
         for key in dict.fromkeys([*before, *now])
-        if before.get(key, MISSING) != now.get(key, MISSING) and not _covered(key, (*FREE, *allowed))
+        if before.get(key, MISSING) != now.get(key, MISSING) and not covered(key, (*FREE, *allowed))
     }
 
 
-def _covered(key: str, names: Sequence[str]) -> bool:
+def covered(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of these or in one of these sections."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 

@@ -4,13 +4,14 @@ A node is identified by its recipe and its inputs' identities, so a change reach
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from grpo.stages.changes import covered
 from grpo.stages.pipeline.graph import Node, unresolved
 
 # What may change without making a finished result another one.
@@ -30,16 +31,24 @@ class Entry:
     def identity(self) -> str:
         return sha256(json.dumps([self.values, self.inputs], sort_keys=True).encode()).hexdigest()[:16]
 
+    def continues(self, before: "Entry", allowed: Sequence[str]) -> bool:
+        """Whether the stage goes on in its folder: it had not finished, or only keys differ that it lets change."""
+        changed = self._changed_keys(before)
+        is_same_work = self.inputs == before.inputs and all(covered(key, allowed) for key in changed)
+        return is_same_work and (before.result is None or bool(changed))
+
     def changes(self, before: "Entry") -> list[str]:
         """What differs: `trainer.max_steps was 30, now 50`, `its input cold_start`."""
-        keys = dict.fromkeys([*before.values, *self.values])
         lines = [
             f"{key} was {before.values.get(key, 'not set')}, now {self.values.get(key, 'not set')}"
-            for key in keys
-            if before.values.get(key) != self.values.get(key)
+            for key in self._changed_keys(before)
         ]
         names = dict.fromkeys([*before.inputs, *self.inputs])
         return lines + [f"its input {name}" for name in names if before.inputs.get(name) != self.inputs.get(name)]
+
+    def _changed_keys(self, before: "Entry") -> list[str]:
+        keys = dict.fromkeys([*before.values, *self.values])
+        return [key for key in keys if before.values.get(key) != self.values.get(key)]
 
 
 class Ledger:

@@ -78,10 +78,11 @@ def _run_stage(
     index: int,
 ) -> str:
     """Run one stage to its end; returns the folder it wrote. ledger: None in all but the main process."""
-    resume = before is not None and before.identity == entry.identity and before.result is None
+    allowed = node.recipe(results).allow_changes
+    resume = before is not None and entry.continues(before, allowed)
     if ledger is not None:
         print(f"== {node.name}: stage {node.stage}{', continued' if resume else ''}", flush=True)
-        if before is not None and not resume:
+        if before is not None and not (resume and before.result is None):
             print(f"   runs again: {'; '.join(entry.changes(before)) or 'its folder is gone'}", flush=True)
         if not resume and (aside := set_aside(node.folder)):
             print(f"   the earlier folder is now {aside}", flush=True)

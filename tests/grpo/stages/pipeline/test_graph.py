@@ -1,5 +1,6 @@
 """A pipeline's graph and ledger: what is refused, in which order stages run, and what runs again."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.recipe.stages.pipeline import PipelineRecipe
 from grpo.stages.pipeline.graph import Node, build_graph, selected
-from grpo.stages.pipeline.ledger import Ledger, expected, set_aside
+from grpo.stages.pipeline.ledger import Entry, Ledger, expected, set_aside
 
 RL: dict[str, Any] = {
     "stage": "grpo",
@@ -111,6 +112,18 @@ def test_a_change_reaches_everything_made_from_it(tmp_path: Path) -> None:
     assert ledger.read(node) is None
     ledger.write(node, before["one"])
     assert ledger.read(node) == before["one"]
+
+
+def test_a_stage_goes_on_in_its_folder_if_it_allows_the_change() -> None:
+    before = Entry({"filters": "[]", "seed": "42"}, {"rl": "3f9c"}, None)
+    done = replace(before, result="runs/kept")
+    filtered = replace(before, values={**before.values, "filters": "[1]", "select.order": "random"})
+    allowed = ("filters", "select")
+    assert before.continues(before, allowed) and filtered.continues(before, allowed)
+    assert filtered.continues(done, allowed) and not filtered.continues(done, ())
+    assert not before.continues(done, allowed)  # nothing changed: its folder is gone
+    assert not replace(filtered, inputs={"rl": "77ab"}).continues(done, allowed)
+    assert not replace(before, values={**before.values, "seed": "43"}).continues(done, allowed)
 
 
 def test_what_a_recipe_file_extends_counts(tmp_path: Path) -> None:
