@@ -124,9 +124,9 @@ def run_trl(folder: Path, steps: int) -> tuple[list[float], dict[str, torch.Tens
 def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     from accelerate import Accelerator
 
-    from grpo.algorithm.loss import clipped_surrogate
     from grpo.algorithm.plan import Plan, Shapes
     from grpo.learner.batch import assemble
+    from grpo.learner.objective import loss_function
     from grpo.learner.policy import Policy
     from grpo.learner.scoring import Batching
     from grpo.model.load import load_model
@@ -178,9 +178,7 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
         whole = Plan.of(Shapes.of(groups), recipe.algorithm, max_completion_length=LONGEST, seed=0)
         policy.update(
             assemble(groups, whole, keep_zero_advantage=False),
-            lambda logprobs, batch: clipped_surrogate(
-                logprobs, logprobs.detach(), batch.advantages, batch.token_weights, epsilon=0.2, epsilon_high=0.2
-            ),
+            loss_function(recipe.algorithm),
         )
         seconds.append(time.perf_counter() - started)
         first = first or {n: p.grad.clone() for n, p in policy.model.named_parameters()}  # type: ignore[union-attr]

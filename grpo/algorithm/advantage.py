@@ -1,4 +1,4 @@
-"""Group-relative advantages (GRPO, 2402.03300 section 4.1.2) and their variants."""
+"""Group-relative advantages (GRPO, 2402.03300 section 4.1.2), their variants, and other estimators without a critic."""
 
 from typing import Literal
 
@@ -29,6 +29,47 @@ def group_relative_advantages(rewards: np.ndarray, scale_rewards: Literal["group
         all_rewards = rewards[present]
         centred /= (all_rewards.std(ddof=1) if all_rewards.size > 1 else 0.0) + EPSILON
     return centred
+
+
+def leave_one_out_advantages(rewards: np.ndarray) -> np.ndarray:
+    """RLOO (2402.14740 eq. 7): A_ij = r_ij - mean of the group's other rewards. [groups, G] as above."""
+    present = ~np.isnan(rewards)
+    counts = present.sum(axis=1, keepdims=True)
+    return group_relative_advantages(rewards, "none") * counts / np.maximum(counts - 1, 1)
+
+
+def batch_advantages(rewards: np.ndarray, *, baseline: bool) -> np.ndarray:
+    """REINFORCE++ (2501.03262): A_ij = (r_ij - mean) / (std + 1e-4), with mean and std of the whole batch.
+
+    baseline: first subtract each group's mean (REINFORCE++-baseline). The paper's KL penalty inside the reward is left
+    out: `beta` adds one to the loss.
+    """
+    present = ~np.isnan(rewards)
+    values = group_relative_advantages(rewards, "none") if baseline else rewards
+    kept = values[present]
+    if kept.size < 2:
+        return np.zeros_like(rewards)
+    return np.where(present, (values - kept.mean()) / (kept.std(ddof=1) + EPSILON), 0.0)
+
+
+def maximum_likelihood_advantages(rewards: np.ndarray) -> np.ndarray:
+    """MaxRL (2602.02710): A_ij = (r_ij - mean_i) / mean_i, so that with rewards 0 and 1 the gradient is that of the log
+    of the pass rate: rarely solved problems weigh more. 0 in groups without a success.
+
+    Raises:
+        ValueError: a reward is negative.
+    """
+    lowest = np.nanmin(rewards, initial=0.0)
+    if lowest < 0:
+        raise ValueError(
+            f"advantage_estimator='maxrl' divides by a group's mean reward, and a reward is {lowest:g}. Use rewards "
+            "that are never negative, or advantage_estimator='group'."
+        )
+    present = ~np.isnan(rewards)
+    means = np.where(present, rewards, 0.0).sum(axis=1, keepdims=True) / np.maximum(
+        present.sum(axis=1, keepdims=True), 1
+    )
+    return group_relative_advantages(rewards, "none") / np.where(means > 0, means, 1.0)
 
 
 def decoupled_advantages(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,26 +1,38 @@
 """Policy-gradient objectives: pure functions of flat per-token tensors.
 
-An objective is a surrogate (what a token contributes) under token weights (how much it counts). To add one, define an
-`Objective` here and name it in `LOSSES` of grpo/recipe/registry.py.
+    L = sum_t w_t [ m_t c_t surrogate(r_t, A_t) + beta KL_t - entropy_coef H_t ]
 
-Left out: sequence-level ratios (GSPO), CISPO, entropy bonus, corrections for a sampler that disagrees with the trainer.
+    w  token weights     how much a token counts: the normalisation over the rollout
+    r  ratio             of the policy to the old one: per token, or one per completion
+    c  correction        for a sampler that is not the old policy, `grpo.algorithm.correction`
+    m  off-policy mask   of DeepSeek-V3.2
+
+An `Objective` names the first two and the surrogate. To add one, define it here and name it in `LOSSES` of
+grpo/recipe/registry.py. docs/algorithms.md has the table of all.
+
+Left out: losses that need statistics of the whole batch while it is split (Clip-Cov, KL-Cov), adaptive entropy bonus.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from grpo.algorithm import surrogate as surrogates
+from grpo.algorithm.correction import correction_of, off_policy_mask
 from grpo.algorithm.token_weights import (
     Lengths,
     constant_length,
     mini_batch_token_mean,
     rollout_token_mean,
     sequence_mean,
+    sequence_sum,
 )
-from grpo.report.metrics import Mean, Metrics
+from grpo.algorithm.tokens import Tokens, exp_ratio
+from grpo.recipe.algorithm import AlgorithmConfig
+from grpo.report.metrics import Mean, Metric, Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,62 +43,75 @@ class LossOutput:
     metrics: Metrics
 
 
-def clipped_surrogate(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    token_weights: Tensor,
-    *,
-    epsilon: float,
-    epsilon_high: float,
-    beta: float = 0.0,
-    ref_logprobs: Tensor | None = None,
-) -> LossOutput:
-    """Clipped surrogate with a k3 KL penalty in the loss (2402.03300 Eq. 3-4, 2501.12948 Eq. 1-2).
-
-    L = - sum_t w_t [ min(r_t A_t, clip(r_t, 1 - epsilon, 1 + epsilon_high) A_t) - beta KL_t ],
-    r_t = exp(logprobs - old_logprobs), KL_t = exp(d) - d - 1 with d = ref_logprobs - logprobs.
-
-    Args:
-        logprobs: [T] of the policy, with gradient. All tensors are flat over completion tokens.
-        old_logprobs: [T] of the policy before the rollout's first update; `logprobs.detach()` when there was none.
-        advantages: [T]. token_weights: [T], see `grpo.algorithm.token_weights`.
-        ref_logprobs: [T] of the reference model; needed when beta > 0.
-    """
-    ratio = torch.exp(logprobs - old_logprobs)
-    clipped = torch.clamp(ratio, 1 - epsilon, 1 + epsilon_high)
-    per_token = -torch.minimum(ratio * advantages, clipped * advantages)
-
-    tokens = logprobs.numel()
-    with torch.no_grad():
-        low = ((ratio < 1 - epsilon) & (advantages < 0)).sum()
-        high = ((ratio > 1 + epsilon_high) & (advantages > 0)).sum()
-    metrics = {
-        "clip_ratio/low_mean": Mean(low.item(), tokens),
-        "clip_ratio/high_mean": Mean(high.item(), tokens),
-        "clip_ratio/region_mean": Mean((low + high).item(), tokens),
-    }
-    if ref_logprobs is not None and beta > 0:
-        difference = ref_logprobs - logprobs
-        kl = torch.exp(difference) - difference - 1
-        per_token = per_token + beta * kl
-        metrics["kl"] = Mean(kl.detach().sum().item(), tokens)
-    return LossOutput((per_token * token_weights).sum(), metrics)
-
-
 @dataclass(frozen=True, slots=True)
 class Objective:
     """What `algorithm.loss_type` names."""
 
     weigh: Callable[[Lengths], np.ndarray]
-    surrogate: Callable[..., LossOutput] = clipped_surrogate
+    surrogate: Callable[[Tensor, Tokens, AlgorithmConfig], surrogates.PerToken] = surrogates.clipped
+    level: Literal["token", "sequence", "sequence_token"] = "token"
+    to_behaviour: bool = False  # the ratio is to the engine, which sampled, and not to the old policy
 
     def token_weights(self, lengths: Lengths) -> np.ndarray:
         """Weight of every token of each sequence: [S] float64, 0 for masked and for empty sequences."""
         return np.where(lengths.active_tokens > 0, self.weigh(lengths), 0.0)
+
+    def loss(self, tokens: Tokens, settings: AlgorithmConfig) -> LossOutput:
+        """The loss of a micro-batch: a summand of its mini-batch's."""
+        base = tokens.behaviour_logprobs if self.to_behaviour else tokens.old_logprobs
+        ratio = importance_ratio(tokens, base, settings.importance_sampling_level or self.level)
+        per_token, metrics = self.surrogate(ratio, tokens, settings)
+        if settings.off_policy_mask_threshold is not None:
+            kept = off_policy_mask(tokens, settings.off_policy_mask_threshold)
+            per_token = per_token * kept
+            metrics["off_policy_mask/kept_share"] = Mean(kept.sum().item(), len(kept))
+        if (correction := correction_of(settings)) is not None:
+            weights, measured = correction.weights(tokens)
+            per_token, metrics = per_token * weights, metrics | measured
+        if tokens.ref_logprobs is not None and settings.beta > 0:
+            penalty, measured = kl_penalty(tokens, ratio if settings.use_bias_correction_kl else None)
+            per_token, metrics = per_token + settings.beta * penalty, metrics | measured
+        if settings.entropy_coef:
+            assert tokens.entropy is not None
+            per_token = per_token - settings.entropy_coef * tokens.entropy
+        return LossOutput((per_token * tokens.token_weights).sum(), metrics)
+
+
+def importance_ratio(tokens: Tokens, base: Tensor, level: str) -> Tensor:
+    """pi / base with gradient, [T].
+
+    token: r_t. sequence: (prod_t r_t)^(1/|o|) for every token of the completion (GSPO, 2507.18071 eq. 7).
+    sequence_token: that value, with the gradient of r_t alone (GSPO-token, eq. 14).
+    """
+    log_ratio = tokens.logprobs - base
+    if level == "sequence":
+        log_ratio = tokens.sequence_mean(log_ratio)
+    elif level == "sequence_token":
+        log_ratio = tokens.sequence_mean(log_ratio).detach() + tokens.logprobs - tokens.logprobs.detach()
+    return exp_ratio(log_ratio)
+
+
+def kl_penalty(tokens: Tokens, ratio: Tensor | None) -> tuple[Tensor, dict[str, Metric]]:
+    """k3 = exp(d) - d - 1 with d = log pi_ref - log pi, an estimate of KL(pi || pi_ref) (2402.03300 eq. 4): [T].
+
+    ratio: pi / pi_old. Times it, the gradient is unbiased when the tokens were sampled from the old policy
+    (2512.02556 eq. 7).
+    """
+    assert tokens.ref_logprobs is not None
+    difference = tokens.ref_logprobs - tokens.logprobs
+    kl = exp_ratio(difference) - difference - 1
+    if ratio is not None:
+        kl = kl * ratio
+    return kl, {"kl": Mean(kl.detach().sum().item(), len(kl))}
 
 
 grpo = Objective(sequence_mean)
 dr_grpo = Objective(constant_length)
 bnpo = Objective(mini_batch_token_mean)
 dapo = Objective(rollout_token_mean)
+gspo = Objective(sequence_mean, level="sequence")
+gspo_token = Objective(sequence_mean, level="sequence_token")
+luspo = Objective(sequence_sum, level="sequence")
+cispo = Objective(rollout_token_mean, surrogates.cispo)
+sapo = Objective(sequence_mean, surrogates.sapo)
+dppo = Objective(rollout_token_mean, surrogates.dppo, to_behaviour=True)

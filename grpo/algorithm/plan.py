@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grpo.algorithm.advantage import decoupled_advantages, group_relative_advantages
+from grpo.algorithm.advantage import (
+    batch_advantages,
+    decoupled_advantages,
+    group_relative_advantages,
+    leave_one_out_advantages,
+    maximum_likelihood_advantages,
+)
 from grpo.algorithm.loss import Objective
 from grpo.algorithm.token_weights import Lengths
-from grpo.recipe.config import AlgorithmConfig
+from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.recipe.registry import LOSSES
 
 if TYPE_CHECKING:
@@ -25,6 +31,19 @@ if TYPE_CHECKING:
 def objective(algorithm: AlgorithmConfig) -> Objective:
     """The objective that `algorithm.loss_type` names."""
     return pkgutil.resolve_name(LOSSES[algorithm.loss_type])
+
+
+def estimate_advantages(rewards: np.ndarray, algorithm: AlgorithmConfig) -> np.ndarray:
+    """[groups, G], by the estimator that `algorithm.advantage_estimator` names."""
+    match algorithm.advantage_estimator:
+        case "group":
+            return group_relative_advantages(rewards, algorithm.scale_rewards)
+        case "rloo":
+            return leave_one_out_advantages(rewards)
+        case "maxrl":
+            return maximum_likelihood_advantages(rewards)
+        case "reinforce_plus_plus" | "reinforce_plus_plus_baseline" as name:
+            return batch_advantages(rewards, baseline=name.endswith("baseline"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +109,7 @@ class Plan:
         if algorithm.multi_objective_aggregation == "normalize_then_sum":
             advantages = decoupled_advantages(shapes.values, np.array(reward_weights))
         else:
-            advantages = group_relative_advantages(shapes.rewards, algorithm.scale_rewards)
+            advantages = estimate_advantages(shapes.rewards, algorithm)
         if not np.isfinite(advantages).all():
             largest = np.nanmax(np.abs(shapes.rewards))
             raise ValueError(

@@ -43,6 +43,11 @@ def sequence_mean(lengths: Lengths) -> np.ndarray:
     return 1.0 / (lengths.num_sequences * np.maximum(lengths.tokens, 1))
 
 
+def sequence_sum(lengths: Lengths) -> np.ndarray:
+    """1 / N: the mean over sequences of their token sums (LUSPO, 2602.05261). [S]"""
+    return 1.0 / lengths.num_sequences
+
+
 def constant_length(lengths: Lengths) -> np.ndarray:
     """1 / (N max_completion_length): removes GRPO's length bias (Dr. GRPO, 2503.20783). [S]"""
     return 1.0 / (lengths.num_sequences * lengths.max_completion_length)

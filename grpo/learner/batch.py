@@ -84,6 +84,7 @@ class MicroBatch:
     mask: Tensor  # [B, L] bool; True on the T sampled tokens
     logit_positions: Tensor  # [T] index into the flattened [B * L] of the position that predicts the token
     targets: Tensor  # [T]
+    sequences: Tensor  # [T] which of the samples, 0 … S - 1, a token belongs to
     target: Target | None  # of the one teacher of all these samples
     # From here on, `collate` fills each [T] field from the Samples' field of the same name.
     sampling_logprobs: Annotated[Tensor, torch.float32]
@@ -179,6 +180,7 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
         mask=torch.from_numpy(mask).view(rows, width),
         logit_positions=torch.from_numpy(sampled - 1),
         targets=torch.from_numpy(input_ids[sampled]),
+        sequences=torch.from_numpy(np.repeat(np.arange(len(samples)), [int(s.sampled.sum()) for s in samples])),
         target=_joined([sample.target for sample in samples if sample.target is not None]),
         **{name: _concatenated(samples, name, dtype) for name, dtype in PER_TOKEN.items()},
     )

@@ -7,29 +7,31 @@ from torch import Tensor
 from grpo.algorithm.distillation import teacher_advantages
 from grpo.algorithm.loss import LossOutput
 from grpo.algorithm.plan import objective
+from grpo.algorithm.tokens import Tokens
 from grpo.learner.batch import MicroBatch
 from grpo.learner.mismatch import mismatch
 from grpo.learner.policy import LossFunction
-from grpo.recipe.config import AlgorithmConfig
+from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.report.metrics import Mean, Metric
 
 
 def loss_function(algorithm: AlgorithmConfig) -> LossFunction:
     """What `Policy.update` calls on each micro-batch."""
-    surrogate = objective(algorithm).surrogate
+    chosen = objective(algorithm)
 
-    def loss(logprobs: Tensor, batch: MicroBatch) -> LossOutput:
+    def loss(logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> LossOutput:
         old = batch.old_logprobs
-        output = surrogate(
-            logprobs,
-            logprobs.detach() if old is None else old,
-            batch.advantages,
-            batch.token_weights,
-            epsilon=algorithm.epsilon,
-            epsilon_high=algorithm.epsilon_high or algorithm.epsilon,
-            beta=algorithm.beta,
+        tokens = Tokens(
+            logprobs=logprobs,
+            old_logprobs=logprobs.detach() if old is None else old,
+            behaviour_logprobs=batch.sampling_logprobs,
+            advantages=batch.advantages,
+            token_weights=batch.token_weights,
+            sequences=batch.sequences,
             ref_logprobs=batch.ref_logprobs,
+            entropy=entropy,
         )
+        output = chosen.loss(tokens, algorithm)
         return LossOutput(output.loss, {**output.metrics, **_mismatch(logprobs, batch)})
 
     return loss
@@ -43,12 +45,18 @@ def distillation_function(algorithm: AlgorithmConfig) -> LossFunction:
     surrogate = loss_function(algorithm)
 
     def loss(
-        logprobs: Tensor, batch: MicroBatch, divergence: Tensor | None = None, teacher_logprobs: Tensor | None = None
+        logprobs: Tensor,
+        entropy: Tensor,
+        batch: MicroBatch,
+        divergence: Tensor | None = None,
+        teacher_logprobs: Tensor | None = None,
     ) -> LossOutput:
         if divergence is None or teacher_logprobs is None:
             assert batch.ref_logprobs is not None
             old = logprobs if batch.old_logprobs is None else batch.old_logprobs
-            output = surrogate(logprobs, replace(batch, advantages=teacher_advantages(old, batch.ref_logprobs)))
+            output = surrogate(
+                logprobs, entropy, replace(batch, advantages=teacher_advantages(old, batch.ref_logprobs))
+            )
             teacher_logprobs = batch.ref_logprobs
         else:
             measured = {"divergence": Mean(divergence.sum().item(), len(divergence)), **_mismatch(logprobs, batch)}

@@ -27,7 +27,8 @@ from grpo.recipe.config import OptimizerConfig
 from grpo.recipe.errors import NonFiniteError
 from grpo.report.metrics import ExpertLoad, Mean, Metric, Sum, merge
 
-# (logprobs, batch); where the batch has a target also (…, divergence, teacher_logprobs), see CompletionLogProbs.forward
+# (logprobs, entropy, batch); where the batch has a target also (…, divergence, teacher_logprobs), see
+# CompletionLogProbs.forward
 LossFunction = Callable[..., LossOutput]
 
 
@@ -41,6 +42,7 @@ class Policy:
         temperature: at which completions are sampled, and so the one that log-probs are computed at.
         batching: how samples become micro-batches.
         balance_bias_update_speed: gamma of 2408.15664 for the experts' bias; 0 freezes it.
+        train_entropy: the loss has a term with the entropy's gradient.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Policy:
         temperature: float,
         batching: Batching,
         balance_bias_update_speed: float = 0.0,
+        train_entropy: bool = False,
     ) -> None:
         if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ValueError(
@@ -67,7 +70,8 @@ class Policy:
         self.is_moe = bool(moe_layers(model))
         adam = adamw(model, optimizer)
         self.scorer: nn.Module
-        self.scorer, self.optimizer = accelerator.prepare(CompletionLogProbs(model, temperature).train(), adam)
+        scorer = CompletionLogProbs(model, temperature, train_entropy=train_entropy)
+        self.scorer, self.optimizer = accelerator.prepare(scorer.train(), adam)
         self.scheduler = get_scheduler(optimizer.lr_scheduler_type, adam, optimizer.warmup_steps, max_steps)
         accelerator.register_for_checkpointing(self.scheduler)
         # The weights are in the checkpoint as a Hugging Face folder; accelerate keeps the rest.
@@ -121,13 +125,13 @@ class Policy:
         # Open until after the backward: gradient checkpointing runs the layers again and must find the same hooks.
         with record_routes(self.model) if self.is_moe else nullcontext() as routes:
             logprobs, entropy, *against_teacher = forward(self.scorer, batch)
-            output = loss_function(logprobs, batch, *against_teacher)
+            output = loss_function(logprobs, entropy, batch, *against_teacher)
             # DDP averages gradients over processes; the loss is normalised over all of them, so the sum is wanted.
             self.accelerator.backward(output.loss * self.accelerator.num_processes)
         metrics: dict[str, Metric] = {
             **output.metrics,
             "loss": Sum(output.loss.item()),
-            "entropy": Mean(float(entropy.sum()), entropy.numel()),
+            "entropy": Mean(float(entropy.detach().sum()), entropy.numel()),
         }
         if routes is not None:
             metrics["moe/load"] = ExpertLoad(routes.counts(batch.valid).cpu().numpy())

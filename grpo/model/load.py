@@ -78,9 +78,10 @@ class CompletionLogProbs(nn.Module):
     One module with one forward, so that DDP sees the whole computation.
     """
 
-    def __init__(self, model: PreTrainedModel, temperature: float) -> None:
+    def __init__(self, model: PreTrainedModel, temperature: float, *, train_entropy: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.train_entropy = train_entropy
         self.temperature = temperature / logit_multiplier(model)  # a multiplier of logits is an inverse temperature
 
     def forward(
@@ -91,7 +92,7 @@ class CompletionLogProbs(nn.Module):
         targets: Tensor,
         target: Target | None = None,
     ) -> tuple:
-        """logprobs [T] with gradient and entropy [T]; see `MicroBatch` for the shapes.
+        """logprobs [T] with gradient and entropy [T], with gradient if asked for; see `MicroBatch` for the shapes.
 
         With a teacher's `target`: logprobs and entropy without gradient, then the divergence [T] from the teacher with
         gradient, and the teacher's log-probs [T].
@@ -99,7 +100,9 @@ class CompletionLogProbs(nn.Module):
         hidden = self.hidden(input_ids, position_ids, logit_positions)
         head: Any = self.model.get_output_embeddings()
         if target is None:
-            return token_logprobs(hidden, head.weight, targets, self.temperature, head.bias)
+            return token_logprobs(
+                hidden, head.weight, targets, self.temperature, head.bias, train_entropy=self.train_entropy
+            )
         divergence, logprobs, entropy, teacher_logprobs = token_divergence(
             hidden, head.weight, targets, target, self.temperature, head.bias
         )

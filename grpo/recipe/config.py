@@ -17,11 +17,10 @@ from pydantic import (
     model_validator,
 )
 
+from grpo.recipe.algorithm import AlgorithmConfig, conflicts
 from grpo.recipe.data import DataConfig
-from grpo.recipe.registry import LOSSES
 from grpo.recipe.section import Section, StageRecipe
 from rollout.engines.build import check_trainable
-from rollout.support.names import nearest
 from rollout.types import Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -51,12 +50,6 @@ class OptimizerConfig(AdamWConfig):
     """AdamW with one of transformers' learning-rate schedules."""
 
     lr_scheduler_type: Schedule = "constant_with_warmup"
-
-
-def _known_loss(name: str) -> str:
-    if name not in LOSSES:
-        raise ValueError(f"{name!r} is not one of {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
-    return name
 
 
 class EngineSection(Section):
@@ -122,22 +115,6 @@ class RewardConfig(Section):
         if isinstance(values, dict) and isinstance(values.get("function"), str):
             return {"name": values["function"].rpartition(":")[2], **values}
         return values
-
-
-class AlgorithmConfig(Section):
-    """GRPO (2402.03300, 2501.12948) and its variants."""
-
-    loss_type: Annotated[str, AfterValidator(_known_loss)] = "grpo"  # a name in LOSSES, grpo/recipe/registry.py
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"  # or GDPO
-    epsilon: PositiveFloat = 0.2
-    epsilon_high: PositiveFloat | None = None  # None: same as epsilon
-    beta: NonNegativeFloat = 0.0  # KL coefficient; 0: no reference model in memory
-    ref_model_sync_steps: NonNegativeInt = 0  # update the reference model every N steps; 0: never
-    steps_per_generation: PositiveInt = 1  # optimizer steps (mini-batches) per rollout; R1-Zero: 16
-    mask_truncated_completions: bool = False
-    # The run stops above this mean |log p_trainer - log p_engine|. None: 1e-3 in float32, 0.05 in bfloat16.
-    max_logp_difference: PositiveFloat | None = None
 
 
 class TrainerConfig(OptimizerConfig):
@@ -222,7 +199,9 @@ class OnPolicyRecipe(StageRecipe):
     @property
     def max_logp_difference(self) -> float:
         """The mean |log p_trainer - log p_engine| above which a run stops."""
-        return self.policy_gradient.max_logp_difference or MAX_LOGP_DIFFERENCE[self.model.dtype]
+        algorithm = self.policy_gradient
+        slack = 10.0 if algorithm.importance_sampling_correction or algorithm.loss_type == "dppo" else 1.0
+        return algorithm.max_logp_difference or slack * MAX_LOGP_DIFFERENCE[self.model.dtype]
 
     def rollout_sampling(self, index: int) -> Sampling:
         """Sampling parameters of rollout number `index`."""
@@ -289,6 +268,7 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             f"algorithm.ref_model_sync_steps={algorithm.ref_model_sync_steps} with algorithm.beta=0: without a KL term "
             "there is no reference model. Set algorithm.beta above 0 (R1-Zero: 0.001), or ref_model_sync_steps=0."
         )
+    yield from conflicts(algorithm)
     yield from _mixture_conflicts(recipe)
     yield from _reward_conflicts(recipe)
     yield from _evaluation_conflicts(recipe)

@@ -60,10 +60,17 @@ STAGES: dict[str, Stage] = {
     ),
 }
 
+# `algorithm.importance_sampling_correction` -> its Correction.
+CORRECTIONS: dict[str, str] = {
+    name: f"grpo.algorithm.correction:{name}"
+    for name in ("tis", "sequence_tis", "mis", "token_mis", "icepop", "geometric")
+}
+
 # `algorithm.loss_type` -> its Objective.
 LOSSES: dict[str, str] = {
-    "grpo": "grpo.algorithm.loss:grpo",
-    "dr_grpo": "grpo.algorithm.loss:dr_grpo",
-    "dapo": "grpo.algorithm.loss:dapo",
-    "bnpo": "grpo.algorithm.loss:bnpo",
+    name: f"grpo.algorithm.loss:{name}"
+    for name in (
+        *("grpo", "dr_grpo", "dapo", "bnpo"),
+        *("gspo", "gspo_token", "luspo", "cispo", "sapo", "dppo"),
+    )
 }

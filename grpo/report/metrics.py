@@ -95,6 +95,22 @@ class Min:
 
 
 @dataclass(frozen=True, slots=True)
+class EffectiveSampleSize:
+    """(sum w)^2 / (n sum w^2) of n importance weights w: 1 if equal, 1/n for a single one; None if all are 0."""
+
+    total: float
+    squares: float
+    count: float
+
+    def __add__(self, other: "EffectiveSampleSize") -> "EffectiveSampleSize":
+        return EffectiveSampleSize(self.total + other.total, self.squares + other.squares, self.count + other.count)
+
+    @property
+    def value(self) -> float | None:
+        return self.total**2 / (self.count * self.squares) if self.squares else None
+
+
+@dataclass(frozen=True, slots=True)
 class LogHistogram:
     """Counts of magnitudes in bins of a tenth of a decade; reports the upper edge of the bin that holds a quantile.
 

@@ -95,6 +95,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         temperature=recipe.rollout.temperature,
         batching=batching,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+        train_entropy=recipe.policy_gradient.entropy_coef > 0,
     )
     reference = None
     if recipe.policy_gradient.beta > 0:

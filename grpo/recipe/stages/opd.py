@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from grpo.recipe.config import AlgorithmConfig, OnPolicyRecipe, RewardConfig
+from grpo.recipe.algorithm import AlgorithmConfig
+from grpo.recipe.config import OnPolicyRecipe, RewardConfig
 from grpo.recipe.section import Section
 
 

@@ -23,6 +23,20 @@ def advantages(rewards: Sequence[Sequence[float]], scale: str) -> list[list[floa
     return result
 
 
+def estimator(rewards: Sequence[Sequence[float]], name: str) -> list[list[float]]:
+    """Advantages of estimators that are not group-normalised; no NaN."""
+    if name == "rloo":
+        return [[r - (sum(row) - r) / (len(row) - 1) for r in row] for row in rewards]
+    means = [sum(row) / len(row) for row in rewards]
+    if name == "maxrl":
+        return [[(r - m) / m if m else 0.0 for r in row] for row, m in zip(rewards, means, strict=True)]
+    values = [[r - m if name.endswith("baseline") else r for r in row] for row, m in zip(rewards, means, strict=True)]
+    every = [v for row in values for v in row]
+    mean = sum(every) / len(every)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in every) / (len(every) - 1)) + 1e-4
+    return [[(v - mean) / deviation for v in row] for row in values]
+
+
 def decoupled(values: Sequence[Sequence[Sequence[float]]], weights: Sequence[float]) -> list[list[float]]:
     """GDPO, 2601.05242: [groups][G][rewards] -> [groups][G]; NaN does not apply."""
 
@@ -53,30 +67,103 @@ def loss(
     sequences: Sequence[dict],
     *,
     loss_type: str,
-    epsilon: float,
-    epsilon_high: float,
-    beta: float,
     max_completion_length: int,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    use_bias_correction_kl: bool = False,
+    importance_sampling_level: str | None = None,
+    off_policy_mask_threshold: float | None = None,
+    importance_sampling_correction: str | None = None,
+    importance_sampling_clip_min: float | None = None,
+    importance_sampling_clip_max: float | None = None,
+    sapo_temperature_pos: float = 1.0,
+    sapo_temperature_neg: float = 1.05,
+    dppo_delta: float = 0.2,
+    dppo_log_ratio_coef: float = 1e-3,
+    frozen: Sequence[dict] | None = None,
     steps_per_generation: int = 1,
     rollout_tokens: int | None = None,
 ) -> float:
-    """The objective of one mini-batch (to be minimised).
+    """The objective of one mini-batch (to be minimised), one token at a time, as the papers write it.
 
-    Each sequence: {"logprobs", "old", "ref": lists, "advantage": float, "masked": bool}.
+    Each sequence: {"logprobs", "old", "behaviour", "ref": lists, "advantage": float, "masked": bool}.
+    frozen: the sequences before a finite difference: what the papers put under a stop-gradient comes from there.
     """
+    high = epsilon if epsilon_high is None else epsilon_high
 
-    def token(s: dict, t: int) -> float:
-        ratio = math.exp(s["logprobs"][t] - s["old"][t])
-        clipped = min(max(ratio, 1 - epsilon), 1 + epsilon_high)
-        gain = min(ratio * s["advantage"], clipped * s["advantage"])
+    def mean_log_ratio(s: dict, base: str) -> float:
+        return sum(a - b for a, b in zip(s["logprobs"], s[base], strict=True)) / len(s["logprobs"])
+
+    def ratio(s: dict, still: dict, t: int) -> float:
+        level = importance_sampling_level or {
+            "gspo": "sequence",
+            "luspo": "sequence",
+            "gspo_token": "sequence_token",
+        }.get(loss_type, "token")
+        if level == "token":
+            return math.exp(s["logprobs"][t] - s["old"][t])
+        if level == "sequence":
+            return math.exp(mean_log_ratio(s, "old"))
+        return math.exp(mean_log_ratio(still, "old")) * math.exp(s["logprobs"][t] - still["logprobs"][t])
+
+    def surrogate(s: dict, still: dict, t: int) -> float:
+        advantage = s["advantage"]
+        if loss_type == "dppo":
+            r = math.exp(s["logprobs"][t] - s["behaviour"][t])
+            moved = math.exp(still["logprobs"][t]) - math.exp(s["behaviour"][t])
+            dropped = (advantage > 0 and moved > dppo_delta) or (advantage < 0 and moved < -dppo_delta)
+            return -(0.0 if dropped else advantage * r) + dppo_log_ratio_coef * math.log(r) ** 2
+        r = ratio(s, still, t)
+        if loss_type == "cispo":
+            return -min(ratio(still, still, t), high) * advantage * s["logprobs"][t]
+        if loss_type == "sapo":
+            tau = sapo_temperature_pos if advantage > 0 else sapo_temperature_neg
+            return -4 / tau / (1 + math.exp(-tau * (r - 1))) * advantage
+        gain = min(r * advantage, min(max(r, 1 - epsilon), 1 + high) * advantage)
+        if delta is not None and advantage < 0:  # dual clip
+            gain = max(gain, delta * advantage)
+        return -gain
+
+    def correction(s: dict, t: int) -> float:
+        logs = [a - b for a, b in zip(s["old"], s["behaviour"], strict=True)]
+        level, rule, low, top = {
+            "tis": ("token", "clip", 0.0, 2.0),
+            "sequence_tis": ("sequence", "clip", 0.0, 4.0),
+            "token_mis": ("token", "mask", 0.0, 2.0),
+            "mis": ("sequence", "mask", 0.0, 3.0),
+            "icepop": ("token", "mask", 0.5, 5.0),
+            "geometric": ("mean", "keep", 0.99, 1.01),
+        }[importance_sampling_correction]  # type: ignore[index]
+        low = low if importance_sampling_clip_min is None else importance_sampling_clip_min
+        top = top if importance_sampling_clip_max is None else importance_sampling_clip_max
+        weight = math.exp({"token": logs[t], "sequence": sum(logs), "mean": sum(logs) / len(logs)}[level])
+        if rule == "clip":
+            return min(max(weight, low), top)
+        return 0.0 if weight < low or weight > top else (1.0 if rule == "keep" else weight)
+
+    def token(s: dict, still: dict, t: int) -> float:
+        value = surrogate(s, still, t)
+        if off_policy_mask_threshold is not None and s["advantage"] < 0:
+            value *= -mean_log_ratio(still, "behaviour") <= off_policy_mask_threshold
+        if importance_sampling_correction:
+            value *= correction(s, t)
         difference = s["ref"][t] - s["logprobs"][t]
-        return -(gain - beta * (math.exp(difference) - difference - 1))
+        kl = math.exp(difference) - difference - 1
+        return value + beta * kl * (ratio(s, still, t) if use_bias_correction_kl else 1.0)
 
-    sums = [0.0 if s["masked"] else sum(token(s, t) for t in range(len(s["logprobs"]))) for s in sequences]
+    still = sequences if frozen is None else frozen
+    sums = [
+        0.0 if s["masked"] else sum(token(s, f, t) for t in range(len(s["logprobs"])))
+        for s, f in zip(sequences, still, strict=True)
+    ]
     lengths = [len(s["logprobs"]) for s in sequences]
     active = sum(n for n, s in zip(lengths, sequences, strict=True) if not s["masked"])
-    if loss_type == "grpo":
+    if loss_type in ("grpo", "gspo", "gspo_token", "sapo"):
         return sum(total / n for total, n in zip(sums, lengths, strict=True) if n) / len(sequences)
+    if loss_type == "luspo":
+        return sum(sums) / len(sequences)
     if loss_type == "dr_grpo":
         return sum(sums) / (len(sequences) * max_completion_length)
     if loss_type == "bnpo":

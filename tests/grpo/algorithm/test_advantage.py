@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from grpo.algorithm.advantage import decoupled_advantages, group_relative_advantages
+from grpo.algorithm.plan import estimate_advantages
+from grpo.recipe.algorithm import AlgorithmConfig
 from tests.grpo.algorithm import oracle
 
 
@@ -30,6 +32,36 @@ def test_matches_oracle_with_samples_that_no_reward_applies_to(scale: str) -> No
     got = group_relative_advantages(rewards, scale)  # type: ignore[arg-type]
     np.testing.assert_allclose(got, oracle.advantages(rewards.tolist(), scale), rtol=1e-12, atol=1e-12)
     assert not got[3].any()
+
+
+REWARDS = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "third"),
+    [
+        ("rloo", [2 / 3, -2 / 3, -2 / 3, 2 / 3], [-1 / 3, -1 / 3, -1 / 3, 1.0]),
+        ("maxrl", [1.0, -1.0, -1.0, 1.0], [-1.0, -1.0, -1.0, 3.0]),
+        ("reinforce_plus_plus", None, None),
+        ("reinforce_plus_plus_baseline", None, None),
+    ],
+)
+def test_other_estimators_match_the_oracle(name: str, first: list[float] | None, third: list[float] | None) -> None:
+    got = estimate_advantages(REWARDS, AlgorithmConfig(advantage_estimator=name))
+    np.testing.assert_allclose(got, oracle.estimator(REWARDS.tolist(), name), rtol=1e-12, atol=1e-12)
+    if first:
+        assert got[0].tolist() == pytest.approx(first) and got[2].tolist() == pytest.approx(third)
+    if name != "reinforce_plus_plus":  # the batch's mean is no group's: groups of one kind have a gradient there
+        assert not got[1].any() and not got[3].any()
+    holes = np.where(np.arange(4) == 1, np.nan, REWARDS)
+    assert not np.isnan(estimate_advantages(holes, AlgorithmConfig(advantage_estimator=name))).any()
+    none = estimate_advantages(np.full((2, 2), np.nan), AlgorithmConfig(advantage_estimator=name))
+    assert none.tolist() == [[0.0, 0.0]] * 2
+
+
+def test_maxrl_refuses_negative_rewards() -> None:
+    with pytest.raises(ValueError, match=r"divides by a group's mean reward, and a reward is -0.5\. Use rewards"):
+        estimate_advantages(np.array([[1.0, -0.5]]), AlgorithmConfig(advantage_estimator="maxrl"))
 
 
 def test_rewards_are_normalised_one_by_one_and_then_the_batch() -> None:

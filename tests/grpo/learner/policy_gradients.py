@@ -13,12 +13,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from grpo.algorithm.loss import clipped_surrogate
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import Sample, assemble, attach
+from grpo.learner.objective import loss_function
 from grpo.learner.policy import Policy
 from grpo.learner.scoring import Batching
 from grpo.model.load import load_model
+from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.recipe.config import GRPORecipe
 from rewards.runner.score import ScoredGroup
 from rollout.types import Completion, Group, Problem
@@ -48,7 +49,7 @@ def with_noise(samples: list[Sample], beta: float) -> list[Sample]:
     def arrays(low: float, high: float) -> list[np.ndarray]:
         return [np.random.default_rng(sum(s.completion_ids)).uniform(low, high, len(s.completion_ids)) for s in samples]
 
-    samples = attach(samples, old_logprobs=arrays(-9.0, -4.0))
+    samples = attach(samples, old_logprobs=arrays(-9.0, -4.0), sampling_logprobs=arrays(-8.5, -4.5))
     return attach(samples, ref_logprobs=arrays(-8.0, -5.0)) if beta else samples
 
 
@@ -59,7 +60,7 @@ def recipe_for(model: str, **options: object) -> GRPORecipe:
             "data": {"task": "countdown"},
             "rollout": {"max_completion_length": MAX_COMPLETION_LENGTH, "num_generations": 4},
             "rewards": [{"function": "countdown"}],
-            "algorithm": {"loss_type": options.get("loss_type", "grpo"), "beta": options.get("beta", 0.0)},
+            "algorithm": {name: value for name, value in options.items() if name in AlgorithmConfig.model_fields},
             "trainer": {
                 "max_grad_norm": 1e9,
                 "gradient_checkpointing": options.get("gradient_checkpointing", False),
@@ -83,6 +84,7 @@ def policy_for(recipe: GRPORecipe, accelerator: Accelerator) -> Policy:
         temperature=recipe.rollout.temperature,
         batching=Batching(recipe.trainer.max_tokens_per_micro_batch, pad_token_id=0, packed=False),
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+        train_entropy=recipe.algorithm.entropy_coef > 0,
     )
 
 
@@ -94,21 +96,10 @@ def gradients(recipe: GRPORecipe, *, on_policy: bool = False) -> tuple[dict[str,
     rank, world = accelerator.process_index, accelerator.num_processes
     groups = make_groups()
     whole = Plan.of(Shapes.of(groups), algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
-    samples = assemble(groups[rank::world], whole.of_process(rank, world), keep_zero_advantage=algorithm.beta > 0)
+    keep = algorithm.trains_without_advantage
+    samples = assemble(groups[rank::world], whole.of_process(rank, world), keep_zero_advantage=keep)
 
-    def loss(logprobs, batch):
-        return clipped_surrogate(
-            logprobs,
-            logprobs.detach() if on_policy else batch.old_logprobs,
-            batch.advantages,
-            batch.token_weights,
-            epsilon=algorithm.epsilon,
-            epsilon_high=algorithm.epsilon,
-            beta=algorithm.beta,
-            ref_logprobs=batch.ref_logprobs,
-        )
-
-    metrics = policy.update(samples if on_policy else with_noise(samples, algorithm.beta), loss)
+    metrics = policy.update(samples if on_policy else with_noise(samples, algorithm.beta), loss_function(algorithm))
     total = accelerator.reduce(torch.tensor(metrics["loss"].value), "sum")
     grads = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
     return grads, float(total)

@@ -14,7 +14,8 @@ from grpo.learner.policy import Policy
 from grpo.learner.scoring import Batching
 from grpo.learner.teacher import Teacher
 from grpo.model.load import load_model
-from grpo.recipe.config import AlgorithmConfig, ModelConfig, OptimizerConfig
+from grpo.recipe.algorithm import AlgorithmConfig
+from grpo.recipe.config import ModelConfig, OptimizerConfig
 from tests.conftest import save_tiny, tiny_llama_config
 from tests.grpo.algorithm import oracle
 

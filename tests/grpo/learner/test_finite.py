@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import assemble
 from grpo.learner.policy import Policy
-from grpo.recipe.config import AlgorithmConfig
+from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.recipe.errors import NonFiniteError
 from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups, policy_for, recipe_for
 from tests.grpo.learner.test_policy import make_policy, on_policy_loss

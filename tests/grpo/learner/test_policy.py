@@ -12,10 +12,11 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
 from grpo.algorithm.advantage import group_relative_advantages
-from grpo.algorithm.loss import LossOutput, clipped_surrogate
 from grpo.algorithm.plan import Plan, Shapes
-from grpo.learner.batch import MicroBatch, Sample, assemble
+from grpo.learner.batch import Sample, assemble
+from grpo.learner.objective import loss_function
 from grpo.learner.policy import Policy
+from grpo.recipe.algorithm import AlgorithmConfig
 from tests.grpo.learner.policy_gradients import (
     MAX_COMPLETION_LENGTH,
     gradients,
@@ -112,9 +113,7 @@ def make_policy(
     return policy_for(recipe, accelerator or Accelerator(cpu=True)), samples
 
 
-def on_policy_loss(logprobs: torch.Tensor, batch: MicroBatch) -> LossOutput:
-    clip = {"epsilon": 0.2, "epsilon_high": 0.2}
-    return clipped_surrogate(logprobs, logprobs.detach(), batch.advantages, batch.token_weights, **clip)
+on_policy_loss = loss_function(AlgorithmConfig())
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.01])

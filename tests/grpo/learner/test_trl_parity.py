@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from grpo.algorithm.advantage import decoupled_advantages
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import Sample, assemble
-from grpo.recipe.config import AlgorithmConfig
+from grpo.recipe.algorithm import AlgorithmConfig
 from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, gradients, make_groups, recipe_for, with_noise
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -70,8 +70,7 @@ def trl_trainer(
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,
-            use_bias_correction_kl=False,
-            **options,
+            **{"use_bias_correction_kl": False, **options},
         ),
         train_dataset=Dataset.from_list([{"prompt": str(i)} for i in range(len(GROUPS))]),
         processing_class=AutoTokenizer.from_pretrained(model_path),
@@ -160,6 +159,34 @@ def test_loss_and_gradients_off_policy(tiny_llama: Path, tmp_path: Path, loss_ty
     assert_equal(ours, {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
 
 
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # ours, and TRL's where its words differ
+    "gspo": ({"loss_type": "gspo"}, {"loss_type": "grpo", "importance_sampling_level": "sequence"}),
+    "luspo": ({"loss_type": "luspo"}, {"loss_type": "luspo", "importance_sampling_level": "sequence"}),
+    "cispo": ({"loss_type": "cispo", "epsilon_high": 5.0}, {}),
+    "sapo": ({"loss_type": "sapo"}, {}),
+    "dual clip": ({"loss_type": "dapo", "delta": 1.5}, {}),
+    "unbiased KL": ({"loss_type": "dapo", "beta": 0.05, "use_bias_correction_kl": True}, {}),
+    "off-policy mask": ({"loss_type": "dapo", "beta": 0.05, "off_policy_mask_threshold": 0.1}, {}),
+    "entropy": ({"loss_type": "bnpo", "entropy_coef": 0.1}, {}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_have_trls_loss_and_gradients(tiny_llama: Path, tmp_path: Path, name: str) -> None:
+    ours, theirs = VARIANTS[name]
+    beta = ours.get("beta", 0.0)
+    trainer, _ = trl_trainer(tiny_llama, tmp_path, **{**ours, **theirs})
+    whole = Plan.of(Shapes.of(GROUPS), AlgorithmConfig(), max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    inputs = trl_inputs(with_noise(every_sample(whole.advantages.ravel()), beta))
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    got, our_loss = gradients(recipe_for(str(tiny_llama), **ours))
+    assert our_loss == pytest.approx(loss.item(), rel=1e-5)
+    assert_equal(got, {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
+
+
 def every_sample(advantages: Any) -> list[Sample]:
     return [
         Sample(
@@ -188,6 +215,7 @@ def trl_inputs(samples: list[Sample]) -> dict[str, torch.Tensor]:
         "completion_mask": right([[1] * len(c) for c in completions]),
         "advantages": torch.tensor([s.advantages for s in samples], dtype=torch.float32),
         "old_per_token_logps": right([s.old_logprobs for s in samples]).float(),
+        "sampling_per_token_logps": right([s.sampling_logprobs for s in samples]).float(),
         "num_items_in_batch": torch.tensor(sum(map(len, completions))),
     }
     if samples[0].ref_logprobs is not None:

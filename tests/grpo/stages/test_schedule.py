@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from grpo.recipe.config import AlgorithmConfig, DataConfig, GRPORecipe, ModelConfig, RewardConfig, TrainerConfig
+from grpo.recipe.algorithm import AlgorithmConfig
+from grpo.recipe.config import DataConfig, GRPORecipe, ModelConfig, RewardConfig, TrainerConfig
 from grpo.report.metrics import Metric
 from grpo.stages.grpo import Trainer
 from grpo.stages.schedule import due_within, is_due

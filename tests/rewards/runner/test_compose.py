@@ -10,7 +10,7 @@ import pytest
 
 import grpo
 from grpo.algorithm.plan import Plan, Shapes
-from grpo.recipe.config import AlgorithmConfig
+from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.report.metrics import values
 from grpo.report.records import deterministic
 from grpo.report.rollout_metrics import rollout_metrics

@@ -1,0 +1,67 @@
+"""Surrogates: what one token contributes to the loss, before token weights. All tensors are [T].
+
+Each takes the ratio with gradient (of tokens, or one per completion), the tokens and the recipe's settings, and returns
+the loss of every token with its metrics. With ratio 1, as in the first update of a rollout, all have the
+gradient of REINFORCE, -A d log pi.
+"""
+
+import torch
+from torch import Tensor
+
+from grpo.algorithm.tokens import Tokens
+from grpo.recipe.algorithm import AlgorithmConfig
+from grpo.report.metrics import Mean, Metric
+
+PerToken = tuple[Tensor, dict[str, Metric]]
+
+
+def clipped(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+    """-min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) (1707.06347 eq. 7; 2402.03300 eq. 3).
+
+    `delta` bounds r from above where A < 0 too (2505.07291): with a negative advantage the loss is at most delta |A|,
+    which is dual-clip PPO with c = delta (1912.09729 eq. 5).
+    """
+    low, high = 1 - settings.epsilon, 1 + settings.clip_high
+    bounded = ratio if settings.delta is None else ratio.clamp(max=settings.delta)
+    loss = -torch.minimum(bounded * tokens.advantages, ratio.clamp(low, high) * tokens.advantages)
+    too_low = (ratio < low) & (tokens.advantages < 0)
+    too_high = (ratio > high) & (tokens.advantages > 0)
+    return loss, _clip_metrics(too_low, too_high)
+
+
+def cispo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+    """-sg[min(r, epsilon_high)] A log pi (CISPO, 2506.13585 eq. 4-5): no token loses its gradient."""
+    loss = -ratio.clamp(max=settings.clip_high).detach() * tokens.advantages * tokens.logprobs
+    above = ratio > settings.clip_high
+    return loss, _clip_metrics(torch.zeros_like(above), above)
+
+
+def sapo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+    """-4 / tau sigmoid(tau (r - 1)) A, tau by the sign of A (SAPO, 2511.20347): a clip that sets in gradually."""
+    rising, falling = (ratio.new_tensor(tau) for tau in (settings.sapo_temperature_pos, settings.sapo_temperature_neg))
+    tau = torch.where(tokens.advantages > 0, rising, falling)
+    return -4 / tau * torch.sigmoid(tau * (ratio - 1)) * tokens.advantages, {}
+
+
+def dppo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+    """-keep A r + c (log r)^2, r = pi / mu (DPPO's total-variation mask with the penalty of Kimi-K2.5).
+
+    A token is left out when its probability has already moved by more than `dppo_delta` in the direction that its
+    advantage asks for: pi - mu > delta with A > 0, or pi - mu < -delta with A < 0. c is `dppo_log_ratio_coef`.
+    """
+    moved = tokens.logprobs.detach().exp() - tokens.behaviour_logprobs.exp()
+    too_high = (moved > settings.dppo_delta) & (tokens.advantages > 0)
+    too_low = (moved < -settings.dppo_delta) & (tokens.advantages < 0)
+    keep = (~(too_high | too_low)).to(ratio.dtype)
+    penalty = settings.dppo_log_ratio_coef * ratio.log() ** 2
+    return penalty - keep * tokens.advantages * ratio, _clip_metrics(too_low, too_high)
+
+
+def _clip_metrics(low: Tensor, high: Tensor) -> dict[str, Metric]:
+    """Shares of tokens that the clip stops."""
+    count, lows, highs = len(low), low.sum().item(), high.sum().item()
+    return {
+        "clip_ratio/low_mean": Mean(lows, count),
+        "clip_ratio/high_mean": Mean(highs, count),
+        "clip_ratio/region_mean": Mean(lows + highs, count),
+    }

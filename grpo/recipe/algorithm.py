@@ -1,0 +1,128 @@
+"""The section `algorithm`: which policy-gradient method trains the policy. docs/algorithms.md explains the choices."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from grpo.recipe.registry import CORRECTIONS, LOSSES
+from grpo.recipe.section import Section
+from rollout.support.names import nearest
+
+
+def _known_loss(name: str) -> str:
+    if name not in LOSSES:
+        raise ValueError(f"{name!r} is not one of {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
+    return name
+
+
+def _known_correction(name: str) -> str:
+    if name not in CORRECTIONS:
+        raise ValueError(f"{name!r} is not one of {', '.join(CORRECTIONS)}.{nearest(name, CORRECTIONS)}")
+    return name
+
+
+class AlgorithmConfig(Section):
+    """GRPO (2402.03300, 2501.12948) and its variants."""
+
+    loss_type: Annotated[str, AfterValidator(_known_loss)] = "grpo"  # a name in LOSSES; docs/algorithms.md
+    importance_sampling_level: Literal["token", "sequence", "sequence_token"] | None = None  # None: the loss's own
+    advantage_estimator: Literal["group", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl"] = (
+        "group"
+    )
+    scale_rewards: Literal["group", "batch", "none"] = "group"  # of the estimator "group"
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"  # or GDPO
+    epsilon: PositiveFloat = 0.2
+    epsilon_high: PositiveFloat | None = None  # None: same as epsilon; cispo: the bound of the ratio itself, say 5
+    delta: PositiveFloat | None = None  # bound of the ratio where the advantage is negative (dual-clip PPO's c)
+    sapo_temperature_pos: PositiveFloat = 1.0
+    sapo_temperature_neg: PositiveFloat = 1.05
+    dppo_delta: PositiveFloat = 0.2
+    dppo_log_ratio_coef: NonNegativeFloat = 1e-3
+    entropy_coef: NonNegativeFloat = 0.0  # of a bonus for the entropy; 0: none
+    beta: NonNegativeFloat = 0.0  # KL coefficient; 0: no reference model in memory
+    use_bias_correction_kl: bool = False  # KL times the ratio, as DeepSeek-V3.2
+    ref_model_sync_steps: NonNegativeInt = 0  # update the reference model every N steps; 0: never
+    steps_per_generation: PositiveInt = 1  # optimizer steps (mini-batches) per rollout; R1-Zero: 16
+    mask_truncated_completions: bool = False
+    off_policy_mask_threshold: PositiveFloat | None = None  # of DeepSeek-V3.2's mask; None: off
+    # For a sampler that is not the trainer's policy: tis, sequence_tis, mis, token_mis, icepop or geometric.
+    importance_sampling_correction: Annotated[str, AfterValidator(_known_correction)] | None = None
+    importance_sampling_clip_min: NonNegativeFloat | None = None  # None: the correction's own bounds
+    importance_sampling_clip_max: PositiveFloat | None = None
+    # The run stops above this mean |log p_trainer - log p_engine|. None: 1e-3 in float32, 0.05 in bfloat16; ten times
+    # that with a correction or dppo.
+    max_logp_difference: PositiveFloat | None = None
+
+    @property
+    def clip_high(self) -> float:
+        """Of the upper clip."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    @property
+    def trains_without_advantage(self) -> bool:
+        """Whether a completion whose advantage is 0 has a gradient."""
+        penalised = self.loss_type == "dppo" and self.dppo_log_ratio_coef > 0
+        return self.beta > 0 or self.entropy_coef > 0 or penalised
+
+
+def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
+    """Options that the chosen loss would ignore, or that mean nothing together."""
+    loss, correction = algorithm.loss_type, algorithm.importance_sampling_correction
+    changed = {
+        name: value
+        for name, field in AlgorithmConfig.model_fields.items()
+        if (value := getattr(algorithm, name)) != field.default
+    }
+    only = {
+        "delta": [name for name in LOSSES if name not in ("cispo", "sapo", "dppo")],
+        "importance_sampling_level": [name for name in LOSSES if name != "dppo"],
+        "sapo_temperature_pos": ["sapo"],
+        "sapo_temperature_neg": ["sapo"],
+        "dppo_delta": ["dppo"],
+        "dppo_log_ratio_coef": ["dppo"],
+    }
+    for name, losses in only.items():
+        if name in changed and loss not in losses:
+            yield (
+                f"algorithm.{name}={changed[name]} with loss_type={loss!r}: only {', '.join(losses)} "
+                f"use{'s' * (len(losses) == 1)} it. Remove it, or choose one of them."
+            )
+    if loss == "cispo" and algorithm.clip_high < 1:
+        yield (
+            f"algorithm.epsilon_high={algorithm.epsilon_high} with loss_type='cispo': it bounds the ratio itself, so "
+            "it must be above 1. Set algorithm.epsilon_high=5.0."
+        )
+    if algorithm.delta is not None and algorithm.delta <= 1 + algorithm.clip_high:
+        yield (
+            f"algorithm.delta={algorithm.delta}: must be above the clip, which ends at {1 + algorithm.clip_high:g}. "
+            "Set a larger one, such as 3.0."
+        )
+    if loss == "dppo" and correction:
+        yield (
+            f"algorithm.importance_sampling_correction={correction!r} with loss_type='dppo': its ratio is to the "
+            "engine already. Remove the correction."
+        )
+    low, high = algorithm.importance_sampling_clip_min, algorithm.importance_sampling_clip_max
+    if not correction and (low, high) != (None, None):
+        yield (
+            "algorithm.importance_sampling_clip_min and _clip_max bound a correction, and there is none. Set "
+            "algorithm.importance_sampling_correction, such as tis."
+        )
+    if low is not None and high is not None and low >= high:
+        yield (
+            f"algorithm.importance_sampling_clip_min={low}: must be below importance_sampling_clip_max={high}. "
+            "Exchange them."
+        )
+    if algorithm.use_bias_correction_kl and not algorithm.beta:
+        yield (
+            "algorithm.use_bias_correction_kl=true with algorithm.beta=0: there is no KL term to correct. Set "
+            "algorithm.beta above 0, or remove it."
+        )
+    if algorithm.advantage_estimator != "group":
+        for name in ("scale_rewards", "multi_objective_aggregation"):
+            if name in changed:
+                yield (
+                    f"algorithm.{name}={changed[name]!r} with advantage_estimator={algorithm.advantage_estimator!r}: "
+                    "only the estimator 'group' uses it. Remove one of them."
+                )
