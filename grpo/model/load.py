@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from grpo.model.adapters import is_adapter
 from grpo.model.head import token_logprobs
 from grpo.model.moe import moe_layers
 from grpo.model.teacher import Target, token_divergence
@@ -21,7 +22,15 @@ def load_model(config: ModelConfig, path: str | Path | None = None, **changes: A
 
     path: a folder whose weights replace those of `config`, such as a checkpoint.
     changes: keys of the model's config.json with other values.
+
+    Raises:
+        ValueError: it is an adapter's folder.
     """
+    if is_adapter(path or config.model_name_or_path):
+        raise ValueError(
+            f"{path or config.model_name_or_path} is an adapter, which cannot be the base of further training. Write "
+            "it out as a whole model first: grpo merge ADAPTER OUT."
+        )
     model = AutoModelForCausalLM.from_pretrained(
         path or config.model_name_or_path,
         revision=None if path else config.revision,
