@@ -102,9 +102,7 @@ def merge(adapter: Path, out: Path) -> None:
         ValueError: it is not an adapter, or `out` is in use.
     """
     if not (adapter / ADAPTER_FILE).is_file():
-        raise ValueError(
-            f"{adapter} contains no {ADAPTER_FILE}. Name an adapter's folder, such as a checkpoint of LoRA."
-        )
+        raise ValueError(f"{adapter} contains no {ADAPTER_FILE}. Name an adapter's folder.")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty. Name another folder.")
     from grpo.model.adapters import merge_adapter

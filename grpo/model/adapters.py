@@ -1,7 +1,8 @@
 """LoRA adapters inside a model: attaching, switching off, saving, merging. peft does the mathematics.
 
 The model stays a `PreTrainedModel` whose targeted modules are peft's layers, so everything that reads its modules goes
-on working, and its `save_pretrained` writes adapters only. Left out: several adapters at once, quantized bases, sharding.
+on working, and its `save_pretrained` writes adapters only. Left out: several adapters at once, quantized bases,
+sharding.
 """
 
 import json
@@ -55,7 +56,8 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
     """Every target must match, and none may be one that training or sampling would pass over."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     parameters = [name for name, p in model.named_parameters() if p.ndim == 3]
-    outside = {name for name, m in model.named_modules() if m in (model.get_input_embeddings(), _head(model))}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    outside = {name for name, module in model.named_modules() if module in ends}
     _check_names("target_parameters", config.target_parameters, parameters)
     _check_names("modules_to_save", config.modules_to_save, [name for name, _ in model.named_modules()])
     if isinstance(config.target_modules, list):
@@ -78,10 +80,6 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
             f"model.lora.modules_to_save={config.modules_to_save}: the head of {model.config.name_or_path} is its "
             "embedding, and training a copy of one would separate them. Leave them out."
         )
-
-
-def _head(model: PreTrainedModel) -> Any:
-    return model.get_output_embeddings()
 
 
 def _matches(name: str, ends: list[str]) -> bool:
