@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from grpo.model.moe import moe_layers
 from grpo.recipe.lora import LoRAConfig
 
 ADAPTER_FILE = "adapter_config.json"
@@ -93,7 +94,7 @@ def _check_names(field: str, wanted: list[str], names: list[str]) -> None:
 
 
 def _no_match(field: str, wanted: str, names: list[str]) -> str:
-    exist = sorted({re.sub(r".*\.\d+\.", "", name) for name in names})
+    exist = sorted({_end(name) for name in names})
     return (
         f"model.lora.{field}: {wanted!r} matches nothing in this model. There are {', '.join(exist[:40]) or 'none'}. "
         "Name one of them, by its end."
@@ -104,14 +105,17 @@ def describe_adapters(model: PreTrainedModel) -> str:
     """What trains and what does not, in one line for the log."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    adapted = {id(m.get_base_layer()) for m in model.modules() if isinstance(m, LoraLayer)}
-    experts = [block.experts for block in moe_layers(model).values()]
-    frozen = experts and not any(isinstance(e, LoraLayer) or id(e) in adapted for e in experts)
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    adapted = sorted({_end(f"{name}.{getattr(module, 'parameter_name', '')}") for name, module in layers})
     return (
-        f"model.lora: {trained:,} of {total:,} parameters train, in {len(adapted)} modules"
-        + ("; routed experts do not (they take target_parameters, docs/lora.md)" if frozen else "")
-        + ". The engine is sent merged weights."
+        f"model.lora: {trained:,} of {total:,} parameters train, in {', '.join(adapted)}. The engine is sent merged "
+        "weights."
     )
+
+
+def _end(name: str) -> str:
+    """The name without its layer: model.layers.1.mlp.experts.base_layer.down_proj -> mlp.experts.down_proj."""
+    return re.sub(r".*\.\d+\.", "", name.replace(".base_layer", "")).rstrip(".")
 
 
 # -- weights of the adapters
@@ -155,11 +159,14 @@ def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
 @contextmanager
 def base_only(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block the adapters are off, and the model is its base."""
-    model.disable_adapters()
+    parts = [module for module in model.modules() if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)]
+    for part in parts:  # transformers' enable_adapters forgets modules_to_save
+        part.enable_adapters(False)
     try:
         yield
     finally:
-        model.enable_adapters()
+        for part in parts:
+            part.enable_adapters(True)
 
 
 # -- merging

@@ -79,12 +79,14 @@ def peft_gradients(model_path: Path, lora: LoRAConfig, samples: list[Sample]) ->
     return [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
 
 
+KINDS = {
+    "experts": LoRAConfig(r=2, target_parameters=EXPERTS),
+    "dora": LoRAConfig(r=4, target_modules=["o_proj", "q_b_proj"], use_dora=True, use_rslora=True),
+}
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(
-    "lora",
-    [LoRAConfig(r=2, target_parameters=EXPERTS), LoRAConfig(r=4, use_dora=True, use_rslora=True)],
-    ids=["experts", "dora"],
-)
+@pytest.mark.parametrize("lora", KINDS.values(), ids=KINDS)
 def test_gradients_are_those_of_plain_peft(tiny_v3: Path, lora: LoRAConfig, checkpointing: bool) -> None:
     recipe = recipe_for(str(tiny_v3), gradient_checkpointing=checkpointing)
     samples, policy = samples_for(recipe), policy_for(recipe, lora)

@@ -38,7 +38,7 @@ KINDS = {
     "experts": LoRAConfig(r=2, target_parameters=EXPERTS),
     "experts only": LoRAConfig(r=2, target_modules=[], target_parameters=EXPERTS),
     "rslora": LoRAConfig(r=4, use_rslora=True),
-    "dora": LoRAConfig(r=4, use_dora=True),
+    "dora": LoRAConfig(r=4, target_modules=ATTENTION, use_dora=True),
     "head trained whole": LoRAConfig(r=4, target_modules="model.layers.1.*o_proj", modules_to_save=["lm_head"]),
 }
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -158,8 +158,16 @@ def test_half_of_a_tied_pair_is_not_trained(tiny_llama: Path) -> None:
 
 
 def test_the_log_says_what_trains(tiny_v3: Path) -> None:
-    assert "routed experts do not" in describe_adapters(adapted(tiny_v3, KINDS["all-linear"]))
-    assert "routed experts" not in describe_adapters(adapted(tiny_v3, KINDS["experts"]))
+    """peft takes a MoE's gate, up and down projections, also those of all-linear, for its routed experts."""
+    attention, everything = (describe_adapters(adapted(tiny_v3, KINDS[name])) for name in ("attention", "all-linear"))
+    assert "self_attn.o_proj" in attention and "experts" not in attention
+    assert "mlp.experts.down_proj, mlp.experts.gate_up_proj" in everything and "shared" not in everything
+
+
+def test_dora_on_experts_is_refused(tiny_v3: Path) -> None:
+    model = load_model(ModelConfig(model_name_or_path=str(tiny_v3)))
+    with pytest.raises(ValueError, match="does not work with use_dora"):
+        attach_adapters(model, LoRAConfig(use_dora=True))
 
 
 def sampled_difference(model: PreTrainedModel, engine: Any) -> float:
