@@ -112,6 +112,18 @@ def serve(arguments: Sequence[str]) -> None:
         _fail(str(error))
 
 
+def merge(arguments: Sequence[str]) -> None:
+    """`grpo merge`: write a LoRA adapter as a whole model."""
+    if len(arguments) != 2 or arguments[0].startswith("-"):
+        _fail_usage("merge takes an adapter's folder and a folder to write.")
+    from grpo.evaluation.engines import merge as merge_folders
+
+    try:
+        merge_folders(Path(arguments[0]), Path(arguments[1]))
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
 def report(arguments: Sequence[str]) -> None:
     """`grpo report`: rebuild a run's page from its files."""
     from grpo.report.page.write import write_page
@@ -186,6 +198,7 @@ COMMANDS = {
         "CHECKPOINT [vLLM's options, such as --port 8000]",
         "serve a checkpoint with vLLM's OpenAI-compatible API",
     ),
+    "merge": Command(merge, "ADAPTER OUT", "write a LoRA adapter and its base as a whole model"),
     "report": Command(report, "RUN", "rebuild a run's page from its files"),
     "reward-test": Command(
         reward_test,

@@ -25,11 +25,12 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
     rows, length, config = training.rows, training.length, shape.config
     # Trained in float32, whatever it computes in.
     state = shape.total * BYTES["float32"]
-    parts = {"weights": state, "gradients": state, "AdamW": 2 * state}
+    trained = shape.trained * BYTES["float32"]
+    parts = {"weights": state, "gradients": trained, "AdamW": 2 * trained}
     if width < BYTES["float32"]:
         parts["weights, cast for the forward"] = shape.total * width
     if num_processes > 1:
-        parts["gradient buckets"] = state
+        parts["gradient buckets"] = trained
     if training.reference:
         parts["reference"] = state
     # In backward, one layer at a time needs about as much again for gradients and intermediate values.
@@ -46,9 +47,10 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
         parts["attention scores"] = scores
     hidden = 2 * rows * length * config.hidden_size * width
     if training.head == "chunked":
-        # A chunk's logits twice, the head weight's gradient in float32, hidden states and their gradient.
+        # A chunk's logits twice, the gradient of a trained head in float32, hidden states and their gradient.
         chunk = min(CHUNK_ELEMENTS.get(device, 2**27), rows * length * config.vocab_size)
-        parts["LM head, in chunks"] = 2 * 4 * chunk + 4 * config.vocab_size * config.hidden_size + hidden
+        gradient = 4 * config.vocab_size * config.hidden_size if shape.trained == shape.total else 0
+        parts["LM head, in chunks"] = 2 * 4 * chunk + gradient + hidden
     return parts
 
 

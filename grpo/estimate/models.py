@@ -9,6 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from grpo.estimate.shape import ModelShape, measure_shape
 from grpo.recipe.load import RecipeError
+from grpo.recipe.lora import LoRAConfig
 from grpo.recipe.section import StageRecipe
 from grpo.recipe.stages.preference import PairsRecipe
 from grpo.recipe.stages.rejection import RejectionRecipe
@@ -61,11 +62,19 @@ class Models:
             raise found
         return found
 
-    def shape(self, config: PretrainedConfig, *, rows: int = 0, length: int = 0, width: int = 4) -> ModelShape:
+    def shape(
+        self,
+        config: PretrainedConfig,
+        *,
+        rows: int = 0,
+        length: int = 0,
+        width: int = 4,
+        lora: LoRAConfig | None = None,
+    ) -> ModelShape:
         """`measure_shape`, once for the same arguments."""
-        key = (json.dumps(config.to_dict(), default=str), rows, length, width)
+        key = (json.dumps(config.to_dict(), default=str), rows, length, width, repr(lora))
         if key not in self._shapes:
-            self._shapes[key] = measure_shape(config, rows=rows, length=length, width=width)
+            self._shapes[key] = measure_shape(config, rows=rows, length=length, width=width, lora=lora)
         return self._shapes[key]
 
     def rows(self, dataset: str) -> int | None:

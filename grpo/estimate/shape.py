@@ -14,6 +14,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from grpo.model.adapters import attach_adapters
+from grpo.recipe.lora import LoRAConfig
+
 BYTES = {"float32": 4, "bfloat16": 2}
 Texts = tuple[tuple[int, int], ...]  # (how many, tokens of each)
 
@@ -26,6 +29,7 @@ class ModelShape:
         config=…,
         total=671_026_404_352,   # parameters
         active=37_551_990_784,   # parameters a single token uses
+        trained=671_026_404_352, # parameters an optimizer step changes
         kept_bytes=…,            # saved by autograd for one micro-batch, except attention scores
         score_bytes=…,           # attention scores, saved only where attention is not fused
     )
@@ -34,32 +38,46 @@ class ModelShape:
     config: PretrainedConfig
     total: int
     active: int
+    trained: int
     kept_bytes: int
     score_bytes: int
 
 
-def measure_shape(config: PretrainedConfig, *, rows: int, length: int, width: int) -> ModelShape:
+def measure_shape(
+    config: PretrainedConfig, *, rows: int, length: int, width: int, lora: LoRAConfig | None = None
+) -> ModelShape:
     """Count parameters, and the bytes autograd saves in a forward over `rows` x `length` tokens, `width` per value.
 
     rows: 0: the model is not trained, nothing is saved.
+    lora: what trains in place of the model's own parameters, and is counted with them.
+
+    Raises:
+        ValueError: `lora` does not fit the model.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        if lora:
+            attach_adapters(model, lora)
     total = sum(p.numel() for p in model.parameters())
     idle = sum(
         p.numel() * (1 - config.num_experts_per_tok / p.shape[0])
         for name, p in model.named_parameters()
         if ".experts." in name and p.ndim == 3  # all experts of a layer are one tensor
     )
-    kept, scores = _kept_by_autograd(config, rows, length, width) if rows else (0, 0)
-    return ModelShape(config, total, round(total - idle), kept, scores)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept, scores = _kept_by_autograd(config, rows, length, width, lora) if rows else (0, 0)
+    return ModelShape(config, total, round(total - idle), trained, kept, scores)
 
 
-def _kept_by_autograd(config: PretrainedConfig, rows: int, length: int, width: int) -> tuple[int, int]:
+def _kept_by_autograd(
+    config: PretrainedConfig, rows: int, length: int, width: int, lora: LoRAConfig | None
+) -> tuple[int, int]:
     """Bytes a forward saves for backward, from a forward that computes shapes only: (all but scores, scores)."""
     # The fake grouped matrix product supports bfloat16 only: run in bfloat16, then scale the sizes.
     with FakeTensorMode():
         model = _fake_model(config)
+        if lora:
+            attach_adapters(model, lora)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         kept: dict[int, Tensor] = {}  # by storage: views share memory
 

@@ -26,7 +26,8 @@ def show_stage(console: Console, recipe: StageRecipe, num_processes: int) -> boo
         return True
     shape = found.shape
     console.print(f"\nModel: {describe(shape.config)}")
-    console.print(f"Parameters: {count(shape.total)} total, {count(shape.active)} active per token\n")
+    trained = f", {count(shape.trained)} trained" if shape.trained < shape.total else ""
+    console.print(f"Parameters: {count(shape.total)} total, {count(shape.active)} active per token{trained}\n")
     _print_memory(console, found, available, name)
     if found.work.generation:
         _print_cache(console, found.work.generation, found, device)

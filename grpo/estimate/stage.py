@@ -7,6 +7,7 @@ from grpo.estimate.memory import Parts, engine_parts, reward_parts, teacher_part
 from grpo.estimate.models import Models
 from grpo.estimate.shape import BYTES, ModelShape, forward_flops
 from grpo.estimate.work import Training, Work, work_of
+from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.section import StageRecipe
 from grpo.recipe.stages.opd import OPDRecipe
 from rollout.engines.base import check_context
@@ -58,7 +59,8 @@ def estimate_stage(recipe: StageRecipe, models: Models, *, device: str, num_proc
     dtype = getattr(recipe.model, "dtype", "float32")  # type: ignore[attr-defined]
     width, training = BYTES[dtype], work.training
     rows, length = (training.rows, training.length) if training else (0, 0)
-    shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width)
+    lora = recipe.model.lora if isinstance(recipe, OnPolicyRecipe) else None
+    shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width, lora=lora)
     found = Estimate(work, shape, dtype, notes=_context_note(work, shape))
     if training:
         found.parts |= training_parts(training, shape, width, device=device, num_processes=num_processes)

@@ -86,7 +86,7 @@ def _on_policy(recipe: OnPolicyRecipe) -> Work:
         checkpointed=recipe.trainer.gradient_checkpointing,
         texts=texts,
         more_forwards=has_reference + (algorithm.steps_per_generation > 1),
-        reference=has_reference,
+        reference=has_reference and recipe.model.lora is None,  # else it is the base itself
     )
     generation = Generation(rollout.engine, rollout, recipe.max_model_len, texts)
     return Work(training, generation, tuple(recipe.rewards), recipe.trainer.num_reward_workers)

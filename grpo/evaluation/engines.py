@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from grpo.evaluation.config import EvalModelConfig, EvalRecipe
 from rollout.engines import base as engines
@@ -87,16 +87,29 @@ def whole_model(model: EvalModelConfig) -> Iterator[str]:
     if not (adapter / ADAPTER_FILE).is_file():
         yield model.model_name_or_path
         return
-    try:
-        from peft import AutoPeftModelForCausalLM
-    except ImportError as error:
-        raise ValueError(f"{adapter} is a LoRA adapter, which requires peft: pip install peft") from error
+    from grpo.model.adapters import merge_adapter
 
     with TemporaryDirectory(prefix="merged-") as folder:
-        merged: Any = AutoPeftModelForCausalLM.from_pretrained(str(adapter), dtype="auto")
-        merged.merge_and_unload().save_pretrained(folder)
+        merge_adapter(adapter, Path(folder), trust_remote_code=model.trust_remote_code)
         load_tokenizer(model).save_pretrained(folder)
         yield folder
+
+
+def merge(adapter: Path, out: Path) -> None:
+    """`grpo merge`: write an adapter's folder as a whole model with its tokenizer.
+
+    Raises:
+        ValueError: it is not an adapter, or `out` is in use.
+    """
+    if not (adapter / ADAPTER_FILE).is_file():
+        raise ValueError(f"{adapter} contains no {ADAPTER_FILE}. Name an adapter's folder.")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty. Name another folder.")
+    from grpo.model.adapters import merge_adapter
+
+    tokenizer = load_tokenizer(EvalModelConfig(model_name_or_path=str(adapter)))
+    merge_adapter(adapter, out)
+    tokenizer.save_pretrained(out)
 
 
 def context_length(recipe: EvalRecipe, longest_prompt: int) -> int:

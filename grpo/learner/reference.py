@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from grpo.learner.batch import Sample
+from grpo.learner.policy import Policy
 from grpo.learner.scoring import Batching, completion_logprobs
+from grpo.model.adapters import base_only, holding, trained_weights
 from grpo.model.load import CompletionLogProbs
 
 FOLDER = "reference"  # inside a checkpoint, where the reference has moved
@@ -36,3 +39,33 @@ class Reference:
     def save(self, checkpoint: Path) -> None:
         """Write a Hugging Face folder into the checkpoint. Main process only."""
         self.model.save_pretrained(checkpoint / FOLDER)
+
+
+class AdapterReference:
+    """Log-probs under the policy's base, or under adapters it had before: no second model in memory.
+
+    adapters: what the last refresh took over, or None while the reference is the base.
+    """
+
+    def __init__(self, policy: Policy, adapters: dict[str, Tensor] | None = None) -> None:
+        self.policy = policy
+        self.adapters = adapters
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """Log-probs [n] of each sample's completion."""
+        model = self.policy.model
+        model.eval()
+        with base_only(model) if self.adapters is None else holding(model, self.adapters):
+            found = self.policy.logprobs(samples)
+        model.train()
+        return found
+
+    def refresh(self, policy: PreTrainedModel) -> None:
+        """Take over the policy's adapters."""
+        self.adapters = trained_weights(policy)
+
+    def save(self, checkpoint: Path) -> None:
+        """Write its adapters into the checkpoint, unless it still is the base. Main process only."""
+        if self.adapters is not None:
+            with holding(self.policy.model, self.adapters):
+                self.policy.model.save_pretrained(checkpoint / FOLDER)

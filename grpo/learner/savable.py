@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo.model.adapters import has_adapters
 from grpo.recipe.load import RecipeError
 
 SAMPLING_ONLY = ("temperature", "top_p", "min_p", "top_h", "typical_p", "top_k", "epsilon_cutoff", "eta_cutoff")
@@ -47,7 +48,8 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
             f"{name} cannot be saved to {output_dir}, so its training would be lost: {' '.join(str(error).split())} "
             "Correct its files, or choose another model or trainer.output_dir."
         ) from error
-    needed = copies * sum(p.numel() * p.element_size() for p in model.parameters())
+    saved = [p for p in model.parameters() if p.requires_grad or not has_adapters(model)]
+    needed = copies * sum(p.numel() * p.element_size() for p in saved)
     free = shutil.disk_usage(output_dir).free
     if free < needed:
         raise RecipeError(

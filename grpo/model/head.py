@@ -47,12 +47,13 @@ class _TokenLogProbs(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
         upstream, of_entropy = (gradient / ctx.temperature for gradient in gradients)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        # A frozen head, as under adapters, needs none.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             # d log p(target) / d logits = onehot(target) - p,   d entropy / d logits = -p (log p + entropy)
@@ -67,8 +68,11 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_bias += scaled.sum(0)
             scaled = scaled.to(hidden.dtype)
             grad_hidden[part] = scaled @ weight.to(hidden.dtype)
-            grad_weight.addmm_(scaled.T.float(), hidden[part].float())
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None, None
+            if grad_weight is not None:
+                grad_weight.addmm_(scaled.T.float(), hidden[part].float())
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def token_logprobs(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from grpo.model.adapters import is_adapter
 from grpo.model.head import token_logprobs
 from grpo.model.moe import moe_layers
 from grpo.model.teacher import Target, token_divergence
@@ -22,9 +23,17 @@ def load_model(config: ModelConfig | SFTModel, path: str | Path | None = None, *
 
     path: a folder whose weights replace those of `config`, such as a checkpoint.
     changes: keys of the model's config.json with other values.
+
+    Raises:
+        ValueError: it is an adapter's folder.
     """
     name = path or config.model_name_or_path
     assert name is not None
+    if is_adapter(name):
+        raise ValueError(
+            f"{name} is an adapter, which cannot be the base of further training. Write it out as a whole model first: "
+            "grpo merge ADAPTER OUT."
+        )
     model = AutoModelForCausalLM.from_pretrained(
         name,
         revision=None if path else config.revision,

@@ -110,8 +110,9 @@ class _TokenDivergence(torch.autograd.Function):
         teacher = _Head(teacher_hidden, *head.on(hidden.device), head.temperature)
         upstream = gradients[0] / ctx.temperature
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        # A frozen head, as under adapters, needs none.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         rows = slice(0, ctx.shared)  # the gradient of the student's other rows is zero
         for start in range(0, len(hidden), ctx.chunk):
             part = slice(start, start + ctx.chunk)
@@ -122,8 +123,11 @@ class _TokenDivergence(torch.autograd.Function):
                 grad_bias[rows] += scaled.sum(0)
             scaled = scaled.to(hidden.dtype)
             grad_hidden[part] = scaled @ weight[rows].to(hidden.dtype)
-            grad_weight[rows].addmm_(scaled.T.float(), hidden[part].float())
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None, None
+            if grad_weight is not None:
+                grad_weight[rows].addmm_(scaled.T.float(), hidden[part].float())
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _normalised_(logits: Tensor) -> tuple[Tensor, Tensor]:

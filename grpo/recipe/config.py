@@ -19,6 +19,7 @@ from pydantic import (
 
 from grpo.recipe.algorithm import AlgorithmConfig, conflicts
 from grpo.recipe.data import DataConfig
+from grpo.recipe.lora import LoRAConfig, check_quantization, lora_conflicts
 from grpo.recipe.section import Section, StageRecipe
 from rollout.engines.build import check_trainable
 from rollout.types import Sampling
@@ -73,6 +74,13 @@ class ModelConfig(Section):
     disable_dropout: bool = True
     balance_bias_update_speed: NonNegativeFloat = 0.0  # gamma of 2408.15664; 0: frozen, as in published RL runs
     trust_remote_code: bool = False
+
+
+class PolicyConfig(ModelConfig):
+    """A policy that GRPO's loop trains: whole, or by adapters."""
+
+    lora: LoRAConfig | None = None  # train and save adapters only (docs/lora.md); None: all weights
+    quantization: Annotated[str | None, AfterValidator(check_quantization)] = None  # of the base (QLoRA): refused
 
 
 class RolloutConfig(EngineSection):
@@ -160,7 +168,7 @@ class ReportConfig(Section):
 class OnPolicyRecipe(StageRecipe):
     """A recipe of GRPO's loop: the policy completes problems, and is updated on its completions."""
 
-    model: ModelConfig
+    model: PolicyConfig
     data: DataConfig
     rollout: RolloutConfig = RolloutConfig()
     rewards: list[RewardConfig]
@@ -269,6 +277,10 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             "there is no reference model. Set algorithm.beta above 0 (R1-Zero: 0.001), or ref_model_sync_steps=0."
         )
     yield from conflicts(algorithm)
+    if (model := recipe.model).lora is not None:
+        yield from lora_conflicts(
+            model.lora, model.disable_dropout, model.balance_bias_update_speed, beta=algorithm.beta
+        )
     yield from _mixture_conflicts(recipe)
     yield from _reward_conflicts(recipe)
     yield from _evaluation_conflicts(recipe)

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.policy import Policy
-from grpo.learner.reference import FOLDER, Reference
+from grpo.learner.reference import FOLDER, AdapterReference, Reference
 from grpo.learner.restore import restore
 from grpo.learner.savable import check_saving, normalise_generation_config
 from grpo.learner.scoring import Batching
+from grpo.model.adapters import attach_adapters, describe_adapters, load_adapters, trained_weights
 from grpo.model.checks import check_model
 from grpo.model.load import load_model
 from grpo.recipe.config import OnPolicyRecipe
@@ -42,7 +43,7 @@ class Parts:
     rewards: Rewards
     held_out: Sequence[HeldOut]
     policy: Policy
-    reference: Reference | None  # None without a KL term
+    reference: Reference | AdapterReference | None  # None without a KL term
     engine: Engine
     publisher: Publisher
     report: Report
@@ -72,7 +73,12 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     held_out = _held_out(recipe, tokenizer, rewards, accelerator)
     parts.preflight([stream.source for stream in problems.streams.values()], held_out, rewards, accelerator)
 
-    model = load_model(recipe.model, checkpoint)
+    lora = recipe.model.lora
+    model = load_model(recipe.model, None if lora else checkpoint)
+    if lora:
+        attach_adapters(model, lora, revision=recipe.model.revision)
+        if accelerator.is_main_process:
+            print(describe_adapters(model), file=sys.stderr)
     check_model(
         model,
         tokenizer_size=len(tokenizer),
@@ -97,15 +103,21 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         train_entropy=recipe.policy_gradient.entropy_coef > 0,
     )
+    moved = checkpoint / FOLDER if checkpoint and (checkpoint / FOLDER).exists() else None
     reference = None
-    if recipe.policy_gradient.beta > 0:
-        moved = checkpoint / FOLDER if checkpoint and (checkpoint / FOLDER).exists() else None
+    if lora and recipe.policy_gradient.beta > 0:
+        if moved:
+            load_adapters(model, moved)
+        reference = AdapterReference(policy, trained_weights(model) if moved else None)
+    elif recipe.policy_gradient.beta > 0:
         temperature = recipe.rollout.temperature
         base = load_model(recipe.model, moved)
         normalise_generation_config(base)
         reference = Reference(base, accelerator, temperature=temperature, batching=batching)
     totals = Totals()
     accelerator.register_for_checkpointing(problems, totals)
+    if lora and checkpoint:
+        load_adapters(model, checkpoint)
     if checkpoint:
         restore(accelerator, policy, checkpoint / checkpoints.STATE)
     engine: Any = _engine(recipe, accelerator)  # both an Engine and a Publisher: it lives in this process

@@ -1,0 +1,242 @@
+"""LoRA adapters inside a model: attaching, switching off, saving, merging. peft does the mathematics.
+
+The model stays a `PreTrainedModel` whose targeted modules are peft's layers, so everything that reads its modules goes
+on working, and its `save_pretrained` writes adapters only. Left out: several adapters at once, quantized bases,
+sharding.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from grpo.recipe.lora import LoRAConfig
+
+ADAPTER_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of names in peft's files
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter in peft's format."""
+    return (Path(folder) / ADAPTER_FILE).is_file()
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def attach_adapters(model: PreTrainedModel, config: LoRAConfig, *, revision: str | None = None) -> None:
+    """Put new adapters into the model and freeze everything else.
+
+    Raises:
+        ValueError: a target matches nothing or cannot be adapted.
+    """
+    check_targets(model, config)
+    arguments = config.peft_arguments()
+    adapter = LoraConfig(**arguments, task_type="CAUSAL_LM", revision=revision)
+    try:
+        model.add_adapter(adapter)
+    except ValueError as error:
+        raise ValueError(f"model.lora: peft cannot adapt {model.config.name_or_path}: {error}") from error
+
+
+def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
+    """Every target must match, and none may be one that training or sampling would pass over."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    parameters = [name for name, p in model.named_parameters() if p.ndim == 3]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    outside = {name for name, module in model.named_modules() if module in ends}
+    _check_names("target_parameters", config.target_parameters, parameters)
+    _check_names("modules_to_save", config.modules_to_save, [name for name, _ in model.named_modules()])
+    if isinstance(config.target_modules, list):
+        _check_names("target_modules", config.target_modules, [*linear, *outside])
+        targeted = {name for name in outside if _matches(name, config.target_modules)}
+    elif config.target_modules == "all-linear":
+        targeted = set()  # peft leaves the head out
+    else:
+        pattern = config.target_modules
+        if not any(re.fullmatch(pattern, name) for name in linear):
+            raise ValueError(_no_match("target_modules", pattern, linear))
+        targeted = {name for name in outside if re.fullmatch(pattern, name)}
+    if targeted:
+        raise ValueError(
+            f"model.lora.target_modules matches {', '.join(sorted(targeted))}: embeddings and head take no adapters "
+            "here. Put them in modules_to_save, or leave them out."
+        )
+    if model.all_tied_weights_keys and any(_matches(name, config.modules_to_save) for name in outside):
+        raise ValueError(
+            f"model.lora.modules_to_save={config.modules_to_save}: the head of {model.config.name_or_path} is its "
+            "embedding, and training a copy of one would separate them. Leave them out."
+        )
+
+
+def _matches(name: str, ends: list[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+def _check_names(field: str, wanted: list[str], names: list[str]) -> None:
+    for end in wanted:
+        if not any(_matches(name, [end]) for name in names):
+            raise ValueError(_no_match(field, end, names))
+
+
+def _no_match(field: str, wanted: str, names: list[str]) -> str:
+    exist = sorted({_end(name) for name in names})
+    return (
+        f"model.lora.{field}: {wanted!r} matches nothing in this model. There are {', '.join(exist[:40]) or 'none'}. "
+        "Name one of them, by its end."
+    )
+
+
+def describe_adapters(model: PreTrainedModel) -> str:
+    """What trains and what does not, in one line for the log."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    adapted = sorted({_end(f"{name}.{getattr(module, 'parameter_name', '')}") for name, module in layers})
+    return (
+        f"model.lora: {trained:,} of {total:,} parameters train, in {', '.join(adapted)}. The engine is sent merged "
+        "weights."
+    )
+
+
+def _end(name: str) -> str:
+    """The name without its layer: model.layers.1.mlp.experts.base_layer.down_proj -> mlp.experts.down_proj."""
+    return re.sub(r".*\.\d+\.", "", name.replace(".base_layer", "")).rstrip(".")
+
+
+# -- weights of the adapters
+
+
+def load_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Give the attached adapters the weights of a folder in peft's format.
+
+    Raises:
+        ValueError: they are not of this shape.
+    """
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
+    expected = get_peft_model_state_dict(model)
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    if shapes != {name: tensor.shape for name, tensor in expected.items()}:
+        raise ValueError(
+            f"{folder}: its adapters are not those of model.lora. Use the values in its {ADAPTER_FILE}, or start anew."
+        )
+    set_peft_model_state_dict(model, weights)
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything that trains."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block the model has these weights; after it, its own again, bit for bit. Not for training."""
+    parameters = dict(model.named_parameters())
+    own = {name: parameters[name].data for name in weights}
+    try:
+        for name, tensor in weights.items():
+            parameters[name].data = tensor
+        yield
+    finally:
+        for name, tensor in own.items():
+            parameters[name].data = tensor
+
+
+@contextmanager
+def base_only(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the adapters are off, and the model is its base."""
+    parts = [module for module in model.modules() if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)]
+    for part in parts:  # transformers' enable_adapters forgets modules_to_save
+        part.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.enable_adapters(True)
+
+
+# -- merging
+
+
+def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of the model with its adapters merged, under the names of its checkpoint on disk.
+
+    One layer is merged at a time, into copies: the base is never written to.
+    """
+    layers: dict[str, None] = {}
+    for name, _ in model.named_modules():
+        if found := re.match(r".*?\.\d+(?=\.|$)", name):
+            layers.setdefault(found.group())
+    for layer in layers:
+        module = model.get_submodule(layer)
+        with _merged(module):
+            weights = _plain_names(module.state_dict(prefix=f"{layer}."))
+        yield from revert_weight_conversion(model, weights).items()
+    rest = {n: t for n, t in model.state_dict().items() if not n.startswith(tuple(f"{layer}." for layer in layers))}
+    assert not any(isinstance(m, LoraLayer) for n, m in model.named_modules() if not n.startswith(tuple(layers)))
+    tied = model.all_tied_weights_keys
+    weights = {name: tensor for name, tensor in _plain_names(rest).items() if name not in tied}
+    yield from revert_weight_conversion(model, weights).items()
+
+
+@contextmanager
+@torch.no_grad()
+def _merged(module: nn.Module) -> Iterator[None]:
+    """Inside the block, base layers hold merged copies; tensors read there stay valid after it."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            if isinstance(part, LoraLayer):
+                stack.enter_context(_merged_layer(part))
+        yield
+
+
+@contextmanager
+def _merged_layer(layer: Any) -> Iterator[None]:
+    own = [(p, p.data) for p in layer.get_base_layer().parameters(recurse=False)]
+    layer.merge(safe_merge=True)  # into a copy
+    try:
+        yield
+    finally:
+        for parameter, data in own:  # subtracting the update again would leave rounding errors
+            parameter.data = data
+        layer.merged_adapters.clear()
+        layer._caches.clear()
+
+
+def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as without adapters; the adapters themselves left out, modules trained whole in place of the original."""
+    plain = {}
+    for name, tensor in weights.items():
+        parts = name.split(".")
+        if "original_module" in parts or any(part.startswith("lora_") for part in parts):
+            continue
+        plain[name.replace(".base_layer", "").replace(".modules_to_save.default", "")] = tensor
+    return plain
+
+
+def merge_adapter(adapter: Path, out: Path, *, trust_remote_code: bool = False) -> None:
+    """Write the base with the adapter merged as a plain Hugging Face folder, without a tokenizer, in the base's dtype.
+
+    The sum is computed in float32 and rounded once, as when a trainer sends its weights to an engine.
+    """
+    adapter_config = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8"))
+    name = adapter_config["base_model_name_or_path"]
+    source = {"revision": adapter_config.get("revision"), "trust_remote_code": trust_remote_code}
+    dtype = AutoConfig.from_pretrained(name, **source).dtype or torch.float32
+    base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **source)
+    merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    merged.to(dtype).save_pretrained(out)

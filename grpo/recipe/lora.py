@@ -1,0 +1,74 @@
+"""Sections of a policy that trains low-rank adapters instead of its weights. Applied in `grpo.model.adapters`."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from grpo.recipe.section import Section
+
+Names = list[Annotated[str, Field(min_length=1)]]
+
+
+class LoRAConfig(Section):
+    """LoRA (2106.09685): the fields of `peft.LoraConfig` that this toolkit trains, saves and samples from."""
+
+    r: PositiveInt = 16  # rank
+    lora_alpha: PositiveFloat = 32  # the update is scaled by lora_alpha / r
+    lora_dropout: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
+    target_modules: str | Names = "all-linear"  # ends of module names, a regular expression, or "all-linear"
+    target_parameters: Names = []  # ends of parameter names: experts are 3-D parameters in transformers 5
+    exclude_modules: str | Names = []
+    modules_to_save: Names = []  # trained whole, and saved with the adapters
+    use_rslora: bool = False  # scaled by lora_alpha / sqrt(r) (2312.03732)
+    use_dora: bool = False  # magnitude and direction apart (2402.09353)
+    bias: Literal["none", "all", "lora_only"] = "none"
+    # peft's other ways change the base, or need data
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+
+    @model_validator(mode="after")
+    def _peft_can(self) -> Self:
+        if not self.target_modules and not self.target_parameters:
+            raise ValueError("nothing is adapted: set target_modules or target_parameters.")
+        if self.target_parameters and (self.use_dora or self.lora_dropout):
+            raise ValueError(
+                f"target_parameters={self.target_parameters} with use_dora={self.use_dora} and "
+                f"lora_dropout={self.lora_dropout}: peft has neither DoRA nor dropout for parameters. Set "
+                "use_dora=false and lora_dropout=0, or leave target_parameters empty."
+            )
+        return self
+
+    def peft_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `peft.LoraConfig`."""
+        return self.model_dump()
+
+
+def check_quantization(kind: str | None) -> str | None:
+    if kind is not None:
+        raise ValueError(
+            f"{kind!r}: a quantized base requires bitsandbytes, which is not among the packages this toolkit is tested "
+            "with, and the engine is sent whole weights. Remove it: model.lora alone already saves gradients, "
+            "optimizer state and the reference model."
+        )
+    return kind
+
+
+def lora_conflicts(
+    lora: LoRAConfig, disable_dropout: bool, balance_bias_update_speed: float, *, beta: float
+) -> Iterator[str]:
+    """What the rest of a recipe must not say with adapters."""
+    if balance_bias_update_speed:
+        yield (
+            f"model.balance_bias_update_speed={balance_bias_update_speed} with model.lora: the balance bias belongs to "
+            "the base, and adapters are saved without it. Set it to 0."
+        )
+    if lora.lora_dropout and disable_dropout:
+        yield (
+            f"model.lora.lora_dropout={lora.lora_dropout} with model.disable_dropout=true: dropout would be off. "
+            "Set lora_dropout=0, or model.disable_dropout=false."
+        )
+    if lora.bias != "none" and beta:
+        yield (
+            f"model.lora.bias={lora.bias} with algorithm.beta={beta}: the reference is the policy with its adapters "
+            "off, which would keep the trained biases. Set bias=none or beta=0."
+        )

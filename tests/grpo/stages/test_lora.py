@@ -1,0 +1,88 @@
+"""Whole runs that train adapters: what is saved, resuming bit for bit, what the next command does with the result."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import grpo
+from grpo.estimate.models import Models
+from grpo.estimate.stage import estimate_stage
+from grpo.recipe.load import load_recipe
+from tests.grpo.stages.test_trainer import rollout_of, rows, write_recipe
+
+LORA = {"r": 2, "target_modules": "all-linear", "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+
+
+def recipe_for(folder: Path, model: Path, **trainer: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    return write_recipe(
+        folder,
+        model,
+        model={"lora": LORA},
+        rollout={**rollout_of(model, folder), "engine": "hf"},
+        algorithm={"beta": 0.1, "ref_model_sync_steps": 1},
+        evaluation={"num_problems": 0},
+        trainer={"output_dir": str(folder / "run"), "learning_rate": 1e-2, **trainer},
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_v3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of three steps that saved each."""
+    folder = tmp_path_factory.mktemp("lora")
+    grpo.train(str(recipe_for(folder, tiny_v3, max_steps=3, save_steps=1, save_total_limit=3)))
+    return folder / "run"
+
+
+def test_checkpoints_hold_adapters_and_their_optimizer_state_only(whole: Path, tiny_v3: Path) -> None:
+    checkpoint = whole / "checkpoint-3"
+    files = {path.name for path in checkpoint.rglob("*") if path.suffix in (".safetensors", ".bin")}
+    trained = sum(t.numel() for t in load_file(checkpoint / "adapter_model.safetensors").values())
+    state = torch.load(checkpoint / "trainer_state/optimizer.bin", weights_only=True)["state"].values()
+    assert "model.safetensors" not in files
+    assert sum(s["exp_avg"].numel() for s in state) == trained
+    assert json.loads((checkpoint / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_v3)
+
+
+def test_the_engine_agrees_with_the_trainer_after_every_sync(whole: Path) -> None:
+    steps = [row for row in rows(whole) if "reward" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    for row in steps:
+        assert row["sampling/sampling_logp_difference/mean"] < 2e-5
+
+
+def test_a_resumed_run_ends_with_the_same_bits(whole: Path, tiny_v3: Path, tmp_path: Path) -> None:
+    """Adapters, optimizer, and a reference that has moved."""
+    recipe = recipe_for(tmp_path / "again", tiny_v3, max_steps=3, save_steps=1, save_total_limit=3)
+    shutil.copytree(whole, tmp_path / "again/run")
+    shutil.rmtree(tmp_path / "again/run/checkpoint-3")
+    shutil.rmtree(tmp_path / "again/run/checkpoint-2")
+    overrides = {"resume_from_checkpoint": True, "allow_changes": ["trainer.output_dir"]}
+    resumed = grpo.train(str(recipe), trainer=overrides)
+    for name in ("adapter_model.safetensors", "reference/adapter_model.safetensors"):
+        ours, theirs = load_file(resumed / name), load_file(whole / "checkpoint-3" / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    ours, theirs = ([row for row in rows(run) if "reward" in row] for run in (resumed.parent, whole))
+    assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
+    assert [row["kl"] for row in ours] == [row["kl"] for row in theirs]
+
+
+def test_check_counts_what_trains(tiny_v3: Path, tmp_path: Path, whole: Path) -> None:
+    recipe = recipe_for(tmp_path, tiny_v3)
+    lora, full = (
+        estimate_stage(load_recipe(recipe, overrides), Models(), device="cpu")
+        for overrides in ([], ["model.lora=null"])
+    )
+    assert lora is not None and full is not None
+    trained = sum(t.numel() for t in load_file(whole / "checkpoint-3/adapter_model.safetensors").values())
+    assert lora.shape.trained == trained
+    assert lora.shape.total == full.shape.total + trained
+    assert lora.parts["AdamW"] == 2 * lora.parts["gradients"] == 8 * trained
+    assert full.parts["reference"] == full.parts["weights"]
+    assert "reference" not in lora.parts
