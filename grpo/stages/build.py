@@ -16,6 +16,7 @@ from grpo.learner.reference import FOLDER, Reference
 from grpo.learner.restore import restore
 from grpo.learner.savable import check_saving, normalise_generation_config
 from grpo.learner.scoring import Batching
+from grpo.learner.sharding import process_mesh
 from grpo.model.checks import check_model
 from grpo.model.load import load_model
 from grpo.recipe.config import OnPolicyRecipe
@@ -61,6 +62,7 @@ class Parts:
 def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Parts:
     """Build a run's parts, cheap and fallible ones first: a wrong dataset or reward is found before a model loads."""
     accelerator = parts.accelerator(recipe.model)
+    mesh = process_mesh(recipe.trainer, accelerator)
     set_seed(recipe.trainer.seed)
     checkpoint = checkpoints.find_checkpoint(recipe.output_dir, recipe.trainer.resume_from_checkpoint)
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -95,6 +97,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         temperature=recipe.rollout.temperature,
         batching=batching,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+        mesh=mesh,
     )
     reference = None
     if recipe.policy_gradient.beta > 0:
@@ -102,7 +105,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         temperature = recipe.rollout.temperature
         base = load_model(recipe.model, moved)
         normalise_generation_config(base)
-        reference = Reference(base, accelerator, temperature=temperature, batching=batching)
+        reference = Reference(base, accelerator, temperature=temperature, batching=batching, mesh=mesh)
     totals = Totals()
     accelerator.register_for_checkpointing(problems, totals)
     if checkpoint:
