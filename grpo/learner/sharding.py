@@ -54,6 +54,8 @@ def process_mesh(trainer: TrainerConfig, accelerator: Accelerator) -> DeviceMesh
         )
     if processes == replicas:
         return None
+    copies = f", in {replicas} copies" if replicas > 1 else ""
+    accelerator.print(f"models are sharded over {processes // replicas} processes{copies}", flush=True)
     device = accelerator.device.type
     if replicas == 1:
         return init_device_mesh(device, (processes,), mesh_dim_names=("shard",))
