@@ -107,13 +107,14 @@ def launch(accelerate_options: Sequence[str], command: Sequence[str]) -> NoRetur
 def _pass_sharding_on(arguments: Namespace) -> None:
     """Tell the training processes what they are to be sharded by. They accept FSDP2 and refuse the rest.
 
-    accelerate does not tell them on CPU, and looks for DeepSpeed itself.
+    accelerate allows none of these with --cpu, and looks for DeepSpeed itself.
     """
     for option in ("use_fsdp", "use_deepspeed", "use_megatron_lm"):
         if getattr(arguments, option):
             os.environ[f"ACCELERATE_{option.upper()}"] = "true"
     os.environ["FSDP_VERSION"] = str(arguments.fsdp_version)
     arguments.use_deepspeed = arguments.use_megatron_lm = False
+    arguments.use_fsdp = arguments.use_fsdp and not arguments.cpu
 
 
 def _supervise(start: Callable[[], object], typed: str) -> NoReturn:

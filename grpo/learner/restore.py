@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed import is_initialized
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from grpo.learner.policy import Policy
 from grpo.recipe.load import RecipeError
@@ -21,7 +22,7 @@ MOMENTS = "optimizer"  # a folder
 
 def store(policy: Policy, folder: Path) -> None:
     """Write the moments into `folder`, a collective."""
-    dcp.save(_moments(policy), checkpoint_id=folder / MOMENTS, no_dist=not is_initialized())
+    save(_moments(policy), checkpoint_id=folder / MOMENTS, no_dist=not is_initialized())
 
 
 def restore(accelerator: Accelerator, policy: Policy, folder: Path) -> None:
@@ -37,7 +38,7 @@ def restore(accelerator: Accelerator, policy: Policy, folder: Path) -> None:
             f"{folder} has no folder {MOMENTS!r}: an earlier version wrote this checkpoint, and it cannot be resumed. "
             f"Start from its weights with model.model_name_or_path={folder.parent}."
         )
-    dcp.load(_moments(policy), checkpoint_id=folder / MOMENTS, no_dist=not is_initialized())  # in place
+    load(_moments(policy), checkpoint_id=folder / MOMENTS, no_dist=not is_initialized())  # in place
     optimizer, scheduler = policy.optimizer, policy.scheduler
     base_lrs = list(scheduler.base_lrs)
     accelerator.load_state(str(folder))

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import patch_environment
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -23,16 +22,14 @@ def load_model(config: ModelConfig, path: str | Path | None = None, **changes: A
     path: a folder whose weights replace those of `config`, such as a checkpoint.
     changes: keys of the model's config.json with other values.
     """
-    # Under `accelerate launch --use_fsdp`, transformers would read the weights in the main process only.
-    with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
-        model = AutoModelForCausalLM.from_pretrained(
-            path or config.model_name_or_path,
-            revision=None if path else config.revision,
-            dtype=torch.float32,
-            attn_implementation=config.attn_implementation,
-            trust_remote_code=config.trust_remote_code,
-            **changes,
-        )
+    model = AutoModelForCausalLM.from_pretrained(
+        path or config.model_name_or_path,
+        revision=None if path else config.revision,
+        dtype=torch.float32,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        **changes,
+    )
     if moe_layers(model):
         model.set_experts_implementation(config.experts_implementation)
     if config.disable_dropout:
