@@ -54,7 +54,8 @@ def main() -> None:
         return
     print("processes  weights  gradients  AdamW  sum  resident, largest (MiB)", flush=True)
     for count in sys.argv[1:] or ["1", "2", "3", "4"]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
+        # One process without a launcher: accelerate would wrap it in DDP, which keeps the gradient twice.
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count] if count != "1" else []
         subprocess.run([sys.executable, *launcher, __file__, "--one"], check=True)
 
 

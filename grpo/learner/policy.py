@@ -88,15 +88,18 @@ class Policy:
         batches = equally_many([[samples[i] for i in indices] for indices in self.batching.split(samples)])
         count = len(batches)
         metrics: list[dict[str, Metric]] = []
+        faults: list[str] = []
         for index, part in enumerate(batches):
             with self._reduction(is_last=index == count - 1):
                 batch = self.batching.collate(part, self.accelerator.device)
                 metrics.append(self._accumulate(batch, loss_function))
             if not math.isfinite(loss := metrics[-1]["loss"].value):  # type: ignore[arg-type]
-                raise NonFiniteError(
+                faults.append(
                     f"micro-batch {index + 1} of {count}: the loss is {loss}. {_suspect(batch)}"
                     f"Its samples: {', '.join(s.problem_id for s in part[:5])}{', …' if len(part) > 5 else ''}."
                 )
+        if faults := gather_object(faults):  # raised in all processes: one alone would leave the others waiting
+            raise NonFiniteError(faults[0])
         merged = merge(metrics)
         if self.balance_bias_update_speed:
             update_balance_bias(self.model, self._global_load(merged["moe/load"]), self.balance_bias_update_speed)

@@ -8,6 +8,7 @@ Each process takes every n-th group, as in training.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from grpo.model.load import load_model
 from grpo.model.sharding import whole
 from grpo.model.weights import save_model
 from grpo.recipe.config import GRPORecipe
+from grpo.recipe.errors import NonFiniteError
 from grpo.report.metrics import merge, values
 from grpo.stages import parts
 from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups
@@ -148,8 +150,15 @@ def continued(model: str, *, save: Path | None = None, resume: Path | None = Non
         reference.save(save)
         accelerator.wait_for_everyone()
     metrics = values(merge(gather_object([policy.update(samples, loss)])))
+    weights = {name: tensor.clone() for name, tensor in policy.weights()}
+    bad = replace(samples[0], advantages=float("inf" if accelerator.is_main_process else "1"))
+    try:
+        policy.update([bad, *samples[1:]], loss)
+        fault = ""
+    except NonFiniteError as error:
+        fault = str(error)
     AcceleratorState._reset_state()
-    return {"metrics": metrics, "weights": {name: tensor.clone() for name, tensor in policy.weights()}}
+    return {"metrics": metrics, "weights": weights, "faults": gather_object([fault])}
 
 
 if __name__ == "__main__":
