@@ -24,17 +24,20 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
     """Weights and their states, activations of a micro-batch, and the head; `width`: bytes per value computed in."""
     rows, length, config = training.rows, training.length, shape.config
     # Trained in float32, whatever it computes in.
-    state = shape.total * BYTES["float32"]
-    trained = shape.trained * BYTES["float32"]
+    layers = shape.config.num_hidden_layers
+    state = shape.total * BYTES["float32"] // training.shards
+    trained = shape.trained * BYTES["float32"] // training.shards
     parts = {"weights": state, "gradients": trained, "AdamW": 2 * trained}
     if width < BYTES["float32"]:
-        parts["weights, cast for the forward"] = shape.total * width
-    if num_processes > 1:
+        at_once = layers if training.shards > 1 and training.checkpointed else 1
+        parts["weights, cast for the forward"] = shape.total * width // at_once
+    if training.shards > 1:
+        parts["layers, gathered"] = 2 * shape.total * BYTES["float32"] // layers  # one computes, one is on its way
+    elif num_processes > 1:
         parts["gradient buckets"] = trained
     if training.reference:
         parts["reference"] = state
     # In backward, one layer at a time needs about as much again for gradients and intermediate values.
-    layers = config.num_hidden_layers
     scores = shape.score_bytes if device == "cpu" else 0
     if training.checkpointed:
         inputs = rows * length * config.hidden_size * width * layers
@@ -135,6 +138,14 @@ def reward_parts(work: Work, models: Models, device: str) -> tuple[Parts, Parts,
 
 
 def shardable(parts: Parts) -> int:
-    """Bytes that sharding over processes would divide: everything but activations and caches."""
-    whole = ("activations", "attention", "LM head", "engine: KV", "engine: weights and KV", "teachers' hidden")
+    """Bytes that sharding over processes would divide: everything but activations, caches and layers at work."""
+    whole = (
+        "activations",
+        "attention",
+        "LM head",
+        "layers",
+        "engine: KV",
+        "engine: weights and KV",
+        "teachers' hidden",
+    )
     return sum(size for name, size in parts.items() if not name.startswith(whole))

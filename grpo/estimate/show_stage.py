@@ -69,7 +69,8 @@ def _advice(found: Estimate, available: int) -> str:
     held = "weights, gradients, optimizer and engine take" if found.work.training else "the weights take"
     text += (
         f"One process cannot hold it: {held} {gib(state)} GiB and would need to be sharded over at least {shards} such "
-        "processes. Processes are data-parallel: each holds it all."
+        "processes. Processes are data-parallel: each holds it all, unless trainer.sharding=fsdp2 divides what stages "
+        "grpo and opd train (docs/scale.md)."
     )
     if rest >= available:
         text += f" The {gib(rest)} GiB of activations and caches would still not fit: shorten the texts too."

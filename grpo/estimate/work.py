@@ -30,6 +30,7 @@ class Training:
     texts: Texts | None  # of the whole stage; None: the data's rows are not known
     more_forwards: int = 0  # per text, beside the one with gradient: reference, old policy, teacher
     reference: bool = False
+    shards: int = 1  # processes that divide weights, gradients and optimizer
     head: Literal["chunked", "one output"] = "chunked"
 
 
@@ -57,7 +58,7 @@ def work_of(recipe: StageRecipe, rows: Rows = lambda _: None, num_processes: int
     """What a recipe's stage does; None for a stage that is not estimated."""
     match recipe:
         case OnPolicyRecipe():
-            return _on_policy(recipe)
+            return _on_policy(recipe, num_processes)
         case SFTRecipe():
             return Work(training=_sft(recipe, rows, num_processes))
         case RewardModelRecipe():
@@ -75,8 +76,8 @@ def micro_batch(recipe: OnPolicyRecipe) -> tuple[int, int]:
     return max(1, recipe.trainer.max_tokens_per_micro_batch // length), length
 
 
-def _on_policy(recipe: OnPolicyRecipe) -> Work:
-    rollout, algorithm = recipe.rollout, recipe.policy_gradient
+def _on_policy(recipe: OnPolicyRecipe, num_processes: int) -> Work:
+    rollout, algorithm, trainer = recipe.rollout, recipe.policy_gradient, recipe.trainer
     rows, length = micro_batch(recipe)
     texts = ((recipe.trainer.max_steps * rollout.problems_per_step * rollout.num_generations, length),)
     has_reference = isinstance(recipe, GRPORecipe) and algorithm.beta > 0
@@ -87,6 +88,7 @@ def _on_policy(recipe: OnPolicyRecipe) -> Work:
         texts=texts,
         more_forwards=has_reference + (algorithm.steps_per_generation > 1),
         reference=has_reference and recipe.model.lora is None,  # else it is the base itself
+        shards=max(1, num_processes // trainer.sharding_replicas) if trainer.sharding == "fsdp2" else 1,
     )
     generation = Generation(rollout.engine, rollout, recipe.max_model_len, texts)
     return Work(training, generation, tuple(recipe.rewards), recipe.trainer.num_reward_workers)

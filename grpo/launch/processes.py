@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
@@ -45,6 +46,8 @@ def quieten() -> None:
     """
     # vLLM's CPU build warns about its NUMA binding at every start
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # about checkpoints of a single process
+    warnings.filterwarnings("ignore", message=r"torch\.distributed is disabled, unavailable or uninitialized")
     # about options that grpo passes to accelerate
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate")
     from huggingface_hub.utils import enable_progress_bars
@@ -96,8 +99,22 @@ def launch(accelerate_options: Sequence[str], command: Sequence[str]) -> NoRetur
         options = [*_defaults(accelerate_options), *options]
     arguments = launch_command_parser().parse_args([*options, "-m", "grpo", *command])
     arguments.signals_to_handle = "SIGQUIT"  # torchrun's: leave the others to _supervise
+    _pass_sharding_on(arguments)
     typed = os.environ.get(COMMAND) or shlex.join(["grpo", command[0], *accelerate_options, *command[1:]])
     _supervise(lambda: launch_command(arguments), typed)
+
+
+def _pass_sharding_on(arguments: Namespace) -> None:
+    """Tell the training processes what they are to be sharded by. They accept FSDP2 and refuse the rest.
+
+    accelerate allows none of these with --cpu, and looks for DeepSpeed itself.
+    """
+    for option in ("use_fsdp", "use_deepspeed", "use_megatron_lm"):
+        if getattr(arguments, option):
+            os.environ[f"ACCELERATE_{option.upper()}"] = "true"
+    os.environ["FSDP_VERSION"] = str(arguments.fsdp_version)
+    arguments.use_deepspeed = arguments.use_megatron_lm = False
+    arguments.use_fsdp = arguments.use_fsdp and not arguments.cpu
 
 
 def _supervise(start: Callable[[], object], typed: str) -> NoReturn:

@@ -1,28 +1,30 @@
 """The policy: its weights, log-probs and optimizer steps.
 
-Runs in one process or data-parallel in many (DDP). Sharded training (FSDP, DeepSpeed) is refused, not pretended.
+Runs in one process, or data-parallel in many: whole in each (DDP), or sharded over them (FSDP2).
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, get_scheduler
 
 from grpo.algorithm.loss import LossOutput
 from grpo.learner.batch import MicroBatch, Sample
 from grpo.learner.optim import adamw
-from grpo.learner.scoring import Batching, completion_logprobs, forward
+from grpo.learner.scoring import Batching, completion_logprobs, equally_many, forward
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import moe_layers, record_routes, update_balance_bias
-from grpo.model.weights import checkpoint_weights
+from grpo.model.sharding import local, shard, whole
+from grpo.model.weights import checkpoint_weights, save_model
 from grpo.recipe.config import OptimizerConfig
 from grpo.recipe.errors import NonFiniteError
 from grpo.report.metrics import ExpertLoad, Mean, Metric, Sum, merge
@@ -43,6 +45,7 @@ class Policy:
         batching: how samples become micro-batches.
         balance_bias_update_speed: gamma of 2408.15664 for the experts' bias; 0 freezes it.
         train_entropy: the loss has a term with the entropy's gradient.
+        mesh: the processes the model is sharded over, see grpo/learner/sharding.py; None: it is whole in each.
     """
 
     def __init__(
@@ -56,25 +59,24 @@ class Policy:
         batching: Batching,
         balance_bias_update_speed: float = 0.0,
         train_entropy: bool = False,
+        mesh: DeviceMesh | None = None,
     ) -> None:
-        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise ValueError(
-                f"accelerate was configured for {accelerator.distributed_type.value}: only one process or "
-                "data-parallel processes are supported. Launch with `--multi_gpu` or without sharding."
-            )
         self.accelerator = accelerator
         self.model = model
         self.batching = batching
         self.max_grad_norm = optimizer.max_grad_norm
         self.balance_bias_update_speed = balance_bias_update_speed
         self.is_moe = bool(moe_layers(model))
-        adam = adamw(model, optimizer)
-        self.scorer: nn.Module
-        scorer = CompletionLogProbs(model, temperature, train_entropy=train_entropy)
-        self.scorer, self.optimizer = accelerator.prepare(scorer.train(), adam)
-        self.scheduler = get_scheduler(optimizer.lr_scheduler_type, adam, optimizer.warmup_steps, max_steps)
+        self.mesh = mesh
+        scorer: Any = CompletionLogProbs(model, temperature, train_entropy=train_entropy).train()
+        if mesh is None:
+            self.scorer = accelerator.prepare_model(scorer)
+        else:  # accelerate only adds its autocast
+            self.scorer = accelerator.prepare_model(shard(scorer, model, mesh), evaluation_mode=True)
+        self.optimizer = adamw(model, optimizer)  # of the parameters as they are now: sharded, on the device
+        self.scheduler = get_scheduler(optimizer.lr_scheduler_type, self.optimizer, optimizer.warmup_steps, max_steps)
         accelerator.register_for_checkpointing(self.scheduler)
-        # The weights are in the checkpoint as a Hugging Face folder; accelerate keeps the rest.
+        # The weights are in the checkpoint as a Hugging Face folder, the optimizer beside them (restore.py).
         accelerator.register_save_state_pre_hook(lambda _models, weights, _folder: weights.clear())
         accelerator.register_load_state_pre_hook(lambda models, _folder: models.clear())
 
@@ -86,31 +88,32 @@ class Policy:
     def update(self, samples: Sequence[Sample], loss_function: LossFunction) -> dict[str, Metric]:
         """One optimizer step on the samples of one mini-batch. The loss is a sum over all processes' tokens."""
         self.optimizer.zero_grad()
-        batches = [[samples[i] for i in indices] for indices in self.batching.split(samples)]
-        # Processes step together: those with fewer micro-batches join in with empty ones.
-        count = max(1, *gather_object([len(batches)]))
-        batches += [[]] * (count - len(batches))
+        batches = equally_many([[samples[i] for i in indices] for indices in self.batching.split(samples)])
+        count = len(batches)
         metrics: list[dict[str, Metric]] = []
+        faults: list[str] = []
         for index, part in enumerate(batches):
-            with nullcontext() if index == count - 1 else self.accelerator.no_sync(self.scorer):
+            with self._reduction(is_last=index == count - 1):
                 batch = self.batching.collate(part, self.accelerator.device)
                 metrics.append(self._accumulate(batch, loss_function))
             if not math.isfinite(loss := metrics[-1]["loss"].value):  # type: ignore[arg-type]
-                raise NonFiniteError(
+                faults.append(
                     f"micro-batch {index + 1} of {count}: the loss is {loss}. {_suspect(batch)}"
                     f"Its samples: {', '.join(s.problem_id for s in part[:5])}{', …' if len(part) > 5 else ''}."
                 )
+        if faults := gather_object(faults):  # raised in all processes: one alone would leave the others waiting
+            raise NonFiniteError(faults[0])
         merged = merge(metrics)
         if self.balance_bias_update_speed:
             update_balance_bias(self.model, self._global_load(merged["moe/load"]), self.balance_bias_update_speed)
-        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        norm = self._clip_gradient()
         if not math.isfinite(norm):
-            names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            names = self._without_finite_gradient()
             raise NonFiniteError(
                 f"the gradient is not finite in {len(names)} parameters ({', '.join(names[:3])}) while the loss of all "
-                f"{count} micro-batches is. Its norm is {float(norm)}; the learning rate {self.learning_rate:g}."
+                f"{count} micro-batches is. Its norm is {norm}; the learning rate {self.learning_rate:g}."
             )
-        merged |= {"grad_norm": Mean(float(norm)), "learning_rate": Mean(self.learning_rate)}
+        merged |= {"grad_norm": Mean(norm), "learning_rate": Mean(self.learning_rate)}
         self.optimizer.step()
         self.scheduler.step()
         return merged
@@ -120,14 +123,36 @@ class Policy:
         """Of the next optimizer step."""
         return float(self.scheduler.get_last_lr()[0])
 
+    def _reduction(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """How a micro-batch's gradient is summed over processes.
+
+        DDP sums once, in the last backward. FSDP must sum in each, for no process has room for a whole gradient; only
+        the sum over whole copies of the model, where there are several, waits for the last.
+        """
+        if self.mesh is None:
+            return nullcontext() if is_last else self.accelerator.no_sync(self.scorer)
+        scorer: Any = self.scorer
+        scorer.set_requires_all_reduce(is_last)
+        return nullcontext()
+
+    def _clip_gradient(self) -> float:
+        """Clip to `max_grad_norm`; returns the norm before, of all processes' parts."""
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        return float(whole(norm))
+
+    def _without_finite_gradient(self) -> list[str]:
+        """Parameters with a gradient that is not finite in some process."""
+        gradients = [(name, local(p.grad)) for name, p in self.model.named_parameters() if p.grad is not None]
+        return list(dict.fromkeys(gather_object([name for name, part in gradients if not part.isfinite().all()])))
+
     def _accumulate(self, batch: MicroBatch, loss_function: LossFunction) -> dict[str, Metric]:
         """Forward and backward of one micro-batch."""
         # Open until after the backward: gradient checkpointing runs the layers again and must find the same hooks.
         with record_routes(self.model) if self.is_moe else nullcontext() as routes:
             logprobs, entropy, *against_teacher = forward(self.scorer, batch)
             output = loss_function(logprobs, entropy, batch, *against_teacher)
-            # DDP averages gradients over processes; the loss is normalised over all of them, so the sum is wanted.
-            self.accelerator.backward(output.loss * self.accelerator.num_processes)
+            # The loss is normalised over all processes, so the sum of their gradients is wanted; DDP takes the mean.
+            self.accelerator.backward(output.loss * (self.accelerator.num_processes if self.mesh is None else 1))
         metrics: dict[str, Metric] = {
             **output.metrics,
             "loss": Sum(output.loss.item()),
@@ -144,12 +169,12 @@ class Policy:
         return self.accelerator.reduce(counts, "sum")  # type: ignore[return-value]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All weights under their checkpoint names, for a publisher."""
+        """All weights under their checkpoint names, for a publisher. If they are sharded, every process takes all."""
         return checkpoint_weights(self.model)
 
     def save(self, folder: Path) -> None:
-        """Write the model as a Hugging Face folder. Main process only."""
-        self.model.save_pretrained(folder)
+        """Write the model as a Hugging Face folder. All processes call it, the main one writes."""
+        save_model(self.model, folder, is_writer=self.accelerator.is_main_process)
 
 
 def _suspect(batch: MicroBatch) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from grpo.learner.batch import Sample
@@ -13,32 +14,41 @@ from grpo.learner.policy import Policy
 from grpo.learner.scoring import Batching, completion_logprobs
 from grpo.model.adapters import base_only, holding, trained_weights
 from grpo.model.load import CompletionLogProbs
+from grpo.model.sharding import shard
+from grpo.model.weights import save_model
 
 FOLDER = "reference"  # inside a checkpoint, where the reference has moved
 
 
 class Reference:
-    """Log-probs under a frozen model."""
+    """Log-probs under a frozen model, which is sharded over the processes of `mesh` if there is one."""
 
     def __init__(
-        self, model: PreTrainedModel, accelerator: Accelerator, *, temperature: float, batching: Batching
+        self,
+        model: PreTrainedModel,
+        accelerator: Accelerator,
+        *,
+        temperature: float,
+        batching: Batching,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         self.model = model
         self.accelerator = accelerator
         self.batching = batching
-        self.scorer = CompletionLogProbs(model, temperature).to(accelerator.device).requires_grad_(False).eval()
+        scorer = CompletionLogProbs(model, temperature).requires_grad_(False).eval()
+        self.scorer = scorer.to(accelerator.device) if mesh is None else shard(scorer, model, mesh)
 
     def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """Log-probs [n] of each sample's completion."""
         return completion_logprobs(self.scorer, samples, self.batching, self.accelerator)
 
     def refresh(self, policy: PreTrainedModel) -> None:
-        """Take over the policy's weights."""
+        """Take over the weights of the policy, which is sharded as the reference is."""
         self.model.load_state_dict(policy.state_dict())
 
     def save(self, checkpoint: Path) -> None:
-        """Write a Hugging Face folder into the checkpoint. Main process only."""
-        self.model.save_pretrained(checkpoint / FOLDER)
+        """Write a Hugging Face folder into the checkpoint. All processes call it, the main one writes."""
+        save_model(self.model, checkpoint / FOLDER, is_writer=self.accelerator.is_main_process)
 
 
 class AdapterReference:
@@ -65,7 +75,7 @@ class AdapterReference:
         self.adapters = trained_weights(policy)
 
     def save(self, checkpoint: Path) -> None:
-        """Write its adapters into the checkpoint, unless it still is the base. Main process only."""
-        if self.adapters is not None:
+        """Write its adapters into the checkpoint unless it still is the base. All call it, the main process writes."""
+        if self.adapters is not None and self.policy.accelerator.is_main_process:
             with holding(self.policy.model, self.adapters):
                 self.policy.model.save_pretrained(checkpoint / FOLDER)

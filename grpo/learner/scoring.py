@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from grpo.learner.batch import MicroBatch, Sample, collate, pack
 from grpo.model.load import CompletionLogProbs
+from grpo.model.sharding import is_sharded
 from grpo.model.teacher import TeacherHead
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +46,25 @@ def forward(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, ...]:
     return scorer(batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets, batch.target)
 
 
+def equally_many(batches: list[list[Item]]) -> list[list[Item]]:
+    """The micro-batches, and empty ones until every process has as many: they step, and gather weights, together."""
+    return batches + [[]] * (max(1, *gather_object([len(batches)])) - len(batches))
+
+
 @torch.no_grad()
 def completion_logprobs(
     scorer: nn.Module, samples: Sequence[Sample], batching: Batching, accelerator: Accelerator
 ) -> list[np.ndarray]:
     """Log-probs [n] of each sample's completion, 0 for tokens that the policy did not sample."""
     results = [np.zeros(len(sample.completion_ids), dtype=np.float32) for sample in samples]
+    batches = batching.split(samples)
     with accelerator.autocast():
-        for indices in batching.split(samples):
+        for indices in equally_many(batches) if is_sharded(scorer) else batches:
             batch = batching.collate([samples[i] for i in indices], accelerator.device)
             flat = forward(scorer, batch)[0].float().cpu().numpy()
-            ends = np.cumsum([samples[i].sampled.sum() for i in indices])
-            for i, piece in zip(indices, np.split(flat, ends[:-1]), strict=True):
-                results[i][samples[i].sampled] = piece
+            starts = np.cumsum([0, *(samples[i].sampled.sum() for i in indices)])
+            for i, start, end in zip(indices, starts[:-1], starts[1:], strict=True):
+                results[i][samples[i].sampled] = flat[start:end]
     return results
 
 

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import has_balance_bias
+from grpo.model.sharding import local
 from grpo.recipe.errors import NonFiniteError
 from rollout.engines.base import check_context
 
@@ -51,13 +54,20 @@ def _num_embeddings(model: PreTrainedModel) -> int:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise if a weight is NaN or infinite."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            count = int((~tensor.isfinite()).sum())
-            raise NonFiniteError(
-                f"weight {name} has {count} NaN or infinite values. Use a checkpoint from before they appeared."
-            )
+    """Raise if a weight is NaN or infinite; if the model is sharded, in all processes."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    found = [
+        (name, int((~local(tensor).isfinite()).sum()))
+        for name, tensor in weights.items()
+        if not local(tensor).isfinite().all()
+    ]
+    if any(isinstance(tensor, DTensor) for tensor in weights.values()):
+        found = gather_object(found)
+    if found:
+        name, count = found[0]
+        raise NonFiniteError(
+            f"weight {name} has {count} NaN or infinite values. Use a checkpoint from before they appeared."
+        )
 
 
 def _check_head(model: PreTrainedModel) -> set[int]:

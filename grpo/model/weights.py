@@ -1,12 +1,21 @@
 """A model's weights under the names they have on disk."""
 
+import json
 from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from grpo.model.adapters import has_adapters, merged_weights
+from grpo.model.sharding import whole
+
+MAX_FILE_BYTES = 4 * 2**30  # of weights in one file
 
 
 def checkpoint_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
@@ -17,11 +26,86 @@ def checkpoint_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     holds are included (DeepSeek-V3's `e_score_correction_bias`), tied weights come once.
 
     The tensors are detached and mostly views of the parameters: use them before the next optimizer step.
-    Adapters are merged, a layer at a time, into copies. Not for sharded models, nor for wrapped ones (unwrap first).
+    Adapters are merged, a layer at a time, into copies. A sharded model's weights are gathered layer by layer, so at
+    most one layer is whole at a time; all processes must take all of them. Not for wrapped models (unwrap first).
     """
     if has_adapters(model):
         yield from merged_weights(model)
         return
     tied = model.all_tied_weights_keys
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    yield from revert_weight_conversion(model, weights).items()
+    weights = [(name, tensor) for name, tensor in model.state_dict().items() if name not in tied]
+    for _, layer in groupby(weights, key=lambda pair: _layer_of(pair[0])):
+        yield from revert_weight_conversion(model, {name: whole(tensor) for name, tensor in layer}).items()
+
+
+def _layer_of(name: str) -> str:
+    """`model.layers.3` for `model.layers.3.mlp.gate.weight`; the whole name for what belongs to no layer."""
+    parts = name.split(".")
+    return next((".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdecimal()), name)
+
+
+def save_model(model: PreTrainedModel, folder: Path, *, is_writer: bool, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    """Write a Hugging Face folder. All processes call it, and one of them writes.
+
+    The weights of a sharded model go by layer by layer, and the writer never holds more than a file of them. What goes
+    wrong in writing is raised after the last layer: until then, the other processes count on this one.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        if is_writer:
+            model.save_pretrained(folder)
+        return
+    error: Exception | None = None
+    files = _Files(folder, max_file_bytes)
+    for name, tensor in checkpoint_weights(model):
+        if not is_writer or error is not None:
+            continue
+        try:
+            files.add(name, tensor)
+        except Exception as raised:  # a full disk is an OSError or a SafetensorError
+            error = raised
+    if error is not None:
+        raise error
+    if is_writer:
+        model.save_pretrained(folder, state_dict={})  # all but the weights
+        files.finish()
+
+
+class _Files:
+    """Weights on their way into `model-00001-of-00007.safetensors` and so on, with the index that names them."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self.pending: dict[str, Tensor] = {}
+        self.pending_bytes = self.total_bytes = 0
+        self.written: list[list[str]] = []  # names in each file
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        if self.pending and self.pending_bytes + tensor.nbytes > self.max_bytes:
+            self._write()
+        # A copy: the view would keep its whole layer alive.
+        self.pending[name] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        self.pending_bytes += tensor.nbytes
+
+    def finish(self) -> None:
+        """Write what is left, give the files their final names, and write the index."""
+        self._write()
+        count = len(self.written)
+        if count == 1:
+            self._draft(0).rename(self.folder / "model.safetensors")
+            return
+        names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+        for i, name in enumerate(names):
+            self._draft(i).rename(self.folder / name)
+        places = {weight: name for name, weights in zip(names, self.written, strict=True) for weight in weights}
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(places.items()))}
+        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.pending, self._draft(len(self.written)), metadata={"format": "pt"})
+        self.written.append(list(self.pending))
+        self.total_bytes += self.pending_bytes
+        self.pending, self.pending_bytes = {}, 0
+
+    def _draft(self, index: int) -> Path:
+        return self.folder / f"model-{index + 1:05}.draft"

@@ -132,6 +132,8 @@ class TrainerConfig(OptimizerConfig):
     max_steps: PositiveInt = 100
     max_tokens_per_micro_batch: PositiveInt = 8192  # per process; prompt and completion
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp2"] = "none"  # fsdp2: weights, gradients and optimizer over the processes
+    sharding_replicas: PositiveInt = 1  # whole copies of the sharded model; above 1: hybrid sharding
     num_reward_workers: PositiveInt = 2  # processes that run reward functions
     reward_timeout: PositiveFloat | None = 600.0  # seconds for one group's rewards
     seed: NonNegativeInt = 42

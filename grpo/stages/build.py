@@ -16,6 +16,7 @@ from grpo.learner.reference import FOLDER, AdapterReference, Reference
 from grpo.learner.restore import restore
 from grpo.learner.savable import check_saving, normalise_generation_config
 from grpo.learner.scoring import Batching
+from grpo.learner.sharding import process_mesh
 from grpo.model.adapters import attach_adapters, describe_adapters, load_adapters, trained_weights
 from grpo.model.checks import check_model
 from grpo.model.load import load_model
@@ -62,6 +63,7 @@ class Parts:
 def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Parts:
     """Build a run's parts, cheap and fallible ones first: a wrong dataset or reward is found before a model loads."""
     accelerator = parts.accelerator(recipe.model)
+    mesh = process_mesh(recipe.trainer, accelerator)
     set_seed(recipe.trainer.seed)
     checkpoint = checkpoints.find_checkpoint(recipe.output_dir, recipe.trainer.resume_from_checkpoint)
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -74,6 +76,11 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     parts.preflight([stream.source for stream in problems.streams.values()], held_out, rewards, accelerator)
 
     lora = recipe.model.lora
+    if lora and mesh is not None:
+        raise ValueError(
+            "model.lora with trainer.sharding=fsdp2: adapters are not sharded yet. Set trainer.sharding=none, where gradients "
+            "and optimizer are those of the adapters alone, or train all weights without model.lora."
+        )
     model = load_model(recipe.model, None if lora else checkpoint)
     if lora:
         attach_adapters(model, lora, revision=recipe.model.revision)
@@ -102,6 +109,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         batching=batching,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         train_entropy=recipe.policy_gradient.entropy_coef > 0,
+        mesh=mesh,
     )
     moved = checkpoint / FOLDER if checkpoint and (checkpoint / FOLDER).exists() else None
     reference = None
@@ -113,7 +121,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         temperature = recipe.rollout.temperature
         base = load_model(recipe.model, moved)
         normalise_generation_config(base)
-        reference = Reference(base, accelerator, temperature=temperature, batching=batching)
+        reference = Reference(base, accelerator, temperature=temperature, batching=batching, mesh=mesh)
     totals = Totals()
     accelerator.register_for_checkpointing(problems, totals)
     if lora and checkpoint:

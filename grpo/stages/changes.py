@@ -20,6 +20,8 @@ FREE = (
     "trainer.num_reward_workers",
     "trainer.max_tokens_per_micro_batch",
     "trainer.gradient_checkpointing",
+    "trainer.sharding",
+    "trainer.sharding_replicas",
     "rollout.max_num_seqs",
     "rollout.max_model_len",
     "rollout.gpu_memory_utilization",

@@ -6,7 +6,13 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, gather_object
+from accelerate.utils import (
+    AutocastKwargs,
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    gather_object,
+    patch_environment,
+)
 from rich.console import Console
 from rich.progress import track
 from torch import device as Device
@@ -32,11 +38,14 @@ def accelerator(model: ModelConfig) -> Accelerator:
             "precision here. Set model.dtype=bfloat16 for bf16, and --mixed_precision no."
         )
     AcceleratorState._reset_state()  # that of an earlier run in this process, maybe of another precision
-    return Accelerator(
-        mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    # Its cache would keep a copy of every layer's weights through the whole forward, which undoes sharding.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), AutocastKwargs(cache_enabled=False)]
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # sharding is ours, see grpo/learner/sharding.py
+        return Accelerator(
+            mixed_precision=precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=handlers,
+        )
 
 
 def rewards(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from grpo.learner.sharding import launched_with_fsdp2
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
 from grpo.recipe.record import check_world, with_functions, write_resolved
@@ -35,6 +36,14 @@ def run(recipe: StageRecipe, reward_functions: Sequence[Callable[..., Any]] | No
     if functions and not isinstance(recipe, OnPolicyRecipe):
         raise ValueError(f"stage {recipe.stage!r} has no rewards, and reward_functions were given. Leave them out.")
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    if launched_with_fsdp2():
+        if not isinstance(recipe, OnPolicyRecipe):
+            raise RecipeError(
+                f"accelerate was configured for FSDP, and stage {recipe.stage!r} does not shard its model. Launch "
+                "without `--use_fsdp`; in a pipeline, set trainer.sharding=fsdp2 in the stages grpo and opd."
+            )
+        # Else transformers reads a model's weights in the main process only, and leaves the others' random.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     stage = STAGES[recipe.stage].function()
     if recipe.stage in ("eval", "pipeline"):  # they resume by rules of their own
         return stage(recipe)

@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from grpo.learner import checkpoint as checkpoints
+from grpo.learner.restore import store
 from grpo.model.checks import check_finite
 from grpo.stages.build import Parts
 from grpo.stages.run_folder import run_id
@@ -64,20 +65,22 @@ def keeping_newest_on_failure(parts: Parts) -> Iterator[None]:
 def _write(parts: Parts, place: Path, mark: checkpoints.Mark) -> str:
     """Write one checkpoint into `place`; returns what went wrong in any process, or an empty string."""
     processes, partial = parts.accelerator, checkpoints.partial_path(place, mark.step)
+    state, reference = partial / checkpoints.STATE, parts.reference
 
-    def fill() -> None:
-        processes.save_state(str(partial / checkpoints.STATE))
-        if processes.is_main_process:
-            parts.policy.save(partial)
-            parts.tokenizer.save_pretrained(partial)
-            if parts.reference is not None and parts.recipe.policy_gradient.ref_model_sync_steps:
-                parts.reference.save(partial)
-            shutil.copy(parts.recipe.output_dir / "recipe.yaml", partial / checkpoints.STATE)
+    def describe() -> None:
+        parts.tokenizer.save_pretrained(partial)
+        shutil.copy(parts.recipe.output_dir / "recipe.yaml", state)
 
     only_main = processes.is_main_process
+    moved = reference is not None and bool(parts.recipe.policy_gradient.ref_model_sync_steps)
+    # One attempt for each collective: a process that failed before one would leave the others waiting in it.
     error = (
         _attempt(lambda: checkpoints.begin(place, mark.step), only_main)
-        or _attempt(fill, True)
+        or _attempt(lambda: processes.save_state(str(state)), True)
+        or _attempt(lambda: store(parts.policy, state), True)
+        or _attempt(lambda: parts.policy.save(partial), True)
+        or (_attempt(lambda: reference.save(partial), True) if reference is not None and moved else "")
+        or _attempt(describe, only_main)
         or _attempt(lambda: checkpoints.finish(partial, mark), only_main)
     )
     if error and processes.is_main_process:

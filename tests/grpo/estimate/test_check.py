@@ -57,7 +57,7 @@ def recipe(tmp_path: Path, *overrides: str) -> GRPORecipe:
 
 def memory_parts(loaded: StageRecipe, shape: ModelShape, *, num_processes: int = 1) -> dict[str, int]:
     """On CPU, in float32."""
-    work = work_of(loaded)
+    work = work_of(loaded, num_processes=num_processes)
     assert work and work.training and work.generation
     trained = training_parts(work.training, shape, 4, device="cpu", num_processes=num_processes)
     return trained | engine_parts(work.generation, shape, 4, device="cpu")
@@ -124,6 +124,17 @@ def test_memory_parts_follow_the_recipe(tmp_path: Path) -> None:
 
     more = memory_parts(recipe(tmp_path, "algorithm.beta=0.1"), shape, num_processes=2)
     assert more["reference"] == more["gradient buckets"] == 4 * shape.total
+
+
+def test_sharding_divides_what_is_trained(tmp_path: Path) -> None:
+    shape = measure_shape(tiny_v3_config(), rows=1, length=128, width=4)
+    whole = memory_parts(recipe(tmp_path, "algorithm.beta=0.1"), shape, num_processes=4)
+    sharded = memory_parts(recipe(tmp_path, "algorithm.beta=0.1", "trainer.sharding=fsdp2"), shape, num_processes=4)
+    for part in ("weights", "gradients", "AdamW", "reference"):
+        assert sharded[part] == pytest.approx(whole[part] / 4, abs=4)
+    assert "gradient buckets" in whole and "gradient buckets" not in sharded
+    assert sharded["layers, gathered"] == 2 * whole["weights"] // 3
+    assert sharded["engine: weights"] == whole["engine: weights"]
 
 
 def test_checkpointing_keeps_one_layer_s_activations_and_the_others_inputs(tmp_path: Path) -> None:

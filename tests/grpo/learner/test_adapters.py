@@ -9,14 +9,15 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from grpo.algorithm.loss import clipped_surrogate
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import Sample, assemble
+from grpo.learner.objective import loss_function
 from grpo.learner.policy import Policy
 from grpo.learner.reference import AdapterReference, Reference
 from grpo.learner.scoring import Batching
 from grpo.model.adapters import attach_adapters
 from grpo.model.load import load_model
+from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.lora import LoRAConfig
 from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups, recipe_for, with_noise
@@ -48,17 +49,7 @@ def samples_for(recipe: GRPORecipe) -> list[Sample]:
     return with_noise(assemble(groups, plan, keep_zero_advantage=False), beta=0.0)
 
 
-def loss(logprobs: torch.Tensor, batch: Any) -> Any:
-    return clipped_surrogate(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        batch.token_weights,
-        epsilon=0.2,
-        epsilon_high=0.2,
-        beta=0.0,
-        ref_logprobs=None,
-    )
+loss = loss_function(AlgorithmConfig())
 
 
 def peft_gradients(model_path: Path, lora: LoRAConfig, samples: list[Sample]) -> list[torch.Tensor]:

@@ -1,0 +1,174 @@
+"""Updates of a policy in one process or sharded over several, with everything that is compared between the two.
+
+    torchrun --nproc_per_node 2 sharded_policy.py MODEL OUT.pt replicas=2 [case …]
+    torchrun --nproc_per_node 2 sharded_policy.py MODEL OUT.pt save=CHECKPOINT
+    torchrun --nproc_per_node 3 sharded_policy.py MODEL OUT.pt resume=CHECKPOINT
+
+Each process takes every n-th group, as in training.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import gather_object
+
+from grpo.algorithm.plan import Plan, Shapes
+from grpo.learner.batch import Sample, assemble, attach
+from grpo.learner.checkpoint import STATE
+from grpo.learner.objective import loss_function
+from grpo.learner.policy import Policy
+from grpo.learner.reference import FOLDER, Reference
+from grpo.learner.restore import restore, store
+from grpo.learner.scoring import Batching
+from grpo.learner.sharding import process_mesh
+from grpo.model.load import load_model
+from grpo.model.sharding import whole
+from grpo.model.weights import save_model
+from grpo.recipe.config import GRPORecipe
+from grpo.recipe.errors import NonFiniteError
+from grpo.report.metrics import merge, values
+from grpo.stages import parts
+from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups
+
+# Overrides of the recipe, section by section.
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    **{
+        f"{loss}": {"algorithm": {"loss_type": loss, "beta": 0.05, "steps_per_generation": 2}}
+        for loss in ("grpo", "dr_grpo", "dapo", "bnpo")
+    },
+    "one update, clipped": {"algorithm": {"loss_type": "dapo"}, "trainer": {"max_grad_norm": 0.01}},
+    "gradient checkpointing": {"trainer": {"gradient_checkpointing": True}},
+    "balance bias": {"model": {"balance_bias_update_speed": 0.01}, "algorithm": {"steps_per_generation": 2}},
+    "bfloat16": {"model": {"dtype": "bfloat16"}},
+}
+
+
+def recipe_for(model: str, case: str, *, processes: int, replicas: int = 1) -> GRPORecipe:
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"model_name_or_path": model},
+        "data": {"task": "countdown", "max_prompt_length": 8},
+        "rollout": {"max_completion_length": MAX_COMPLETION_LENGTH, "num_generations": 4},
+        "algorithm": {},
+        "trainer": {"max_grad_norm": 1e9, "sharding_replicas": replicas},
+    }
+    sections["trainer"]["sharding"] = "fsdp2" if processes > 1 else "none"
+    for name, overrides in CASES[case].items():
+        sections[name] |= overrides
+    recipe = GRPORecipe.model_validate({**sections, "rewards": [{"function": "countdown"}]})
+    # Refused in recipes: every sample alone. The forwards are then the same in any number of processes, which differ in
+    # how many they have, and rounding differs in the sums of gradients only.
+    alone = {"max_tokens_per_micro_batch": 1}
+    return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update=alone)})
+
+
+def make_policy(
+    recipe: GRPORecipe, accelerator: Accelerator, checkpoint: Path | None = None
+) -> tuple[Policy, Reference]:
+    mesh = process_mesh(recipe.trainer, accelerator)
+    batching = Batching(recipe.trainer.max_tokens_per_micro_batch, pad_token_id=0, packed=False)
+    temperature = recipe.rollout.temperature
+    model = load_model(recipe.model, checkpoint)
+    if recipe.trainer.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy = Policy(
+        model,
+        recipe.trainer,
+        accelerator,
+        max_steps=recipe.trainer.max_steps,
+        temperature=temperature,
+        batching=batching,
+        balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+        mesh=mesh,
+    )
+    base = load_model(recipe.model, checkpoint and checkpoint / FOLDER)
+    with torch.no_grad():  # a policy that has moved since: the KL term has a gradient
+        base.get_output_embeddings().weight.mul_(1.1)  # type: ignore[union-attr]
+    reference = Reference(base, accelerator, temperature=temperature, batching=batching, mesh=mesh)
+    return policy, reference
+
+
+def samples_of(recipe: GRPORecipe, policy: Policy, reference: Reference, accelerator: Accelerator) -> list[Sample]:
+    """This process's samples of one rollout, with old and reference log-probs where the recipe has them."""
+    rank, world, algorithm = accelerator.process_index, accelerator.num_processes, recipe.algorithm
+    groups = make_groups(num_groups=7)
+    plan = Plan.of(Shapes.of(groups), algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    samples = assemble(groups[rank::world], plan.of_process(rank, world), keep_zero_advantage=algorithm.beta > 0)
+    if algorithm.steps_per_generation > 1:
+        samples = attach(samples, old_logprobs=policy.logprobs(samples))
+    return attach(samples, ref_logprobs=reference.logprobs(samples)) if algorithm.beta else samples
+
+
+def updates(recipe: GRPORecipe, accelerator: Accelerator) -> dict[str, Any]:
+    """Log-probs, gradients and metrics of each update of a rollout, and the weights afterwards."""
+    policy, reference = make_policy(recipe, accelerator)
+    samples = samples_of(recipe, policy, reference, accelerator)
+    loss, steps = loss_function(recipe.algorithm), []
+    for index in range(recipe.algorithm.steps_per_generation):
+        local = policy.update([s for s in samples if s.mini_batch == index], loss)
+        metrics = values(merge(gather_object([local])))
+        gradients = {n: whole(p.grad).clone() for n, p in policy.model.named_parameters() if p.grad is not None}
+        steps.append((gradients, metrics))
+    own = [(s.problem_id, list(s.completion_ids), s.old_logprobs, s.ref_logprobs) for s in samples]
+    reference.refresh(policy.model)
+    return {
+        "steps": steps,
+        "log-probs": sorted(gather_object(own), key=lambda row: row[:2]),
+        "weights": {name: tensor.clone() for name, tensor in policy.weights()},
+        "reference": {name: whole(tensor).clone() for name, tensor in reference.model.state_dict().items()},
+    }
+
+
+def run(model: str, case: str, replicas: int = 1) -> dict[str, Any]:
+    processes = PartialState(cpu=True).num_processes
+    recipe = recipe_for(model, case, processes=processes, replicas=replicas)
+    accelerator = parts.accelerator(recipe.model)
+    result = updates(recipe, accelerator)
+    AcceleratorState._reset_state()
+    return result
+
+
+def continued(model: str, *, save: Path | None = None, resume: Path | None = None) -> dict[str, Any]:
+    """The second of two updates: after the first and a checkpoint, or from that checkpoint."""
+    recipe = recipe_for(model, "one update, clipped", processes=PartialState(cpu=True).num_processes)
+    accelerator = parts.accelerator(recipe.model)
+    policy, reference = make_policy(recipe, accelerator, resume)
+    samples = samples_of(recipe, policy, reference, accelerator)
+    loss = loss_function(recipe.algorithm)
+    if resume is not None:
+        restore(accelerator, policy, resume / STATE)
+    else:
+        assert save is not None
+        policy.update(samples, loss)
+        accelerator.save_state(str(save / STATE))
+        store(policy, save / STATE)
+        save_model(policy.model, save, is_writer=accelerator.is_main_process, max_file_bytes=300_000)
+        reference.save(save)
+        accelerator.wait_for_everyone()
+    metrics = values(merge(gather_object([policy.update(samples, loss)])))
+    weights = {name: tensor.clone() for name, tensor in policy.weights()}
+    bad = replace(samples[0], advantages=float("inf" if accelerator.is_main_process else "1"))
+    try:
+        policy.update([bad, *samples[1:]], loss)
+        fault = ""
+    except NonFiniteError as error:
+        fault = str(error)
+    AcceleratorState._reset_state()
+    return {"metrics": metrics, "weights": weights, "faults": gather_object([fault])}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    model, out, *words = sys.argv[1:]
+    options = dict(word.split("=") for word in words if "=" in word)
+    if folders := {name: Path(options[name]) for name in ("save", "resume") if name in options}:
+        results = continued(model, **folders)
+    else:
+        cases = [word for word in words if "=" not in word]
+        results = {case: run(model, case, int(options.get("replicas", 1))) for case in cases or CASES}
+    if PartialState().is_main_process:
+        torch.save(results, Path(out))

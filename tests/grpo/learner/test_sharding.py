@@ -1,0 +1,139 @@
+"""A policy sharded over processes does what a whole one does: log-probs, gradients, metrics, weights for engines."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM
+
+from grpo.learner.sharding import launched_with_fsdp2, process_mesh
+from grpo.recipe.config import TrainerConfig
+from grpo.recipe.load import RecipeError
+from tests.grpo.learner import sharded_policy
+
+SCRIPT = Path(sharded_policy.__file__)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_v3: Path) -> dict[str, Any]:
+    """Every case in one process, where nothing is sharded."""
+    return {case: sharded_policy.run(str(tiny_v3), case) for case in sharded_policy.CASES}
+
+
+def launched(model: Path, out: Path, *options: str, processes: int) -> Any:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    subprocess.run([*launcher, str(SCRIPT), str(model), str(out), *options], check=True)
+    return torch.load(out, weights_only=False)
+
+
+def assert_same_metrics(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():  # 1e-9: a loss whose terms cancel is rounding error itself
+        np.testing.assert_allclose(got[name], value, rtol=tolerance, atol=1e-3 * tolerance, err_msg=name)
+
+
+def assert_same(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    """All tensors within `tolerance` of the largest gradient, all metrics and log-probs within it relatively."""
+    for (gradients, metrics), (expected_gradients, expected_metrics) in zip(
+        got["steps"], expected["steps"], strict=True
+    ):
+        assert gradients.keys() == expected_gradients.keys()
+        largest = max(float(gradient.abs().max()) for gradient in expected_gradients.values())
+        for name, gradient in expected_gradients.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=tolerance * largest, msg=name)
+        assert_same_metrics(metrics, expected_metrics, tolerance)
+    assert len(got["log-probs"]) == len(expected["log-probs"])
+    for row, expected_row in zip(got["log-probs"], expected["log-probs"], strict=True):
+        assert row[:2] == expected_row[:2]
+        for logprobs, expected_logprobs in zip(row[2:], expected_row[2:], strict=True):
+            assert (logprobs is None) == (expected_logprobs is None)
+            if logprobs is not None:
+                assert logprobs == pytest.approx(expected_logprobs, abs=10 * tolerance)
+    for kind in ("weights", "reference"):
+        assert got[kind].keys() == expected[kind].keys()
+        for name, tensor in expected[kind].items():
+            torch.testing.assert_close(got[kind][name], tensor, rtol=0, atol=4e-6, msg=name)  # twice the learning rates
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_sharded_over_processes_does_what_one_process_does(
+    tiny_v3: Path, tmp_path: Path, alone: dict[str, Any], processes: int
+) -> None:
+    """All losses with a KL term and two mini-batches, clipping, gradient checkpointing, balance bias, bfloat16.
+
+    Fails if the head is read outside the root's forward, or as a part of its weight.
+    """
+    found = launched(tiny_v3, tmp_path / "out.pt", processes=processes)
+    assert found.keys() == alone.keys()
+    for case, expected in alone.items():
+        assert_same(found[case], expected, 1e-6)
+
+
+def test_hybrid_sharding_sums_over_the_copies_too(tiny_v3: Path, tmp_path: Path, alone: dict[str, Any]) -> None:
+    cases = ("dapo", "one update, clipped")
+    found = launched(tiny_v3, tmp_path / "out.pt", "replicas=2", *cases, processes=4)
+    for case in cases:
+        assert_same(found[case], alone[case], 1e-6)
+
+
+def test_tied_embeddings(tiny_llama: Path, tmp_path: Path) -> None:
+    found = launched(tiny_llama, tmp_path / "out.pt", "dapo", processes=2)
+    assert_same(found["dapo"], sharded_policy.run(str(tiny_llama), "dapo"), 1e-6)
+
+
+# -- checkpoints
+
+
+def test_a_checkpoint_of_two_processes_continues_in_one_two_and_three(tiny_v3: Path, tmp_path: Path) -> None:
+    out, checkpoint = tmp_path / "out.pt", tmp_path / "checkpoint"
+    whole = launched(tiny_v3, out, f"save={checkpoint}", processes=2)
+    assert len(list(checkpoint.glob("model-0000?-of-0000?.safetensors"))) > 1  # a Hugging Face folder in several files
+    _, loading = AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+    assert not any(loading.values())
+    again = launched(tiny_v3, out, f"resume={checkpoint}", processes=2)
+    assert again["metrics"] == whole["metrics"]
+    first, second = whole["faults"]  # an infinite advantage in one process stops both, with the same words
+    assert first == second and "the loss is" in first and "advantages are not finite" in first
+    assert all(torch.equal(again["weights"][name], tensor) for name, tensor in whole["weights"].items())
+    others = [sharded_policy.continued(str(tiny_v3), resume=checkpoint)]
+    others += [launched(tiny_v3, out, f"resume={checkpoint}", processes=3)]
+    for other in others:
+        assert_same_metrics(other["metrics"], whole["metrics"], 1e-6)
+        for name, tensor in whole["weights"].items():
+            torch.testing.assert_close(other["weights"][name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+# -- asked for by the launcher, or refused
+
+
+def test_accelerates_fsdp2_means_the_same() -> None:
+    assert not launched_with_fsdp2({})
+    assert launched_with_fsdp2({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP version 1"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1"),  # accelerate's default
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+    ],
+)
+def test_other_ways_to_shard_are_refused_and_fsdp2_is_named(environ: dict[str, str], name: str) -> None:
+    with pytest.raises(RecipeError, match=f"configured for {name}: .*trainer.sharding=fsdp2"):
+        launched_with_fsdp2(environ)
+
+
+def test_one_process_is_not_sharded_and_replicas_need_processes() -> None:
+    accelerator = Accelerator(cpu=True)
+    assert process_mesh(TrainerConfig(sharding="fsdp2"), accelerator) is None
+    with pytest.raises(RecipeError, match="sharding_replicas=2 with 1 processes"):
+        process_mesh(TrainerConfig(sharding="fsdp2", sharding_replicas=2), accelerator)
+    with pytest.raises(RecipeError, match=r"sharding_replicas=2 with trainer\.sharding=none"):
+        process_mesh(TrainerConfig(sharding_replicas=2), accelerator)
