@@ -20,10 +20,10 @@ from grpo.algorithm.loss import LossOutput
 from grpo.learner.batch import Sample
 from grpo.learner.policy import Policy
 from grpo.learner.scoring import Batching
-from grpo.learner.sharding import process_mesh
 from grpo.model.sharding import local
 from grpo.recipe.config import ModelConfig, TrainerConfig
 from grpo.stages import parts
+from grpo.stages.mesh import process_mesh
 
 CONFIG = DeepseekV3Config(
     vocab_size=8192,

@@ -45,7 +45,7 @@ class Policy:
         batching: how samples become micro-batches.
         balance_bias_update_speed: gamma of 2408.15664 for the experts' bias; 0 freezes it.
         train_entropy: the loss has a term with the entropy's gradient.
-        mesh: the processes the model is sharded over, see grpo/learner/sharding.py; None: it is whole in each.
+        mesh: the processes the model is sharded over, see grpo/stages/mesh.py; None: it is whole in each.
     """
 
     def __init__(

@@ -16,7 +16,6 @@ from grpo.learner.reference import FOLDER, AdapterReference, Reference
 from grpo.learner.restore import restore
 from grpo.learner.savable import check_saving, normalise_generation_config
 from grpo.learner.scoring import Batching
-from grpo.learner.sharding import process_mesh
 from grpo.model.adapters import attach_adapters, describe_adapters, load_adapters, trained_weights
 from grpo.model.checks import check_model
 from grpo.model.load import load_model
@@ -27,6 +26,7 @@ from grpo.report.rollout_metrics import Totals
 from grpo.stages import parts
 from grpo.stages.checks.engine import verify_engine
 from grpo.stages.checks.prompts import check_prompts, report_held_out
+from grpo.stages.mesh import process_mesh
 from grpo.stages.problems import prompter_of, source_of, training_stream
 from rewards.runner.score import Rewards
 from rollout.data.stream import PromptStream, held_out
@@ -78,8 +78,8 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     lora = recipe.model.lora
     if lora and mesh is not None:
         raise ValueError(
-            "model.lora with trainer.sharding=fsdp2: adapters are not sharded yet. Set trainer.sharding=none, where gradients "
-            "and optimizer are those of the adapters alone, or train all weights without model.lora."
+            "model.lora with trainer.sharding=fsdp2: adapters are not sharded yet. Set trainer.sharding=none, where "
+            "gradients and optimizer are those of the adapters alone, or train all weights without model.lora."
         )
     model = load_model(recipe.model, None if lora else checkpoint)
     if lora:

@@ -40,7 +40,7 @@ def accelerator(model: ModelConfig) -> Accelerator:
     AcceleratorState._reset_state()  # that of an earlier run in this process, maybe of another precision
     # Its cache would keep a copy of every layer's weights through the whole forward, which undoes sharding.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), AutocastKwargs(cache_enabled=False)]
-    with patch_environment(ACCELERATE_USE_FSDP="false"):  # sharding is ours, see grpo/learner/sharding.py
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # sharding is ours, see grpo/stages/mesh.py
         return Accelerator(
             mixed_precision=precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from grpo.learner.sharding import launched_with_fsdp2
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
 from grpo.recipe.record import check_world, with_functions, write_resolved
 from grpo.recipe.registry import STAGES
 from grpo.recipe.section import StageRecipe
+from grpo.stages.mesh import launched_with_fsdp2
 from grpo.stages.run_folder import claimed
 
 DONE_FILE = "done.json"  # written when a stage has finished: {"result": the folder with what it made}

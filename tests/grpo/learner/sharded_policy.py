@@ -25,7 +25,6 @@ from grpo.learner.policy import Policy
 from grpo.learner.reference import FOLDER, Reference
 from grpo.learner.restore import restore, store
 from grpo.learner.scoring import Batching
-from grpo.learner.sharding import process_mesh
 from grpo.model.load import load_model
 from grpo.model.sharding import whole
 from grpo.model.weights import save_model
@@ -33,6 +32,7 @@ from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import NonFiniteError
 from grpo.report.metrics import merge, values
 from grpo.stages import parts
+from grpo.stages.mesh import process_mesh
 from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups
 
 # Overrides of the recipe, section by section.

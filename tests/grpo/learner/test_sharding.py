@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
-from grpo.learner.sharding import launched_with_fsdp2, process_mesh
 from grpo.recipe.config import TrainerConfig
 from grpo.recipe.load import RecipeError
+from grpo.stages.mesh import launched_with_fsdp2, process_mesh
 from tests.grpo.learner import sharded_policy
 
 SCRIPT = Path(sharded_policy.__file__)
