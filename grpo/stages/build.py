@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
@@ -111,17 +112,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         train_entropy=recipe.policy_gradient.entropy_coef > 0,
         mesh=mesh,
     )
-    moved = checkpoint / FOLDER if checkpoint and (checkpoint / FOLDER).exists() else None
-    reference = None
-    if lora and recipe.policy_gradient.beta > 0:
-        if moved:
-            load_adapters(model, moved)
-        reference = AdapterReference(policy, trained_weights(model) if moved else None)
-    elif recipe.policy_gradient.beta > 0:
-        temperature = recipe.rollout.temperature
-        base = load_model(recipe.model, moved)
-        normalise_generation_config(base)
-        reference = Reference(base, accelerator, temperature=temperature, batching=batching, mesh=mesh)
+    reference = _reference(recipe, policy, checkpoint, mesh) if recipe.policy_gradient.beta > 0 else None
     totals = Totals()
     accelerator.register_for_checkpointing(problems, totals)
     if lora and checkpoint:
@@ -215,6 +206,21 @@ def _rewards(recipe: OnPolicyRecipe, functions: Sequence[Callable[..., Any]] | N
     return parts.rewards(
         recipe.rewards, functions, num_workers=trainer.num_reward_workers, timeout=trainer.reward_timeout
     )
+
+
+def _reference(
+    recipe: OnPolicyRecipe, policy: Policy, checkpoint: Path | None, mesh: DeviceMesh | None
+) -> Reference | AdapterReference:
+    """What the policy is held to: its base, or what a checkpoint has where that has moved."""
+    moved = checkpoint / FOLDER if checkpoint and (checkpoint / FOLDER).exists() else None
+    if recipe.model.lora:
+        if moved:
+            load_adapters(policy.model, moved)
+        return AdapterReference(policy, trained_weights(policy.model) if moved else None)
+    base = load_model(recipe.model, moved)
+    normalise_generation_config(base)
+    temperature = recipe.rollout.temperature
+    return Reference(base, policy.accelerator, temperature=temperature, batching=policy.batching, mesh=mesh)
 
 
 def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
