@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.learner import checkpoint as checkpoints
@@ -76,17 +77,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     held_out = _held_out(recipe, tokenizer, rewards, accelerator)
     parts.preflight([stream.source for stream in problems.streams.values()], held_out, rewards, accelerator)
 
-    lora = recipe.model.lora
-    if lora and mesh is not None:
-        raise ValueError(
-            "model.lora with trainer.sharding=fsdp2: adapters are not sharded yet. Set trainer.sharding=none, where "
-            "gradients and optimizer are those of the adapters alone, or train all weights without model.lora."
-        )
-    model = load_model(recipe.model, None if lora else checkpoint)
-    if lora:
-        attach_adapters(model, lora, revision=recipe.model.revision)
-        if accelerator.is_main_process:
-            print(describe_adapters(model), file=sys.stderr)
+    model = _model(recipe, checkpoint, accelerator, mesh)
     check_model(
         model,
         tokenizer_size=len(tokenizer),
@@ -115,7 +106,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     reference = _reference(recipe, policy, checkpoint, mesh) if recipe.policy_gradient.beta > 0 else None
     totals = Totals()
     accelerator.register_for_checkpointing(problems, totals)
-    if lora and checkpoint:
+    if recipe.model.lora and checkpoint:
         load_adapters(model, checkpoint)
     if checkpoint:
         restore(accelerator, policy, checkpoint / checkpoints.STATE)
@@ -206,6 +197,25 @@ def _rewards(recipe: OnPolicyRecipe, functions: Sequence[Callable[..., Any]] | N
     return parts.rewards(
         recipe.rewards, functions, num_workers=trainer.num_reward_workers, timeout=trainer.reward_timeout
     )
+
+
+def _model(
+    recipe: OnPolicyRecipe, checkpoint: Path | None, accelerator: Accelerator, mesh: DeviceMesh | None
+) -> PreTrainedModel:
+    """The model, with a checkpoint's weights; with adapters, the base and adapters that have not been trained."""
+    lora = recipe.model.lora
+    if lora is None:
+        return load_model(recipe.model, checkpoint)
+    if mesh is not None:
+        raise ValueError(
+            "model.lora with trainer.sharding=fsdp2: adapters are not sharded yet. Set trainer.sharding=none, where "
+            "gradients and optimizer are those of the adapters alone, or train all weights without model.lora."
+        )
+    model = load_model(recipe.model)
+    attach_adapters(model, lora, revision=recipe.model.revision)
+    if accelerator.is_main_process:
+        print(describe_adapters(model), file=sys.stderr)
+    return model
 
 
 def _reference(
