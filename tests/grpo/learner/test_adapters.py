@@ -29,9 +29,10 @@ EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 def randomize(model: Any) -> None:
     """The same values for the same adapters, whatever the names before them."""
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+            start = parameter.data if "magnitude" in name else 0.0  # A starts at random, DoRA's magnitude does not
+            parameter.data = start + 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 def policy_for(recipe: GRPORecipe, lora: LoRAConfig) -> Policy:

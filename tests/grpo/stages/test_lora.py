@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import grpo
@@ -20,15 +21,18 @@ LORA = {"r": 2, "target_modules": "all-linear", "target_parameters": ["experts.g
 
 def recipe_for(folder: Path, model: Path, **trainer: Any) -> Path:
     folder.mkdir(exist_ok=True)
-    return write_recipe(
+    path = write_recipe(
         folder,
         model,
-        model={"lora": LORA},
         rollout={**rollout_of(model, folder), "engine": "hf"},
         algorithm={"beta": 0.1, "ref_model_sync_steps": 1},
         evaluation={"num_problems": 0},
         trainer={"output_dir": str(folder / "run"), "learning_rate": 1e-2, **trainer},
     )
+    recipe = yaml.safe_load(path.read_text())
+    recipe["model"]["lora"] = LORA
+    path.write_text(yaml.safe_dump(recipe))
+    return path
 
 
 @pytest.fixture(scope="module")
