@@ -29,6 +29,7 @@ from grpo.report.metrics import ExpertLoad, Mean, Metric, Sum, merge
 
 # (logprobs, batch); where the batch has a target also (…, divergence, teacher_logprobs), see CompletionLogProbs.forward
 LossFunction = Callable[..., LossOutput]
+WEIGHTS_WATCHED = 64  # entries per tensor in metric weight_change
 
 
 class Policy:
@@ -107,7 +108,9 @@ class Policy:
                 f"{count} micro-batches is. Its norm is {float(norm)}; the learning rate {self.learning_rate:g}."
             )
         merged |= {"grad_norm": Mean(float(norm)), "learning_rate": Mean(self.learning_rate)}
+        before = self._some_weights()
         self.optimizer.step()
+        merged["weight_change"] = Mean(float((self._some_weights() - before).norm() / before.norm()))
         self.scheduler.step()
         return merged
 
@@ -115,6 +118,12 @@ class Policy:
     def learning_rate(self) -> float:
         """Of the next optimizer step."""
         return float(self.scheduler.get_last_lr()[0])
+
+    @torch.no_grad()
+    def _some_weights(self) -> Tensor:
+        """Evenly spaced entries of every trained tensor, at most WEIGHTS_WATCHED of each."""
+        flat = [p.flatten() for p in self.model.parameters() if p.requires_grad]
+        return torch.cat([p[:: -(-p.numel() // WEIGHTS_WATCHED)] for p in flat]).float()
 
     def _accumulate(self, batch: MicroBatch, loss_function: LossFunction) -> dict[str, Metric]:
         """Forward and backward of one micro-batch."""

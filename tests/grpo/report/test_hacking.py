@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from grpo.report.alarms import Alarms
+from grpo.report.hacking import HackingWatch
 from rich.console import Console
 
 from grpo.recipe.config import DataConfig, GRPORecipe, ModelConfig, RewardConfig
-from grpo.report.alarms import Alarms
-from grpo.report.hacking import HackingWatch
 from grpo.report.report import Report
 
 
