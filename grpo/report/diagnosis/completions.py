@@ -72,8 +72,8 @@ def empty(run: History) -> Iterator[Finding]:
 def length_collapse(run: History) -> Iterator[Finding]:
     """Completions have become very short."""
     key = "completions/mean_length"
-    before, now = run.first(key), run.now(key)
-    if before is not None and now is not None and now < MIN_LENGTH_RATIO * before:
+    if fall := run.fall(key, MIN_LENGTH_RATIO):
+        before, now = fall
         yield Finding(
             kind="length_collapse",
             level="alarm",

@@ -26,8 +26,8 @@ def dead_experts(run: History) -> Iterator[Finding]:
     yield Finding(
         kind="dead_experts",
         level="alarm",
-        says=f"{len(dead)} of {loads[0].size} experts received no token in the last {WINDOW} rows (layer.expert: {names}"
-        f"{more}), so they do not learn.",
+        says=f"{len(dead)} of {loads[0].size} experts received no token in the last {WINDOW} rows (layer.expert: "
+        f"{names}{more}), so they do not learn.",
         metric="moe/load",
         value=float(len(dead)),
         rule=f"experts with a share of 0 in {WINDOW} rows in a row",

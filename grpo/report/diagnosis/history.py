@@ -26,7 +26,7 @@ class History:
         self.recipe = recipe
         self.step = 0
         self.steps: list[int] = []  # of training rows
-        self.recent: deque[Row] = deque(maxlen=WINDOW)  # training rows as logged
+        self.recent: deque[Row] = deque(maxlen=WINDOW)  # training rows as written
         self.values: defaultdict[str, list[float]] = defaultdict(list)  # finite values, training
         self.evaluations: list[Numbers] = []
         self._preferences = [f"rewards/{name}/mean" for name in self.names(preferences=True)]
@@ -38,7 +38,7 @@ class History:
         """Add a training row."""
         self.step = row.get("step", self.step + 1)
         self.steps.append(self.step)
-        self.recent.append(dict(row))
+        self.recent.append({key: None if _is_nan(value) else value for key, value in row.items()})
         numbers = _finite(row)
         for key, value in numbers.items():
             self.values[key].append(value)
@@ -53,8 +53,7 @@ class History:
 
     def now(self, key: str) -> float | None:
         """The latest row's value; None if it is missing or not finite."""
-        value = self.recent[-1].get(key) if self.recent else None
-        return value if isinstance(value, int | float) and math.isfinite(value) else None
+        return self.recent[-1].get(key) if self.recent else None
 
     def first(self, key: str, count: int = FEW) -> float | None:
         """The mean of the first `count` values; None if there are fewer."""
@@ -68,6 +67,13 @@ class History:
         """Means of the first and of the last FEW values; None while they overlap, or if the last row has none."""
         before, now = self.first(key), self.last(key)
         if before is None or now is None or len(self.values[key]) < 2 * FEW or self.now(key) is None:
+            return None
+        return before, now
+
+    def fall(self, key: str, ratio: float) -> tuple[float, float] | None:
+        """The mean of the first FEW values and the latest one, if that comes after them and is below `ratio` of it."""
+        before, now = self.first(key), self.now(key)
+        if before is None or now is None or len(self.values[key]) == FEW or not now < ratio * before:
             return None
         return before, now
 
@@ -116,6 +122,11 @@ class History:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether the reporter writes null for it."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, float]:

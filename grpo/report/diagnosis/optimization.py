@@ -88,10 +88,9 @@ def gradient_clipped(run: History) -> Iterator[Finding]:
 
 def entropy_collapse(run: History) -> Iterator[Finding]:
     """The policy has become deterministic."""
-    before, now = run.first("entropy"), run.now("entropy")
-    if before is None or now is None or not now < MIN_ENTROPY_RATIO * before:
+    if not (fall := run.fall("entropy", MIN_ENTROPY_RATIO)):
         return
-    rate = run.setting("trainer.learning_rate")
+    (before, now), rate = fall, run.setting("trainer.learning_rate")
     yield Finding(
         kind="entropy_collapse",
         level="alarm",

@@ -80,7 +80,7 @@ def render(
     parts = {
         "title": html.escape(recipe.get("report", {}).get("run_name") or name),
         "facts": html.escape(_facts(recipe, rows)),
-        "banners": "\n".join([*_banners(error), diagnosis_section(diagnose_rows(rows, recipe))]),
+        "banners": "\n".join([*_banners(error), diagnosis_section([diagnose_rows(rows, recipe)])]),
         "cards": "\n".join(_cards(compare(rows), training, is_stopped=error is not None)),
         "css": asset("page.css"),
         "js": asset("page_charts.js") + asset("page.js"),
@@ -231,19 +231,26 @@ def _banners(error: Row | None) -> Iterator[str]:
         yield f'<p class="banner error" role="alert"><b>Stopped after step {error["step"]}.</b> {text}</p>'
 
 
-def diagnosis_section(diagnosis: Diagnosis) -> str:
-    """A run's findings, alarms first; the number behind each and what was looked at are folded away."""
-    looked = html.escape(", ".join(map(str, diagnosis.looked_at)))
-    if not diagnosis.findings:
-        text = f"<details><summary>Nothing stands out.</summary><p>Looked at: {looked}.</p></details>"
-        return f'<section class="diagnosis" id="diagnosis"><h2>Diagnosis</h2>{text}</section>' if looked else ""
+def diagnosis_section(diagnoses: Sequence[Diagnosis]) -> str:
+    """Findings of a run, or of a pipeline's stages with their names; remedy and number are folded away."""
+    looked = [one for one in diagnoses if one.looked_at]
+    if not looked:
+        return ""
     parts = []
-    for one in diagnosis.findings:
-        change = f" <code>{html.escape(one.overrides)}</code>" if one.overrides else ""
-        parts.append(
-            f'<details class="{one.level}"><summary><b>{html.escape(one.says)}</b> {html.escape(one.remedy)}{change}'
-            f"</summary><p>{one.steps}: {html.escape(one.figure)}</p></details>"
-        )
+    for diagnosis in looked:
+        stage = f"{html.escape(diagnosis.name)}: " if len(diagnoses) > 1 else ""
+        for one in diagnosis.findings:
+            change = f" <code>{html.escape(one.overrides)}</code>" if one.overrides else ""
+            parts.append(
+                f'<details class="{one.level}"><summary>{stage}{html.escape(one.says)}</summary>'
+                f'<p class="remedy">{html.escape(one.remedy)}{change}</p>'
+                f"<p>{one.steps}: {html.escape(one.figure)}</p></details>"
+            )
+    if not parts:
+        names = [f"{one.name}: " if len(diagnoses) > 1 else "Looked at: " for one in looked]
+        texts = [f"{name}{', '.join(map(str, one.looked_at))}." for name, one in zip(names, looked, strict=True)]
+        paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+        parts = [f"<details><summary>Nothing stands out.</summary>{paragraphs}</details>"]
     return f'<section class="diagnosis" id="diagnosis"><h2>Diagnosis</h2>{"".join(parts)}</section>'
 
 
