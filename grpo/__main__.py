@@ -137,6 +137,27 @@ def report(arguments: Sequence[str]) -> None:
     print(write_page(run_dir))
 
 
+def diagnose(arguments: Sequence[str]) -> None:
+    """`grpo diagnose`: say what a run's metrics show; exit code 1 if it raises an alarm."""
+    import json
+
+    from grpo.report.diagnosis.run import diagnose as diagnose_folder
+    from grpo.report.diagnosis.run import lines
+
+    folders = [argument for argument in arguments if argument != "--json"]
+    if len(folders) != 1 or folders[0].startswith("-"):
+        _fail_usage("diagnose takes one run's or pipeline's folder, and --json.")
+    try:
+        found = diagnose_folder(Path(folders[0]))
+    except ValueError as error:
+        _fail(str(error))
+    if "--json" in arguments:
+        print(json.dumps({"runs": [diagnosis.as_json() for diagnosis in found]}, indent=1, ensure_ascii=False))
+    else:
+        print("\n\n".join("\n".join(lines(diagnosis)) for diagnosis in found))
+    sys.exit(1 if any(diagnosis.has_alarms for diagnosis in found) else 0)
+
+
 def reward_test(arguments: Sequence[str]) -> None:
     """`grpo reward-test`: score a file's completions; exit code 1 if a score differs from its row's `expected`."""
     from rich.console import Console
@@ -200,6 +221,11 @@ COMMANDS = {
     ),
     "merge": Command(merge, "ADAPTER OUT", "write a LoRA adapter and its base as a whole model"),
     "report": Command(report, "RUN", "rebuild a run's page from its files"),
+    "diagnose": Command(
+        diagnose,
+        "RUN [--json]",
+        "say what a run's or a pipeline's metrics show, and what to change; exit code 1 if it raises an alarm",
+    ),
     "reward-test": Command(
         reward_test,
         "[--columns '{ours: theirs}'] [--tokenizer NAME] FUNCTION rows.jsonl [option=value …]",

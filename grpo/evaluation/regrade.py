@@ -24,8 +24,7 @@ from grpo.evaluation.results.samples import (
 )
 from grpo.evaluation.results.store import Results
 from grpo.evaluation.results.summary import by_problem, summarize_task
-from grpo.report.page.write import RECIPE_FILE
-from grpo.report.records import Row
+from grpo.report.records import RECIPE_FILE, Row
 from rollout.types import Completion, Group, Problem
 
 CHANGES_SHOWN = 20

@@ -11,8 +11,7 @@ from grpo.evaluation.results.graded import key_of
 from grpo.evaluation.results.samples import PROBLEMS_FILE, as_line, problem_rows, read_manifest, read_samples
 from grpo.evaluation.results.store import RESULTS_FILE, Results
 from grpo.evaluation.work import Work
-from grpo.report.page.write import RECIPE_FILE
-from grpo.report.records import Row, read_rows
+from grpo.report.records import RECIPE_FILE, Row, read_rows
 
 # Settings that samples depend on, so they must not change on resume. Tasks, limit and num_samples may grow.
 SAMPLE_SETTINGS = (

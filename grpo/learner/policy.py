@@ -32,6 +32,7 @@ from grpo.report.metrics import ExpertLoad, Mean, Metric, Sum, merge
 # (logprobs, entropy, batch); where the batch has a target also (…, divergence, teacher_logprobs), see
 # CompletionLogProbs.forward
 LossFunction = Callable[..., LossOutput]
+WEIGHTS_WATCHED = 64  # entries per tensor in metric weight_change
 
 
 class Policy:
@@ -114,7 +115,9 @@ class Policy:
                 f"{count} micro-batches is. Its norm is {norm}; the learning rate {self.learning_rate:g}."
             )
         merged |= {"grad_norm": Mean(norm), "learning_rate": Mean(self.learning_rate)}
+        before = self._some_weights()
         self.optimizer.step()
+        merged["weight_change"] = Mean(self._relative_change(before))
         self.scheduler.step()
         return merged
 
@@ -122,6 +125,20 @@ class Policy:
     def learning_rate(self) -> float:
         """Of the next optimizer step."""
         return float(self.scheduler.get_last_lr()[0])
+
+    @torch.no_grad()
+    def _some_weights(self) -> Tensor:
+        """Evenly spaced entries of every trained tensor that is here, at most WEIGHTS_WATCHED of each."""
+        flat = [local(p).flatten() for p in self.model.parameters() if p.requires_grad]
+        return torch.cat([p[:: max(1, -(-p.numel() // WEIGHTS_WATCHED))] for p in flat]).float()
+
+    def _relative_change(self, before: Tensor) -> float:
+        """|w - w_before| / |w_before| over some entries of all processes' weights."""
+        squares = torch.stack([(self._some_weights() - before).square().sum(), before.square().sum()])
+        if self.mesh is not None:
+            squares = self.accelerator.reduce(squares, "sum")
+        change, size = squares.tolist()  # type: ignore[union-attr]
+        return math.sqrt(change / size)
 
     def _reduction(self, *, is_last: bool) -> AbstractContextManager[None]:
         """How a micro-batch's gradient is summed over processes.

@@ -12,6 +12,7 @@ from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+RECIPE_FILE = "recipe.yaml"  # the resolved recipe
 ERROR_FILE = "error.json"  # only of a run that an error stopped: {"step": 12, "error": "MismatchError: …"}
 
 Row = dict[str, Any]

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 
 from grpo.recipe.config import OnPolicyRecipe
-from grpo.report.alarms import Alarms
-from grpo.report.hacking import MODELS, HackingWatch
+from grpo.report.diagnosis.finding import Finding
+from grpo.report.diagnosis.watch import Watch
 from grpo.report.metrics import Value
 from grpo.report.page.write import write_page
 from grpo.report.records import (
@@ -71,9 +71,7 @@ class Report:
         self.intervals: deque[float] = deque(maxlen=20)  # wall seconds of the latest steps
         self.mark = time.perf_counter()
         self.step = resume_step or 0
-        models = [reward.name for reward in recipe.rewards if reward.function in MODELS]
-        rules = [reward.name for reward in recipe.rewards if reward.name not in models]
-        self.alarms = Alarms(recipe.max_logp_difference, HackingWatch(models, rules))
+        self.watch = Watch(recipe.model_dump())
         self.terminal: Terminal | None = None
         self.closed = False
         self._start_trackers(resume_step)
@@ -82,9 +80,8 @@ class Report:
             self.metrics_file = _open(output_dir / METRICS_FILE, resume_step)
             self.samples_file = _open(output_dir / SAMPLES_FILE, resume_step)
             (output_dir / ERROR_FILE).unlink(missing_ok=True)
-            for row in read_rows(output_dir / METRICS_FILE):  # of the run that is resumed
-                update = self.alarms.update_evaluation if is_evaluation(row) else self.alarms.update
-                update(row)
+            # With the rows of the run that is resumed.
+            self.watch = Watch.of(read_rows(output_dir / METRICS_FILE), recipe.model_dump())
             self.terminal = Terminal(
                 console or Console(), max_steps=recipe.trainer.max_steps, first_step=resume_step or 0
             )
@@ -108,7 +105,7 @@ class Report:
         self.intervals.append(now - self.mark)
         self.mark = now
         shown = step % self.recipe.report.logging_steps == 0 or step == self.recipe.trainer.max_steps
-        warnings = self.alarms.update(metrics)
+        warnings = _alarms(self.watch.update({**metrics, "step": step}))
         row = self._write_metrics(
             step, {**metrics, **times, **({"warnings": warnings} if warnings else {})}, track=shown
         )
@@ -122,7 +119,7 @@ class Report:
     def log_evaluation(self, step: int, metrics: Mapping[str, Value]) -> None:
         """Write a held-out evaluation's row, whose keys start with `eval/`, and refresh the page."""
         times = {"time/evaluate": self.seconds.pop("evaluate")} if "evaluate" in self.seconds else {}
-        warnings = self.alarms.update_evaluation(metrics)
+        warnings = _alarms(self.watch.update_evaluation({**metrics, "step": step}))
         row = self._write_metrics(
             step, {**metrics, **times, **({"warnings": warnings} if warnings else {})}, track=True
         )
@@ -207,6 +204,11 @@ class Report:
         if resume_step is not None:
             options["tensorboard"] = {"purge_step": resume_step + 1}
         self.accelerator.init_trackers("grpo", config=_flat(self.recipe.model_dump()), init_kwargs=options)
+
+
+def _alarms(findings: Sequence[Finding]) -> list[str]:
+    """Texts of those that a run warns of; its page shows notes as well."""
+    return [finding.warning for finding in findings if finding.level == "alarm"]
 
 
 def _open(path: Path, resume_step: int | None) -> TextIO:

@@ -30,6 +30,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Metric]:
         "completions/max_length": Max(float(lengths.max())),
         "completions/clipped_ratio": Mean.of([c.finish_reason == "length" for c in completions]),
         "completions/empty_ratio": Mean.of([not c.text.strip() for c in completions]),
+        "completions/repeated_ratio": Mean.of([_repeated(scored) for scored in groups]),
         "num_tokens": Sum(float(lengths.sum() + prompt_tokens)),
     }
     for name in groups[0].breakdown:
@@ -40,6 +41,12 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Metric]:
     for name in groups[0].gated:
         metrics[f"rewards/{name}/gated_ratio"] = Mean.of([closed for scored in groups for closed in scored.gated[name]])
     return metrics | logged_metrics(groups, taken=metrics)
+
+
+def _repeated(scored: ScoredGroup) -> float:
+    """The share of a group's completions, beyond the first, whose text another one has already."""
+    texts = [completion.text for completion in scored.group.completions]
+    return (len(texts) - len(set(texts))) / (len(texts) - 1)
 
 
 def logged_metrics(groups: Sequence[ScoredGroup], taken: Iterable[str] = ()) -> dict[str, Metric]:

@@ -213,6 +213,9 @@ class Trainer:
         metrics["num_tokens"] = self.parts.totals.count(metrics["num_tokens"])
         metrics["step_time"] = seconds
         metrics["data/dropped_prompts"] = self.parts.problems.num_dropped
+        passes = [stream.epochs for stream in self.parts.problems.streams.values()]
+        if known := [one for one in passes if one is not None]:
+            metrics["data/epochs"] = max(known)
         self.report.log(self.step, metrics)
         algorithm = self.recipe.policy_gradient
         check_mismatch(

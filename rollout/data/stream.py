@@ -57,6 +57,11 @@ class ProblemStream:
         """Rows skipped so far, for any reason."""
         return self.dropped.total()
 
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the dataset so far; None for an endless source."""
+        return self._position / self.source.size if self.source.size else None
+
     def take(self, total: int) -> list[Prompt]:
         """This process's share of the stream's next `total` prompts."""
         taken: list[Prompt] = []

@@ -42,7 +42,7 @@ function sections() {
       curve("reward_std", "mean within groups"), ...spreads.map((key) => curve(key, key.slice(8, -4)))] },
     { title: "Shares", note: "of completions or groups", format: percent, series: [
       curve("frac_reward_zero_std", "groups without signal"), curve("completions/clipped_ratio", "truncated"),
-      curve("completions/empty_ratio", "empty"), curve("frac_trained_samples", "trained on"), curve("frac_unrewarded_samples", "without reward"),
+      curve("completions/empty_ratio", "empty"), curve("completions/repeated_ratio", "repeated in their group"), curve("frac_trained_samples", "trained on"), curve("frac_unrewarded_samples", "without reward"),
       curve("eval/truncated_ratio", "truncated, held-out")] },
   ];
   const behaviour = [
@@ -62,6 +62,7 @@ function sections() {
       curve("clip_ratio/low_mean", "low"), curve("clip_ratio/high_mean", "high"), curve("clip_ratio/region_mean", "either")] },
     { title: "Loss", note: "mean over the rollout's optimizer steps", series: [curve("loss", "loss")] },
     { title: "Gradient norm", note: "before clipping", series: [curve("grad_norm", "norm")] },
+    { title: "Weight change", note: "of a step, relative", series: [curve("weight_change", "‖Δw‖ / ‖w‖")] },
     { title: "Learning rate", series: [curve("learning_rate", "learning rate")] },
   ];
   const experts = [

@@ -200,46 +200,60 @@ function color(name) {
   return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 }
 
-function drawLoad(canvas, layer) {
-  const { steps, loads } = run.load, experts = loads[0][layer].length;
-  const [cold, even, hot, dead] = ["--cold", "--even", "--hot", "--dead"].map(color);
-  canvas.width = steps.length;
-  canvas.height = experts;
-  canvas.style.height = `${Math.min(260, Math.max(56, experts * 9))}px`;
+function drawHeat(canvas, columns, rowHeight) { // columns[x][y]: percent of balance
+  const [cold, even, hot, dead] = ["--cold", "--even", "--hot", "--dead"].map(color), rows = columns[0].length;
+  canvas.width = columns.length;
+  canvas.height = rows;
+  canvas.style.height = `${Math.min(260, Math.max(20, rows * rowHeight))}px`;
   canvas.style.imageRendering = "pixelated";
-  const context = canvas.getContext("2d"), image = context.createImageData(steps.length, experts);
-  loads.forEach((column, x) => column[layer].forEach((load, expert) => {
+  const context = canvas.getContext("2d"), image = context.createImageData(columns.length, rows);
+  columns.forEach((column, x) => column.forEach((load, y) => {
     const size = Math.max(-1, Math.min(1, Math.log2(Math.max(load, 1) / 100) / 2)); // ±1: a quarter, four times
     const end = size < 0 ? cold : hot;
     const rgb = load === 0 ? dead : even.map((c, i) => c + (end[i] - c) * Math.abs(size));
-    image.data.set([...rgb, 255], 4 * (expert * steps.length + x));
+    image.data.set([...rgb, 255], 4 * (y * columns.length + x));
   }));
   context.putImageData(image, 0, 0);
 }
 
 function loadFigure() {
   const { steps, loads } = run.load, layers = loads[0].length, together = layers <= 4;
-  const readout = node("span", { className: "key" }, "rows are experts, columns are steps");
+  const idle = "rows are layers or experts, columns are steps";
+  const readout = node("span", { className: "key" }, idle);
   const scale = node("span", { className: "scale" }, "¼×", node("i"), "4×", node("i", { className: "dead" }), "no tokens");
   const caption = node("figcaption", {}, node("h3", {}, "Expert load ", node("small", {}, " share of tokens, relative to balance")), readout, scale);
   const figure = node("figure", { className: "full" }, caption);
   const select = node("select", { ariaLabel: "layer" }, ...loads[0].map((_, i) => node("option", { value: String(i) }, `MoE layer ${i + 1}`)));
   if (!together) caption.insertBefore(select, readout);
-  for (let i = 0; i < (together ? layers : 1); i++) {
+  function heat(label, columnsOf, rowHeight, describe, choose) { // one map; columnsOf() changes with the layer chosen
     const canvas = node("canvas");
-    const layer = () => (together ? i : Number(select.value));
-    if (together) figure.append(node("p", { className: "layer" }, `MoE layer ${i + 1}`));
-    figure.append(canvas);
-    redraws.push(() => drawLoad(canvas, layer()));
-    select.addEventListener("change", () => drawLoad(canvas, layer()));
+    figure.append(node("p", { className: "layer" }, label), canvas);
+    const paint = () => drawHeat(canvas, columnsOf(), rowHeight);
+    redraws.push(paint);
+    const cell = (event) => {
+      const box = canvas.getBoundingClientRect(), within = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
+      return [within((event.clientX - box.left) / box.width, steps.length), within((event.clientY - box.top) / box.height, canvas.height)];
+    };
     canvas.addEventListener("pointermove", (event) => {
-      const box = canvas.getBoundingClientRect(), experts = loads[0][layer()].length;
-      const x = Math.min(steps.length - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * steps.length)));
-      const expert = Math.min(experts - 1, Math.max(0, Math.floor((event.clientY - box.top) / box.height * experts)));
-      readout.textContent = `step ${steps[x]}, layer ${layer() + 1}, expert ${expert}: ${(loads[x][layer()][expert] / 100).toFixed(2)}×`;
+      const [x, row] = cell(event);
+      readout.textContent = `step ${steps[x]}, ${describe(x, row)}`;
       hover(steps[x]);
     });
-    canvas.addEventListener("pointerleave", () => { readout.textContent = "rows are experts, columns are steps"; hover(null); });
+    canvas.addEventListener("pointerleave", () => { readout.textContent = idle; hover(null); });
+    if (choose) canvas.addEventListener("click", (event) => choose(cell(event)[1]));
+    return paint;
+  }
+  const shown = (percent) => `${(percent / 100).toFixed(2)}×`;
+  const expertsOf = (layer) => (x, expert) => `layer ${layer() + 1}, expert ${expert}: ${shown(loads[x][layer()][expert])}`;
+  if (layers > 1) heat("Busiest expert of each layer", () => loads.map((column) => column.map((layer) => Math.max(...layer))), 14,
+    (x, layer) => {
+      const dead = loads[x][layer].filter((load) => load === 0).length;
+      return `layer ${layer + 1}: busiest expert ${shown(Math.max(...loads[x][layer]))}${dead ? `, ${dead} without tokens` : ""}`;
+    }, (layer) => { select.value = String(layer); select.dispatchEvent(new Event("change")); });
+  for (let i = 0; i < (together ? layers : 1); i++) {
+    const layer = () => (together ? i : Number(select.value));
+    const paint = heat(together ? `Experts of MoE layer ${i + 1}` : "Experts of the layer chosen", () => loads.map((column) => column[layer()]), 9, expertsOf(layer));
+    select.addEventListener("change", paint);
   }
   figure.append(node("div", { className: "steps" }, node("span", {}, `step ${steps[0]}`), node("span", {}, `step ${steps.at(-1)}`)));
   return figure;

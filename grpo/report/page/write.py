@@ -19,9 +19,11 @@ from typing import Any
 
 import yaml
 
+from grpo.report.diagnosis.run import Diagnosis, diagnose_rows
 from grpo.report.records import (
     ERROR_FILE,
     METRICS_FILE,
+    RECIPE_FILE,
     SAMPLES_FILE,
     Comparison,
     Estimate,
@@ -33,7 +35,6 @@ from grpo.report.records import (
 )
 
 PAGE_FILE = "index.html"
-RECIPE_FILE = "recipe.yaml"
 MAX_POINTS = 400  # per curve
 MAX_LOAD_COLUMNS = 160  # in the heat map
 MAX_LOAD_CELLS = 100_000  # columns x layers x experts
@@ -79,7 +80,7 @@ def render(
     parts = {
         "title": html.escape(recipe.get("report", {}).get("run_name") or name),
         "facts": html.escape(_facts(recipe, rows)),
-        "banners": "\n".join(_banners(error, rows)),
+        "banners": "\n".join([*_banners(error), diagnosis_section([diagnose_rows(rows, recipe)])]),
         "cards": "\n".join(_cards(compare(rows), training, is_stopped=error is not None)),
         "css": asset("page.css"),
         "js": asset("page_charts.js") + asset("page.js"),
@@ -223,14 +224,34 @@ def _facts(recipe: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return " · ".join([*known, steps, f"{minutes:.1f} minutes"])
 
 
-def _banners(error: Row | None, rows: Sequence[Row]) -> Iterator[str]:
-    """The error that stopped the run, then the run's warnings."""
+def _banners(error: Row | None) -> Iterator[str]:
+    """The error that stopped the run."""
     if error is not None:
         text = html.escape(error["error"])
         yield f'<p class="banner error" role="alert"><b>Stopped after step {error["step"]}.</b> {text}</p>'
-    for row in rows:
-        for warning in row.get("warnings", ()):
-            yield f'<p class="banner"><b>Warning at step {row["step"]}:</b> {html.escape(warning)}</p>'
+
+
+def diagnosis_section(diagnoses: Sequence[Diagnosis]) -> str:
+    """Findings of a run, or of a pipeline's stages with their names; remedy and number are folded away."""
+    looked = [one for one in diagnoses if one.looked_at]
+    if not looked:
+        return ""
+    parts = []
+    for diagnosis in looked:
+        stage = f"{html.escape(diagnosis.name)}: " if len(diagnoses) > 1 else ""
+        for one in diagnosis.findings:
+            change = f" <code>{html.escape(one.overrides)}</code>" if one.overrides else ""
+            parts.append(
+                f'<details class="{one.level}"><summary>{stage}{html.escape(one.says)}</summary>'
+                f'<p class="remedy">{html.escape(one.remedy)}{change}</p>'
+                f"<p>{one.steps}: {html.escape(one.figure)}</p></details>"
+            )
+    if not parts:
+        names = [f"{one.name}: " if len(diagnoses) > 1 else "Looked at: " for one in looked]
+        texts = [f"{name}{', '.join(map(str, one.looked_at))}." for name, one in zip(names, looked, strict=True)]
+        paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+        parts = [f"<details><summary>Nothing stands out.</summary>{paragraphs}</details>"]
+    return f'<section class="diagnosis" id="diagnosis"><h2>Diagnosis</h2>{"".join(parts)}</section>'
 
 
 def _cards(comparisons: Sequence[Comparison], training: Sequence[Row], *, is_stopped: bool) -> Iterator[str]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.report.page.write import asset, middle_out
-from grpo.report.records import Row, read_rows
+from grpo.report.diagnosis.run import Diagnosis, diagnose_run
+from grpo.report.page.write import asset, diagnosis_section, middle_out
+from grpo.report.records import METRICS_FILE, Row, read_rows
 from grpo.stages.pipeline.graph import EVALUATION, Node
 from grpo.stages.pipeline.held_out import RESULTS_FILE, SAMPLES_FILE
 
@@ -46,13 +47,19 @@ def write_page(output: Path, nodes: Sequence[Node], results: Mapping[str, str]) 
         f"<h1>{html.escape(output.name)}</h1>",
         f"<p class=facts>{len(names)} models evaluated; stages: "
         + html.escape(" → ".join(node.name for node in nodes if not node.name.endswith(EVALUATION))),
-        "</p><div class=stages>" + "".join(_chart(names, column) for column in columns) + "</div>",
+        "</p>" + diagnosis_section(_diagnoses(nodes)),
+        "<div class=stages>" + "".join(_chart(names, column) for column in columns) + "</div>",
         "<h2>Metrics</h2>" + _table(names, columns),
         "<h2>The same problem, by every model</h2>" + "".join(_samples(folders)),
     ]
     path = output / PAGE_FILE
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _diagnoses(nodes: Sequence[Node]) -> list[Diagnosis]:
+    """Of every stage that has written metrics."""
+    return [diagnose_run(node.folder) for node in nodes if (node.folder / METRICS_FILE).exists()]
 
 
 STYLE = """

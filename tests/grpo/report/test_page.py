@@ -147,12 +147,15 @@ def test_card_marks_the_last_finite_value_when_nulls_follow(tmp_path: Path) -> N
     assert "<strong>0.750</strong>" in page and "last finite value" not in page
 
 
-def test_banners_name_the_error_and_the_warnings(tmp_path: Path) -> None:
-    run = write_run(tmp_path, [*METRICS[:2], {"step": 2, "reward": 0.5, "warnings": [HOSTILE]}])
-    (run / "error.json").write_text(json.dumps({"step": 2, "error": f"RewardError: {HOSTILE}"}) + "\n")
+def test_a_banner_names_the_error_and_the_diagnosis_follows(tmp_path: Path) -> None:
+    rewards = f"rewards: [{{name: {json.dumps(HOSTILE)}, function: format}}]\n"
+    rows = [{"step": step, "reward": 0.5, f"rewards/{HOSTILE}/mean": 0.0} for step in range(1, 11)]
+    run = write_run(tmp_path, rows, recipe=rewards)
+    (run / "error.json").write_text(json.dumps({"step": 10, "error": f"RewardError: {HOSTILE}"}) + "\n")
     page = write_page(run).read_text()
-    assert page.index("<b>Stopped after step 2.</b> RewardError: &lt;/script&gt;") < page.index("Warning at step 2:")
-    assert "<img" not in page and "last finite value, step 2" in page
+    error = "<b>Stopped after step 10.</b> RewardError: &lt;/script&gt;"
+    assert page.index(error) < page.index("<summary>The reward &#x27;&lt;/script&gt;")
+    assert "<img" not in page and "last finite value, step 10" in page
     (run / "error.json").unlink()
     assert "Stopped" not in write_page(run).read_text()
 

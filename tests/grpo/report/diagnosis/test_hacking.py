@@ -5,17 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from accelerate import Accelerator
 from rich.console import Console
 
 from grpo.recipe.config import DataConfig, GRPORecipe, ModelConfig, RewardConfig
-from grpo.report.alarms import Alarms
-from grpo.report.hacking import HackingWatch
+from grpo.report.diagnosis.watch import Watch
 from grpo.report.report import Report
 
+REWARDS = [
+    {"name": "countdown", "function": "countdown"},
+    {"name": "format", "function": "format"},
+    {"name": "helpful", "function": "judge"},
+]
 
-def alarms() -> Alarms:
-    return Alarms(0.5, HackingWatch(["helpful"], ["countdown", "format"]))
+
+def watch() -> Watch:
+    return Watch({"rewards": REWARDS})
 
 
 def training(helpful: float | None, rule: float = 0.8, length: float = 100.0) -> dict[str, Any]:
@@ -29,15 +35,16 @@ def training(helpful: float | None, rule: float = 0.8, length: float = 100.0) ->
 
 
 def warned(rows: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    watch = alarms()
-    return [(number, text) for number, row in enumerate(rows, start=1) for text in watch.update(row)]
+    run = watch()
+    numbered = [row | {"step": number} for number, row in enumerate(rows, start=1)]
+    return [(row["step"], finding.says) for row in numbered for finding in run.update(row)]
 
 
 def test_preference_up_and_a_rule_down_is_an_alarm_once() -> None:
     [(number, text)] = warned([training(0.0)] * 5 + [training(1.0, rule=0.6)] * 20)
     assert number == 10  # the fifth row after the baseline
     assert text.startswith(
-        "the preference reward 'helpful' rose from 0 to 1, and rewards/countdown/mean fell from 0.8 to 0.6: "
+        "The preference reward 'helpful' rose from 0 to 1, and rewards/countdown/mean fell from 0.8 to 0.6: "
     )
 
 
@@ -72,22 +79,22 @@ def test_held_out_evaluations_are_compared_with_the_first() -> None:
         "eval/general/rewards/helpful/mean": -1.0,
         "eval/general/rewards/format/mean": 1.0,
     }
-    watch = alarms()
-    assert watch.update_evaluation(first) == []
+    run = watch()
+    assert run.update_evaluation(first) == []
     better = {**first, "eval/general/rewards/helpful/mean": 0.5, "eval/countdown/mean_length": 900.0}
-    assert watch.update_evaluation(better) == []  # the reasoning may grow
+    assert run.update_evaluation(better) == []  # the reasoning may grow
     hacked = {
         **better,
         "eval/countdown/pass@1": 0.6,
         "eval/general/mean_length": 40.0,
         "eval/general/rewards/format/mean": 0.7,
     }
-    assert [text.split(", and ")[1].split(":")[0] for text in watch.update_evaluation(hacked)] == [
+    assert [one.says.split(", and ")[1].split(":")[0] for one in run.update_evaluation(hacked)] == [
         "eval/countdown/pass@1 fell from 0.8 to 0.6",
         "eval/general/rewards/format/mean fell from 1 to 0.7",
         "eval/general/mean_length grew from 20 to 40 tokens",
     ]
-    assert watch.update_evaluation(hacked) == []
+    assert run.update_evaluation(hacked) == []
 
 
 def test_the_alarm_is_on_terminal_and_page_also_after_a_resume(tmp_path: Path) -> None:
@@ -97,7 +104,7 @@ def test_the_alarm_is_on_terminal_and_page_also_after_a_resume(tmp_path: Path) -
         data=DataConfig(task="countdown"),
         rewards=[RewardConfig(function="countdown"), model],
     )
-    (tmp_path / "recipe.yaml").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     first = {"eval/pass@1": 0.8, "eval/rewards/helpful/mean": 0.0}
     hacked = {"eval/pass@1": 0.5, "eval/rewards/helpful/mean": 2.0}
     printed = io.StringIO()
@@ -106,10 +113,10 @@ def test_the_alarm_is_on_terminal_and_page_also_after_a_resume(tmp_path: Path) -
     run.log(1, training(0.0))
     run.log_evaluation(1, hacked)
     run.close()
-    said = "the preference reward 'helpful' rose from 0 to 2, and eval/pass@1 fell from 0.8 to 0.5"
+    said = "The preference reward 'helpful' rose from 0 to 2, and eval/pass@1 fell from 0.8 to 0.5"
     assert f"warning: step 1: {said}" in printed.getvalue()
     page = next(tmp_path.glob("*.html")).read_text()
-    assert "Warning at step 1:</b> the preference reward" in page
+    assert '<details class="alarm"><summary>The preference reward' in page
     again = io.StringIO()
     run = Report(tmp_path, recipe, accelerator=Accelerator(cpu=True), resume_step=1, console=Console(file=again))
     run.log_evaluation(2, hacked)
