@@ -20,6 +20,7 @@ from pydantic import (
 from grpo.recipe.data import DataConfig
 from grpo.recipe.registry import LOSSES
 from grpo.recipe.section import Section, StageRecipe
+from grpo.recipe.servers import ServersConfig, server_conflicts
 from rollout.engines.build import check_trainable
 from rollout.support.names import nearest
 from rollout.types import Sampling
@@ -85,7 +86,8 @@ class ModelConfig(Section):
 class RolloutConfig(EngineSection):
     """How groups of completions are sampled."""
 
-    engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf
+    engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf, or server
+    servers: ServersConfig | None = None  # for engine `server`
     problems_per_step: PositiveInt = 32  # problems per optimizer step, summed over processes
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
     max_completion_length: PositiveInt = 512
@@ -271,6 +273,7 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             f"completion, {tokens} tokens. Set rollout.max_model_len={tokens}, or lower data.max_prompt_length or "
             "max_completion_length."
         )
+    yield from server_conflicts(rollout.engine, rollout.servers)
     if trainer.max_tokens_per_micro_batch < train_tokens:
         yield (
             f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: must hold a full-length "
