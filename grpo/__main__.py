@@ -183,7 +183,7 @@ COMMANDS = {
     ),
     "serve": Command(
         serve,
-        "CHECKPOINT [vLLM's options, such as --port 8000]",
+        "CHECKPOINT [--for-training] [vLLM's options, such as --port 8000]",
         "serve a checkpoint with vLLM's OpenAI-compatible API",
     ),
     "report": Command(report, "RUN", "rebuild a run's page from its files"),
