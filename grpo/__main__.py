@@ -216,7 +216,7 @@ COMMANDS = {
     ),
     "serve": Command(
         serve,
-        "CHECKPOINT [vLLM's options, such as --port 8000]",
+        "CHECKPOINT [--for-training] [vLLM's options, such as --port 8000]",
         "serve a checkpoint with vLLM's OpenAI-compatible API",
     ),
     "merge": Command(merge, "ADAPTER OUT", "write a LoRA adapter and its base as a whole model"),

@@ -21,6 +21,7 @@ from grpo.recipe.algorithm import AlgorithmConfig, conflicts
 from grpo.recipe.data import DataConfig
 from grpo.recipe.lora import LoRAConfig, check_quantization, lora_conflicts
 from grpo.recipe.section import Section, StageRecipe
+from grpo.recipe.servers import ServersConfig, server_conflicts
 from rollout.engines.build import check_trainable
 from rollout.types import Sampling
 
@@ -86,7 +87,8 @@ class PolicyConfig(ModelConfig):
 class RolloutConfig(EngineSection):
     """How groups of completions are sampled."""
 
-    engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf
+    engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf, or server
+    servers: ServersConfig | None = None  # for engine `server`
     problems_per_step: PositiveInt = 32  # problems per optimizer step, summed over processes
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
     max_completion_length: PositiveInt = 512
@@ -260,6 +262,7 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             f"completion, {tokens} tokens. Set rollout.max_model_len={tokens}, or lower data.max_prompt_length or "
             "max_completion_length."
         )
+    yield from server_conflicts(rollout.engine, rollout.servers)
     if trainer.max_tokens_per_micro_batch < train_tokens:
         yield (
             f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: must hold a full-length "

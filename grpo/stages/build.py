@@ -110,7 +110,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         load_adapters(model, checkpoint)
     if checkpoint:
         restore(accelerator, policy, checkpoint / checkpoints.STATE)
-    engine: Any = _engine(recipe, accelerator)  # both an Engine and a Publisher: it lives in this process
+    engine: Any = _engine(recipe, accelerator)  # both an Engine and a Publisher
     verify_engine(
         policy,
         engine,
@@ -237,5 +237,10 @@ def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
     """The engine that `rollout.engine` names, with the precision that the trainer computes in."""
     rollout = recipe.rollout
     return parts.engine(
-        rollout.engine, rollout, recipe.model, max_model_len=recipe.max_model_len, device=accelerator.device
+        rollout.engine,
+        rollout,
+        recipe.model,
+        max_model_len=recipe.max_model_len,
+        device=accelerator.device,
+        servers=rollout.servers,
     )

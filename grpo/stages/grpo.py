@@ -24,6 +24,7 @@ from accelerate.utils import gather_object
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.launch import signals
 from grpo.learner.batch import Sample, assemble, attach
+from grpo.learner.checkpoint import checkpoint_path
 from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.objective import loss_function
 from grpo.model.moe import load_metrics
@@ -38,6 +39,7 @@ from grpo.stages.saving import keeping_newest_on_failure, save
 from grpo.stages.schedule import due_within, is_due
 from rewards.runner.score import ScoredGroup, TrainerState
 from rollout.data.stream import counts
+from rollout.engines.base import EngineLostError
 
 
 def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
@@ -114,22 +116,33 @@ class Trainer:
             self.step += 1
             if reference is not None and is_due(self.step, self.recipe.policy_gradient.ref_model_sync_steps):
                 reference.refresh(policy.model)
+        lost = ""
         with self.report.phase("sync"):
-            self.parts.publisher.publish(policy.weights(), self.step)
+            try:
+                self.parts.publisher.publish(policy.weights(), self.step)
+            except EngineLostError as error:
+                lost = str(error)
         self._log(metrics, time.perf_counter() - started)
+        self._stop_if_lost(lost)
 
     def rollout(self) -> list[ScoredGroup]:
         """This process's share of the next problems, sampled and scored."""
         recipe, parts = self.recipe, self.parts
         parts.rewards.state = TrainerState(global_step=self.step, max_steps=recipe.trainer.max_steps)
-        return collect(
-            parts.problems,
-            parts.engine,
-            parts.rewards,
-            recipe.rollout_sampling(self.step // recipe.policy_gradient.steps_per_generation),
-            count=recipe.problems_per_rollout,
-            phase=self.report.phase,
-        )
+        position, groups, lost = parts.problems.state_dict(), [], ""
+        try:
+            groups = collect(
+                parts.problems,
+                parts.engine,
+                parts.rewards,
+                recipe.rollout_sampling(self.step // recipe.policy_gradient.steps_per_generation),
+                count=recipe.problems_per_rollout,
+                phase=self.report.phase,
+            )
+        except EngineLostError as error:
+            lost = str(error)
+        self._stop_if_lost(lost, position)
+        return groups
 
     def prepare(self, groups: list[ScoredGroup]) -> tuple[list[Sample], dict[str, Metric]]:
         """Advantages and token weights from the whole rollout, this process's samples, and the rollout's metrics."""
@@ -188,6 +201,23 @@ class Trainer:
         """Write a checkpoint from which a run continues exactly."""
         with self.report.phase("save"):
             self.saved = save(self.parts, self.step, self.score)
+
+    def _stop_if_lost(self, lost: str, position: dict[str, Any] | None = None) -> None:
+        """If any process has lost the engine, save in all of them and stop.
+
+        position: that of the problems before the lost rollout, from which a resumed run takes them again.
+
+        Raises:
+            RunError: with the cause.
+        """
+        lost = next(filter(None, gather_object([lost])), "")
+        if not lost:
+            return
+        if position is not None:
+            self.parts.problems.load_state_dict(position)
+        if not checkpoint_path(self.recipe.output_dir, self.step).exists():
+            self.save()
+        raise RunError(f"stopped at step {self.step}: {lost}. Continue with trainer.resume_from_checkpoint=true.")
 
     def _stop_signal(self) -> int:
         """The signal that any process received, in all of them; or 0."""

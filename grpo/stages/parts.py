@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import device as Device
 
 from grpo.evaluation.training import HeldOut
-from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig
+from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig, ServersConfig
 from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.check import MAX_ENDLESS
@@ -26,6 +26,7 @@ from rollout.data.sources import Source
 from rollout.data.stream import usable
 from rollout.engines.base import Engine
 from rollout.engines.build import build_engine
+from rollout.engines.servers.settings import ServerSettings
 
 
 def accelerator(model: ModelConfig) -> Accelerator:
@@ -88,6 +89,7 @@ def engine(
     max_model_len: int,
     device: Device | str,
     base_url: str | None = None,
+    servers: ServersConfig | None = None,
 ) -> Engine:
     """The named engine with the model loaded, in the model's precision."""
     return build_engine(
@@ -101,6 +103,7 @@ def engine(
         gpu_memory_utilization=section.gpu_memory_utilization,
         vllm_options=section.vllm_options,
         base_url=base_url,
+        servers=ServerSettings(**dict(servers)) if servers else None,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
     )

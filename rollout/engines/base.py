@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
+class EngineLostError(Exception):
+    """The engine is gone for good, by no fault of the trainer. The message says why, in one sentence."""
+
+
 class Engine(Protocol):
     """Generates groups of completions."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rollout.engines.base import Engine, check_context
+from rollout.engines.servers.settings import ServerSettings
 from rollout.support.loading import load_object
 from rollout.support.names import nearest
 
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 class EngineEntry:
     """A reference, not a class: an engine's libraries are imported only when that engine is built."""
 
-    reference: str
-    publishes: bool  # it takes new weights (`Publisher`), so it can train
+    reference: str  # the class that samples
+    trains: str | None  # the one that also takes new weights (`Publisher`)
 
 
 ENGINES = {
-    "vllm": EngineEntry("rollout.engines.vllm:VLLMEngine", publishes=True),
-    "hf": EngineEntry("rollout.engines.hf:HFEngine", publishes=True),
-    "server": EngineEntry("rollout.engines.server:ServerEngine", publishes=False),
+    "vllm": EngineEntry("rollout.engines.vllm:VLLMEngine", trains="rollout.engines.vllm:VLLMEngine"),
+    "hf": EngineEntry("rollout.engines.hf:HFEngine", trains="rollout.engines.hf:HFEngine"),
+    "server": EngineEntry("rollout.engines.server:ServerEngine", trains="rollout.engines.servers.engine:ServersEngine"),
 }
 
 
@@ -40,9 +41,16 @@ def check_name(name: str) -> str:
 
 def check_trainable(name: str) -> str:
     """The name of an engine that takes new weights. ValueError for any other."""
-    if not ENGINES[check_name(name)].publishes:
-        able = ", ".join(name for name, entry in ENGINES.items() if entry.publishes)
+    if not ENGINES[check_name(name)].trains:
+        able = ", ".join(name for name, entry in ENGINES.items() if entry.trains)
         raise ValueError(f"engine {name!r} serves its own model and cannot take the trainer's weights. Use {able}.")
+    return name
+
+
+def check_in_process(name: str) -> str:
+    """The name of an engine that loads the model itself. ValueError for any other."""
+    if check_name(name) == "server":
+        raise ValueError("engine 'server' serves its own model. Use vllm, hf.")
     return name
 
 
@@ -58,6 +66,7 @@ def build_engine(
     gpu_memory_utilization: float,
     vllm_options: dict[str, Any],
     base_url: str | None = None,
+    servers: ServerSettings | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Engine:
@@ -73,7 +82,8 @@ def build_engine(
         kv_cache_gib: vLLM's KV cache on CPU, in GiB.
         gpu_memory_utilization: fraction of GPU memory vLLM uses for weights and KV cache.
         vllm_options: further arguments of `vllm.LLM`.
-        base_url: URL of the server, including /v1.
+        base_url: URL of the server, including /v1; for "server" that only samples.
+        servers: for "server" that trains.
 
     Raises:
         ValueError: unknown engine, a context the model does not have, or the engine cannot start; see its class.
@@ -87,10 +97,12 @@ def build_engine(
         "gpu_memory_utilization": gpu_memory_utilization,
         "vllm_options": vllm_options,
         "base_url": base_url,
+        "servers": servers,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
     }
-    constructor = load_object(ENGINES[check_name(name)].reference, kind="engine")
+    entry = ENGINES[check_name(name)]
+    constructor = load_object(entry.trains if servers and entry.trains else entry.reference, kind="engine")
     if name != "server" and "hf_overrides" not in vllm_options:  # vLLM's overrides may extend the context
         from transformers import AutoConfig
 

@@ -12,7 +12,10 @@ from typing import NoReturn
 
 from transformers import AutoConfig
 
+from rollout.engines.servers.plugin import BACKEND
 from rollout.engines.vllm_setup import MAX_BATCHED_TOKENS, check_routing_keys, import_vllm, mla_setting
+
+FOR_TRAINING = "--for-training"  # our one option
 
 
 def serve(model_path: str, options: Sequence[str]) -> NoReturn:
@@ -20,21 +23,37 @@ def serve(model_path: str, options: Sequence[str]) -> NoReturn:
 
     Args:
         model_path: Hugging Face folder or Hub name.
-        options: vLLM's own, such as `--port 8000 --max-model-len 4096`; they win over the ones set here.
+        options: vLLM's own, such as `--port 8000 --max-model-len 4096`, which win over the ones set here; and
+            `--for-training`: take weights from a trainer. It opens vLLM's development endpoints, which let anyone who
+            reaches the port replace the weights or run code: only on a trusted network.
 
     Raises:
         ValueError: vLLM is not installed, or the model's config lacks keys vLLM needs.
     """
-    config = AutoConfig.from_pretrained(model_path)
+    command, environment = server_command(model_path, options)
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
+
+
+def server_command(
+    model_path: str, options: Sequence[str], *, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[list[str], dict[str, str]]:
+    """The command line of the server and its environment. Arguments and errors as in `serve`."""
+    config = AutoConfig.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
     check_routing_keys(model_path, config)
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ} | mla_setting(config)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path]
     command += ["--generation-config", "vllm"]
+    command += ["--revision", revision] if revision else []
+    command += ["--trust-remote-code"] if trust_remote_code else []
     if import_vllm():
         longest = getattr(config.get_text_config(), "max_position_embeddings", MAX_BATCHED_TOKENS)
         command += ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"]
         command += ["--max-num-batched-tokens", str(max(longest, MAX_BATCHED_TOKENS))]
         command += ["--compilation-config", json.dumps({"custom_ops": ["none"]})]
+    if FOR_TRAINING in options:
+        environment["VLLM_SERVER_DEV_MODE"] = "1"  # /update_weights and its companions
+        command += ["--enable-scale-out", "--logprobs-mode", "processed_logprobs"]
+        command += ["--weight-transfer-config", json.dumps({"backend": BACKEND})]
     environment.pop("VLLM_LOGGING_LEVEL", None)  # a server says where it listens
-    sys.stdout.flush()
-    os.execve(sys.executable, [*command, *options], environment)
+    return [*command, *(option for option in options if option != FOR_TRAINING)], environment

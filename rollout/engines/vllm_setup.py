@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,11 +90,16 @@ def repack_for_cpu(worker: Any) -> None:
 
     These are the experts, and a head tied to the embeddings, which has no weights of its own to reload.
     """
+    if worker.device.type == "cpu":
+        repack_model_for_cpu(worker.get_model())
+
+
+def repack_model_for_cpu(model: torch.nn.Module) -> None:
+    """`repack_for_cpu` for vLLM's model itself."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-    if worker.device.type != "cpu":
-        return
-    for module in worker.get_model().modules():
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
         elif kernel := getattr(getattr(module, "quant_method", None), "moe_kernel", None):

@@ -1,8 +1,9 @@
-"""JSON over HTTP with retries.
+"""JSON over HTTP: with retries, or asynchronous and once.
 
-Left out: streaming, asynchronous requests, jitter, Retry-After given as a date.
+Left out: streaming, jitter, Retry-After given as a date.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Container, Mapping
@@ -75,6 +76,32 @@ def request_json(
         if attempt < attempts:
             time.sleep(max(first_wait * 2 ** (attempt - 1), retry_after))
     raise RequestFailedError(f"{url} did not answer {attempts} times: {problem}")
+
+
+async def ask_json(
+    client: httpx.AsyncClient, method: str, url: str, *, body: Mapping[str, Any] | None = None, timeout: float
+) -> Any:
+    """Send JSON once, without retries, and return the decoded JSON reply; None if it is empty.
+
+    Args:
+        timeout: seconds for the whole request.
+
+    Raises:
+        RequestFailedError: as for `request_json`.
+    """
+    content = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    try:
+        async with asyncio.timeout(timeout):
+            response = await client.request(method, url, content=content, headers=headers, timeout=None)
+        if response.is_success:
+            return response.json() if response.content else None
+    except TimeoutError as error:
+        raise RequestFailedError(f"{url} did not answer within {timeout:g} s") from error
+    except (httpx.RequestError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RequestFailedError(f"{url} did not answer: {type(error).__name__}: {error}") from error
+    problem = f"{response.status_code} {response.text[:500]}"
+    raise RequestFailedError(f"{url} refused the request: {problem}", response.status_code)
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -16,13 +16,13 @@ from grpo.recipe.config import EngineSection, Fraction, ModelConfig, OptimizerCo
 from grpo.recipe.data import ProblemsConfig
 from grpo.recipe.endpoint import Endpoint
 from grpo.recipe.section import SamplingRecipe, Section, StageRecipe
-from rollout.engines.build import check_trainable
+from rollout.engines.build import check_in_process
 
 
 class CandidateConfig(EngineSection):
     """How candidates are sampled."""
 
-    engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf
+    engine: Annotated[str, AfterValidator(check_in_process)] = "vllm"  # or hf
     num_generations: Annotated[int, Field(ge=2)] = 4  # candidates per problem
     max_completion_length: PositiveInt = 512  # candidates that reach it are left out
     temperature: PositiveFloat = 1.0

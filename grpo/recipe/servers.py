@@ -1,0 +1,43 @@
+"""The section `rollout.servers`: vLLM servers that sample for the trainer."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, model_validator
+
+from grpo.recipe.section import Section
+
+
+class ServersConfig(Section):
+    """vLLM servers that sample for the trainer, docs/engines.md. A list is short for {urls: …}."""
+
+    urls: list[str] = []  # such as http://host:8000, each started with `grpo serve MODEL --for-training`
+    start: NonNegativeInt = 0  # instead: how many to start on this machine
+    api_key_env: str | None = None  # environment variable with the servers' API key
+    weights: Literal["file", "nccl"] = "file"  # how new weights travel; nccl: between GPUs
+    weights_dir: str | None = None  # for `file`: a folder all machines see; None: shared memory of this machine
+    start_timeout: PositiveFloat = 1800.0  # seconds until started servers must be up
+    health_timeout: PositiveFloat = 60.0  # seconds without an answer until a server is left out
+    request_timeout: PositiveFloat = 3600.0  # seconds for one group's completions
+    update_timeout: PositiveFloat = 600.0  # seconds for a request that brings weights
+    patience: PositiveFloat = 60.0  # seconds to wait for a server's return when none is left
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, values: Any) -> Any:
+        return {"urls": values} if isinstance(values, list) else values
+
+
+def server_conflicts(engine: str, servers: ServersConfig | None) -> Iterator[str]:
+    """Value, rule and remedy for each combination of `rollout.engine` and `rollout.servers` that cannot be."""
+    if (engine == "server") != (servers is not None):
+        yield (
+            f"rollout.engine={engine} {'without' if servers is None else 'with'} rollout.servers: engine server needs "
+            "servers, and no other does. Set rollout.engine=server and rollout.servers={start: 1} or "
+            "[http://host:8000], or remove rollout.servers."
+        )
+    if servers and bool(servers.urls) == bool(servers.start):
+        yield (
+            f"rollout.servers: {len(servers.urls)} urls and start={servers.start}: either name servers or say how many "
+            "to start. Set one of them."
+        )

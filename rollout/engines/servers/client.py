@@ -1,0 +1,95 @@
+"""One vLLM server that trains, over HTTP. docs/engines.md says how to start one."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from rollout.engines.servers.settings import ServerSettings
+from rollout.support.http import RETRIED_STATUSES, RequestFailedError, ask_json
+
+
+class ServerLostError(Exception):
+    """A server does not answer, or samples with the wrong weights: its work goes to the others."""
+
+
+class Server:
+    """A server and the work it has.
+
+    Attributes:
+        lost: why it is left out; empty if it is not.
+        sequences: completions that this process waits for.
+        tokens: upper bound of the tokens in them.
+        tasks: the requests, cancelled when the server is left out.
+    """
+
+    def __init__(self, url: str, client: httpx.AsyncClient, settings: ServerSettings) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.lost = ""
+        self.sequences = self.tokens = 0
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._client, self._settings = client, settings
+
+    async def generate(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The choices of one request to the token-in, token-out API."""
+        reply = await self._ask("POST", "/inference/v1/generate", body, self._settings.request_timeout)
+        return reply["choices"]
+
+    async def check_health(self, timeout: float | None = None) -> None:
+        """Raise ServerLostError unless the server lives."""
+        await self._ask("GET", "/health", None, timeout or self._settings.health_timeout)
+
+    async def weight_version(self) -> str:
+        """The label of the weights it samples with."""
+        return (await self._ask("GET", "/weight_info", None, self._settings.health_timeout))["weight_version"]
+
+    async def world_size(self) -> int:
+        """Processes that hold the model."""
+        return (await self._ask("GET", "/get_world_size", None, self._settings.health_timeout))["world_size"]
+
+    async def update(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """One request of the weight-transfer API."""
+        return await self._ask("POST", path, body, self._settings.update_timeout)
+
+    async def load(self, files: Sequence[tuple[Path, int]], label: str) -> None:
+        """Take weights from files, given with their checksums, and say that they are there."""
+        await self.pause()
+        await self.update("/init_weight_transfer_engine", {"init_info": {}})
+        await self.update("/start_weight_update")
+        for path, crc32 in files:
+            await self.update("/update_weights", {"update_info": {"path": str(path), "crc32": crc32}})
+        await self.update("/finish_weight_update", {"weight_version": label})
+        await self.resume(label)
+
+    async def pause(self) -> None:
+        """Freeze the requests it has; they continue on `resume`."""
+        await self.update("/pause?mode=keep")
+
+    async def resume(self, label: str) -> None:
+        """Sample with the new weights. Cached keys and values of the old ones are forgotten, running requests' too.
+
+        Raises:
+            ServerLostError: the server has other weights than `label`.
+        """
+        await self.update("/reset_prefix_cache?reset_running_requests=true")
+        await self.update("/resume")
+        if (found := await self.weight_version()) != label:
+            raise ServerLostError(f"{self.url} has weights {found!r} after the update to {label!r}")
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float) -> Any:
+        try:
+            return await ask_json(self._client, method, self.url + path, body=body, timeout=timeout)
+        except RequestFailedError as error:
+            if error.status is None or error.status in RETRIED_STATUSES:
+                raise ServerLostError(str(error)) from error
+            raise ValueError(f"{error}. {_remedy(error.status)}") from error
+
+
+def _remedy(status: int) -> str:
+    if status == 401:
+        return "Name the environment variable with the servers' key in rollout.servers.api_key_env."
+    if status in (403, 404, 405):
+        return "Start the server for training: grpo serve MODEL --for-training."
+    return "The server does not understand this trainer: use the vLLM version that docs/engines.md names."

@@ -1,0 +1,301 @@
+"""vLLM servers as an Engine that trains.
+
+A group is one request, so its prompt is computed once, and its seeds are those of the in-process engine: what is
+sampled does not depend on the server. A request that fails is sent again whole, so a group is complete or not there,
+and none comes twice. Every completion says which weights sampled it, and any but the published ones are refused.
+
+Left out: starting a lost server again, LoRA adapters, updates during a generation.
+"""
+
+import asyncio
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch.distributed
+
+from rollout.engines.base import (
+    EngineLostError,
+    completion_budgets,
+    completion_texts,
+    cut_at_stop,
+    end_token_ids,
+    load_tokenizer,
+    request_seed,
+)
+from rollout.engines.servers.client import Server, ServerLostError
+from rollout.engines.servers.pool import Pool
+from rollout.engines.servers.settings import ServerSettings
+from rollout.engines.servers.start import StartedServers
+from rollout.engines.servers.transfer import FileTransfer, NCCLTransfer
+from rollout.types import Completion, Group, Prompt, Sampling
+
+
+class ServersEngine:
+    """`rollout.engines.base.Engine` and `Publisher` on vLLM servers.
+
+    Each trainer process samples its own groups on all servers; the main process starts the servers and updates them.
+
+    Args:
+        model_path: Hugging Face folder or Hub name; with external servers, only its tokenizer is read.
+        max_num_seqs: sequences that one process has on one server at most.
+        dtype, max_model_len, kv_cache_gib, gpu_memory_utilization, vllm_options: of servers started here.
+
+    Raises:
+        ValueError: a server cannot be started, does not answer or was not started for training.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        servers: ServerSettings,
+        dtype: str,
+        max_model_len: int,
+        max_num_seqs: int,
+        kv_cache_gib: float,
+        gpu_memory_utilization: float,
+        vllm_options: dict[str, Any],
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._tokenizer = load_tokenizer(model_path, revision, trust_remote_code)
+        self._end_ids = end_token_ids(model_path, self._tokenizer, revision)
+        self._max_model_len = max_model_len
+        self._policy_version, self._label = 0, ""
+        self._rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        self._started: StartedServers | None = None
+
+        def urls() -> Sequence[str]:
+            if servers.start:
+                options = {
+                    "dtype": dtype,
+                    "max_model_len": max_model_len,
+                    "max_num_seqs": max_num_seqs,
+                    **({"gpu_memory_utilization": gpu_memory_utilization} if torch.cuda.is_available() else {}),
+                    **vllm_options,
+                }
+                self._started = StartedServers(
+                    servers.start,
+                    model_path,
+                    options,
+                    kv_cache_gib=kv_cache_gib,
+                    timeout=servers.start_timeout,
+                    revision=revision,
+                    trust_remote_code=trust_remote_code,
+                )
+            return self._started.urls if self._started else servers.urls
+
+        found, self._run_id = self._on_main(lambda: (urls(), secrets.token_hex(4)))
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="servers", daemon=True).start()
+        self._client = httpx.AsyncClient(headers=_authorization(servers), limits=httpx.Limits(max_connections=None))
+        self._pool = Pool([Server(url, self._client, servers) for url in found], servers, max_num_seqs)
+        if servers.weights == "nccl":
+            self._transfer: FileTransfer | NCCLTransfer = NCCLTransfer(self._run, self._rank)
+        else:
+            self._transfer = FileTransfer(servers.weights_dir) if self._rank == 0 else _Discard()
+        self._run(self._check_servers())
+
+    async def _check_servers(self) -> None:
+        """All servers must be there at the start, and have been started for training."""
+        for server in self._pool.servers:
+            try:
+                await server.check_health()
+                await server.weight_version()
+            except ServerLostError as error:
+                raise ValueError(f"{error}. Check rollout.servers and that the server is up.") from error
+
+    # -- generation
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
+        """Yield each prompt's Group as soon as its last completion ends. See `Engine.generate`.
+
+        Raises:
+            EngineLostError: no server is left. Raised by the iterator.
+        """
+        budgets = completion_budgets(prompts, sampling, self._max_model_len)
+        return self._stream(prompts, budgets, sampling)
+
+    def _stream(self, prompts: Sequence[Prompt], budgets: Sequence[int], sampling: Sampling) -> Iterator[Group]:
+        finished: queue.SimpleQueue[Group | Future[None]] = queue.SimpleQueue()
+        work = asyncio.run_coroutine_threadsafe(self._generate(prompts, budgets, sampling, finished), self._loop)
+        work.add_done_callback(finished.put)  # the last item
+        try:
+            while isinstance(item := finished.get(), Group):
+                yield item
+            item.result()
+        finally:
+            work.cancel()  # closes the connections, which ends the requests on the servers
+
+    async def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        budgets: Sequence[int],
+        sampling: Sampling,
+        finished: "queue.SimpleQueue[Group | Future[None]]",
+    ) -> None:
+        async def one(prompt: Prompt, budget: int) -> None:
+            finished.put(await self._group(prompt, budget, sampling))
+
+        # Longest first, as in the in-process engine.
+        pairs = sorted(zip(prompts, budgets, strict=True), key=lambda pair: -len(pair[0].token_ids))
+        watch = asyncio.create_task(self._pool.watch())
+        groups = [asyncio.create_task(one(prompt, budget)) for prompt, budget in pairs]
+        try:
+            await asyncio.gather(*groups)
+        finally:
+            for task in (watch, *groups):
+                task.cancel()
+            await asyncio.gather(watch, *groups, return_exceptions=True)
+
+    async def _group(self, prompt: Prompt, budget: int, sampling: Sampling) -> Group:
+        # Greedy completions are identical, and vLLM refuses several: sample once and repeat the result.
+        count = sampling.num_generations if sampling.temperature > 0 else 1
+        body = {
+            "token_ids": list(prompt.token_ids),
+            "sampling_params": {
+                "n": count,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "max_tokens": budget,
+                "seed": request_seed(sampling, prompt),
+                "stop_token_ids": self._end_ids,
+                "stop": list(sampling.stop),
+                "logprobs": 0,
+                "detokenize": bool(sampling.stop),
+            },
+        }
+
+        async def ask(server: Server) -> list[Completion]:
+            choices = await server.generate(body)
+            return self._completions(server, choices, count, sampling)
+
+        completions = await self._pool.run(count, count * (len(prompt.token_ids) + budget), ask)
+        return prompt.group(completions * (sampling.num_generations // count))
+
+    def _completions(
+        self, server: Server, choices: Sequence[Mapping[str, Any]], count: int, sampling: Sampling
+    ) -> list[Completion]:
+        """ServerLostError if the choices are not `count` complete ones, sampled with the published weights."""
+        reasons = sorted({choice["finish_reason"] for choice in choices} - {"stop", "length"})
+        if reasons or len(choices) != count:
+            raise ServerLostError(f"{server.url} gave {len(choices)} of {count} completions, {reasons or 'all'} ended")
+        versions = {span["version"] for choice in choices for span in choice["weight_versions"] or ()}
+        if self._label and versions - {self._label}:
+            raise ServerLostError(f"{server.url} samples with weights {sorted(versions)}, not {self._label!r}")
+        choices = sorted(choices, key=lambda choice: choice["index"])
+        ids = [choice["token_ids"] for choice in choices]
+        return [
+            Completion(
+                token_ids=choice["token_ids"],
+                logprobs=[token["logprob"] for token in choice["logprobs"]["content"]],
+                text=cut_at_stop(text, sampling.stop),
+                finish_reason=choice["finish_reason"],
+                policy_version=self._policy_version,
+            )
+            for choice, text in zip(choices, completion_texts(self._tokenizer, self._end_ids, ids), strict=True)
+        ]
+
+    # -- weights
+
+    def publish(self, weights: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
+        """Send the weights to every server and check that it has them. All trainer processes call it together.
+
+        Raises:
+            EngineLostError: no server has taken them.
+        """
+        label = f"{self._run_id}/{policy_version}"
+        if isinstance(self._transfer, NCCLTransfer):
+            self._publish_nccl(self._transfer, weights, label)
+        else:
+            files = self._transfer.write(weights)
+            self._on_main(lambda: self._run(self._load(files, label)))
+            self._transfer.delete(files)
+        self._policy_version, self._label, self._pool.label = policy_version, label, label
+
+    async def _load(self, files: Sequence[tuple[Path, int]], label: str) -> None:
+        async def load(server: Server) -> None:
+            try:
+                if server.lost:
+                    await server.check_health(timeout=5)
+                await server.load(files, label)
+                await self._pool.take_back(server)
+            except (ServerLostError, ValueError) as error:
+                self._pool.leave_out(server, str(error))
+
+        await asyncio.gather(*map(load, self._pool.servers))
+        if not self._pool.alive:
+            raise EngineLostError(self._pool.obituary())
+
+    def _publish_nccl(self, transfer: NCCLTransfer, weights: Iterable[tuple[str, torch.Tensor]], label: str) -> None:
+        alive = self._pool.alive
+
+        async def each(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+            await asyncio.gather(*work)
+
+        self._on_main(lambda: self._run(each(server.pause() for server in alive)))
+        try:
+            transfer.send(weights, alive, label)
+            self._on_main(lambda: self._run(each(server.resume(label) for server in alive)))
+        except ServerLostError as error:
+            raise EngineLostError(f"a server was lost during a broadcast of weights: {error}") from error
+
+    # -- around
+
+    def close(self) -> None:
+        """End the servers that were started here, and close the connections to the others."""
+        self._transfer.close()
+        self._run(self._client.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._started is not None:
+            self._started.close()
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _on_main(self, work: Any) -> Any:
+        """The result of `work`, done by the main process, in all of them; all raise the error it raises."""
+        result: list[Any] = [None, None]
+        if self._rank == 0:
+            try:
+                result[0] = work()
+            except (ValueError, EngineLostError) as error:
+                result[1] = error
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.broadcast_object_list(result)
+        if result[1] is not None:
+            raise result[1]
+        return result[0]
+
+
+class _Discard(FileTransfer):
+    """What the other processes do in an update: take part in gathering sharded weights."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, weights: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[Path, int]]:
+        for _ in weights:
+            pass
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def _authorization(servers: ServerSettings) -> dict[str, str]:
+    if servers.api_key_env is None:
+        return {}
+    if not (key := os.environ.get(servers.api_key_env)):
+        raise ValueError(
+            f"rollout.servers.api_key_env={servers.api_key_env}: this environment variable is not set. Export it."
+        )
+    return {"Authorization": f"Bearer {key}"}

@@ -1,0 +1,117 @@
+"""Which server gets the next group, and what happens when a server fails.
+
+A group goes to the server with the fewest outstanding tokens among those that have room, so a slow server gets less.
+A server that does not answer is left out and its groups go to the others. It is asked again every few seconds, and
+takes part again once it answers and has the right weights; one that has missed an update gets them with the next.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from rollout.engines.base import EngineLostError
+from rollout.engines.servers.client import Server, ServerLostError
+from rollout.engines.servers.settings import ServerSettings
+
+PROBE_INTERVAL = 2.0  # seconds between two looks at each server
+
+T = TypeVar("T")
+
+
+class Pool:
+    """The servers, as one process sees them. All methods run in the engine's event loop.
+
+    label: that of the weights a server must have to come back; empty: any.
+    """
+
+    def __init__(self, servers: Sequence[Server], settings: ServerSettings, max_num_seqs: int) -> None:
+        self.servers, self.label = list(servers), ""
+        self._settings, self._max_num_seqs = settings, max_num_seqs
+        self._changed = asyncio.Condition()
+
+    @property
+    def alive(self) -> list[Server]:
+        """The servers that take part."""
+        return [server for server in self.servers if not server.lost]
+
+    async def run(self, sequences: int, tokens: int, work: Callable[[Server], Awaitable[T]]) -> T:
+        """The result of `work` on the first server that does it.
+
+        Raises:
+            EngineLostError: no server is left, for longer than settings.patience.
+        """
+        while True:
+            server = await self._with_room(sequences)
+            server.sequences += sequences
+            server.tokens += tokens
+            task = asyncio.ensure_future(work(server))
+            server.tasks.add(task)
+            try:
+                return await task
+            except ServerLostError as error:
+                self.leave_out(server, str(error))
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is None or current.cancelling():  # not by leave_out
+                    raise
+            finally:
+                server.tasks.discard(task)
+                server.sequences -= sequences
+                server.tokens -= tokens
+                async with self._changed:
+                    self._changed.notify_all()
+
+    async def _with_room(self, sequences: int) -> Server:
+        def with_room() -> list[Server]:
+            most = max(self._max_num_seqs, sequences)
+            return [server for server in self.alive if server.sequences + sequences <= most]
+
+        async with self._changed:
+            while not (free := with_room()):
+                if self.alive:
+                    await self._changed.wait()
+                    continue
+                try:
+                    async with asyncio.timeout(self._settings.patience):
+                        await self._changed.wait_for(lambda: bool(self.alive))
+                except TimeoutError:
+                    raise EngineLostError(self.obituary()) from None
+        return min(free, key=lambda server: server.tokens)
+
+    def obituary(self) -> str:
+        """Why no server is left."""
+        return "no server is left: " + "; ".join(server.lost for server in self.servers)
+
+    def leave_out(self, server: Server, reason: str) -> None:
+        """Give the server no more work; what it has goes to the others."""
+        if server.lost:
+            return
+        server.lost = reason
+        print(f"warning: server {server.url} is left out: {reason}", file=sys.stderr, flush=True)
+        for task in list(server.tasks):
+            task.cancel()
+
+    async def take_back(self, server: Server) -> None:
+        """Give the server work again."""
+        if server.lost:
+            server.lost = ""
+            print(f"server {server.url} takes part again", file=sys.stderr, flush=True)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def watch(self) -> None:
+        """Look at every server until cancelled: leave out those that hang, take back those that have returned."""
+        async with asyncio.TaskGroup() as watchers:
+            for server in self.servers:
+                watchers.create_task(self._watch(server))
+
+    async def _watch(self, server: Server) -> None:
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL)
+            try:
+                await server.check_health()
+                if server.lost and self.label in ("", await server.weight_version()):
+                    await self.take_back(server)
+            except (ServerLostError, ValueError) as error:
+                self.leave_out(server, str(error))

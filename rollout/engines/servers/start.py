@@ -1,0 +1,170 @@
+"""Servers of our own on this machine: started, waited for, and ended with the run.
+
+A server is a process group of its own, so that Ctrl-C reaches the trainer alone; it ends when the trainer closes it,
+and by the kernel's signal when the trainer dies.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from rollout.engines.vllm_serve import FOR_TRAINING, server_command
+
+STOP_SECONDS = 20  # between SIGTERM and SIGKILL
+
+
+class StartedServers:
+    """`count` servers of one model, each on its own port.
+
+    Args:
+        options: vLLM's engine arguments, named as those of vllm.LLM.
+        kv_cache_gib: KV cache of each server on CPU, in GiB.
+        timeout: seconds until all must be up.
+
+    Raises:
+        ValueError: a server ended or was not up in time; with the end of its output.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        model_path: str,
+        options: Mapping[str, Any],
+        *,
+        kv_cache_gib: float,
+        timeout: float,
+        revision: str | None,
+        trust_remote_code: bool,
+    ) -> None:
+        self._logs = tempfile.TemporaryDirectory(prefix="grpo-servers-")
+        self._processes: list[subprocess.Popen[bytes]] = []
+        ports = _free_ports(count)
+        self.urls = [f"http://127.0.0.1:{port}" for port in ports]
+        try:
+            for number, port in enumerate(ports):
+                address = ["--host", "127.0.0.1", "--port", str(port)]
+                command, environment = server_command(
+                    model_path,
+                    [FOR_TRAINING, *_command_line(options), *address],
+                    revision=revision,
+                    trust_remote_code=trust_remote_code,
+                )
+                environment |= _share(number, count) | {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
+                self._start(number, command, environment)
+            self._wait(timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the servers and their processes."""
+        for process in self._processes:
+            _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            _signal(process, signal.SIGKILL)  # also what is left of its group
+            process.wait()
+        self._logs.cleanup()
+
+    def _start(self, number: int, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        child = [sys.executable, "-m", "rollout.engines.servers.child", str(os.getpid()), *command]
+        with self._log(number).open("wb") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    child, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            )
+
+    def _wait(self, timeout: float) -> None:
+        started = time.monotonic()
+        waiting = dict(enumerate(self.urls))
+        print(f"starting {len(waiting)} vLLM server{'s' * (len(waiting) > 1)} …", file=sys.stderr, flush=True)
+        while waiting:
+            seconds = time.monotonic() - started
+            for number, url in list(waiting.items()):
+                if (code := self._processes[number].poll()) is not None:
+                    raise ValueError(
+                        f"the vLLM server {url} ended with code {code}. Its last lines:\n{self._end(number)}"
+                    )
+                if _is_up(url):
+                    del waiting[number]
+                    print(f"server {url} is up after {seconds:.0f} s", file=sys.stderr, flush=True)
+                elif seconds > timeout:
+                    raise ValueError(
+                        f"the vLLM server {url} was not up within rollout.servers.start_timeout={timeout:g} s. "
+                        f"Its last lines:\n{self._end(number)}"
+                    )
+            time.sleep(0.5)
+
+    def _log(self, number: int) -> Path:
+        return Path(self._logs.name) / f"{number}.log"
+
+    def _end(self, number: int) -> str:
+        return "\n".join(self._log(number).read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+
+
+def _command_line(options: Mapping[str, Any]) -> list[str]:
+    """vllm.LLM's arguments as its server's options: {"enforce_eager": True} is --enforce-eager."""
+    words: list[str] = []
+    for name, value in options.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+    return words
+
+
+def _share(number: int, count: int) -> dict[str, str]:
+    """A server's share of the machine: of its cores, and the GPUs after those of the trainer's processes."""
+    import torch
+
+    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    share = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    if devices := torch.cuda.device_count():
+        device = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + number
+        if device >= devices:
+            raise ValueError(
+                f"rollout.servers.start={count}: the machine has {devices} GPUs, and the trainer's processes take "
+                f"{device - number} of them. Start fewer servers or fewer processes."
+            )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices)))).split(",")
+        share["CUDA_VISIBLE_DEVICES"] = visible[device]
+    # What a launcher tells the trainer's processes does not hold for a server.
+    return share | {name: "" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
