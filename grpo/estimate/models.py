@@ -32,7 +32,7 @@ class Models:
     def __init__(self, stages: Mapping[str, StageRecipe] | None = None) -> None:
         self.stages = stages or {}
         self._found: dict[str, PretrainedConfig | UnknownModelError] = {}
-        self._shapes: dict[tuple[str, int, int, int], ModelShape] = {}
+        self._shapes: dict[tuple[str, int, int, int, str], ModelShape] = {}
 
     def of_recipe(self, recipe: StageRecipe) -> PretrainedConfig:
         """The model that a stage trains or samples: that of the stage it starts from, with its own changes.

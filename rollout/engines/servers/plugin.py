@@ -8,6 +8,7 @@ import mmap
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 BACKEND = "grpo_file"
 
@@ -62,7 +63,8 @@ def register() -> None:
             if (found := checksum(path)) != update_info.crc32:
                 raise ValueError(f"{path} has checksum {found:08x}, the trainer wrote {update_info.crc32:08x}")
             with disable_mtp_completeness_check():
-                self.model.load_weights(iter(load_file(path, device=str(self.device)).items()))
+                model: Any = self.model
+                model.load_weights(iter(load_file(path, device=str(self.device)).items()))
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
