@@ -36,6 +36,11 @@ Schedule = Literal[
 MAX_LOGP_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.05}
 
 
+def default_logp_bound(dtype: str, *, is_corrected: bool) -> float:
+    """The mean |log p_trainer - log p_engine| above which a run stops. is_corrected: the loss weighs the difference."""
+    return MAX_LOGP_DIFFERENCE[dtype] * (10.0 if is_corrected else 1.0)
+
+
 class AdamWConfig(Section):
     """AdamW, for every stage that trains."""
 
@@ -212,8 +217,8 @@ class OnPolicyRecipe(StageRecipe):
     def max_logp_difference(self) -> float:
         """The mean |log p_trainer - log p_engine| above which a run stops."""
         algorithm = self.policy_gradient
-        slack = 10.0 if algorithm.importance_sampling_correction or algorithm.loss_type == "dppo" else 1.0
-        return algorithm.max_logp_difference or slack * MAX_LOGP_DIFFERENCE[self.model.dtype]
+        is_corrected = algorithm.importance_sampling_correction is not None or algorithm.loss_type == "dppo"
+        return algorithm.max_logp_difference or default_logp_bound(self.model.dtype, is_corrected=is_corrected)
 
     def rollout_sampling(self, index: int) -> Sampling:
         """Sampling parameters of rollout number `index`."""

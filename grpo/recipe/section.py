@@ -1,16 +1,29 @@
-"""What every section of a recipe, and every whole recipe, has in common."""
+"""What every section of a recipe, and every whole recipe, has in common; and a section that several stages have."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are errors; instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Endpoint(Section):
+    """A model behind an OpenAI-compatible endpoint, such as vLLM's server, and how it is asked."""
+
+    model: str
+    base_url: str | None = None  # such as http://host:8000/v1; None: OpenAI's
+    max_tokens: PositiveInt = 1024  # of an answer
+    temperature: NonNegativeFloat = 0.0
+    max_concurrency: PositiveInt = 8  # requests at once
+    max_retries: NonNegativeInt = 6  # of a request, with growing pauses
+    timeout: PositiveFloat = 120.0  # seconds a request may wait for data
+    api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key; your own server often needs none
 
 
 class StageRecipe(Section):

@@ -14,8 +14,7 @@ from pydantic import (
 
 from grpo.recipe.config import EngineSection, Fraction, ModelConfig, OptimizerConfig
 from grpo.recipe.data import ProblemsConfig
-from grpo.recipe.endpoint import Endpoint
-from grpo.recipe.section import SamplingRecipe, Section, StageRecipe
+from grpo.recipe.section import Endpoint, SamplingRecipe, Section, StageRecipe
 from rollout.engines.build import check_in_process
 
 

@@ -7,8 +7,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from grpo.recipe.config import EngineSection, Fraction, ModelConfig, RewardConfig
 from grpo.recipe.data import ProblemsConfig
-from grpo.recipe.endpoint import Endpoint
-from grpo.recipe.section import SamplingRecipe, Section
+from grpo.recipe.section import Endpoint, SamplingRecipe, Section
 from rollout.engines.build import check_name
 from rollout.support.names import nearest
 from rollout.types import Sampling

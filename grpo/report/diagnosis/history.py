@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from grpo.recipe.config import MAX_LOGP_DIFFERENCE
+from grpo.recipe.config import default_logp_bound
 from grpo.report.records import Row
 
 WINDOW = 10  # rows that a lasting condition must hold for
@@ -112,7 +112,9 @@ class History:
     def max_logp_difference(self) -> float:
         """The bound at which the run stops."""
         bound = self.setting("algorithm.max_logp_difference")
-        return bound or MAX_LOGP_DIFFERENCE[self.setting("model.dtype") or "float32"]
+        correction = self.setting("algorithm.importance_sampling_correction")
+        is_corrected = correction is not None or self.setting("algorithm.loss_type") == "dppo"
+        return bound or default_logp_bound(self.setting("model.dtype") or "float32", is_corrected=is_corrected)
 
     @property
     def sources_join_late(self) -> bool:

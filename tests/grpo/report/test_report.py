@@ -9,7 +9,7 @@ import pytest
 from accelerate import Accelerator
 from rich.console import Console
 
-from grpo.recipe.config import DataConfig, GRPORecipe, ModelConfig, ReportConfig, RewardConfig, TrainerConfig
+from grpo.recipe.config import DataConfig, GRPORecipe, PolicyConfig, ReportConfig, RewardConfig, TrainerConfig
 from grpo.report.records import deterministic
 from grpo.report.report import Report
 from rewards.runner.score import ScoredGroup
@@ -20,7 +20,7 @@ EVALUATION = {"eval/pass@1": 0.25, "eval/pass@1_low": 0.2, "eval/pass@1_high": 0
 
 def recipe(**report: object) -> GRPORecipe:
     return GRPORecipe(
-        model=ModelConfig(model_name_or_path="base"),
+        model=PolicyConfig(model_name_or_path="base"),
         data=DataConfig(task="countdown"),
         rewards=[RewardConfig(function="accuracy")],
         trainer=TrainerConfig(max_steps=40),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from grpo.recipe.algorithm import AlgorithmConfig
-from grpo.recipe.config import DataConfig, GRPORecipe, ModelConfig, RewardConfig, TrainerConfig
+from grpo.recipe.config import DataConfig, GRPORecipe, PolicyConfig, RewardConfig, TrainerConfig
 from grpo.report.metrics import Metric
 from grpo.stages.grpo import Trainer
 from grpo.stages.schedule import due_within, is_due
@@ -16,7 +16,7 @@ from grpo.stages.schedule import due_within, is_due
 def run(max_steps: int, steps_per_generation: int, *, sync: int = 0, save: int = 0, evaluate: int = 0) -> Any:
     """The real training loop on parts that only note at which step they are called."""
     recipe = GRPORecipe(
-        model=ModelConfig(model_name_or_path="base"),
+        model=PolicyConfig(model_name_or_path="base"),
         data=DataConfig(task="countdown"),
         rewards=[RewardConfig(function="random")],
         algorithm=AlgorithmConfig(

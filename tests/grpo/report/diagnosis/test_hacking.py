@@ -9,7 +9,7 @@ import yaml
 from accelerate import Accelerator
 from rich.console import Console
 
-from grpo.recipe.config import DataConfig, GRPORecipe, ModelConfig, RewardConfig
+from grpo.recipe.config import DataConfig, GRPORecipe, PolicyConfig, RewardConfig
 from grpo.report.diagnosis.watch import Watch
 from grpo.report.report import Report
 
@@ -37,7 +37,8 @@ def training(helpful: float | None, rule: float = 0.8, length: float = 100.0) ->
 def warned(rows: list[dict[str, Any]]) -> list[tuple[int, str]]:
     run = watch()
     numbered = [row | {"step": number} for number, row in enumerate(rows, start=1)]
-    return [(row["step"], finding.says) for row in numbered for finding in run.update(row)]
+    found = [(row["step"], finding) for row in numbered for finding in run.update(row)]
+    return [(step, finding.says) for step, finding in found if finding.kind == "reward_hacking"]
 
 
 def test_preference_up_and_a_rule_down_is_an_alarm_once() -> None:
@@ -100,7 +101,7 @@ def test_held_out_evaluations_are_compared_with_the_first() -> None:
 def test_the_alarm_is_on_terminal_and_page_also_after_a_resume(tmp_path: Path) -> None:
     model = RewardConfig(function="reward_model", name="helpful", options={"model_name_or_path": "m"})
     recipe = GRPORecipe(
-        model=ModelConfig(model_name_or_path="base"),
+        model=PolicyConfig(model_name_or_path="base"),
         data=DataConfig(task="countdown"),
         rewards=[RewardConfig(function="countdown"), model],
     )
