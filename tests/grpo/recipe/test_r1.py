@@ -56,7 +56,7 @@ def test_r1_has_the_published_numbers_of_supervised_training() -> None:
         assert settings.scheduler_arguments == {"min_lr": 5e-6}
         assert found[name].data.max_length == 32_768
     assert found["sft"].data.max_rows == 804_745
-    assert [source.weight for source in found["sft"].data.sources] == [3, 1]  # 600,000 and 200,000
+    assert [source.weight for source in found["sft"].data.sources] == [626_933, 177_812]
     distill = found["distill"]
     assert distill.trainer.learning_rate == 8e-5 and distill.trainer.gradient_accumulation_steps == 64
     assert distill.data.sources[0].dataset_name == "stage:reasoning_data"
