@@ -290,7 +290,7 @@ def test_warnings_are_written_to_the_row_and_printed_once_also_after_a_resume(tm
     out = io.StringIO()
     assert logged(report(tmp_path, console=Console(file=out), logging_steps=100), 1, 12) == [10]
     (warning,) = rows(tmp_path / "metrics.jsonl")[9]["warnings"]
-    assert warning.startswith("no group has had a reward signal for 10 rollouts: ")
+    assert warning.startswith("No group has had a reward signal for 10 rollouts: ")
     assert out.getvalue().count(f"warning: step 10: {warning}") == 1
     assert logged(report(tmp_path, resume_step=9), 10, 12) == [10]  # counts on from the rows it kept
     assert logged(report(tmp_path, resume_step=11), 12, 30) == [10]

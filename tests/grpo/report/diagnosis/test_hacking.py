@@ -37,7 +37,8 @@ def training(helpful: float | None, rule: float = 0.8, length: float = 100.0) ->
 def warned(rows: list[dict[str, Any]]) -> list[tuple[int, str]]:
     run = watch()
     numbered = [row | {"step": number} for number, row in enumerate(rows, start=1)]
-    return [(row["step"], finding.says) for row in numbered for finding in run.update(row)]
+    found = [(row["step"], finding) for row in numbered for finding in run.update(row)]
+    return [(step, finding.says) for step, finding in found if finding.kind == "reward_hacking"]
 
 
 def test_preference_up_and_a_rule_down_is_an_alarm_once() -> None:
