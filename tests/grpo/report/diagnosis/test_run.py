@@ -30,10 +30,12 @@ def test_a_healthy_run_says_so_with_what_it_looked_at(tmp_path: Path, capsys: py
     run = tmp_path / "mine"
     made(run, [{"reward": 0.25}, {"reward": 0.5}])
     assert exit_code(run) == 0
-    assert " ".join(capsys.readouterr().out.split()).endswith(
-        "mine: stage grpo, 2 steps Nothing stands out. Looked at: reward 0.375, groups without signal 25.0%, truncated "
-        "12.5%, length 100, entropy 1, gradient norm 0.5, weight change per step 0.001, mismatch 1e-06, busiest "
-        "expert's overload 0.1, dead experts 0."
+    out = capsys.readouterr().out
+    assert (
+        "mine: stage grpo, 2 steps\n    Nothing stands out. Looked at: reward 0.375, groups without signal 25.0%" in out
+    )
+    assert " ".join(out.split()).endswith(
+        "weight change per step 0.001, mismatch 1e-06, busiest expert's overload 0.1, dead experts 0."
     )
 
 
