@@ -49,7 +49,8 @@ def measure_shape(
     """Count parameters, and the bytes autograd saves in a forward over `rows` x `length` tokens, `width` per value.
 
     rows: 0: the model is not trained, nothing is saved.
-    lora: what trains in place of the model's own parameters, and is counted with them.
+    lora: what trains in place of the model's own parameters, and is counted with them. Activations are counted as if
+            the whole model trained: peft cannot attach to a model that only computes shapes.
 
     Raises:
         ValueError: `lora` does not fit the model.
@@ -65,19 +66,15 @@ def measure_shape(
         if ".experts." in name and p.ndim == 3  # all experts of a layer are one tensor
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kept, scores = _kept_by_autograd(config, rows, length, width, lora) if rows else (0, 0)
+    kept, scores = _kept_by_autograd(config, rows, length, width) if rows else (0, 0)
     return ModelShape(config, total, round(total - idle), trained, kept, scores)
 
 
-def _kept_by_autograd(
-    config: PretrainedConfig, rows: int, length: int, width: int, lora: LoRAConfig | None
-) -> tuple[int, int]:
+def _kept_by_autograd(config: PretrainedConfig, rows: int, length: int, width: int) -> tuple[int, int]:
     """Bytes a forward saves for backward, from a forward that computes shapes only: (all but scores, scores)."""
     # The fake grouped matrix product supports bfloat16 only: run in bfloat16, then scale the sizes.
     with FakeTensorMode():
         model = _fake_model(config)
-        if lora:
-            attach_adapters(model, lora)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         kept: dict[int, Tensor] = {}  # by storage: views share memory
 
