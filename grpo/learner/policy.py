@@ -23,7 +23,7 @@ from grpo.learner.optim import adamw
 from grpo.learner.scoring import Batching, completion_logprobs, equally_many, forward
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import moe_layers, record_routes, update_balance_bias
-from grpo.model.sharding import local, shard, whole
+from grpo.model.sharding import first_entry, local, shard, whole
 from grpo.model.weights import checkpoint_weights, save_model
 from grpo.recipe.config import OptimizerConfig
 from grpo.recipe.errors import NonFiniteError
@@ -128,9 +128,12 @@ class Policy:
 
     @torch.no_grad()
     def _some_weights(self) -> Tensor:
-        """Evenly spaced entries of every trained tensor that is here, at most WEIGHTS_WATCHED of each."""
-        flat = [local(p).flatten() for p in self.model.parameters() if p.requires_grad]
-        return torch.cat([p[:: max(1, -(-p.numel() // WEIGHTS_WATCHED))] for p in flat]).float()
+        """Evenly spaced entries of every trained tensor, at most WEIGHTS_WATCHED of each: those that are here."""
+        parts = []
+        for parameter in (p for p in self.model.parameters() if p.requires_grad):
+            spacing = -(-parameter.numel() // WEIGHTS_WATCHED)
+            parts.append(local(parameter).flatten()[-first_entry(parameter) % spacing :: spacing])
+        return torch.cat(parts).float()
 
     def _relative_change(self, before: Tensor) -> float:
         """|w - w_before| / |w_before| over some entries of all processes' weights."""

@@ -7,6 +7,7 @@ embedding) is gathered by the root for the whole pass. Buffers are whole in ever
 Whatever gathers is a collective: all processes must do it, in the same order.
 """
 
+import math
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
 Root = TypeVar("Root", bound=nn.Module)
@@ -67,3 +69,11 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, in every process. A collective for a sharded one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def first_entry(tensor: Tensor) -> int:
+    """Where this process's part begins in the flattened tensor; 0 of a whole one."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return offset[0] * math.prod(tensor.shape[1:])

@@ -9,9 +9,9 @@ from grpo.report.diagnosis.history import FEW, History
 MIN_ENTROPY_RATIO = 0.1  # of the first values
 ZERO_RATE_ROWS = 2  # a warm-up's first step has learning rate 0
 NEAR_BOUND = 0.5  # of algorithm.max_logp_difference
-MAX_KL = 1.0  # nats per token; published runs stay below 0.3
+MAX_KL = 1.0  # nats per token
 STALE_KL = 0.1  # nats per token to a reference model that is never replaced
-MAX_CLIPPED = 0.2  # share of tokens whose ratio is clipped; published runs stay below 0.02
+MAX_CLIPPED = 0.2  # share of tokens whose ratio is clipped
 MAX_NORM_RATIO = 10.0  # of the first gradient norms
 CLIPPED_ROWS = 20  # rows in a row with a clipped gradient
 PREFIX = "sampling/sampling_logp_difference"

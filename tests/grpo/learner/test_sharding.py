@@ -34,6 +34,9 @@ def launched(model: Path, out: Path, *options: str, processes: int) -> Any:
 def assert_same_metrics(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
     assert got.keys() == expected.keys()
     for name, value in expected.items():  # 1e-9: a loss whose terms cancel is rounding error itself
+        if name == "weight_change":  # a difference of nearly equal numbers: of steps of 1e-6
+            assert got[name] == pytest.approx(value, rel=1e-2)
+            continue
         np.testing.assert_allclose(got[name], value, rtol=tolerance, atol=1e-3 * tolerance, err_msg=name)
 
 
