@@ -74,18 +74,19 @@ class ServersEngine:
 
         def urls() -> Sequence[str]:
             if servers.start:
+                on_gpu = {"gpu_memory_utilization": gpu_memory_utilization}
+                on_cpu = {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
                 options = {
                     "dtype": dtype,
                     "max_model_len": max_model_len,
                     "max_num_seqs": max_num_seqs,
-                    **({"gpu_memory_utilization": gpu_memory_utilization} if torch.cuda.is_available() else {}),
+                    **(on_gpu if torch.cuda.is_available() else on_cpu),
                     **vllm_options,
                 }
                 self._started = StartedServers(
                     servers.start,
                     model_path,
                     options,
-                    kv_cache_gib=kv_cache_gib,
                     timeout=servers.start_timeout,
                     revision=revision,
                     trust_remote_code=trust_remote_code,

@@ -29,7 +29,6 @@ class StartedServers:
 
     Args:
         options: vLLM's engine arguments, named as those of vllm.LLM.
-        kv_cache_gib: KV cache of each server on CPU, in GiB.
         timeout: seconds until all must be up.
 
     Raises:
@@ -42,7 +41,6 @@ class StartedServers:
         model_path: str,
         options: Mapping[str, Any],
         *,
-        kv_cache_gib: float,
         timeout: float,
         revision: str | None,
         trust_remote_code: bool,
@@ -60,7 +58,7 @@ class StartedServers:
                     revision=revision,
                     trust_remote_code=trust_remote_code,
                 )
-                environment |= _share(number, count) | {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
+                environment |= _share(number, count)
                 self._start(number, command, environment)
             self._wait(timeout)
         except BaseException:
