@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.preference import JudgeEndpoint
 from rewards.models.judge import compare
 from rollout.support.loading import load_object
@@ -36,7 +37,7 @@ def load_judge(judge: str | JudgeEndpoint) -> Judge:
     def ask(problem: Problem, first: str, second: str, draw: int) -> float:  # noqa: ARG001
         score = function(problem.prompt, first, second, **problem.columns)
         if not isinstance(score, int | float) or not -1 <= score <= 1:  # NaN is neither
-            raise ValueError(
+            raise RefusedError(
                 f"judge {judge!r} returned {score!r} for problem {problem.id!r}: a score lies between -1 and 1. "
                 "Scale what it returns."
             )
@@ -54,14 +55,14 @@ def check_judge(judge: str | JudgeEndpoint, columns: Mapping[str, Any]) -> None:
         p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     if missing := [name for name in needed if name not in (*FIXED, *columns)]:
-        raise ValueError(
+        raise RefusedError(
             f"judge {judge!r} needs the column {missing[0]!r}, and the problems have {', '.join(columns) or 'none'}. "
             f"Map it: data.columns: {{{missing[0]}: …}}."
         )
     if taken := [name for name in columns if name in FIXED]:
-        raise ValueError(f"column {taken[0]!r} has the name of an argument of the judge. Rename it in data.columns.")
+        raise RefusedError(f"column {taken[0]!r} has the name of an argument of the judge. Rename it in data.columns.")
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        raise ValueError(f"judge {judge!r} has no **columns, and it gets every column of a problem. Add it.")
+        raise RefusedError(f"judge {judge!r} has no **columns, and it gets every column of a problem. Add it.")
 
 
 def mean_scores(

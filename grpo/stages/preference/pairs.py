@@ -20,6 +20,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.preference import JudgeEndpoint, PairsConfig, PairsRecipe
 from grpo.report.records import METRICS_FILE, cut_after
 from grpo.stages import parts
@@ -39,7 +40,7 @@ def run_pairs(recipe: PairsRecipe) -> Path:
     """Write a dataset's folder with the columns prompt, chosen, rejected, judge_mean, problem_id, and counts.json.
 
     Raises:
-        ValueError: the judge lacks a column or returns a score out of range; no pairs are left by the margin; or all
+        RefusedError: the judge lacks a column or returns a score out of range; no pairs are left by the margin; or all
             have the longer answer chosen, or the shorter.
     """
     state = PartialState()
@@ -171,13 +172,13 @@ def balanced(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     The surplus is dropped at random; pairs of equal length stay.
 
     Raises:
-        ValueError: there is no balance, because all chosen answers are longer, or all shorter.
+        RefusedError: there is no balance, because all chosen answers are longer, or all shorter.
     """
     longer = [i for i, pair in enumerate(pairs) if pair["longer"] > 0]
     shorter = [i for i, pair in enumerate(pairs) if pair["longer"] < 0]
     if bool(longer) != bool(shorter):
         kind = "longer" if longer else "shorter"
-        raise ValueError(
+        raise RefusedError(
             f"in all {len(longer or shorter)} pairs of different lengths the chosen answer is the {kind} one, so the "
             "reward model would learn length, and no balance is possible. Sample more candidates, or change the judge."
         )
@@ -194,7 +195,7 @@ def _finish(recipe: PairsRecipe, output: Path) -> None:
     counts = sum((Counter(head["counts"]) for head, *_ in chunks), Counter())
     pairs = [pair for _, *rows in chunks for pair in rows]
     if not pairs:
-        raise ValueError(
+        raise RefusedError(
             f"none of {counts['compared']} compared pairs is above pairs.margin={recipe.pairs.margin:g} "
             f"({dict(counts)}). Lower it, or sample more different candidates."
         )

@@ -26,6 +26,7 @@ from grpo.learner import checkpoint as checkpoints
 from grpo.learner.savable import check_saving
 from grpo.model.load import disable_dropout
 from grpo.model.moe import moe_layers
+from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.preference import PreferenceData, RewardModelRecipe
 from grpo.report.records import METRICS_FILE, cut_after
 from grpo.stages.run_folder import run_id
@@ -121,7 +122,7 @@ def load_pairs(data: PreferenceData, tokenizer: PreTrainedTokenizerBase, shown: 
     )
     problems = [source[i] for i in range(source.size)]
     if missing := [name for name in ("chosen", "rejected") if name not in problems[0].columns]:
-        raise ValueError(
+        raise RefusedError(
             f"data.dataset_name={data.dataset_name!r} has no column {missing[0]!r}; a pair needs prompt, chosen and "
             f"rejected. It has: {', '.join(source.column_names)}. Map it: data.columns: {{{missing[0]}: …}}."
         )
@@ -139,7 +140,7 @@ def load_pairs(data: PreferenceData, tokenizer: PreTrainedTokenizerBase, shown: 
     ]
     if not rows:
         shortest = min(max(len(a), len(b)) for a, b in zip(chosen, rejected, strict=True))
-        raise ValueError(
+        raise RefusedError(
             f"data.max_length={data.max_length}: all {len(problems)} pairs are longer, the shortest has {shortest} "
             "tokens. Raise it."
         )
@@ -157,7 +158,7 @@ def split(pairs: LoadedPairs, num_held_out: int) -> tuple[list[PairTokens], list
     while 0 < end < len(by_prompt) and by_prompt[end].prompt == by_prompt[end - 1].prompt:
         end += 1
     if end == len(by_prompt):
-        raise ValueError(
+        raise RefusedError(
             f"data.num_held_out={num_held_out}: no pairs are left to train on of {len(by_prompt)}. Lower it."
         )
     return by_prompt[end:], by_prompt[:end]
@@ -205,7 +206,7 @@ def _arguments(recipe: RewardModelRecipe, num_processes: int, *, evaluate: bool,
     settings = recipe.trainer
     per_pass = settings.max_pairs_per_micro_batch * num_processes
     if settings.batch_size % per_pass:
-        raise ValueError(
+        raise RefusedError(
             f"trainer.batch_size={settings.batch_size} with {num_processes} processes: must be a multiple of "
             f"{num_processes} x max_pairs_per_micro_batch={settings.max_pairs_per_micro_batch}. Change one of them."
         )
