@@ -4,7 +4,7 @@ mu is the engine, which sampled; pi_old is the trainer's policy with the same we
 behind. A correction is a level, a rule for weights outside the bounds, and the bounds:
 
     level      token: r_t       sequence: prod_t r_t       geometric: (prod_t r_t)^(1/|o|)
-    truncate   weights are clipped to the bounds           (2505.24298; verl, TRL: *_truncate)
+    truncate   weights are clipped to the bounds           (TIS; TRL: *_truncate)
     mask       outside of the bounds a weight is 0         (2510.18855 IcePop; TRL: *_mask)
     keep       inside the bounds 1, outside 0              (geometric masks of verl and SkyRL)
 

@@ -44,7 +44,8 @@ def sapo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
 
 
 def dppo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
-    """-keep A r + c (log r)^2, r = pi / mu (DPPO's total-variation mask with the penalty of Kimi-K2.5).
+    """-keep A r + c (log r)^2, r = pi / mu (DPPO's total-variation mask with Kimi-K2.5's penalty,
+    as in prime-rl of August 2026).
 
     A token is left out when its probability has already moved by more than `dppo_delta` in the direction that its
     advantage asks for: pi - mu > delta with A > 0, or pi - mu < -delta with A < 0. c is `dppo_log_ratio_coef`.
