@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import grpo
 from grpo.recipe.errors import RunError
 from grpo.report.records import deterministic
+from tests.conftest import save_tiny
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -147,6 +148,30 @@ def test_two_processes_do_what_one_does(tiny_v3: Path, tmp_path: Path) -> None:
     for name in ("loss", "grad_norm", "entropy"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-4, abs=1e-7)
         assert two[1][name] == pytest.approx(one[1][name], rel=1e-2, abs=1e-4)
+
+
+def test_two_processes_train_a_model_whose_vision_tower_no_text_reaches(tmp_path: Path) -> None:
+    """DDP waits for the gradient of every parameter that is not frozen, and would raise at the second step."""
+    text = {"vocab_size": 263, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    tokens = {"image_token_index": 262, "boi_token_index": 261, "eoi_token_index": 260, "mm_tokens_per_image": 4}
+    config = AutoConfig.for_model("gemma3", text_config={**text, **heads}, vision_config={**vision, **heads}, **tokens)
+    wrapper = AutoModelForCausalLM.from_config(config)
+    assert any("vision_tower" in name for name, _ in wrapper.named_parameters())
+    model = save_tiny(wrapper, tmp_path / "gemma3")
+    rollout = {"engine": "hf", "problems_per_step": 2}
+    run(
+        launch(
+            "--cpu",
+            "--num_processes",
+            "2",
+            write_recipe(tmp_path, model, rollout=rollout, evaluation={"num_problems": 0}),
+        )
+    )
+    steps = rows(tmp_path / "run")
+    assert [row["step"] for row in steps] == [1, 2]
+    assert all(row["grad_norm"] > 0 and row["sampling/sampling_logp_difference/max"] < 1e-4 for row in steps)
 
 
 def test_reward_functions_from_python_on_the_reference_engine(tiny_v3: Path, tmp_path: Path) -> None:
