@@ -12,8 +12,8 @@ r1-zero: $(INSTALLED)  ## train the embedded base with GRPO through vLLM
 r1: $(INSTALLED)  ## all stages of R1, from the embedded base to the distilled student
 	$(BIN)/accelerate launch recipes/r1.yaml $(ARGS)
 
-test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED)  ## run the tests, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(INSTALLED)  ## lint and type-check
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ def samples() -> tuple[list[list[int]], list[list[int]], np.ndarray]:
 
 
 def make_model(folder: Path) -> None:
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
@@ -58,8 +58,11 @@ def make_model(folder: Path) -> None:
         pad_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(VOCAB)}, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="0", eos_token="1", pad_token="2").save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(VOCAB)}, unk_token="<0>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<0>", eos_token="<1>", pad_token="<2>").save_pretrained(
+        folder
+    )
 
 
 def run_trl(folder: Path, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:

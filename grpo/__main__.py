@@ -241,12 +241,19 @@ def usage() -> str:
 
 
 def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, arguments: Sequence[str]) -> None:
-    from grpo.launch.processes import is_launched, quieten, use_all_cores
+    from grpo.launch.processes import (
+        is_launched,
+        quieten,
+        use_all_cores,
+        wait_without_spinning_on_shared_cores,
+    )
     from grpo.launch.signals import command_to_continue, end_with_launcher, listen
 
     if is_launched():
         end_with_launcher()
         use_all_cores()
+    else:
+        wait_without_spinning_on_shared_cores()
     quieten()
     listen(command_to_continue(["grpo", name, *arguments], resumes=False))
     try:

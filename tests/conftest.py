@@ -4,9 +4,12 @@ Their weights are random, with a variance large enough that a wrong rotary embed
 bias moves the log-probs far beyond rounding error.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the runs that tests start, several at a time
 
 import pytest
 import torch

@@ -22,6 +22,9 @@ from grpo.launch.signals import COMMAND, LAUNCHER, SIGNALS, command_to_continue,
 # Set by torchrun in each of several processes, and by `accelerate launch` in a single one.
 _MARKS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
 
+MEASURED_SECONDS = 0.3
+SHARED_FRACTION = 0.25  # of all cores, used by others, from which waiting threads sleep
+
 
 def is_launched(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher started this process."""
@@ -37,6 +40,21 @@ def use_all_cores() -> None:
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+def wait_without_spinning_on_shared_cores() -> None:
+    """Let waiting OpenMP threads sleep if other programs use the cores now. Call before torch is imported.
+
+    Threads that wait spin by default. On idle cores that is fastest; beside other work a spinning thread holds the core
+    that the one it waits for needs, and a step becomes several times slower than its share of the cores allows
+    (measured in docs/recipes.md). The results are the same. A policy set by the user wins.
+    """
+    if any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        return
+    used = psutil.cpu_percent(interval=MEASURED_SECONDS) / 100
+    if used > SHARED_FRACTION:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        print(f"other programs use {used:.0%} of the cores: OMP_WAIT_POLICY=PASSIVE for this run", file=sys.stderr)
 
 
 def quieten() -> None:
@@ -100,6 +118,7 @@ def launch(accelerate_options: Sequence[str], command: Sequence[str]) -> NoRetur
     arguments = launch_command_parser().parse_args([*options, "-m", "grpo", *command])
     arguments.signals_to_handle = "SIGQUIT"  # torchrun's: leave the others to _supervise
     _pass_sharding_on(arguments)
+    wait_without_spinning_on_shared_cores()
     typed = os.environ.get(COMMAND) or shlex.join(["grpo", command[0], *accelerate_options, *command[1:]])
     _supervise(lambda: launch_command(arguments), typed)
 

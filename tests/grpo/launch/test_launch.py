@@ -8,10 +8,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from grpo.launch.codec import PROGRAM
-from grpo.launch.processes import is_launched, use_all_cores
+from grpo.launch.processes import is_launched, use_all_cores, wait_without_spinning_on_shared_cores
 from grpo.launch.startup import grpo_train_arguments
 
 ROOT = Path(__file__).parents[3]
@@ -198,6 +199,24 @@ def test_a_single_process_uses_all_cores_unless_told_otherwise(monkeypatch: pyte
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
     use_all_cores()
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_threads_wait_asleep_where_other_programs_use_the_cores(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 12.0)
+    wait_without_spinning_on_shared_cores()
+    assert "OMP_WAIT_POLICY" not in os.environ
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 96.0)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")  # the user's own
+    wait_without_spinning_on_shared_cores()
+    assert "OMP_WAIT_POLICY" not in os.environ
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    wait_without_spinning_on_shared_cores()
+    assert os.environ.pop("OMP_WAIT_POLICY") == "PASSIVE"
+    assert capsys.readouterr().err == "other programs use 96% of the cores: OMP_WAIT_POLICY=PASSIVE for this run\n"
 
 
 def test_launched_processes_are_recognised() -> None:
