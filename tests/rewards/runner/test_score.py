@@ -227,6 +227,7 @@ def test_slow_groups_behind_fast_ones_are_shared_among_the_workers(tmp_path):
 
 def test_closing_the_workers_raises_in_a_thread_that_waits_for_a_group(tmp_path):
     spec = write_reward(tmp_path, "def mine(prompts, completions, **kwargs):\n    time.sleep(600)")
+    others = children()
     rewards = Rewards([RewardSpec(function=spec)], num_workers=1, base_dir=tmp_path)
     errors = []
 
@@ -238,7 +239,7 @@ def test_closing_the_workers_raises_in_a_thread_that_waits_for_a_group(tmp_path)
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    while not children():
+    while not children() - others:
         time.sleep(0.01)
     rewards.close()
     thread.join(60)
