@@ -58,6 +58,24 @@ def dppo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
     return penalty - keep * tokens.advantages * ratio, _clip_metrics(too_low, too_high)
 
 
+def clip_cov(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+    """`clipped`, where the selected tokens have no gradient (Clip-Cov, 2505.22617)."""
+    assert tokens.selected is not None
+    loss, metrics = clipped(ratio, tokens, settings)
+    return loss * ~tokens.selected, metrics | _selection_metrics(tokens.selected)
+
+
+def kl_cov(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+    """-r A, plus `kl_cov_coef` |log r| on the selected tokens (KL-Cov, 2505.22617): there is no clip."""
+    assert tokens.selected is not None
+    penalty = settings.kl_cov_coef * ratio.log().abs() * tokens.selected
+    return penalty - ratio * tokens.advantages, _selection_metrics(tokens.selected)
+
+
+def _selection_metrics(selected: Tensor) -> dict[str, Metric]:
+    return {"covariance/selected_share": Mean(selected.sum().item(), len(selected))}
+
+
 def _clip_metrics(low: Tensor, high: Tensor) -> dict[str, Metric]:
     """Shares of tokens that the clip stops."""
     count, lows, highs = len(low), low.sum().item(), high.sum().item()

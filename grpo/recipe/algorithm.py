@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from grpo.recipe.registry import CORRECTIONS, LOSSES
 from grpo.recipe.section import Section
@@ -39,6 +39,10 @@ class AlgorithmConfig(Section):
     sapo_temperature_neg: PositiveFloat = 1.05
     dppo_delta: PositiveFloat = 0.2
     dppo_log_ratio_coef: NonNegativeFloat = 1e-3
+    cov_ratio: Annotated[float, Field(gt=0, le=1)] = 2e-4  # clip_cov, kl_cov: share of tokens that are held back
+    clip_cov_min: float = 1.0  # clip_cov: the covariances it draws from
+    clip_cov_max: float = 5.0
+    kl_cov_coef: PositiveFloat = 1.0
     entropy_coef: NonNegativeFloat = 0.0  # of a bonus for the entropy; 0: none
     beta: NonNegativeFloat = 0.0  # KL coefficient; 0: no reference model in memory
     use_bias_correction_kl: bool = False  # KL times the ratio, as DeepSeek-V3.2
@@ -60,6 +64,11 @@ class AlgorithmConfig(Section):
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
+    def selects_tokens(self) -> bool:
+        """Whether tokens are held back by statistics of their whole mini-batch."""
+        return self.loss_type in ("clip_cov", "kl_cov")
+
+    @property
     def trains_without_advantage(self) -> bool:
         """Whether a completion whose advantage is 0 has a gradient."""
         penalised = self.loss_type == "dppo" and self.dppo_log_ratio_coef > 0
@@ -74,13 +83,20 @@ def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
         for name, field in AlgorithmConfig.model_fields.items()
         if (value := getattr(algorithm, name)) != field.default
     }
+    clipped = [name for name in LOSSES if name not in ("cispo", "sapo", "kl_cov", "dppo")]
     only = {
-        "delta": [name for name in LOSSES if name not in ("cispo", "sapo", "dppo")],
-        "importance_sampling_level": [name for name in LOSSES if name != "dppo"],
+        "epsilon": [*clipped, "cispo"],
+        "epsilon_high": [*clipped, "cispo"],
+        "delta": clipped,
+        "importance_sampling_level": [name for name in LOSSES if name not in ("clip_cov", "kl_cov", "dppo")],
         "sapo_temperature_pos": ["sapo"],
         "sapo_temperature_neg": ["sapo"],
         "dppo_delta": ["dppo"],
         "dppo_log_ratio_coef": ["dppo"],
+        "cov_ratio": ["clip_cov", "kl_cov"],
+        "clip_cov_min": ["clip_cov"],
+        "clip_cov_max": ["clip_cov"],
+        "kl_cov_coef": ["kl_cov"],
     }
     for name, losses in only.items():
         if name in changed and loss not in losses:
@@ -97,6 +113,17 @@ def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
         yield (
             f"algorithm.delta={algorithm.delta}: must be above the clip, which ends at {1 + algorithm.clip_high:g}. "
             "Set a larger one, such as 3.0."
+        )
+    if algorithm.clip_cov_min >= algorithm.clip_cov_max:
+        yield (
+            f"algorithm.clip_cov_min={algorithm.clip_cov_min}: must be below clip_cov_max={algorithm.clip_cov_max}. "
+            "Exchange them."
+        )
+    if loss == "kl_cov" and algorithm.steps_per_generation == 1:
+        yield (
+            "algorithm.loss_type='kl_cov' with steps_per_generation=1: its penalty is |log ratio|, and with one update "
+            "per rollout every ratio is 1, so it has no gradient. Set algorithm.steps_per_generation above 1, or use "
+            "clip_cov."
         )
     if loss == "dppo" and correction:
         yield (

@@ -26,7 +26,7 @@ from grpo.launch import signals
 from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.checkpoint import checkpoint_path
 from grpo.learner.mismatch import check_mismatch, mismatch
-from grpo.learner.objective import loss_function
+from grpo.learner.objective import loss_function, select_tokens
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import RefusedError, RunError
@@ -149,7 +149,10 @@ class Trainer:
         algorithm, reference = self.recipe.policy_gradient, self.parts.reference
         local = self.plan(groups)
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())
-        samples = assemble(groups, local, keep_zero_advantage=algorithm.trains_without_advantage)
+        keep = algorithm.trains_without_advantage or algorithm.selects_tokens
+        samples = assemble(groups, local, keep_zero_advantage=keep)
+        if algorithm.selects_tokens:
+            samples = select_tokens(samples, algorithm, seed=self.recipe.trainer.seed + self.step)
         metrics = rollout_metrics(groups)
         metrics["frac_trained_samples"] = Mean(len(samples), sum(len(group.rewards) for group in groups))
         with self.report.phase("score"):

@@ -82,13 +82,14 @@ def loss(
     sapo_temperature_neg: float = 1.05,
     dppo_delta: float = 0.2,
     dppo_log_ratio_coef: float = 1e-3,
+    kl_cov_coef: float = 1.0,
     frozen: Sequence[dict] | None = None,
     steps_per_generation: int = 1,
     rollout_tokens: int | None = None,
 ) -> float:
     """The objective of one mini-batch (to be minimised), one token at a time, as the papers write it.
 
-    Each sequence: {"logprobs", "old", "behaviour", "ref": lists, "advantage": float, "masked": bool}.
+    Each sequence: {"logprobs", "old", "behaviour", "ref", "selected": lists, "advantage": float, "masked": bool}.
     frozen: the sequences before a finite difference: what the papers put under a stop-gradient comes from there.
     """
     high = epsilon if epsilon_high is None else epsilon_high
@@ -121,6 +122,10 @@ def loss(
         if loss_type == "sapo":
             tau = sapo_temperature_pos if advantage > 0 else sapo_temperature_neg
             return -4 / tau / (1 + math.exp(-tau * (r - 1))) * advantage
+        if loss_type == "kl_cov":
+            return -r * advantage + (kl_cov_coef * abs(math.log(r)) if s["selected"][t] else 0.0)
+        if loss_type == "clip_cov" and s["selected"][t]:
+            return 0.0
         gain = min(r * advantage, min(max(r, 1 - epsilon), 1 + high) * advantage)
         if delta is not None and advantage < 0:  # dual clip
             gain = max(gain, delta * advantage)
@@ -169,6 +174,23 @@ def loss(
     if loss_type == "bnpo":
         return sum(sums) / active
     return sum(sums) / ((rollout_tokens or active) / steps_per_generation)
+
+
+def held_back(
+    sequences: Sequence[dict], *, share: float, band: tuple[float, float] | None
+) -> tuple[list[tuple[int, int]], int]:
+    """The tokens (sequence, position) that Clip-Cov draws from or KL-Cov takes, and how many it takes (2505.22617)."""
+    tokens = [(s, t) for s, one in enumerate(sequences) for t in range(len(one["logprobs"]))]
+    mean_logprob = sum(sequences[s]["logprobs"][t] for s, t in tokens) / len(tokens)
+    mean_advantage = sum(sequences[s]["advantage"] for s, _ in tokens) / len(tokens)
+    covariance = {
+        (s, t): (sequences[s]["logprobs"][t] - mean_logprob) * (sequences[s]["advantage"] - mean_advantage)
+        for s, t in tokens
+    }
+    count = max(1, int(share * len(tokens)))
+    if band is not None:
+        return [token for token in tokens if band[0] < covariance[token] < band[1]], count
+    return sorted(tokens, key=lambda token: -covariance[token])[:count], count
 
 
 def divergence(p: Sequence[float], q: Sequence[float], beta: float) -> float:

@@ -28,6 +28,7 @@ def make_sequences(rng: np.random.Generator, spread: float = 0.5) -> list[dict]:
             **{name: rng.normal(-1, spread, n).tolist() for name in ("logprobs", "old", "behaviour", "ref")},
             "advantage": float(rng.normal()),
             "masked": masked,
+            "selected": (rng.random(n) < 0.3).tolist(),
         }
         for n, masked in zip(LENGTHS, MASKED, strict=True)
     ]
@@ -56,6 +57,7 @@ def evaluate(sequences: list[dict], settings: AlgorithmConfig, only: slice = sli
         advantages=per_token([s["advantage"] for s in part]),
         token_weights=per_token(weights),
         sequences=torch.arange(len(part)).repeat_interleave(counts),
+        selected=torch.tensor([v for s in part for v in s["selected"]], dtype=torch.bool),
     )
     return objective.loss(tokens, settings), tokens
 
@@ -69,6 +71,8 @@ CASES: list[dict[str, Any]] = [
     {"loss_type": "dapo", "importance_sampling_level": "sequence_token"},
     {"loss_type": "sapo", "sapo_temperature_pos": 2.0, "sapo_temperature_neg": 3.0, "beta": 0.1},
     {"loss_type": "dppo", "dppo_delta": 0.05, "dppo_log_ratio_coef": 0.1},
+    {"loss_type": "kl_cov", "kl_cov_coef": 0.2, "beta": 0.1},
+    {"loss_type": "clip_cov", "epsilon_high": 0.28, "delta": 1.5},
     {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": True},
     {"loss_type": "gspo", "beta": 0.3, "use_bias_correction_kl": True},
     {"loss_type": "dapo", "off_policy_mask_threshold": 0.1, "beta": 0.1},
@@ -129,6 +133,7 @@ def test_in_a_rollouts_first_update_every_loss_is_reinforce(loss_type: str) -> N
     sequences = make_sequences(np.random.default_rng(3))
     for sequence in sequences:
         sequence["old"] = sequence["behaviour"] = sequence["logprobs"]
+        sequence["selected"] = [False] * len(sequence["selected"])
     output, tokens = evaluate(sequences, AlgorithmConfig(loss_type=loss_type, epsilon_high=5.0))
     output.loss.backward()
     torch.testing.assert_close(tokens.logprobs.grad, -tokens.token_weights * tokens.advantages)
@@ -151,7 +156,7 @@ def test_weights_share_one_denominator_or_have_one_per_mini_batch() -> None:
     assert weights("luspo") == pytest.approx([1 / 2] * 4)
     assert weights("dr_grpo") == pytest.approx([1 / 20] * 4)
     assert weights("bnpo") == pytest.approx([1 / 8] * 4)
-    for name in ("dapo", "cispo", "dppo"):
+    for name in ("dapo", "cispo", "dppo", "clip_cov", "kl_cov"):
         assert weights(name) == pytest.approx([2 / 16] * 4)
 
 
@@ -167,6 +172,19 @@ def tokens_of(ratio: list[float], advantages: list[float], **more: Any) -> Token
         **more,
     }
     return Tokens(**values)
+
+
+def test_without_selected_tokens_clip_cov_is_dapo_and_kl_cov_is_dapo_without_clip() -> None:
+    sequences = make_sequences(np.random.default_rng(4))
+    for sequence in sequences:
+        sequence["selected"] = [False] * len(sequence["selected"])
+
+    def loss(**settings: Any) -> float:
+        return evaluate(sequences, AlgorithmConfig(**settings))[0].loss.item()
+
+    assert loss(loss_type="clip_cov") == loss(loss_type="dapo")
+    # A negative advantage is not clipped above; a wide clip changes nothing for positive ones.
+    assert loss(loss_type="kl_cov") == pytest.approx(loss(loss_type="dapo", epsilon=1 - 1e-9, epsilon_high=1e9))
 
 
 def test_clip_ratios_count_only_what_the_clip_stops() -> None:
