@@ -5,10 +5,12 @@ the loss of every token with its metrics. With ratio 1, as in the first update o
 gradient of REINFORCE, -A d log pi.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from grpo.algorithm.tokens import Tokens
+from grpo.algorithm.tokens import MAX_LOG_RATIO, Tokens
 from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.report.metrics import Mean, Metric
 
@@ -56,6 +58,18 @@ def dppo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
     keep = (~(too_high | too_low)).to(ratio.dtype)
     penalty = settings.dppo_log_ratio_coef * ratio.log() ** 2
     return penalty - keep * tokens.advantages * ratio, _clip_metrics(too_low, too_high)
+
+
+def vespo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+    """-phi(w) A log pi with w = prod_t pi / mu of the completion, phi(w) = w^k exp(lambda (1 - w)) (VESPO, 2602.10693).
+
+    k and lambda go by the sign of A, as in TRL. phi is 1 at w = 1 and 0 far from it; it has no gradient.
+    """
+    log_w = tokens.sequence_sum(ratio.detach().log()).clamp(math.log(1e-8), MAX_LOG_RATIO)
+    above = (settings.vespo_k_pos * log_w + settings.vespo_lambda_pos * (1 - log_w.exp())).exp()
+    below = (settings.vespo_k_neg * log_w + settings.vespo_lambda_neg * (1 - log_w.exp())).exp()
+    phi = torch.where(tokens.advantages >= 0, above, below)
+    return -phi * tokens.advantages * tokens.logprobs, {"vespo/phi": Mean(phi.sum().item(), len(phi))}
 
 
 def clip_cov(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:

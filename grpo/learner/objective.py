@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grpo.algorithm.covariance import selection_keys, smallest
 from grpo.algorithm.distillation import teacher_advantages
+from grpo.algorithm.entropy import EntropyBonus
 from grpo.algorithm.loss import LossOutput
 from grpo.algorithm.plan import objective
 from grpo.algorithm.tokens import Tokens
@@ -20,9 +21,9 @@ from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.report.metrics import Mean, Metric
 
 
-def loss_function(algorithm: AlgorithmConfig) -> LossFunction:
-    """What `Policy.update` calls on each micro-batch."""
-    chosen = objective(algorithm)
+def loss_function(algorithm: AlgorithmConfig, entropy_bonus: EntropyBonus | None = None) -> LossFunction:
+    """What `Policy.update` calls on each micro-batch. entropy_bonus: its current coefficient; None: the recipe's."""
+    chosen, bonus = objective(algorithm), entropy_bonus or EntropyBonus(algorithm)
 
     def loss(logprobs: Tensor, entropy: Tensor, batch: MicroBatch) -> LossOutput:
         old = batch.old_logprobs
@@ -37,7 +38,7 @@ def loss_function(algorithm: AlgorithmConfig) -> LossFunction:
             entropy=entropy,
             selected=batch.selected,
         )
-        output = chosen.loss(tokens, algorithm)
+        output = chosen.loss(tokens, algorithm.model_copy(update={"entropy_coef": bonus.coef}))
         return LossOutput(output.loss, {**output.metrics, **_mismatch(logprobs, batch)})
 
     return loss

@@ -66,7 +66,7 @@ class Trainer:
         self.recipe = parts.recipe
         self.report = parts.report
         self.step = parts.first_step
-        self.loss = loss_function(parts.recipe.policy_gradient)
+        self.loss = loss_function(parts.recipe.policy_gradient, parts.entropy_bonus)
         self.score: float | None = None  # held-out pass@1 after the current rollout, if evaluated
         self.saved: Path | None = None
 
@@ -112,7 +112,7 @@ class Trainer:
         for index in range(steps):
             with self.report.phase("update"):
                 mini_batch = [s for s in samples if s.mini_batch == index]
-                metrics = merge([metrics, per_step(policy.update(mini_batch, self.loss), steps)])
+                metrics = merge([metrics, per_step(self.update(mini_batch), steps)])
             self.step += 1
             if reference is not None and is_due(self.step, self.recipe.policy_gradient.ref_model_sync_steps):
                 reference.refresh(policy.model)
@@ -124,6 +124,14 @@ class Trainer:
                 lost = str(error)
         self._log(metrics, time.perf_counter() - started)
         self._stop_if_lost(lost)
+
+    def update(self, mini_batch: list[Sample]) -> dict[str, Metric]:
+        """One optimizer step, after which the entropy bonus follows the entropy of its tokens."""
+        measured, bonus = self.parts.policy.update(mini_batch, self.loss), self.parts.entropy_bonus
+        if bonus.target is not None:
+            measured["entropy_coef"] = Mean(bonus.coef)
+            bonus.observe(values(merge(gather_object([{"entropy": measured["entropy"]}])))["entropy"])
+        return measured
 
     def rollout(self) -> list[ScoredGroup]:
         """This process's share of the next problems, sampled and scored."""

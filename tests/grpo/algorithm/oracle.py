@@ -1,5 +1,6 @@
 """Independent NumPy versions of what grpo computes, written from the papers' formulas one token at a time."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -35,6 +36,19 @@ def estimator(rewards: Sequence[Sequence[float]], name: str) -> list[list[float]
     mean = sum(every) / len(every)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in every) / (len(every) - 1)) + 1e-4
     return [[(v - mean) / deviation for v in row] for row in values]
+
+
+def pass_at_k(rewards: Sequence[float], k: int) -> list[float]:
+    """2508.10751 by its definition: every set of k completions is worth its largest reward; a completion, its sets."""
+    sets = list(itertools.combinations(range(len(rewards)), k))
+    worth = [max(rewards[i] for i in one) for one in sets]
+    mean = sum(worth) / len(worth)
+    deviation = math.sqrt(sum((w - mean) ** 2 for w in worth) / len(worth)) + 1e-4
+    result = []
+    for i in range(len(rewards)):
+        own = [(w - mean) / deviation for one, w in zip(sets, worth, strict=True) if i in one]
+        result.append(sum(own) / len(own))
+    return result
 
 
 def decoupled(values: Sequence[Sequence[Sequence[float]]], weights: Sequence[float]) -> list[list[float]]:
@@ -83,6 +97,10 @@ def loss(
     dppo_delta: float = 0.2,
     dppo_log_ratio_coef: float = 1e-3,
     kl_cov_coef: float = 1.0,
+    vespo_k_pos: float = 2.0,
+    vespo_lambda_pos: float = 3.0,
+    vespo_k_neg: float = 3.0,
+    vespo_lambda_neg: float = 2.0,
     frozen: Sequence[dict] | None = None,
     steps_per_generation: int = 1,
     rollout_tokens: int | None = None,
@@ -116,6 +134,10 @@ def loss(
             moved = math.exp(still["logprobs"][t]) - math.exp(s["behaviour"][t])
             dropped = (advantage > 0 and moved > dppo_delta) or (advantage < 0 and moved < -dppo_delta)
             return -(0.0 if dropped else advantage * r) + dppo_log_ratio_coef * math.log(r) ** 2
+        if loss_type == "vespo":
+            w = math.prod(math.exp(a - b) for a, b in zip(still["logprobs"], s["behaviour"], strict=True))
+            k, decay = (vespo_k_pos, vespo_lambda_pos) if advantage >= 0 else (vespo_k_neg, vespo_lambda_neg)
+            return -(w**k) * math.exp(decay * (1 - w)) * advantage * s["logprobs"][t]
         r = ratio(s, still, t)
         if loss_type == "cispo":
             return -min(ratio(still, still, t), high) * advantage * s["logprobs"][t]

@@ -71,6 +71,7 @@ CASES: list[dict[str, Any]] = [
     {"loss_type": "dapo", "importance_sampling_level": "sequence_token"},
     {"loss_type": "sapo", "sapo_temperature_pos": 2.0, "sapo_temperature_neg": 3.0, "beta": 0.1},
     {"loss_type": "dppo", "dppo_delta": 0.05, "dppo_log_ratio_coef": 0.1},
+    {"loss_type": "vespo", "vespo_k_pos": 1.0, "vespo_lambda_pos": 0.5, "vespo_k_neg": 0.3, "vespo_lambda_neg": 0.2},
     {"loss_type": "kl_cov", "kl_cov_coef": 0.2, "beta": 0.1},
     {"loss_type": "clip_cov", "epsilon_high": 0.28, "delta": 1.5},
     {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": True},
@@ -156,7 +157,7 @@ def test_weights_share_one_denominator_or_have_one_per_mini_batch() -> None:
     assert weights("luspo") == pytest.approx([1 / 2] * 4)
     assert weights("dr_grpo") == pytest.approx([1 / 20] * 4)
     assert weights("bnpo") == pytest.approx([1 / 8] * 4)
-    for name in ("dapo", "cispo", "dppo", "clip_cov", "kl_cov"):
+    for name in ("dapo", "cispo", "dppo", "clip_cov", "kl_cov", "vespo"):
         assert weights(name) == pytest.approx([2 / 16] * 4)
 
 
@@ -215,7 +216,7 @@ def test_an_overflowing_ratio_stays_finite() -> None:
     """exp(200) is infinite, and 0 times it is no number."""
     lost = torch.tensor([0.0, -300.0])
     tokens = tokens_of([1, 1], [0.0, 1.0], old_logprobs=torch.tensor([-200.0, 0.0]), logprobs=lost.requires_grad_())
-    for name, epsilon in (("grpo", 0.2), ("cispo", 5.0), ("sapo", 0.2), ("gspo", 0.2)):
+    for name, epsilon in (("grpo", 0.2), ("cispo", 5.0), ("sapo", 0.2), ("gspo", 0.2), ("vespo", 0.2)):
         loss = getattr(objectives, name).loss(tokens, AlgorithmConfig(loss_type=name, epsilon_high=epsilon)).loss
         assert loss.isfinite()
         assert torch.autograd.grad(loss, lost)[0].isfinite().all()

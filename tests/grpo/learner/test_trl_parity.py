@@ -167,6 +167,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # ours, and TRL'
     "dual clip": ({"loss_type": "dapo", "delta": 1.5}, {}),
     "unbiased KL": ({"loss_type": "dapo", "beta": 0.05, "use_bias_correction_kl": True}, {}),
     "off-policy mask": ({"loss_type": "dapo", "beta": 0.05, "off_policy_mask_threshold": 0.1}, {}),
+    "vespo": ({"loss_type": "vespo"}, {}),
     "entropy": ({"loss_type": "bnpo", "entropy_coef": 0.1}, {}),
 }
 
@@ -218,6 +219,11 @@ def trl_inputs(samples: list[Sample]) -> dict[str, torch.Tensor]:
         "sampling_per_token_logps": right([s.sampling_logprobs for s in samples]).float(),
         "num_items_in_batch": torch.tensor(sum(map(len, completions))),
     }
+    # VESPO takes this into its ratio, which thus is the policy's to the engine; it is not masked there.
+    engine = [np.exp(np.asarray(s.old_logprobs) - np.asarray(s.sampling_logprobs)) for s in samples]
+    inputs["importance_sampling_ratio"] = pad_sequence(
+        [torch.as_tensor(row) for row in engine], batch_first=True, padding_value=1.0
+    ).float()
     if samples[0].ref_logprobs is not None:
         inputs["ref_per_token_logps"] = right([s.ref_logprobs for s in samples]).float()
     return inputs
