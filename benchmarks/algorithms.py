@@ -3,9 +3,9 @@
     python benchmarks/algorithms.py                                              # all, three seeds each: hours
     python benchmarks/algorithms.py --algorithms dapo,clip_cov --seeds 42 --steps 4 --output /tmp/algorithms.md
 
-Each run is recipes/r1_zero.yaml with the overrides in ALGORITHMS, in a folder of its own. A finished run is read from its
-folder, an interrupted one goes on from its last checkpoint, so the command can be stopped and repeated. On-policy algorithms take one
-update per rollout, where all surrogates are the same; the surrogates are compared with four.
+Each run is recipes/r1_zero.yaml with the overrides in ALGORITHMS, in a folder of its own. A finished run is read from
+its folder, an interrupted one goes on from its last checkpoint: the command can be stopped and repeated. On-policy
+algorithms take one update per rollout, where all surrogates are the same; surrogates are compared with four.
 """
 
 import argparse
