@@ -130,7 +130,7 @@ class Trainer:
         measured, bonus = self.parts.policy.update(mini_batch, self.loss), self.parts.entropy_bonus
         if bonus.target is not None:
             measured["entropy_coef"] = Mean(bonus.coef)
-            bonus.observe(values(merge(gather_object([{"entropy": measured["entropy"]}])))["entropy"])
+            bonus.observe(sum(gather_object([measured["entropy"]]), Mean(0.0, 0.0)).value)
         return measured
 
     def rollout(self) -> list[ScoredGroup]:
