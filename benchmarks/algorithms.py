@@ -70,17 +70,18 @@ class Result:
         steps = [row for row in rows if "step_time" in row]
         updates = steps[1]["step"] - steps[0]["step"] if len(steps) > 1 else steps[0]["step"]
 
-        def at_the_end(name: str) -> float:
-            return statistics.mean(row[name] for row in steps[-LAST:] if row[name] is not None)
+        def measured(name: str) -> list[float]:
+            """Without the steps in which no group had a signal: they trained nothing."""
+            return [row[name] for row in steps if row.get(name) is not None]
 
         return cls(
             before=evaluations[0]["eval/pass@1"],
             after=evaluations[-1]["eval/pass@1"],
             low=evaluations[-1]["eval/pass@1_low"],
             high=evaluations[-1]["eval/pass@1_high"],
-            entropy=at_the_end("entropy"),
-            length=at_the_end("completions/mean_length"),
-            mismatch=max(row["sampling/sampling_logp_difference/mean"] or 0.0 for row in steps),
+            entropy=statistics.mean(measured("entropy")[-LAST:]),
+            length=statistics.mean(measured("completions/mean_length")[-LAST:]),
+            mismatch=max(measured("sampling/sampling_logp_difference/mean")),
             seconds=statistics.median(row["step_time"] for row in steps) / updates,
         )
 

@@ -60,12 +60,13 @@ def dppo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
     return penalty - keep * tokens.advantages * ratio, _clip_metrics(too_low, too_high)
 
 
-def vespo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+def vespo(_ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
     """-phi(w) A log pi with w = prod_t pi / mu of the completion, phi(w) = w^k exp(lambda (1 - w)) (VESPO, 2602.10693).
 
     k and lambda go by the sign of A, as in TRL. phi is 1 at w = 1 and 0 far from it; it has no gradient.
     """
-    log_w = tokens.sequence_sum(ratio.detach().log()).clamp(math.log(1e-8), MAX_LOG_RATIO)
+    log_ratio = (tokens.logprobs.detach() - tokens.behaviour_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_w = tokens.sequence_sum(log_ratio).clamp(math.log(1e-8), MAX_LOG_RATIO)
     above = (settings.vespo_k_pos * log_w + settings.vespo_lambda_pos * (1 - log_w.exp())).exp()
     below = (settings.vespo_k_neg * log_w + settings.vespo_lambda_neg * (1 - log_w.exp())).exp()
     phi = torch.where(tokens.advantages >= 0, above, below)
