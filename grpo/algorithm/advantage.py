@@ -1,9 +1,11 @@
 """Group-relative advantages (GRPO, 2402.03300 section 4.1.2), their variants, and other estimators without a critic."""
 
+import math
 from typing import Literal
 
 import numpy as np
 
+ROUNDING = 1e-9  # what is 0 but for rounding is 0: such samples are dropped before any forward
 EPSILON = 1e-4  # as TRL: keeps a group of nearly equal rewards from exploding
 
 
@@ -72,6 +74,48 @@ def maximum_likelihood_advantages(rewards: np.ndarray) -> np.ndarray:
     return group_relative_advantages(rewards, "none") / np.where(means > 0, means, 1.0)
 
 
+def pass_at_k_advantages(rewards: np.ndarray, k: int) -> np.ndarray:
+    """Pass@k training (2508.10751), in closed form: k completions are one attempt, worth its largest reward.
+
+        A_ij = (E[max | j is in it] - E[max]) / (std[max] + 1e-4)      over all sets of k completions of the group
+
+    With rewards 0 and 1 and f failures among n, as published: E[max] = p = 1 - C(f, k) / C(n, k) with the deviation
+    sqrt(p (1 - p)), and E[max | j] = 1 for a success, 1 - C(f - 1, k - 1) / C(n - 1, k - 1) for a failure. k = 1 is
+    "group" with the biased deviation. Groups with at most k rewards have one set, and advantage 0.
+    """
+    advantages = np.zeros_like(rewards)
+    for row, result in zip(rewards, advantages, strict=True):
+        order = np.argsort(row, kind="stable")[: np.count_nonzero(~np.isnan(row))]  # NaN comes last
+        values, n = row[order], len(order)
+        if n <= k:
+            continue
+        sets, sets_with = math.comb(n, k), math.comb(n - 1, k - 1)
+        as_largest = np.array([math.comb(rank, k - 1) for rank in range(n)], dtype=np.float64)  # sets that it tops
+        below = np.array([0, *(math.comb(rank - 1, k - 2) if k > 1 else 0 for rank in range(1, n))])  # with one more in
+        mean = values @ as_largest / sets
+        deviation = np.sqrt((values - mean) ** 2 @ as_largest / sets)
+        topped_by_others = np.cumsum((values * below)[::-1])[::-1] - values * below
+        result[order] = ((values * as_largest + topped_by_others) / sets_with - mean) / (deviation + EPSILON)
+    return np.where(np.abs(advantages) > ROUNDING, advantages, 0.0)
+
+
+def difficulty_weighted(advantages: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    """GRPO-LEAD (2504.09696): A w(p) where A > 0 and A w(1 - p) where A < 0, with the group's pass rate p and
+
+        w(p) = 0.4 + (1.5 - 0.4) / (1 + exp(10 (p - 0.75)))
+
+    so that solving what is rarely solved counts most, and so does failing what is mostly solved. A completion passes
+    with a reward above 0.5. [groups, G] each.
+    """
+    present = ~np.isnan(rewards)
+    rates = (present & (rewards > 0.5)).sum(axis=1, keepdims=True) / np.maximum(present.sum(axis=1, keepdims=True), 1)
+
+    def weight(rate: np.ndarray) -> np.ndarray:
+        return 0.4 + (1.5 - 0.4) / (1 + np.exp(10 * (rate - 0.75)))
+
+    return advantages * np.where(advantages > 0, weight(rates), weight(1 - rates))
+
+
 def decoupled_advantages(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """GDPO (2601.05242): each reward is normalised in its group, then they are summed, then the batch is normalised.
 
@@ -100,5 +144,4 @@ def decoupled_advantages(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     if kept.size < 2:
         return np.zeros_like(sums)
     advantages = (sums - kept.mean()) / (kept.std(ddof=1) + EPSILON)
-    # What is 0 but for rounding is 0: such samples are dropped before any forward.
-    return np.where(scored & (np.abs(advantages) > 1e-12), advantages, 0.0)
+    return np.where(scored & (np.abs(advantages) > ROUNDING), advantages, 0.0)

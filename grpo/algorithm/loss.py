@@ -9,8 +9,6 @@
 
 An `Objective` names the first two and the surrogate. To add one, define it here and name it in `LOSSES` of
 grpo/recipe/registry.py. docs/algorithms.md has the table of all.
-
-Left out: losses that need statistics of the whole batch while it is split (Clip-Cov, KL-Cov), adaptive entropy bonus.
 """
 
 from collections.abc import Callable
@@ -114,4 +112,7 @@ gspo_token = Objective(sequence_mean, level="sequence_token")
 luspo = Objective(sequence_sum, level="sequence")
 cispo = Objective(rollout_token_mean, surrogates.cispo)
 sapo = Objective(sequence_mean, surrogates.sapo)
+clip_cov = Objective(rollout_token_mean, surrogates.clip_cov)
+kl_cov = Objective(rollout_token_mean, surrogates.kl_cov)
+vespo = Objective(rollout_token_mean, surrogates.vespo, to_behaviour=True)
 dppo = Objective(rollout_token_mean, surrogates.dppo, to_behaviour=True)

@@ -15,9 +15,11 @@ import numpy as np
 from grpo.algorithm.advantage import (
     batch_advantages,
     decoupled_advantages,
+    difficulty_weighted,
     group_relative_advantages,
     leave_one_out_advantages,
     maximum_likelihood_advantages,
+    pass_at_k_advantages,
 )
 from grpo.algorithm.loss import Objective
 from grpo.algorithm.token_weights import Lengths
@@ -42,6 +44,8 @@ def estimate_advantages(rewards: np.ndarray, algorithm: AlgorithmConfig) -> np.n
             return leave_one_out_advantages(rewards)
         case "maxrl":
             return maximum_likelihood_advantages(rewards)
+        case "pass_at_k":
+            return pass_at_k_advantages(rewards, algorithm.pass_k)
         case "reinforce_plus_plus" | "reinforce_plus_plus_baseline" as name:
             return batch_advantages(rewards, baseline=name.endswith("baseline"))
 
@@ -110,6 +114,8 @@ class Plan:
             advantages = decoupled_advantages(shapes.values, np.array(reward_weights))
         else:
             advantages = estimate_advantages(shapes.rewards, algorithm)
+        if algorithm.difficulty_weighting:
+            advantages = difficulty_weighted(advantages, shapes.rewards)
         if not np.isfinite(advantages).all():
             largest = np.nanmax(np.abs(shapes.rewards))
             raise ValueError(

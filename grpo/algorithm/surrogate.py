@@ -5,10 +5,12 @@ the loss of every token with its metrics. With ratio 1, as in the first update o
 gradient of REINFORCE, -A d log pi.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from grpo.algorithm.tokens import Tokens
+from grpo.algorithm.tokens import MAX_LOG_RATIO, Tokens
 from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.report.metrics import Mean, Metric
 
@@ -56,6 +58,37 @@ def dppo(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
     keep = (~(too_high | too_low)).to(ratio.dtype)
     penalty = settings.dppo_log_ratio_coef * ratio.log() ** 2
     return penalty - keep * tokens.advantages * ratio, _clip_metrics(too_low, too_high)
+
+
+def vespo(_ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+    """-phi(w) A log pi with w = prod_t pi / mu of the completion, phi(w) = w^k exp(lambda (1 - w)) (VESPO, 2602.10693).
+
+    k and lambda go by the sign of A, as in TRL. phi is 1 at w = 1 and 0 far from it; it has no gradient.
+    """
+    log_ratio = (tokens.logprobs.detach() - tokens.behaviour_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_w = tokens.sequence_sum(log_ratio).clamp(math.log(1e-8), MAX_LOG_RATIO)
+    above = (settings.vespo_k_pos * log_w + settings.vespo_lambda_pos * (1 - log_w.exp())).exp()
+    below = (settings.vespo_k_neg * log_w + settings.vespo_lambda_neg * (1 - log_w.exp())).exp()
+    phi = torch.where(tokens.advantages >= 0, above, below)
+    return -phi * tokens.advantages * tokens.logprobs, {"vespo/phi": Mean(phi.sum().item(), len(phi))}
+
+
+def clip_cov(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+    """`clipped`, where the selected tokens have no gradient (Clip-Cov, 2505.22617)."""
+    assert tokens.selected is not None
+    loss, metrics = clipped(ratio, tokens, settings)
+    return loss * ~tokens.selected, metrics | _selection_metrics(tokens.selected)
+
+
+def kl_cov(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
+    """-r A, plus `kl_cov_coef` |log r| on the selected tokens (KL-Cov, 2505.22617): there is no clip."""
+    assert tokens.selected is not None
+    penalty = settings.kl_cov_coef * ratio.log().abs() * tokens.selected
+    return penalty - ratio * tokens.advantages, _selection_metrics(tokens.selected)
+
+
+def _selection_metrics(selected: Tensor) -> dict[str, Metric]:
+    return {"covariance/selected_share": Mean(selected.sum().item(), len(selected))}
 
 
 def _clip_metrics(low: Tensor, high: Tensor) -> dict[str, Metric]:

@@ -27,6 +27,7 @@ class Tokens:
     sequences: Tensor  # int64, 0 … S - 1; a completion is never split between micro-batches
     ref_logprobs: Tensor | None = None
     entropy: Tensor | None = None  # nats; with gradient if there is a bonus for it
+    selected: Tensor | None = None  # bool; what Clip-Cov and KL-Cov hold back, see `grpo.algorithm.covariance`
 
     def sequence_sum(self, values: Tensor) -> Tensor:
         """The sum over each token's completion: [T]."""

@@ -39,6 +39,7 @@ class Sample:
         token_weights=0.01,              # how much a token counts in the loss
         old_logprobs=None,               # the trainer's, before the rollout's first update; None: this is that update
         ref_logprobs=None,               # None: no KL term
+        selected=None,                   # tokens that Clip-Cov or KL-Cov holds back
         target=None,                     # distillation: what a teacher says of the sampled tokens
     )
     """
@@ -54,6 +55,7 @@ class Sample:
     token_weights: TokenValues
     old_logprobs: TokenValues | None = None
     ref_logprobs: TokenValues | None = None
+    selected: TokenValues | None = None
     target: Target | None = None
 
     @property
@@ -93,6 +95,7 @@ class MicroBatch:
     token_weights: Annotated[Tensor, torch.float32]
     old_logprobs: Annotated[Tensor | None, torch.float32]
     ref_logprobs: Annotated[Tensor | None, torch.float32]
+    selected: Annotated[Tensor | None, torch.bool]
 
     def to(self, device: torch.device) -> "MicroBatch":
         tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}

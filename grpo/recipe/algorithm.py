@@ -1,9 +1,9 @@
 """The section `algorithm`: which policy-gradient method trains the policy. docs/algorithms.md explains the choices."""
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from grpo.recipe.registry import CORRECTIONS, LOSSES
 from grpo.recipe.section import Section
@@ -22,14 +22,19 @@ def _known_correction(name: str) -> str:
     return name
 
 
+RATIO_TO_ENGINE = ("vespo", "dppo")  # losses that compare the policy with the engine, not with the old policy
+
+
 class AlgorithmConfig(Section):
     """GRPO (2402.03300, 2501.12948) and its variants."""
 
     loss_type: Annotated[str, AfterValidator(_known_loss)] = "grpo"  # a name in LOSSES; docs/algorithms.md
     importance_sampling_level: Literal["token", "sequence", "sequence_token"] | None = None  # None: the loss's own
-    advantage_estimator: Literal["group", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl"] = (
-        "group"
-    )
+    advantage_estimator: Literal[
+        "group", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "maxrl", "pass_at_k"
+    ] = "group"
+    pass_k: PositiveInt = 4  # pass_at_k: completions that count as one attempt
+    difficulty_weighting: bool = False  # groups weigh by their pass rate (GRPO-LEAD)
     scale_rewards: Literal["group", "batch", "none"] = "group"  # of the estimator "group"
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"  # or GDPO
     epsilon: PositiveFloat = 0.2
@@ -39,7 +44,18 @@ class AlgorithmConfig(Section):
     sapo_temperature_neg: PositiveFloat = 1.05
     dppo_delta: PositiveFloat = 0.2
     dppo_log_ratio_coef: NonNegativeFloat = 1e-3
-    entropy_coef: NonNegativeFloat = 0.0  # of a bonus for the entropy; 0: none
+    cov_ratio: Annotated[float, Field(gt=0, le=1)] = 2e-4  # clip_cov, kl_cov: share of tokens that are held back
+    clip_cov_min: float = 1.0  # clip_cov: the covariances it draws from
+    clip_cov_max: float = 5.0
+    kl_cov_coef: PositiveFloat = 1.0
+    vespo_k_pos: PositiveFloat = 2.0  # vespo: of w^k exp(lambda (1 - w)), by the sign of the advantage
+    vespo_lambda_pos: PositiveFloat = 3.0
+    vespo_k_neg: PositiveFloat = 3.0
+    vespo_lambda_neg: PositiveFloat = 2.0
+    entropy_coef: NonNegativeFloat = 0.0  # of a bonus for the entropy; 0: none. With a target: the first
+    entropy_target: PositiveFloat | None = None  # nats per token; below it the coefficient grows. None: it is fixed
+    entropy_coef_delta: PositiveFloat = 0.005  # what it moves by after each update
+    entropy_coef_max: PositiveFloat = 1.0
     beta: NonNegativeFloat = 0.0  # KL coefficient; 0: no reference model in memory
     use_bias_correction_kl: bool = False  # KL times the ratio, as DeepSeek-V3.2
     ref_model_sync_steps: NonNegativeInt = 0  # update the reference model every N steps; 0: never
@@ -60,10 +76,25 @@ class AlgorithmConfig(Section):
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
+    def is_corrected(self) -> bool:
+        """Whether the loss weighs what separates the engine from the trainer."""
+        return self.importance_sampling_correction is not None or self.loss_type in RATIO_TO_ENGINE
+
+    @property
+    def trains_entropy(self) -> bool:
+        """Whether the loss needs the entropy's gradient."""
+        return self.entropy_coef > 0 or self.entropy_target is not None
+
+    @property
+    def selects_tokens(self) -> bool:
+        """Whether tokens are held back by statistics of their whole mini-batch."""
+        return self.loss_type in ("clip_cov", "kl_cov")
+
+    @property
     def trains_without_advantage(self) -> bool:
         """Whether a completion whose advantage is 0 has a gradient."""
         penalised = self.loss_type == "dppo" and self.dppo_log_ratio_coef > 0
-        return self.beta > 0 or self.entropy_coef > 0 or penalised
+        return self.beta > 0 or self.trains_entropy or penalised
 
 
 def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
@@ -74,13 +105,22 @@ def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
         for name, field in AlgorithmConfig.model_fields.items()
         if (value := getattr(algorithm, name)) != field.default
     }
+    clipped = [name for name in LOSSES if name not in ("cispo", "sapo", "kl_cov", "vespo", "dppo")]
+    token_level = ("clip_cov", "kl_cov", "vespo", "dppo")
     only = {
-        "delta": [name for name in LOSSES if name not in ("cispo", "sapo", "dppo")],
-        "importance_sampling_level": [name for name in LOSSES if name != "dppo"],
+        "epsilon": [*clipped, "cispo"],
+        "epsilon_high": [*clipped, "cispo"],
+        "delta": clipped,
+        "importance_sampling_level": [name for name in LOSSES if name not in token_level],
         "sapo_temperature_pos": ["sapo"],
         "sapo_temperature_neg": ["sapo"],
         "dppo_delta": ["dppo"],
         "dppo_log_ratio_coef": ["dppo"],
+        "cov_ratio": ["clip_cov", "kl_cov"],
+        "clip_cov_min": ["clip_cov"],
+        "clip_cov_max": ["clip_cov"],
+        "kl_cov_coef": ["kl_cov"],
+        **{f"vespo_{name}": ["vespo"] for name in ("k_pos", "lambda_pos", "k_neg", "lambda_neg")},
     }
     for name, losses in only.items():
         if name in changed and loss not in losses:
@@ -98,9 +138,20 @@ def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
             f"algorithm.delta={algorithm.delta}: must be above the clip, which ends at {1 + algorithm.clip_high:g}. "
             "Set a larger one, such as 3.0."
         )
-    if loss == "dppo" and correction:
+    if algorithm.clip_cov_min >= algorithm.clip_cov_max:
         yield (
-            f"algorithm.importance_sampling_correction={correction!r} with loss_type='dppo': its ratio is to the "
+            f"algorithm.clip_cov_min={algorithm.clip_cov_min}: must be below clip_cov_max={algorithm.clip_cov_max}. "
+            "Exchange them."
+        )
+    if loss == "kl_cov" and algorithm.steps_per_generation == 1:
+        yield (
+            "algorithm.loss_type='kl_cov' with steps_per_generation=1: its penalty is |log ratio|, and with one update "
+            "per rollout every ratio is 1, so it has no gradient. Set algorithm.steps_per_generation above 1, or use "
+            "clip_cov."
+        )
+    if loss in RATIO_TO_ENGINE and correction:
+        yield (
+            f"algorithm.importance_sampling_correction={correction!r} with loss_type={loss!r}: its ratio is to the "
             "engine already. Remove the correction."
         )
     low, high = algorithm.importance_sampling_clip_min, algorithm.importance_sampling_clip_max
@@ -118,6 +169,31 @@ def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
         yield (
             "algorithm.use_bias_correction_kl=true with algorithm.beta=0: there is no KL term to correct. Set "
             "algorithm.beta above 0, or remove it."
+        )
+    yield from _entropy_conflicts(algorithm, changed)
+    yield from _advantage_conflicts(algorithm, changed)
+
+
+def _entropy_conflicts(algorithm: AlgorithmConfig, changed: Mapping[str, Any]) -> Iterator[str]:
+    if algorithm.entropy_target is None:
+        for name in ("entropy_coef_delta", "entropy_coef_max"):
+            if name in changed:
+                yield (
+                    f"algorithm.{name}={changed[name]} without entropy_target: the coefficient is fixed. Set "
+                    "algorithm.entropy_target to an entropy in nats, or remove it."
+                )
+    elif algorithm.entropy_coef > algorithm.entropy_coef_max:
+        yield (
+            f"algorithm.entropy_coef={algorithm.entropy_coef}: must not be above "
+            f"entropy_coef_max={algorithm.entropy_coef_max}. Raise entropy_coef_max."
+        )
+
+
+def _advantage_conflicts(algorithm: AlgorithmConfig, changed: Mapping[str, Any]) -> Iterator[str]:
+    if "pass_k" in changed and algorithm.advantage_estimator != "pass_at_k":
+        yield (
+            f"algorithm.pass_k={algorithm.pass_k} with advantage_estimator={algorithm.advantage_estimator!r}: only "
+            "the estimator 'pass_at_k' uses it. Remove one of them."
         )
     if algorithm.advantage_estimator != "group":
         for name in ("scale_rewards", "multi_objective_aggregation"):

@@ -217,8 +217,8 @@ class OnPolicyRecipe(StageRecipe):
     def max_logp_difference(self) -> float:
         """The mean |log p_trainer - log p_engine| above which a run stops."""
         algorithm = self.policy_gradient
-        is_corrected = algorithm.importance_sampling_correction is not None or algorithm.loss_type == "dppo"
-        return algorithm.max_logp_difference or default_logp_bound(self.model.dtype, is_corrected=is_corrected)
+        bound = default_logp_bound(self.model.dtype, is_corrected=algorithm.is_corrected)
+        return algorithm.max_logp_difference or bound
 
     def rollout_sampling(self, index: int) -> Sampling:
         """Sampling parameters of rollout number `index`."""
@@ -337,6 +337,12 @@ def _reward_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             f"algorithm.scale_rewards={algorithm.scale_rewards} with multi_objective_aggregation=normalize_then_sum: "
             "this aggregation scales each reward within its group and the sum within the batch. "
             "Set algorithm.scale_rewards=group."
+        )
+    if algorithm.advantage_estimator == "pass_at_k" and algorithm.pass_k >= recipe.rollout.num_generations:
+        yield (
+            f"algorithm.pass_k={algorithm.pass_k} with rollout.num_generations={recipe.rollout.num_generations}: a "
+            "group holds one set of that many completions at most, so there is nothing to compare. Lower pass_k, or "
+            "raise num_generations."
         )
     if recipe.rewards and not any(reward.weight for reward in recipe.rewards):
         yield "rewards: all weights are 0, so all advantages are 0. Give at least one reward another weight."

@@ -71,6 +71,6 @@ LOSSES: dict[str, str] = {
     name: f"grpo.algorithm.loss:{name}"
     for name in (
         *("grpo", "dr_grpo", "dapo", "bnpo"),
-        *("gspo", "gspo_token", "luspo", "cispo", "sapo", "dppo"),
+        *("gspo", "gspo_token", "luspo", "cispo", "sapo", "clip_cov", "kl_cov", "vespo", "dppo"),
     )
 }

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo.algorithm.entropy import EntropyBonus
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.policy import Policy
@@ -51,6 +52,7 @@ class Parts:
     publisher: Publisher
     report: Report
     totals: Totals
+    entropy_bonus: EntropyBonus
     first_step: int  # 0, or that of the checkpoint the run continues from
 
     def close(self) -> None:
@@ -100,12 +102,12 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         temperature=recipe.rollout.temperature,
         batching=batching,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
-        train_entropy=recipe.policy_gradient.entropy_coef > 0,
+        train_entropy=recipe.policy_gradient.trains_entropy,
         mesh=mesh,
     )
     reference = _reference(recipe, policy, checkpoint, mesh) if recipe.policy_gradient.beta > 0 else None
-    totals = Totals()
-    accelerator.register_for_checkpointing(problems, totals)
+    totals, entropy_bonus = Totals(), EntropyBonus(recipe.policy_gradient)
+    accelerator.register_for_checkpointing(problems, totals, entropy_bonus)
     if recipe.model.lora and checkpoint:
         load_adapters(model, checkpoint)
     if checkpoint:
@@ -134,6 +136,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         publisher=engine,
         report=report,
         totals=totals,
+        entropy_bonus=entropy_bonus,
         first_step=first_step,
     )
 

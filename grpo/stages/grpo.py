@@ -26,7 +26,7 @@ from grpo.launch import signals
 from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.checkpoint import checkpoint_path
 from grpo.learner.mismatch import check_mismatch, mismatch
-from grpo.learner.objective import loss_function
+from grpo.learner.objective import loss_function, select_tokens
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import RefusedError, RunError
@@ -66,7 +66,7 @@ class Trainer:
         self.recipe = parts.recipe
         self.report = parts.report
         self.step = parts.first_step
-        self.loss = loss_function(parts.recipe.policy_gradient)
+        self.loss = loss_function(parts.recipe.policy_gradient, parts.entropy_bonus)
         self.score: float | None = None  # held-out pass@1 after the current rollout, if evaluated
         self.saved: Path | None = None
 
@@ -112,7 +112,7 @@ class Trainer:
         for index in range(steps):
             with self.report.phase("update"):
                 mini_batch = [s for s in samples if s.mini_batch == index]
-                metrics = merge([metrics, per_step(policy.update(mini_batch, self.loss), steps)])
+                metrics = merge([metrics, per_step(self.update(mini_batch), steps)])
             self.step += 1
             if reference is not None and is_due(self.step, self.recipe.policy_gradient.ref_model_sync_steps):
                 reference.refresh(policy.model)
@@ -124,6 +124,14 @@ class Trainer:
                 lost = str(error)
         self._log(metrics, time.perf_counter() - started)
         self._stop_if_lost(lost)
+
+    def update(self, mini_batch: list[Sample]) -> dict[str, Metric]:
+        """One optimizer step, after which the entropy bonus follows the entropy of its tokens."""
+        measured, bonus = self.parts.policy.update(mini_batch, self.loss), self.parts.entropy_bonus
+        if bonus.target is not None:
+            measured["entropy_coef"] = Mean(bonus.coef)
+            bonus.observe(sum(gather_object([measured["entropy"]]), Mean(0.0, 0.0)).value)
+        return measured
 
     def rollout(self) -> list[ScoredGroup]:
         """This process's share of the next problems, sampled and scored."""
@@ -149,7 +157,10 @@ class Trainer:
         algorithm, reference = self.recipe.policy_gradient, self.parts.reference
         local = self.plan(groups)
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())
-        samples = assemble(groups, local, keep_zero_advantage=algorithm.trains_without_advantage)
+        keep = algorithm.trains_without_advantage or algorithm.selects_tokens
+        samples = assemble(groups, local, keep_zero_advantage=keep)
+        if algorithm.selects_tokens:
+            samples = select_tokens(samples, algorithm, seed=self.recipe.trainer.seed + self.step)
         metrics = rollout_metrics(groups)
         metrics["frac_trained_samples"] = Mean(len(samples), sum(len(group.rewards) for group in groups))
         with self.report.phase("score"):

@@ -113,7 +113,7 @@ class History:
         """The bound at which the run stops."""
         bound = self.setting("algorithm.max_logp_difference")
         correction = self.setting("algorithm.importance_sampling_correction")
-        is_corrected = correction is not None or self.setting("algorithm.loss_type") == "dppo"
+        is_corrected = correction is not None or self.setting("algorithm.loss_type") in ("vespo", "dppo")
         return bound or default_logp_bound(self.setting("model.dtype") or "float32", is_corrected=is_corrected)
 
     @property

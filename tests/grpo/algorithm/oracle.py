@@ -1,5 +1,6 @@
 """Independent NumPy versions of what grpo computes, written from the papers' formulas one token at a time."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -35,6 +36,19 @@ def estimator(rewards: Sequence[Sequence[float]], name: str) -> list[list[float]
     mean = sum(every) / len(every)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in every) / (len(every) - 1)) + 1e-4
     return [[(v - mean) / deviation for v in row] for row in values]
+
+
+def pass_at_k(rewards: Sequence[float], k: int) -> list[float]:
+    """2508.10751 by its definition: every set of k completions is worth its largest reward; a completion, its sets."""
+    sets = list(itertools.combinations(range(len(rewards)), k))
+    worth = [max(rewards[i] for i in one) for one in sets]
+    mean = sum(worth) / len(worth)
+    deviation = math.sqrt(sum((w - mean) ** 2 for w in worth) / len(worth)) + 1e-4
+    result = []
+    for i in range(len(rewards)):
+        own = [(w - mean) / deviation for one, w in zip(sets, worth, strict=True) if i in one]
+        result.append(sum(own) / len(own))
+    return result
 
 
 def decoupled(values: Sequence[Sequence[Sequence[float]]], weights: Sequence[float]) -> list[list[float]]:
@@ -82,13 +96,18 @@ def loss(
     sapo_temperature_neg: float = 1.05,
     dppo_delta: float = 0.2,
     dppo_log_ratio_coef: float = 1e-3,
+    kl_cov_coef: float = 1.0,
+    vespo_k_pos: float = 2.0,
+    vespo_lambda_pos: float = 3.0,
+    vespo_k_neg: float = 3.0,
+    vespo_lambda_neg: float = 2.0,
     frozen: Sequence[dict] | None = None,
     steps_per_generation: int = 1,
     rollout_tokens: int | None = None,
 ) -> float:
     """The objective of one mini-batch (to be minimised), one token at a time, as the papers write it.
 
-    Each sequence: {"logprobs", "old", "behaviour", "ref": lists, "advantage": float, "masked": bool}.
+    Each sequence: {"logprobs", "old", "behaviour", "ref", "selected": lists, "advantage": float, "masked": bool}.
     frozen: the sequences before a finite difference: what the papers put under a stop-gradient comes from there.
     """
     high = epsilon if epsilon_high is None else epsilon_high
@@ -115,12 +134,20 @@ def loss(
             moved = math.exp(still["logprobs"][t]) - math.exp(s["behaviour"][t])
             dropped = (advantage > 0 and moved > dppo_delta) or (advantage < 0 and moved < -dppo_delta)
             return -(0.0 if dropped else advantage * r) + dppo_log_ratio_coef * math.log(r) ** 2
+        if loss_type == "vespo":
+            w = math.prod(math.exp(a - b) for a, b in zip(still["logprobs"], s["behaviour"], strict=True))
+            k, decay = (vespo_k_pos, vespo_lambda_pos) if advantage >= 0 else (vespo_k_neg, vespo_lambda_neg)
+            return -(w**k) * math.exp(decay * (1 - w)) * advantage * s["logprobs"][t]
         r = ratio(s, still, t)
         if loss_type == "cispo":
             return -min(ratio(still, still, t), high) * advantage * s["logprobs"][t]
         if loss_type == "sapo":
             tau = sapo_temperature_pos if advantage > 0 else sapo_temperature_neg
             return -4 / tau / (1 + math.exp(-tau * (r - 1))) * advantage
+        if loss_type == "kl_cov":
+            return -r * advantage + (kl_cov_coef * abs(math.log(r)) if s["selected"][t] else 0.0)
+        if loss_type == "clip_cov" and s["selected"][t]:
+            return 0.0
         gain = min(r * advantage, min(max(r, 1 - epsilon), 1 + high) * advantage)
         if delta is not None and advantage < 0:  # dual clip
             gain = max(gain, delta * advantage)
@@ -169,6 +196,23 @@ def loss(
     if loss_type == "bnpo":
         return sum(sums) / active
     return sum(sums) / ((rollout_tokens or active) / steps_per_generation)
+
+
+def held_back(
+    sequences: Sequence[dict], *, share: float, band: tuple[float, float] | None
+) -> tuple[list[tuple[int, int]], int]:
+    """The tokens (sequence, position) that Clip-Cov draws from or KL-Cov takes, and how many it takes (2505.22617)."""
+    tokens = [(s, t) for s, one in enumerate(sequences) for t in range(len(one["logprobs"]))]
+    mean_logprob = sum(sequences[s]["logprobs"][t] for s, t in tokens) / len(tokens)
+    mean_advantage = sum(sequences[s]["advantage"] for s, _ in tokens) / len(tokens)
+    covariance = {
+        (s, t): (sequences[s]["logprobs"][t] - mean_logprob) * (sequences[s]["advantage"] - mean_advantage)
+        for s, t in tokens
+    }
+    count = max(1, int(share * len(tokens)))
+    if band is not None:
+        return [token for token in tokens if band[0] < covariance[token] < band[1]], count
+    return sorted(tokens, key=lambda token: -covariance[token])[:count], count
 
 
 def divergence(p: Sequence[float], q: Sequence[float], beta: float) -> float:

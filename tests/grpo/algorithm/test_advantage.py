@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from grpo.algorithm.advantage import decoupled_advantages, group_relative_advantages
-from grpo.algorithm.plan import estimate_advantages
+from grpo.algorithm.advantage import (
+    decoupled_advantages,
+    difficulty_weighted,
+    group_relative_advantages,
+    pass_at_k_advantages,
+)
+from grpo.algorithm.plan import Plan, Shapes, estimate_advantages
 from grpo.recipe.algorithm import AlgorithmConfig
 from tests.grpo.algorithm import oracle
 
@@ -95,3 +100,62 @@ def test_groups_without_spread_have_no_decoupled_advantage_at_all() -> None:
     assert decoupled_advantages(values, np.array([1.0, 0.7]))[1].tolist() == [0.0] * 4
     assert decoupled_advantages(np.full((2, 2, 1), 0.1), np.array([1.0])).tolist() == [[0.0, 0.0], [0.0, 0.0]]
     assert decoupled_advantages(np.full((2, 2, 1), np.nan), np.array([1.0])).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_pass_at_k_is_the_mean_over_all_sets_of_k(k: int) -> None:
+    """Also with ties and with rewards that are not 0 and 1."""
+    rng = np.random.default_rng(k)
+    rewards = np.concatenate([rng.integers(0, 2, (6, 7)), rng.normal(size=(3, 7)).round(1), rng.integers(0, 3, (3, 7))])
+    got = pass_at_k_advantages(rewards.astype(float), k)
+    np.testing.assert_allclose(got, [oracle.pass_at_k(row, k) for row in rewards.tolist()], rtol=1e-9, atol=1e-9)
+
+
+def test_pass_at_k_by_the_published_formula() -> None:
+    """Eight completions of which two succeed, k = 4: p = 1 - C(6, 4) / C(8, 4)."""
+    rewards = np.array([[1.0, 0, 0, 0, 0, 1.0, 0, 0]])
+    p = 1 - 15 / 70
+    deviation = (p * (1 - p)) ** 0.5 + 1e-4
+    got = pass_at_k_advantages(rewards, 4)
+    assert got[0, [0, 5]].tolist() == pytest.approx([(1 - p) / deviation] * 2)
+    assert got[0, 1] == pytest.approx((1 - p - 10 / 35) / deviation)  # C(5, 3) / C(7, 3)
+
+
+def test_pass_at_1_is_the_groups_advantage_with_its_biased_deviation() -> None:
+    rewards = np.array([[1.0, 0.0, 0.0, 1.0], [0.2, 0.1, 0.9, 0.0]])
+    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    expected = centred / (rewards.std(axis=1, keepdims=True) + 1e-4)
+    np.testing.assert_allclose(pass_at_k_advantages(rewards, 1), expected, rtol=1e-12)
+
+
+def test_pass_at_k_is_0_where_every_set_is_worth_the_same() -> None:
+    """All equal, every set of 4 with a success, fewer rewards than k: exactly 0, so that they are dropped."""
+    nan = np.nan
+    rewards = np.array([[0.3] * 6, [1, 1, 1, 0, 0, 0], [nan, nan, 1, 0, 0, 1], [nan] * 6, [nan, 1, 0, 0, 0, 0]])
+    got = pass_at_k_advantages(rewards, 4)
+    assert not got[:4].any()
+    assert got[4, 0] == 0 and got[4, 1] > 0
+    np.testing.assert_allclose(got[4, 1:], oracle.pass_at_k([1, 0, 0, 0, 0], 4), atol=1e-9)
+
+
+def test_difficulty_weights_by_hand() -> None:
+    """Pass rates 1/4 and 3/4: w(0.25) = 0.4 + 1.1 / (1 + e^-5), w(0.75) = 0.4 + 1.1 / 2."""
+    rewards = np.array([[1.0, 0.0, 0.1, np.nan, 0.0], [1.0, 1.0, 0.0, 1.0, np.nan]])
+    advantages = np.array([[2.0, -1.0, -1.0, 0.0, -1.0], [1.0, 1.0, -3.0, 1.0, 0.0]])
+    hard, easy = 0.4 + 1.1 / (1 + np.exp(-5)), 0.4 + 1.1 / 2
+    expected = [[2 * hard, -easy, -easy, 0, -easy], [easy, easy, -3 * hard, easy, 0]]
+    np.testing.assert_allclose(difficulty_weighted(advantages, rewards), expected, rtol=1e-12)
+
+
+def test_estimator_and_difficulty_weights_reach_the_plan() -> None:
+    rewards = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    shapes = Shapes(rewards, rewards[..., None], np.ones((2, 4), dtype=int), np.zeros((2, 4), dtype=bool))
+
+    def advantages(**settings: object) -> np.ndarray:
+        return Plan.of(shapes, AlgorithmConfig(**settings), max_completion_length=4, seed=0).advantages  # type: ignore[arg-type]
+
+    estimated = pass_at_k_advantages(rewards, 1)
+    assert advantages(advantage_estimator="pass_at_k", pass_k=1).tolist() == estimated.tolist()
+    weighted = advantages(advantage_estimator="pass_at_k", pass_k=1, difficulty_weighting=True)
+    assert weighted.tolist() == difficulty_weighted(estimated, rewards).tolist()
+    assert weighted[0, 0] / estimated[0, 0] > weighted[1, 0] / estimated[1, 0]

@@ -28,6 +28,7 @@ def make_sequences(rng: np.random.Generator, spread: float = 0.5) -> list[dict]:
             **{name: rng.normal(-1, spread, n).tolist() for name in ("logprobs", "old", "behaviour", "ref")},
             "advantage": float(rng.normal()),
             "masked": masked,
+            "selected": (rng.random(n) < 0.3).tolist(),
         }
         for n, masked in zip(LENGTHS, MASKED, strict=True)
     ]
@@ -56,6 +57,7 @@ def evaluate(sequences: list[dict], settings: AlgorithmConfig, only: slice = sli
         advantages=per_token([s["advantage"] for s in part]),
         token_weights=per_token(weights),
         sequences=torch.arange(len(part)).repeat_interleave(counts),
+        selected=torch.tensor([v for s in part for v in s["selected"]], dtype=torch.bool),
     )
     return objective.loss(tokens, settings), tokens
 
@@ -69,6 +71,9 @@ CASES: list[dict[str, Any]] = [
     {"loss_type": "dapo", "importance_sampling_level": "sequence_token"},
     {"loss_type": "sapo", "sapo_temperature_pos": 2.0, "sapo_temperature_neg": 3.0, "beta": 0.1},
     {"loss_type": "dppo", "dppo_delta": 0.05, "dppo_log_ratio_coef": 0.1},
+    {"loss_type": "vespo", "vespo_k_pos": 1.0, "vespo_lambda_pos": 0.5, "vespo_k_neg": 0.3, "vespo_lambda_neg": 0.2},
+    {"loss_type": "kl_cov", "kl_cov_coef": 0.2, "beta": 0.1},
+    {"loss_type": "clip_cov", "epsilon_high": 0.28, "delta": 1.5},
     {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": True},
     {"loss_type": "gspo", "beta": 0.3, "use_bias_correction_kl": True},
     {"loss_type": "dapo", "off_policy_mask_threshold": 0.1, "beta": 0.1},
@@ -129,6 +134,7 @@ def test_in_a_rollouts_first_update_every_loss_is_reinforce(loss_type: str) -> N
     sequences = make_sequences(np.random.default_rng(3))
     for sequence in sequences:
         sequence["old"] = sequence["behaviour"] = sequence["logprobs"]
+        sequence["selected"] = [False] * len(sequence["selected"])
     output, tokens = evaluate(sequences, AlgorithmConfig(loss_type=loss_type, epsilon_high=5.0))
     output.loss.backward()
     torch.testing.assert_close(tokens.logprobs.grad, -tokens.token_weights * tokens.advantages)
@@ -151,7 +157,7 @@ def test_weights_share_one_denominator_or_have_one_per_mini_batch() -> None:
     assert weights("luspo") == pytest.approx([1 / 2] * 4)
     assert weights("dr_grpo") == pytest.approx([1 / 20] * 4)
     assert weights("bnpo") == pytest.approx([1 / 8] * 4)
-    for name in ("dapo", "cispo", "dppo"):
+    for name in ("dapo", "cispo", "dppo", "clip_cov", "kl_cov", "vespo"):
         assert weights(name) == pytest.approx([2 / 16] * 4)
 
 
@@ -167,6 +173,19 @@ def tokens_of(ratio: list[float], advantages: list[float], **more: Any) -> Token
         **more,
     }
     return Tokens(**values)
+
+
+def test_without_selected_tokens_clip_cov_is_dapo_and_kl_cov_is_dapo_without_clip() -> None:
+    sequences = make_sequences(np.random.default_rng(4))
+    for sequence in sequences:
+        sequence["selected"] = [False] * len(sequence["selected"])
+
+    def loss(**settings: Any) -> float:
+        return evaluate(sequences, AlgorithmConfig(**settings))[0].loss.item()
+
+    assert loss(loss_type="clip_cov") == loss(loss_type="dapo")
+    # A negative advantage is not clipped above; a wide clip changes nothing for positive ones.
+    assert loss(loss_type="kl_cov") == pytest.approx(loss(loss_type="dapo", epsilon=1 - 1e-9, epsilon_high=1e9))
 
 
 def test_clip_ratios_count_only_what_the_clip_stops() -> None:
@@ -197,7 +216,7 @@ def test_an_overflowing_ratio_stays_finite() -> None:
     """exp(200) is infinite, and 0 times it is no number."""
     lost = torch.tensor([0.0, -300.0])
     tokens = tokens_of([1, 1], [0.0, 1.0], old_logprobs=torch.tensor([-200.0, 0.0]), logprobs=lost.requires_grad_())
-    for name, epsilon in (("grpo", 0.2), ("cispo", 5.0), ("sapo", 0.2), ("gspo", 0.2)):
+    for name, epsilon in (("grpo", 0.2), ("cispo", 5.0), ("sapo", 0.2), ("gspo", 0.2), ("vespo", 0.2)):
         loss = getattr(objectives, name).loss(tokens, AlgorithmConfig(loss_type=name, epsilon_high=epsilon)).loss
         assert loss.isfinite()
         assert torch.autograd.grad(loss, lost)[0].isfinite().all()

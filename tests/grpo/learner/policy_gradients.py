@@ -84,7 +84,7 @@ def policy_for(recipe: GRPORecipe, accelerator: Accelerator) -> Policy:
         temperature=recipe.rollout.temperature,
         batching=Batching(recipe.trainer.max_tokens_per_micro_batch, pad_token_id=0, packed=False),
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
-        train_entropy=recipe.algorithm.entropy_coef > 0,
+        train_entropy=recipe.algorithm.trains_entropy,
     )
 
 

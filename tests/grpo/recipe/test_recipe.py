@@ -175,6 +175,27 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
         (["algorithm.importance_sampling_correction=ties"], ["'ties' is not one of tis", "Did you mean 'tis'?"]),
         (["algorithm.delta=1.1"], ["delta=1.1: must be above the clip, which ends at 1.2. Set a larger one"]),
         (["algorithm.delta=3", "algorithm.loss_type=sapo"], ["delta=3.0 with loss_type='sapo': only grpo, dr_grpo"]),
+        (
+            ["algorithm.epsilon=0.1", "algorithm.loss_type=sapo"],
+            ["epsilon=0.1 with loss_type='sapo': only grpo, dr_grpo"],
+        ),
+        (["algorithm.cov_ratio=0.1"], ["cov_ratio=0.1 with loss_type='grpo': only clip_cov, kl_cov use it. Remove it"]),
+        (["algorithm.loss_type=kl_cov"], ["steps_per_generation=1: its penalty is |log ratio|", "or use clip_cov"]),
+        (
+            ["algorithm.loss_type=clip_cov", "algorithm.clip_cov_min=6"],
+            ["clip_cov_min=6.0: must be below clip_cov_max=5.0. Exchange them."],
+        ),
+        (["algorithm.entropy_coef_max=0.1"], ["entropy_coef_max=0.1 without entropy_target: the coefficient is fixed"]),
+        (
+            ["algorithm.entropy_target=0.3", "algorithm.entropy_coef=2"],
+            ["entropy_coef=2.0: must not be above entropy_coef_max=1.0"],
+        ),
+        (["algorithm.pass_k=2"], ["pass_k=2 with advantage_estimator='group': only the estimator 'pass_at_k' uses it"]),
+        (
+            ["algorithm.advantage_estimator=pass_at_k", "algorithm.pass_k=16"],
+            ["pass_k=16 with rollout.num_generations=16", "nothing to compare"],
+        ),
+        (["algorithm.vespo_k_pos=1"], ["vespo_k_pos=1.0 with loss_type='grpo': only vespo uses it. Remove it"]),
         (["algorithm.dppo_delta=0.1"], ["dppo_delta=0.1 with loss_type='grpo': only dppo uses it. Remove it"]),
         (["algorithm.loss_type=cispo"], ["epsilon_high=None with loss_type='cispo'", "Set algorithm.epsilon_high=5.0"]),
         (

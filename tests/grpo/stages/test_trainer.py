@@ -193,6 +193,38 @@ def rollout_of(model: Path, folder: Path) -> dict[str, Any]:
     return yaml.safe_load(write_recipe(folder, model).read_text())["rollout"]
 
 
+def test_selection_and_adaptive_entropy_reach_the_loop_and_resume_exactly(tiny_v3: Path, tmp_path: Path) -> None:
+    """Clip-Cov selects in each mini-batch; the bonus's coefficient grows and goes on from the checkpoint's."""
+    algorithm = {
+        "loss_type": "clip_cov",
+        "clip_cov_min": 0.0,
+        "cov_ratio": 0.1,
+        "steps_per_generation": 2,
+        "entropy_target": 100.0,
+    }
+
+    def recipe(name: str, **trainer: Any) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        return str(
+            write_recipe(
+                folder,
+                tiny_v3,
+                rollout={**rollout_of(tiny_v3, folder), "engine": "hf", "problems_per_step": 2},
+                algorithm=algorithm,
+                trainer={"max_steps": 4, "save_steps": 2, "output_dir": str(folder / "run"), **trainer},
+                evaluation={"num_problems": 0},
+            )
+        )
+
+    grpo.train(recipe("whole"))
+    whole = rows(tmp_path / "whole" / "run")
+    assert [row["entropy_coef"] for row in whole] == pytest.approx([0.0025, 0.0125])  # means of (0, 5), (10, 15) e-3
+    assert all(0 < row["covariance/selected_share"] <= 0.1 for row in whole)
+    grpo.train(recipe("resumed", resume_from_checkpoint=str(tmp_path / "whole" / "run" / "checkpoint-2")))
+    assert [deterministic(row) for row in rows(tmp_path / "resumed" / "run")] == [deterministic(whole[1])]
+
+
 def test_an_engine_beyond_the_bound_is_refused_before_the_first_step(tiny_v3: Path, tmp_path: Path) -> None:
     recipe = write_recipe(
         tmp_path,
