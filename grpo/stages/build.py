@@ -83,6 +83,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         tokenizer_size=len(tokenizer),
         max_model_len=recipe.max_model_len,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+        sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
     )
     check_saving(model, tokenizer, recipe.output_dir, copies=4 if recipe.policy_gradient.ref_model_sync_steps else 3)
     batching = Batching(
@@ -100,6 +101,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         temperature=recipe.rollout.temperature,
         batching=batching,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+        sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
         train_entropy=recipe.policy_gradient.entropy_coef > 0,
         mesh=mesh,
     )

@@ -149,7 +149,8 @@ class Trainer:
         algorithm, reference = self.recipe.policy_gradient, self.parts.reference
         local = self.plan(groups)
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())
-        samples = assemble(groups, local, keep_zero_advantage=algorithm.trains_without_advantage)
+        balanced = self.recipe.model.sequence_balance_coefficient > 0
+        samples = assemble(groups, local, keep_zero_advantage=algorithm.trains_without_advantage or balanced)
         metrics = rollout_metrics(groups)
         metrics["frac_trained_samples"] = Mean(len(samples), sum(len(group.rewards) for group in groups))
         with self.report.phase("score"):
