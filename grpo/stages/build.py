@@ -20,6 +20,7 @@ from grpo.learner.savable import check_saving, normalise_generation_config
 from grpo.learner.scoring import Batching
 from grpo.model.adapters import attach_adapters, describe_adapters, load_adapters, trained_weights
 from grpo.model.checks import check_model
+from grpo.model.fp8 import refuse_fp8
 from grpo.model.load import load_model
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.data import MixedSource
@@ -71,6 +72,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
     source = (str(checkpoint), None) if checkpoint else (recipe.model.model_name_or_path, recipe.model.revision)
     tokenizer = load_tokenizer(*source, recipe.model.trust_remote_code)
+    refuse_fp8(recipe.model.model_name_or_path, recipe.model.revision, recipe.model.trust_remote_code)
     problems = _problems(recipe, tokenizer, accelerator)
     rewards = _rewards(recipe, reward_functions)
     _check_mixture(recipe, rewards)

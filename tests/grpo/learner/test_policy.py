@@ -99,8 +99,9 @@ def test_gradient_does_not_depend_on_the_number_of_processes(tiny_v3: Path, tmp_
     out = tmp_path / "gradients.pt"
     script = Path(__file__).with_name("policy_gradients.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*launcher, str(script), str(tiny_v3), str(out), "max_tokens=40"], check=True)
-    assert_equal(torch.load(out), gradients(recipe_for(str(tiny_v3))))
+    options = ["max_tokens=40", "sequence_balance_coefficient=1"]
+    subprocess.run([*launcher, str(script), str(tiny_v3), str(out), *options], check=True)
+    assert_equal(torch.load(out), gradients(recipe_for(str(tiny_v3), sequence_balance_coefficient=1.0)))
 
 
 def make_policy(
@@ -153,22 +154,13 @@ def plain_balance_loss(model_path: Path, alpha: float) -> dict[str, torch.Tensor
 @pytest.mark.parametrize("options", [{}, {"max_tokens": 40}, {"gradient_checkpointing": True, "max_tokens": 60}])
 def test_sequence_balance_loss_adds_its_gradient_however_the_batch_is_split(tiny_v3: Path, options: dict) -> None:
     without, loss = gradients(recipe_for(str(tiny_v3), **options))
-    balanced, total = gradients(recipe_for(str(tiny_v3), sequence_balance_coefficient=1.0, **options))
-    expected = plain_balance_loss(tiny_v3, 1.0)
-    assert total > loss + 2  # alpha for each of the two MoE layers, if their loads were even
+    balanced, total = gradients(recipe_for(str(tiny_v3), sequence_balance_coefficient=10.0, **options))
+    expected = plain_balance_loss(tiny_v3, 10.0)
+    assert total > loss + 20  # alpha for each of the two MoE layers, if their loads were even
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in balanced.items():
         part = expected.get(name, torch.zeros(()))  # the last layers' experts and the head have none
         torch.testing.assert_close(gradient - without[name], part.expand_as(gradient), rtol=1e-3, atol=1e-5 * largest)
-
-
-def test_sequence_balance_loss_is_the_same_in_two_processes(tiny_v3: Path, tmp_path: Path) -> None:
-    out = tmp_path / "gradients.pt"
-    script = Path(__file__).with_name("policy_gradients.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = ["max_tokens=40", "sequence_balance_coefficient=1"]
-    subprocess.run([*launcher, str(script), str(tiny_v3), str(out), *options], check=True)
-    assert_equal(torch.load(out), gradients(recipe_for(str(tiny_v3), sequence_balance_coefficient=1.0)))
 
 
 def test_packed_samples_are_balanced_each_on_its_own(tiny_v3: Path) -> None:
