@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from grpo.model.weights import MAX_FILE_BYTES, WeightFiles
@@ -42,45 +43,48 @@ def dequantize(weight: Tensor, scale_inv: Tensor, block: Block = (128, 128)) -> 
     return weight.float() * scales[: weight.shape[0], : weight.shape[1]]
 
 
-def fp8_block(config: PretrainedConfig) -> Block | None:
+def fp8_block(quantization: dict[str, Any] | None, name: str) -> Block | None:
     """The size of a block of FP8 weights that share a scale; None if the weights are not quantized.
+
+    quantization: the `quantization_config` of the model's config.json, if it has one.
 
     Raises:
         ValueError: they are quantized otherwise.
     """
-    settings: Any = getattr(config, "quantization_config", None)
-    if settings is None:
+    if quantization is None:
         return None
-    if settings.get("quant_method") == "fp8" and (block := settings.get("weight_block_size")):
+    if quantization.get("quant_method") == "fp8" and (block := quantization.get("weight_block_size")):
         return block[0], block[1]
     raise ValueError(
-        f"{config.name_or_path} is quantized ({settings.get('quant_method')}), and such weights cannot be trained. Use "
-        "the model in bfloat16 or float32; only DeepSeek's FP8 in blocks is dequantized."
+        f"{name} is quantized ({quantization.get('quant_method')}), and such weights cannot be trained. Use the model "
+        "in bfloat16 or float32; only DeepSeek's FP8 in blocks is dequantized."
     )
 
 
 def refuse_fp8(name: str, revision: str | None, trust_remote_code: bool) -> None:
-    """Raise for a model that an engine cannot load itself and then sample from with the trainer's weights."""
+    """Raise ValueError for a model that an engine would compute in FP8."""
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    if fp8_block(config) is not None:
+    if fp8_block(getattr(config, "quantization_config", None), name) is not None:
         raise ValueError(
-            f"{name} has FP8 weights: an engine would compute in FP8 and not take the trainer's weights. Write it out "
-            f"once with `grpo dequantize {name} OUT`, and set model.model_name_or_path=OUT."
+            f"{name} has FP8 weights: an engine would load them itself and compute in FP8, with other weights than the "
+            f"trainer's. Write it out once with `grpo dequantize {name} OUT`, and set model.model_name_or_path=OUT."
         )
 
 
-def load_dequantized(config: PretrainedConfig, block: Block, revision: str | None, **keywords: Any) -> PreTrainedModel:
+def load_dequantized(config: Any, block: Block, revision: str | None, **keywords: Any) -> PreTrainedModel:
     """What AutoModelForCausalLM.from_pretrained would give if the file were not quantized, each weight as it is needed.
 
-    keywords: those of from_pretrained. The model's config is that of a model without quantization.
+    config: the model's, with its name; the loaded model has it without quantization. keywords: of from_pretrained.
     """
     name = config.name_or_path
     del config.quantization_config
+    with torch.device("meta"):
+        model_class = type(AutoModelForCausalLM.from_config(config, trust_remote_code=keywords["trust_remote_code"]))
     with _opened(name, block, revision) as weights:
-        model = AutoModelForCausalLM.from_pretrained(None, config=config, state_dict=weights, **keywords)
+        model = model_class.from_pretrained(None, config=config, state_dict=weights, **keywords)
     model.config.name_or_path = model.name_or_path = name
     if _file(name, "generation_config.json", revision) is not None:
-        model.generation_config = GenerationConfig.from_pretrained(name, revision=revision)
+        model.generation_config = GenerationConfig.from_pretrained(name, revision=revision or "main")
     return model
 
 
@@ -95,7 +99,7 @@ def write_dequantized(source: Path, folder: Path, *, max_file_bytes: int = MAX_F
     if not (source / "config.json").is_file():
         raise ValueError(f"{source} has no config.json. Give a model's folder.")
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    block = fp8_block(PretrainedConfig(name_or_path=str(source), quantization_config=config.get("quantization_config")))
+    block = fp8_block(config.get("quantization_config"), str(source))
     if block is None:
         raise ValueError(
             f"{source} has no quantization_config in its config.json: nothing to dequantize. Use it as it is."

@@ -36,9 +36,13 @@ def load_model(config: ModelConfig | SFTModel, path: str | Path | None = None, *
             "grpo merge ADAPTER OUT."
         )
     revision, remote = None if path else config.revision, config.trust_remote_code
-    keywords = {"dtype": torch.float32, "attn_implementation": config.attn_implementation, "trust_remote_code": remote}
+    keywords: dict[str, Any] = {
+        "dtype": torch.float32,
+        "attn_implementation": config.attn_implementation,
+        "trust_remote_code": remote,
+    }
     stored = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote, **changes)
-    if (block := fp8_block(stored)) is not None:
+    if (block := fp8_block(getattr(stored, "quantization_config", None), str(name))) is not None:
         model = load_dequantized(stored, block, revision, **keywords)
     else:
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **keywords, **changes)
@@ -60,6 +64,9 @@ def _prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrai
         model.set_experts_implementation(config.experts_implementation)
     if config.disable_dropout:
         disable_dropout(model)
+    text: Any = model.config.get_text_config()
+    if getattr(text, "num_nextn_predict_layers", None):
+        text.num_nextn_predict_layers = 0  # transformers loads no multi-token prediction, so none is saved
     return model
 
 

@@ -103,7 +103,7 @@ def test_a_folder_written_out_in_bfloat16_is_for_trainer_and_engine(
     published: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
     folder, meant = published
-    with pytest.raises(ValueError, match=r"engine would compute in FP8 .*`grpo dequantize .*fp8 OUT`"):
+    with pytest.raises(ValueError, match=r"and compute in FP8, .*`grpo dequantize .*fp8 OUT`"):
         refuse_fp8(str(folder), None, False)
     out = tmp_path / "out"
     write_dequantized(folder, out, max_file_bytes=300_000)
