@@ -124,6 +124,18 @@ def merge(arguments: Sequence[str]) -> None:
         _fail(str(error))
 
 
+def dequantize(arguments: Sequence[str]) -> None:
+    """`grpo dequantize`: write a model with FP8 weights in bfloat16."""
+    if len(arguments) != 2 or arguments[0].startswith("-"):
+        _fail_usage("dequantize takes a model's folder and a folder to write.")
+    from grpo.model.fp8 import write_dequantized
+
+    try:
+        write_dequantized(Path(arguments[0]), Path(arguments[1]))
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
 def report(arguments: Sequence[str]) -> None:
     """`grpo report`: rebuild a run's page from its files."""
     from grpo.report.page.write import write_page
@@ -220,6 +232,7 @@ COMMANDS = {
         "serve a checkpoint with vLLM's OpenAI-compatible API",
     ),
     "merge": Command(merge, "ADAPTER OUT", "write a LoRA adapter and its base as a whole model"),
+    "dequantize": Command(dequantize, "MODEL OUT", "write a model with FP8 weights in bfloat16"),
     "report": Command(report, "RUN", "rebuild a run's page from its files"),
     "diagnose": Command(
         diagnose,

@@ -22,7 +22,7 @@ from grpo.learner.batch import MicroBatch, Sample
 from grpo.learner.optim import adamw
 from grpo.learner.scoring import Batching, completion_logprobs, equally_many, forward
 from grpo.model.load import CompletionLogProbs
-from grpo.model.moe import moe_layers, record_routes, update_balance_bias
+from grpo.model.moe import Routes, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
 from grpo.model.sharding import first_entry, local, shard, whole
 from grpo.model.weights import checkpoint_weights, save_model
 from grpo.recipe.config import OptimizerConfig
@@ -45,6 +45,7 @@ class Policy:
         temperature: at which completions are sampled, and so the one that log-probs are computed at.
         batching: how samples become micro-batches.
         balance_bias_update_speed: gamma of 2408.15664 for the experts' bias; 0 freezes it.
+        sequence_balance_coefficient: alpha of V3's sequence-wise balance loss; 0: none.
         train_entropy: the loss has a term with the entropy's gradient.
         mesh: the processes the model is sharded over, see grpo/stages/mesh.py; None: it is whole in each.
     """
@@ -59,6 +60,7 @@ class Policy:
         temperature: float,
         batching: Batching,
         balance_bias_update_speed: float = 0.0,
+        sequence_balance_coefficient: float = 0.0,
         train_entropy: bool = False,
         mesh: DeviceMesh | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class Policy:
         self.batching = batching
         self.max_grad_norm = optimizer.max_grad_norm
         self.balance_bias_update_speed = balance_bias_update_speed
+        self.sequence_balance_coefficient = sequence_balance_coefficient
         self.is_moe = bool(moe_layers(model))
         self.mesh = mesh
         scorer: Any = CompletionLogProbs(model, temperature, train_entropy=train_entropy).train()
@@ -91,12 +94,13 @@ class Policy:
         self.optimizer.zero_grad()
         batches = equally_many([[samples[i] for i in indices] for indices in self.batching.split(samples)])
         count = len(batches)
+        num_samples = sum(gather_object([len(samples)])) if self.sequence_balance_coefficient else 0
         metrics: list[dict[str, Metric]] = []
         faults: list[str] = []
         for index, part in enumerate(batches):
             with self._reduction(is_last=index == count - 1):
                 batch = self.batching.collate(part, self.accelerator.device)
-                metrics.append(self._accumulate(batch, loss_function))
+                metrics.append(self._accumulate(batch, loss_function, num_samples))
             if not math.isfinite(loss := metrics[-1]["loss"].value):  # type: ignore[arg-type]
                 faults.append(
                     f"micro-batch {index + 1} of {count}: the loss is {loss}. {_suspect(batch)}"
@@ -165,22 +169,34 @@ class Policy:
         gradients = [(name, local(p.grad)) for name, p in self.model.named_parameters() if p.grad is not None]
         return list(dict.fromkeys(gather_object([name for name, part in gradients if not part.isfinite().all()])))
 
-    def _accumulate(self, batch: MicroBatch, loss_function: LossFunction) -> dict[str, Metric]:
-        """Forward and backward of one micro-batch."""
+    def _accumulate(self, batch: MicroBatch, loss_function: LossFunction, num_samples: int) -> dict[str, Metric]:
+        """Forward and backward of one micro-batch. num_samples: of the mini-batch, in all processes, if balanced."""
         # Open until after the backward: gradient checkpointing runs the layers again and must find the same hooks.
         with record_routes(self.model) if self.is_moe else nullcontext() as routes:
             logprobs, entropy, *against_teacher = forward(self.scorer, batch)
             output = loss_function(logprobs, entropy, batch, *against_teacher)
+            loss, measured = output.loss, output.metrics
+            if routes is not None and self.sequence_balance_coefficient:
+                balance = self._balance_loss(routes, batch) / max(1, num_samples)
+                loss, measured = loss + balance, {**measured, "moe/sequence_balance_loss": Sum(balance.item())}
             # The loss is normalised over all processes, so the sum of their gradients is wanted; DDP takes the mean.
-            self.accelerator.backward(output.loss * (self.accelerator.num_processes if self.mesh is None else 1))
+            self.accelerator.backward(loss * (self.accelerator.num_processes if self.mesh is None else 1))
         metrics: dict[str, Metric] = {
-            **output.metrics,
-            "loss": Sum(output.loss.item()),
+            **measured,
+            "loss": Sum(loss.item()),
             "entropy": Mean(float(entropy.detach().sum()), entropy.numel()),
         }
         if routes is not None:
             metrics["moe/load"] = ExpertLoad(routes.counts(batch.valid).cpu().numpy())
         return metrics
+
+    def _balance_loss(self, routes: Routes, batch: MicroBatch) -> Tensor:
+        """The sequence-wise balance loss, summed over the samples of a micro-batch and over the layers."""
+        starts = batch.position_ids.flatten() == 0  # of rows, or of the samples in one packed row
+        sequences = (starts.cumsum(0) - 1).where(batch.valid.flatten(), -1)
+        layers = zip(routes.scores, routes.indices, strict=True)
+        alpha = self.sequence_balance_coefficient
+        return torch.stack([sequence_balance_loss(s, i, sequences, alpha).sum() for s, i in layers]).sum()
 
     def _global_load(self, load: Metric) -> Tensor:
         """Tokens per layer and expert, over all processes: [layers, experts]."""

@@ -4,7 +4,7 @@ Each check raises a ValueError of one sentence with value, rule and remedy.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from grpo.model.load import CompletionLogProbs
-from grpo.model.moe import has_balance_bias
+from grpo.model.moe import has_balance_bias, moe_layers, record_routes
 from grpo.model.sharding import local
 from grpo.recipe.errors import NonFiniteError
 from rollout.engines.base import check_context
@@ -22,7 +22,12 @@ HEAD_TOLERANCE = 1e-3  # nats; in float32 the two computations agree to 1e-5
 
 
 def check_model(
-    model: PreTrainedModel, *, tokenizer_size: int, max_model_len: int, balance_bias_update_speed: float
+    model: PreTrainedModel,
+    *,
+    tokenizer_size: int,
+    max_model_len: int,
+    balance_bias_update_speed: float = 0.0,
+    sequence_balance_coefficient: float = 0.0,
 ) -> None:
     """Raise unless this toolkit can train the model right; freeze the parameters that text never reaches.
 
@@ -39,11 +44,7 @@ def check_model(
             "no embedding. Resize the embedding (model.resize_token_embeddings) or use the model's own tokenizer."
         )
     check_context(model.config, max_model_len)
-    if balance_bias_update_speed and not has_balance_bias(model):
-        raise ValueError(
-            f"model.balance_bias_update_speed={balance_bias_update_speed}: {name} has no router with a balance bias "
-            "(DeepSeek-V3's e_score_correction_bias). Set it to 0."
-        )
+    check_balance(model, "model", balance_bias_update_speed, sequence_balance_coefficient)
     reached = _check_head(model)
     _freeze_unreached(model, reached)
 
@@ -51,6 +52,31 @@ def check_model(
 def _num_embeddings(model: PreTrainedModel) -> int:
     embedding: Any = model.get_input_embeddings()
     return embedding.weight.shape[0]
+
+
+def check_balance(
+    model: PreTrainedModel, section: Literal["model", "trainer"], bias_update_speed: float, coefficient: float
+) -> None:
+    """Raise where the model's experts cannot be balanced in the ways that the recipe's section asks for."""
+    name = f"{model.config.name_or_path} ({model.config.model_type})"
+    if bias_update_speed and not has_balance_bias(model):
+        raise ValueError(
+            f"{section}.balance_bias_update_speed={bias_update_speed}: {name} has no router with a balance bias "
+            "(DeepSeek-V3's e_score_correction_bias). Set it to 0"
+            + (f", and {section}.sequence_balance_coefficient instead." if moe_layers(model) else ".")
+        )
+    if not coefficient:
+        return
+    setting = f"{section}.sequence_balance_coefficient={coefficient}"
+    if not moe_layers(model):
+        raise ValueError(f"{setting}: {name} has no mixture of experts with a `gate` and `experts`. Set it to 0.")
+    ids = torch.randint(0, _num_embeddings(model), (1, 32), generator=torch.Generator().manual_seed(0))
+    with record_routes(model) as routes, torch.no_grad():
+        model.base_model(input_ids=ids.to(model.device), use_cache=False)
+    try:
+        _ = routes.scores
+    except ValueError as error:
+        raise ValueError(f"{setting}: {name} has no scores to balance: {error} Set it to 0.") from error
 
 
 def check_finite(model: nn.Module) -> None:

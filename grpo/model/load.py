@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.adapters import is_adapter
+from grpo.model.fp8 import fp8_block, load_dequantized
 from grpo.model.head import token_logprobs
 from grpo.model.moe import moe_layers
 from grpo.model.teacher import Target, token_divergence
@@ -19,13 +20,13 @@ def load_model(config: ModelConfig | SFTModel, path: str | Path | None = None, *
     """A causal language model to train: float32 weights, whatever precision it computes in.
 
     With `dtype: bfloat16` the forward runs in bfloat16 (autocast) and the optimizer updates float32 weights: in
-    bfloat16 itself, updates of RL's learning rates round to nothing.
+    bfloat16 itself, updates of RL's learning rates round to nothing. FP8 weights in blocks are dequantized.
 
     path: a folder whose weights replace those of `config`, such as a checkpoint.
     changes: keys of the model's config.json with other values.
 
     Raises:
-        ValueError: it is an adapter's folder.
+        ValueError: it is an adapter's folder, or quantized otherwise.
     """
     name = path or config.model_name_or_path
     assert name is not None
@@ -34,14 +35,17 @@ def load_model(config: ModelConfig | SFTModel, path: str | Path | None = None, *
             f"{name} is an adapter, which cannot be the base of further training. Write it out as a whole model first: "
             "grpo merge ADAPTER OUT."
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        name,
-        revision=None if path else config.revision,
-        dtype=torch.float32,
-        attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code,
-        **changes,
-    )
+    revision, remote = None if path else config.revision, config.trust_remote_code
+    keywords: dict[str, Any] = {
+        "dtype": torch.float32,
+        "attn_implementation": config.attn_implementation,
+        "trust_remote_code": remote,
+    }
+    stored = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote, **changes)
+    if (block := fp8_block(getattr(stored, "quantization_config", None), str(name))) is not None:
+        model = load_dequantized(stored, block, revision, **keywords)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **keywords, **changes)
     return _prepared(model, config)
 
 
@@ -60,6 +64,9 @@ def _prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrai
         model.set_experts_implementation(config.experts_implementation)
     if config.disable_dropout:
         disable_dropout(model)
+    text: Any = model.config.get_text_config()
+    if getattr(text, "num_nextn_predict_layers", None):
+        text.num_nextn_predict_layers = 0  # transformers loads no multi-token prediction, so none is saved
     return model
 
 

@@ -1,11 +1,11 @@
-"""DeepSeek-V3's mixture of experts, seen from outside the model: routes, loads, balancing.
+"""Mixtures of experts, seen from outside the model: routes, loads, balancing.
 
 Works on any transformers model whose MoE blocks own a `gate` (router) and `experts` called with (hidden_states,
-top_k_index, top_k_weights): DeepSeek-V3 and its relatives. Left out: expert parallelism, token dropping, softmax
-routers in `sequence_balance_loss`.
+top_k_index, top_k_weights): DeepSeek-V2 to V4, Qwen-MoE, Mixtral and their relatives. Left out: expert parallelism,
+token dropping.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,21 +13,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# From a router's logits [N, E] to the scores of the experts, of which it takes the best and weighs them.
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,  # DeepSeek-V3
+    "softmax": lambda logits: logits.softmax(-1),  # DeepSeek-V2, Qwen-MoE, Mixtral
+    "sqrtsoftplus": lambda logits: nn.functional.softplus(logits).sqrt(),  # DeepSeek-V4
+}
+SCORE_TOLERANCE = 1e-2  # of an expert's share of a token; wide enough for routers in bfloat16
+
 
 @dataclass
 class Routes:
     """What the routers of the latest forward decided, per MoE layer in order; N = batch x length tokens.
 
     One layer, top-2 of 4 experts, two tokens:
-    Routes(indices=[tensor([[3, 1], [0, 2]])], scores=[tensor([[.2, .6, .1, .9], [.7, .3, .8, .2]])])
+    Routes(
+        indices=[tensor([[3, 1], [0, 2]])],
+        logits=[tensor([[-1.4, .4, -2.2, 2.2], [.8, -.8, 1.4, -1.4]])],
+        weights=[tensor([[.6, .4], [.5, .5]])],
+    )
     """
 
     indices: list[Tensor] = field(default_factory=list)  # each [N, k], the experts taken, in no particular order
-    scores: list[Tensor] = field(default_factory=list)  # each [N, E], sigmoid of the router's logits, with gradient
+    logits: list[Tensor] = field(default_factory=list)  # each [N, E], the router's, float32 with gradient
+    weights: list[Tensor] = field(default_factory=list)  # each [N, k], what the experts' outputs are multiplied with
+
+    @property
+    def scores(self) -> list[Tensor]:
+        """Each [N, E] with gradient: what the model's own router makes of its logits. Raises as `router_scores`."""
+        layers = zip(self.logits, self.indices, self.weights, strict=True)
+        return [router_scores(logits, indices, weights) for logits, indices, weights in layers]
 
     def counts(self, mask: Tensor | None = None) -> Tensor:  # [layers, E]
         """How many tokens each expert received. mask: N elements in any shape, 1 for tokens that count; None: all."""
-        return torch.stack([_count(i, s.shape[-1], mask) for i, s in zip(self.indices, self.scores, strict=True)])
+        return torch.stack([_count(i, z.shape[-1], mask) for i, z in zip(self.indices, self.logits, strict=True)])
 
     def differ(self, other: "Routes") -> Tensor:  # [layers, N] bool
         """Where two forwards over the same tokens sent a token to different sets of experts (a flip at a near-tie)."""
@@ -56,23 +75,50 @@ def record_routes(model: nn.Module) -> Iterator[Routes]:
     """
     routes, handles = Routes(), []
     for layer, block in enumerate(moe_layers(model).values()):
-        routes.indices.append(torch.empty(0))
-        routes.scores.append(torch.empty(0))
+        for kept in (routes.indices, routes.logits, routes.weights):
+            kept.append(torch.empty(0))
 
-        def keep_scores(_module: nn.Module, _args: Any, output: Any, layer: int = layer) -> None:
+        def keep_logits(_module: nn.Module, _args: Any, output: Any, layer: int = layer) -> None:
             logits = output[0] if isinstance(output, tuple) else output
-            routes.scores[layer] = logits.flatten(0, -2).float().sigmoid()
+            routes.logits[layer] = logits.flatten(0, -2).float()
 
         def keep_indices(_module: nn.Module, args: Any, kwargs: dict[str, Any], layer: int = layer) -> None:
             routes.indices[layer] = (kwargs["top_k_index"] if "top_k_index" in kwargs else args[1]).detach()
+            routes.weights[layer] = (kwargs["top_k_weights"] if "top_k_weights" in kwargs else args[2]).detach()
 
-        handles.append(block.gate.register_forward_hook(keep_scores))
+        handles.append(block.gate.register_forward_hook(keep_logits))
         handles.append(block.experts.register_forward_pre_hook(keep_indices, with_kwargs=True))
     try:
         yield routes
     finally:
         for handle in handles:
             handle.remove()
+
+
+def router_scores(logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """The scores s [N, E] by which a router with these logits [N, E] weighs the experts it takes [N, k].
+
+    A router does not say which function of its logits it uses, but its weights [N, k] do: whether or not they are
+    divided by their sum, and whatever their scale, a token's are in the proportion of its scores.
+
+    Raises:
+        ValueError: they are in the proportion of no function in SCORES, or k is 1, where there is no proportion.
+    """
+    if indices.shape[-1] == 1:
+        raise ValueError("with one expert per token, a router's weights do not tell its scores.")
+    theirs = _shares(weights.float())
+    errors = {
+        name: (_shares(score(logits.detach()).gather(-1, indices)) - theirs).abs().mean().item()
+        for name, score in SCORES.items()
+    }
+    name = min(errors, key=lambda name: errors[name])
+    if not errors[name] <= SCORE_TOLERANCE:
+        raise ValueError(f"its routers weigh experts by neither of {', '.join(SCORES)} of their logits.")
+    return SCORES[name](logits)
+
+
+def _shares(values: Tensor) -> Tensor:
+    return values / values.sum(-1, keepdim=True)
 
 
 def load_metrics(counts: Tensor) -> dict[str, float]:
@@ -96,21 +142,24 @@ def update_balance_bias(model: nn.Module, counts: Tensor, gamma: float) -> None:
         bias += step.to(bias)
 
 
-def sequence_balance_loss(scores: Tensor, indices: Tensor, mask: Tensor, alpha: float = 1e-4) -> Tensor:
-    """V3's complementary balance loss of one layer (2412.19437, eq. 17-20), mean over the sequences:
+def sequence_balance_loss(scores: Tensor, indices: Tensor, sequences: Tensor, alpha: float = 1e-4) -> Tensor:
+    """V3's complementary balance loss of one layer (2412.19437, eq. 17-20), of each of the S sequences: [S]
 
         L = alpha sum_i f_i P_i,  f_i = E / (k T) sum_t 1(token t takes expert i),  P_i = 1/T sum_t s_it / sum_j s_jt
 
-    scores: [B, T, E] sigmoid scores with gradient; indices: [B, T, k]; mask: [B, T], 0 for padding, which counts
-    nowhere. Equals alpha when the load is even.
+    With softmax scores this is V2's expert-level loss (2405.04434, eq. 23-25).
+
+    scores: [N, E] the router's, with gradient; indices: [N, k]; sequences: [N] which of the S a token belongs to, -1
+    for padding, which counts nowhere. Equals alpha when the load is even.
     """
-    mask = mask.to(scores.dtype)[..., None]  # [B, T, 1]
-    length = mask.sum(1).clamp_min(1)  # [B, 1]
+    numbers = torch.arange(int(sequences.max()) + 1, device=scores.device)
+    member = (sequences == numbers[:, None]).to(scores.dtype)  # [S, N]
+    length = member.sum(-1, keepdim=True).clamp_min(1)  # [S, 1]
     experts, top_k = scores.shape[-1], indices.shape[-1]
     taken = torch.zeros_like(scores).scatter(-1, indices, 1.0)
-    f = (taken * mask).sum(1) * experts / (top_k * length)  # [B, E]
-    p = (scores / scores.sum(-1, keepdim=True) * mask).sum(1) / length  # [B, E]
-    return alpha * (f * p).sum(-1).mean()
+    f = member @ taken * experts / (top_k * length)  # [S, E]
+    p = member @ _shares(scores) / length  # [S, E]
+    return alpha * (f * p).sum(-1)
 
 
 def _count(indices: Tensor, experts: int, mask: Tensor | None) -> Tensor:

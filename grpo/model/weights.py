@@ -55,7 +55,7 @@ def save_model(model: PreTrainedModel, folder: Path, *, is_writer: bool, max_fil
             model.save_pretrained(folder)
         return
     error: Exception | None = None
-    files = _Files(folder, max_file_bytes)
+    files = WeightFiles(folder, max_file_bytes)
     for name, tensor in checkpoint_weights(model):
         if not is_writer or error is not None:
             continue
@@ -70,7 +70,7 @@ def save_model(model: PreTrainedModel, folder: Path, *, is_writer: bool, max_fil
         files.finish()
 
 
-class _Files:
+class WeightFiles:
     """Weights on their way into `model-00001-of-00007.safetensors` and so on, with the index that names them."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:

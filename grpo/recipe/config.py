@@ -79,6 +79,7 @@ class ModelConfig(Section):
     experts_implementation: str = "grouped_mm"  # MoE only; batched_mm is 40 times slower on CPU
     disable_dropout: bool = True
     balance_bias_update_speed: NonNegativeFloat = 0.0  # gamma of 2408.15664; 0: frozen, as in published RL runs
+    sequence_balance_coefficient: NonNegativeFloat = 0.0  # alpha of 2412.19437, MoE only; V3's pretraining: 1e-4
     trust_remote_code: bool = False
 
 

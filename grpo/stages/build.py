@@ -21,6 +21,7 @@ from grpo.learner.savable import check_saving, normalise_generation_config
 from grpo.learner.scoring import Batching
 from grpo.model.adapters import attach_adapters, describe_adapters, load_adapters, trained_weights
 from grpo.model.checks import check_model
+from grpo.model.fp8 import refuse_fp8
 from grpo.model.load import load_model
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.data import MixedSource
@@ -73,6 +74,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
     source = (str(checkpoint), None) if checkpoint else (recipe.model.model_name_or_path, recipe.model.revision)
     tokenizer = load_tokenizer(*source, recipe.model.trust_remote_code)
+    refuse_fp8(recipe.model.model_name_or_path, recipe.model.revision, recipe.model.trust_remote_code)
     problems = _problems(recipe, tokenizer, accelerator)
     rewards = _rewards(recipe, reward_functions)
     _check_mixture(recipe, rewards)
@@ -85,6 +87,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         tokenizer_size=len(tokenizer),
         max_model_len=recipe.max_model_len,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+        sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
     )
     check_saving(model, tokenizer, recipe.output_dir, copies=4 if recipe.policy_gradient.ref_model_sync_steps else 3)
     batching = Batching(
@@ -103,6 +106,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         batching=batching,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         train_entropy=recipe.policy_gradient.trains_entropy,
+        sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
         mesh=mesh,
     )
     reference = _reference(recipe, policy, checkpoint, mesh) if recipe.policy_gradient.beta > 0 else None

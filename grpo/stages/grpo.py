@@ -157,7 +157,8 @@ class Trainer:
         algorithm, reference = self.recipe.policy_gradient, self.parts.reference
         local = self.plan(groups)
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())
-        keep = algorithm.trains_without_advantage or algorithm.selects_tokens
+        balanced = self.recipe.model.sequence_balance_coefficient > 0
+        keep = algorithm.trains_without_advantage or algorithm.selects_tokens or balanced
         samples = assemble(groups, local, keep_zero_advantage=keep)
         if algorithm.selects_tokens:
             samples = select_tokens(samples, algorithm, seed=self.recipe.trainer.seed + self.step)

@@ -6,6 +6,7 @@ each of them. docs/engines.md lists the traps this file avoids.
 
 import gc
 import inspect
+import json
 import logging
 import os
 import warnings
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 MAX_BATCHED_TOKENS = 8192  # prompt tokens processed in one engine step, on CPU
+
+# model_type -> config keys by which vLLM routes, with the only values that transformers' model computes.
+ROUTING_KEYS: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"norm_topk_prob": False},
+    "deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "deepseek_v32": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+}
 
 _running: "list[LLM]" = []  # in this process
 
@@ -145,14 +153,12 @@ def _cpu_options(kv_cache_gib: float, max_model_len: int) -> dict[str, Any]:
 
 
 def check_routing_keys(model_path: str, config: PretrainedConfig) -> None:
-    """vLLM reads DeepSeek-V3's routing from two config keys; transformers hard-codes it and does not write them."""
-    if config.model_type != "deepseek_v3":
-        return
-    for key, needed in {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}.items():
+    """vLLM reads DeepSeek's routing from config keys; transformers hard-codes it and may not write them."""
+    for key, needed in ROUTING_KEYS.get(config.model_type, {}).items():
         if (value := getattr(config, key, None)) != needed:
             raise ValueError(
-                f"{model_path}/config.json has {key}={value!r}: DeepSeek-V3 needs {needed!r}, and vLLM would silently "
-                f'route differently. Add "{key}": "{needed}" to it.'
+                f"{model_path}/config.json has {key}={value!r}: {config.model_type} needs {needed!r}, and vLLM would "
+                f'silently route differently. Add "{key}": {json.dumps(needed)} to it.'
             )
 
 

@@ -10,6 +10,10 @@ from grpo.report.diagnosis.history import FEW, WINDOW, History
 MAX_VIOLATION = 1.0  # the busiest expert has twice its share
 GROWTH = 2.0  # of the first violation
 NAMED = 6  # dead experts in a sentence
+REMEDY = (
+    "Balance the load while training: set balance_bias_update_speed, or sequence_balance_coefficient where the routers "
+    "have no balance bias."
+)
 SPEED = 1e-3  # DeepSeek-V3's balance_bias_update_speed (2412.19437)
 
 
@@ -33,7 +37,7 @@ def dead_experts(run: History) -> Iterator[Finding]:
         rule=f"experts with a share of 0 in {WINDOW} rows in a row",
         first_step=run.since(WINDOW),
         last_step=run.step,
-        remedy="Balance the load while training: set balance_bias_update_speed.",
+        remedy=REMEDY,
         changes=_balance(run),
     )
 
@@ -55,7 +59,7 @@ def imbalance(run: History) -> Iterator[Finding]:
         rule=f"mean of {FEW} rows above {MAX_VIOLATION:g} and {GROWTH:g} times that of the first {FEW}",
         first_step=run.since(FEW),
         last_step=run.step,
-        remedy="Balance the load while training: set balance_bias_update_speed.",
+        remedy=REMEDY,
         changes=_balance(run),
     )
 

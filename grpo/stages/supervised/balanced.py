@@ -56,9 +56,10 @@ class BalancedTrainer(SFTTrainer):
         counts = self.routes.counts(mask)
         self.loads = counts if self.loads is None else self.loads + counts
         if alpha := self.settings.sequence_balance_coefficient:
+            rows = torch.arange(len(mask), device=mask.device)[:, None].expand(mask.shape)
+            sequences = rows.where(mask.bool(), -1).flatten()
             for scores, indices in zip(self.routes.scores, self.routes.indices, strict=True):
-                scores, indices = scores.view(*mask.shape, -1), indices.view(*mask.shape, -1)
-                balance = sequence_balance_loss(scores, indices, mask, alpha)
+                balance = sequence_balance_loss(scores, indices, sequences, alpha).mean()
                 loss = loss + balance / self.args.gradient_accumulation_steps
         return loss
 

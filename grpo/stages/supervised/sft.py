@@ -18,9 +18,9 @@ from trl.trainer.sft_config import SFTConfig
 
 from grpo.learner.checkpoint import find_checkpoint
 from grpo.learner.savable import check_saving
-from grpo.model.checks import check_finite, check_model
+from grpo.model.checks import check_balance, check_finite, check_model
 from grpo.model.load import load_model, new_model
-from grpo.model.moe import has_balance_bias, record_routes
+from grpo.model.moe import record_routes
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.sft import SFTModel, SFTRecipe
 from grpo.report.page.write import write_page
@@ -120,13 +120,8 @@ def _start(
         model = load_model(section, checkpoint, **section.config if section.model_name_or_path else {})
     else:
         model = new_model(section, config)
-    if (settings.balance_bias_update_speed or settings.sequence_balance_coefficient) and not has_balance_bias(model):
-        raise ValueError(
-            f"trainer.balance_bias_update_speed={settings.balance_bias_update_speed}, "
-            f"sequence_balance_coefficient={settings.sequence_balance_coefficient}: {section.name} has "
-            "no router with a balance bias (DeepSeek-V3's e_score_correction_bias). Set both to 0."
-        )
-    check_model(model, tokenizer_size=len(tokenizer), max_model_len=longest, balance_bias_update_speed=0.0)
+    check_balance(model, "trainer", settings.balance_bias_update_speed, settings.sequence_balance_coefficient)
+    check_model(model, tokenizer_size=len(tokenizer), max_model_len=longest)
     check_saving(model, tokenizer, recipe.output_dir, copies=3 if settings.save_steps else 1)
     return tokenizer, model, rows
 

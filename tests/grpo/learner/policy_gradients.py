@@ -56,7 +56,10 @@ def with_noise(samples: list[Sample], beta: float) -> list[Sample]:
 def recipe_for(model: str, **options: object) -> GRPORecipe:
     recipe = GRPORecipe.model_validate(
         {
-            "model": {"model_name_or_path": model},
+            "model": {
+                "model_name_or_path": model,
+                "sequence_balance_coefficient": options.get("sequence_balance_coefficient", 0.0),
+            },
             "data": {"task": "countdown"},
             "rollout": {"max_completion_length": MAX_COMPLETION_LENGTH, "num_generations": 4},
             "rewards": [{"function": "countdown"}],
@@ -85,6 +88,7 @@ def policy_for(recipe: GRPORecipe, accelerator: Accelerator) -> Policy:
         batching=Batching(recipe.trainer.max_tokens_per_micro_batch, pad_token_id=0, packed=False),
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         train_entropy=recipe.algorithm.trains_entropy,
+        sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
     )
 
 
@@ -96,7 +100,7 @@ def gradients(recipe: GRPORecipe, *, on_policy: bool = False) -> tuple[dict[str,
     rank, world = accelerator.process_index, accelerator.num_processes
     groups = make_groups()
     whole = Plan.of(Shapes.of(groups), algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
-    keep = algorithm.trains_without_advantage
+    keep = algorithm.trains_without_advantage or recipe.model.sequence_balance_coefficient > 0
     samples = assemble(groups[rank::world], whole.of_process(rank, world), keep_zero_advantage=keep)
 
     metrics = policy.update(samples if on_policy else with_noise(samples, algorithm.beta), loss_function(algorithm))

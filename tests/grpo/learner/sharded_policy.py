@@ -43,7 +43,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "one update, clipped": {"algorithm": {"loss_type": "dapo"}, "trainer": {"max_grad_norm": 0.01}},
     "gradient checkpointing": {"trainer": {"gradient_checkpointing": True}},
-    "balance bias": {"model": {"balance_bias_update_speed": 0.01}, "algorithm": {"steps_per_generation": 2}},
+    "balance": {
+        "model": {"balance_bias_update_speed": 0.01, "sequence_balance_coefficient": 0.1},
+        "algorithm": {"steps_per_generation": 2},
+    },
     "bfloat16": {"model": {"dtype": "bfloat16"}},
 }
 
@@ -83,6 +86,7 @@ def make_policy(
         temperature=temperature,
         batching=batching,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+        sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
         mesh=mesh,
     )
     base = load_model(recipe.model, checkpoint and checkpoint / FOLDER)

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from grpo.algorithm.advantage import group_relative_advantages
 from grpo.algorithm.plan import Plan, Shapes
-from grpo.learner.batch import Sample, assemble
+from grpo.learner.batch import Sample, assemble, collate
 from grpo.learner.objective import loss_function
 from grpo.learner.policy import Policy
+from grpo.model.moe import Routes
 from grpo.recipe.algorithm import AlgorithmConfig
 from tests.grpo.learner.policy_gradients import (
     MAX_COMPLETION_LENGTH,
@@ -98,8 +99,9 @@ def test_gradient_does_not_depend_on_the_number_of_processes(tiny_v3: Path, tmp_
     out = tmp_path / "gradients.pt"
     script = Path(__file__).with_name("policy_gradients.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*launcher, str(script), str(tiny_v3), str(out), "max_tokens=40"], check=True)
-    assert_equal(torch.load(out), gradients(recipe_for(str(tiny_v3))))
+    options = ["max_tokens=40", "sequence_balance_coefficient=1"]
+    subprocess.run([*launcher, str(script), str(tiny_v3), str(out), *options], check=True)
+    assert_equal(torch.load(out), gradients(recipe_for(str(tiny_v3), sequence_balance_coefficient=1.0)))
 
 
 def make_policy(
@@ -126,6 +128,53 @@ def test_balance_bias_is_frozen_unless_asked_and_then_moves_by_gamma(tiny_v3: Pa
     load = metrics["moe/load"].value[0]
     expected = [float(np.sign(1 / 8 - share)) if gamma else 0.0 for share in load]  # 8 experts
     assert moved.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def plain_balance_loss(model_path: Path, alpha: float) -> dict[str, torch.Tensor]:
+    """Gradients of V3's eq. 17-20, one forward per sample, mean over the samples and summed over the layers."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    gates = {n: m for n, m in model.named_modules() if n.endswith("mlp.gate")}
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for gate in gates.values():
+        gate.register_forward_hook(lambda _module, _args, output: seen.append((output[0], output[2])))
+    samples = [(g.group.prompt_ids, c.token_ids) for g in make_groups() for c in g.group.completions]
+    for prompt, completion in samples:
+        seen.clear()
+        model(torch.tensor([[*prompt, *completion]]))
+        loss = torch.zeros(())
+        for logits, taken in seen:
+            scores = logits.sigmoid()
+            p = (scores / scores.sum(1, keepdim=True)).mean(0)
+            f = torch.tensor([(taken == i).sum().item() for i in range(8)]) * 8 / (2 * len(taken))
+            loss = loss + alpha * (f * p).sum()
+        (loss / len(samples)).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 40}, {"gradient_checkpointing": True, "max_tokens": 60}])
+def test_sequence_balance_loss_adds_its_gradient_however_the_batch_is_split(tiny_v3: Path, options: dict) -> None:
+    without, loss = gradients(recipe_for(str(tiny_v3), **options))
+    balanced, total = gradients(recipe_for(str(tiny_v3), sequence_balance_coefficient=10.0, **options))
+    expected = plain_balance_loss(tiny_v3, 10.0)
+    assert total > loss + 20  # alpha for each of the two MoE layers, if their loads were even
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in balanced.items():
+        part = expected.get(name, torch.zeros(()))  # the last layers' experts and the head have none
+        torch.testing.assert_close(gradient - without[name], part.expand_as(gradient), rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_packed_samples_are_balanced_each_on_its_own(tiny_v3: Path) -> None:
+    policy, samples = make_policy(tiny_v3, sequence_balance_coefficient=1.0)
+    torch.manual_seed(0)
+    packed, rows = (collate(samples, pad_token_id=0, packed=packed) for packed in (True, False))
+    logits = torch.randn(packed.input_ids.numel(), 8)
+    indices = logits.topk(2).indices
+    weights = logits.sigmoid().gather(1, indices)
+    spread = torch.zeros(rows.valid.numel(), dtype=torch.int64)
+    spread[rows.valid.flatten()] = torch.arange(len(logits))
+    one = Routes([indices], [logits], [weights])
+    other = Routes([indices[spread]], [logits[spread]], [weights[spread]])
+    assert policy._balance_loss(one, packed).item() == pytest.approx(policy._balance_loss(other, rows).item())
 
 
 def test_padding_is_not_counted_as_expert_load(tiny_v3: Path) -> None:

@@ -14,6 +14,8 @@ from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PhiConfig,
     PhiForCausalLM,
 )
@@ -34,7 +36,7 @@ SHAPE: dict[str, Any] = {
 
 
 def check(model: Any, **changes: Any) -> None:
-    options = {"tokenizer_size": 60, "max_model_len": 64, "balance_bias_update_speed": 0.0, **changes}
+    options = {"tokenizer_size": 60, "max_model_len": 64, **changes}
     check_model(model, **options)
 
 
@@ -76,8 +78,21 @@ def test_sizes_that_do_not_fit_are_refused(tiny_llama: Path) -> None:
         check(model, tokenizer_size=264)
     with pytest.raises(ValueError, match=r"max_model_len=513: the model's context is 512 tokens"):
         check(model, max_model_len=513)
-    with pytest.raises(ValueError, match=r"balance_bias_update_speed=0.001: .* no router with a balance bias"):
+
+
+def test_experts_that_cannot_be_balanced_are_refused(tiny_llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"model.balance_bias_update_speed=0.001: .* no router with .* Set it to 0\.$"):
         check(model, balance_bias_update_speed=0.001)
+    with pytest.raises(ValueError, match=r"model.sequence_balance_coefficient=0.1: .* \(llama\) has no mixture of exp"):
+        check(model, sequence_balance_coefficient=0.1)
+    mixtral = MixtralForCausalLM(MixtralConfig(**SHAPE, num_key_value_heads=2, num_local_experts=4))
+    with pytest.raises(ValueError, match=r"balance bias .*Set it to 0, and model.sequence_balance_coefficient instead"):
+        check(mixtral, balance_bias_update_speed=0.001)
+    check(mixtral, sequence_balance_coefficient=0.1)
+    single = MixtralForCausalLM(MixtralConfig(**SHAPE, num_key_value_heads=2, num_experts_per_tok=1))
+    with pytest.raises(ValueError, match=r"has no scores to balance: with one expert per token"):
+        check(single, sequence_balance_coefficient=0.1)
 
 
 def test_a_weight_that_is_not_finite_is_named() -> None:

@@ -3,9 +3,28 @@
 import numpy as np
 import pytest
 import torch
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DeepseekV4Config,
+    MixtralConfig,
+    PretrainedConfig,
+    Qwen3MoeConfig,
+)
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4TopKRouter
 
-from grpo.model.moe import Routes, load_metrics, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
+from grpo.model.moe import (
+    Routes,
+    load_metrics,
+    moe_layers,
+    record_routes,
+    router_scores,
+    sequence_balance_loss,
+    update_balance_bias,
+)
 
 
 @pytest.fixture
@@ -64,6 +83,59 @@ def test_routes_are_those_of_the_gate(model):
     np.testing.assert_array_equal(routes.indices[1].sort(-1).values.numpy(), taken)
 
 
+SMALL = {
+    **{"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    **{"num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None, "num_experts_per_tok": 2},
+}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": None, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+DEEPSEEK_V2 = {**SMALL, **LATENT, "moe_intermediate_size": 8, "n_routed_experts": 8, "first_k_dense_replace": 0}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MixtralConfig(**SMALL, num_local_experts=4),
+        Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=4, moe_intermediate_size=8, norm_topk_prob=False),
+        DeepseekV2Config(**DEEPSEEK_V2, topk_method="greedy", n_group=1, topk_group=1),
+        DeepseekV2Config(**DEEPSEEK_V2, topk_method="group_limited_greedy", n_group=4, topk_group=2),
+    ],
+    ids=["Mixtral", "Qwen3-MoE, not normalised", "DeepSeek-V2-Lite", "DeepSeek-V2"],
+)
+def test_scores_of_a_softmax_router_are_its_softmax(config: PretrainedConfig) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    [block] = moe_layers(model).values()
+    nn.init.normal_(block.gate.weight)
+    inputs = []
+    handle = block.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    with record_routes(model) as routes:
+        model(input_ids=torch.randint(0, 32, (2, 5)))
+    handle.remove()
+    exponentials = np.exp(inputs[0].flatten(0, 1).numpy() @ block.gate.weight.detach().numpy().T)
+    expected = exponentials / exponentials.sum(1, keepdims=True)
+    np.testing.assert_allclose(routes.scores[0].detach().numpy(), expected, rtol=1e-4)
+    assert routes.scores[0].requires_grad
+
+
+def test_scores_of_deepseek_v4_are_the_root_of_softplus() -> None:
+    config = DeepseekV4Config(hidden_size=16, n_routed_experts=8, num_experts_per_tok=2, scoring_func="sqrtsoftplus")
+    gate = DeepseekV4TopKRouter(config)
+    torch.manual_seed(0)
+    nn.init.normal_(gate.weight)
+    logits, weights, indices = gate(torch.randn(5, 16))
+    expected = np.sqrt(np.log1p(np.exp(logits.detach().numpy())))
+    np.testing.assert_allclose(router_scores(logits, indices, weights).detach().numpy(), expected, rtol=1e-5)
+
+
+def test_a_router_with_other_scores_or_a_single_expert_is_refused() -> None:
+    logits = torch.tensor([[3.0, -1.0, 0.5], [0.2, 2.0, -3.0]])
+    indices = torch.tensor([[0, 2], [1, 0]])
+    with pytest.raises(ValueError, match="by neither of sigmoid, softmax, sqrtsoftplus of their logits"):
+        router_scores(logits, indices, logits.abs().gather(1, indices))
+    with pytest.raises(ValueError, match="with one expert per token"):
+        router_scores(logits, indices[:, :1], torch.ones(2, 1))
+
+
 def test_recording_stops_with_the_block_and_keeps_the_latest_forward(model):
     tokens = torch.randint(0, 32, (1, 6))
     with record_routes(model) as routes:
@@ -87,7 +159,7 @@ def test_gradient_checkpointing_records_the_same_routes(model):
 
 
 def test_counts_leave_padding_out():
-    routes = Routes(indices=[torch.tensor([[0, 1], [0, 3], [2, 3]])], scores=[torch.zeros(3, 4)])
+    routes = Routes(indices=[torch.tensor([[0, 1], [0, 3], [2, 3]])], logits=[torch.zeros(3, 4)])
     assert routes.counts().tolist() == [[2, 1, 1, 2]]
     assert routes.counts(torch.tensor([[1, 1, 0]])).tolist() == [[2, 1, 0, 1]]
 
@@ -137,14 +209,25 @@ def test_sequence_balance_loss_is_equations_17_to_20():
             p = sum(s[t, i] / s[t].sum() for t in range(T)) / T
             total += f * p
         expected.append(alpha * total)
-    mask = torch.tensor([[1] * n + [0] * (length - n) for n in lengths])
-    loss = sequence_balance_loss(torch.tensor(scores), torch.tensor(indices), mask, alpha)
-    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-9)
+    sequences = torch.tensor([[i] * n + [-1] * (length - n) for i, n in enumerate(lengths)]).flatten()
+    flat = torch.tensor(scores).flatten(0, 1), torch.tensor(indices).flatten(0, 1)
+    loss = sequence_balance_loss(*flat, sequences, alpha)
+    assert loss.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_balance_loss_by_hand() -> None:
+    """Two tokens of one sequence, top-1 of 2 experts with scores (0.6, 0.2) and (0.9, 0.6), both to the first.
+
+    f = (2, 0), P = ((0.75 + 0.6) / 2, ...) = (0.675, 0.325), so L = alpha * 1.35.
+    """
+    scores = torch.tensor([[0.6, 0.2], [0.9, 0.6], [9.0, 1.0]])  # the third is padding
+    loss = sequence_balance_loss(scores, torch.tensor([[0], [0], [1]]), torch.tensor([0, 0, -1]), 0.1)
+    assert loss.tolist() == pytest.approx([0.135])
 
 
 def test_even_load_costs_alpha():
-    scores = torch.full((1, 2, 4), 0.5)
-    loss = sequence_balance_loss(scores, torch.tensor([[[0, 1], [2, 3]]]), torch.ones(1, 2), alpha=0.3)
+    scores, sequences = torch.full((2, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+    loss = sequence_balance_loss(scores, torch.tensor([[0, 1], [2, 3]]), sequences, alpha=0.3)
     assert loss.item() == pytest.approx(0.3)
 
 

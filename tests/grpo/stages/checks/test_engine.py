@@ -1,0 +1,60 @@
+"""An engine that computes with other weights than the trainer's is refused before the first step."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from grpo.recipe.data import DataConfig
+from grpo.stages.checks.engine import verify_engine
+from grpo.stages.problems import stream_of
+from rollout.engines.base import Publisher
+from rollout.engines.hf import HFEngine
+from tests.conftest import byte_tokenizer, save_tiny
+from tests.grpo.learner.policy_gradients import policy_for, recipe_for
+
+EXCHANGED = {"gate_proj": "up_proj", "up_proj": "gate_proj"}
+
+
+class WithExpertsExchanged:
+    """Sends each expert's gate as its up projection, and the other way round, as a wrong loader would read them."""
+
+    def __init__(self, engine: HFEngine) -> None:
+        self.engine = engine
+
+    def publish(self, weights: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
+        self.engine.publish(((self._name(name), tensor) for name, tensor in weights), policy_version)
+
+    def _name(self, name: str) -> str:
+        *path, projection, kind = name.split(".")
+        return ".".join([*path, EXCHANGED.get(projection, projection), kind]) if "experts" in path else name
+
+
+@pytest.fixture(scope="module")
+def tiny_qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = Qwen3MoeConfig(
+        **{"vocab_size": 263, "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
+        **{"num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 512},
+        **{"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258},
+    )
+    return save_tiny(Qwen3MoeForCausalLM(config), tmp_path_factory.mktemp("models") / "qwen3_moe")
+
+
+@pytest.mark.parametrize("family", ["tiny_v3", "tiny_qwen3_moe"])
+def test_experts_that_arrive_wrong_are_refused(family: str, request: pytest.FixtureRequest) -> None:
+    model = str(request.getfixturevalue(family))
+    policy = policy_for(recipe_for(model), Accelerator(cpu=True))
+    engine = HFEngine(model, dtype="float32", device="cpu", max_num_seqs=8, max_model_len=256)
+    data = DataConfig(task="countdown", template="{prompt}", max_prompt_length=200)
+    problems = stream_of(data, byte_tokenizer(), seed=0)
+
+    def verify(publisher: Publisher) -> None:
+        verify_engine(policy, engine, publisher, problems, step=0, temperature=1.0, bound=1e-3)
+
+    verify(engine)
+    with pytest.raises(ValueError, match="after it received the trainer's weights, and agreed before: they arrive wro"):
+        verify(WithExpertsExchanged(engine))
