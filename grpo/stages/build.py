@@ -32,7 +32,7 @@ from grpo.stages.mesh import process_mesh
 from grpo.stages.problems import prompter_of, source_of, training_stream
 from rewards.runner.score import Rewards
 from rollout.data.stream import PromptStream, held_out
-from rollout.engines.base import Engine, Publisher, load_tokenizer
+from rollout.engines.base import Engine, Publisher, Sleeper, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Parts:
     reference: Reference | AdapterReference | None  # None without a KL term
     engine: Engine
     publisher: Publisher
+    sleeper: Sleeper | None  # the engine, if it sleeps during updates
     report: Report
     totals: Totals
     first_step: int  # 0, or that of the checkpoint the run continues from
@@ -110,7 +111,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         load_adapters(model, checkpoint)
     if checkpoint:
         restore(accelerator, policy, checkpoint / checkpoints.STATE)
-    engine: Any = _engine(recipe, accelerator)  # both an Engine and a Publisher
+    engine: Any = _engine(recipe, accelerator)  # also a Publisher, and a Sleeper if it is to sleep
     verify_engine(
         policy,
         engine,
@@ -132,6 +133,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         reference=reference,
         engine=engine,
         publisher=engine,
+        sleeper=engine if recipe.rollout.sleep_level else None,
         report=report,
         totals=totals,
         first_step=first_step,
@@ -243,4 +245,5 @@ def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
         max_model_len=recipe.max_model_len,
         device=accelerator.device,
         servers=rollout.servers,
+        sleep_level=rollout.sleep_level,
     )

@@ -107,6 +107,9 @@ class Trainer:
         started = time.perf_counter()
         policy, reference = self.parts.policy, self.parts.reference
         groups = self.rollout()
+        if self.parts.sleeper is not None:
+            with self.report.phase("sync"):
+                self.parts.sleeper.sleep()  # until the weights are published
         samples, metrics = self.prepare(groups)
         steps = self.recipe.policy_gradient.steps_per_generation
         for index in range(steps):
