@@ -65,7 +65,5 @@ def test_without_a_level_vllm_stays_as_it_was(on_gpu: None, tiny_llama: Path) ->
 
 def test_a_sleep_level_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> None:
     monkeypatch.setattr(vllm_setup, "import_vllm", lambda: True)
-    with pytest.raises(
-        ValueError, match=r"rollout.sleep_level=1: vLLM sleeps on GPUs only.* Set rollout.sleep"
-    ):
+    with pytest.raises(ValueError, match=r"rollout.sleep_level=1: vLLM sleeps on GPUs only.* Set rollout.sleep"):
         VLLMEngine(str(tiny_llama), **CAPACITY, sleep_level=1)
