@@ -1,6 +1,6 @@
 """Faults of real vLLM servers on hosts of their own (network namespaces), and runs whose trainers are on others.
 
-    sudo python benchmarks/server_faults.py [--only hosts,stale,slow,hang,cut,update,kill,dead] [--seconds 20]
+    sudo python benchmarks/server_faults.py [--only hosts,stale,slow,hang,cut,update,half,kill,dead] [--seconds 20]
 
 Needs root and the package installed, as vLLM finds `grpo_file` by its entry point. Prints a line per fault: what was
 done, what the run did, and whether that is right. Every generation must give each group once, complete, and with the
@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo.model.weights import checkpoint_weights
@@ -33,6 +34,7 @@ from rollout.data.prompts import Prompter
 from rollout.data.sources import load_source
 from rollout.data.stream import held_out
 from rollout.engines.servers.engine import ServersEngine
+from rollout.engines.servers.plugin import checksum
 from rollout.engines.servers.settings import ServerSettings
 from rollout.types import Sampling
 
@@ -46,7 +48,7 @@ GROUPS, SIZE = 24, 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="hosts,stale,slow,hang,cut,update,kill,dead")
+    parser.add_argument("--only", default="hosts,stale,slow,hang,cut,update,half,kill,dead")
     parser.add_argument("--seconds", type=float, default=20, help="health_timeout; more on a busy machine")
     parser.add_argument("--links", type=float, default=30, help="seconds for which the link is cut")
     given = parser.parse_args()
@@ -61,7 +63,7 @@ def main() -> None:
         print(f"two servers are up after {time.monotonic() - started:.0f} s", flush=True)
         right = [report("hosts", *two_hosts(folder))] if "hosts" in chosen else []
         faults = Faults(servers, given.seconds, given.links)
-        for name in ("stale", "slow", "hang", "cut", "update", "kill"):
+        for name in ("stale", "slow", "hang", "cut", "update", "half", "kill"):
             if name in chosen:
                 right.append(report(name, *getattr(faults, name)()))
         faults.engine.close()
@@ -345,11 +347,31 @@ class Faults:
         link("a", "down")
         lost = self.publish()
         link("a", "up")
-        found, said, _ = self.sample()
+        found, _, _ = self.sample()
         kept_out = self.taken[url("a")] == 0
         back = self.publish()
         right = "left out" in lost and kept_out and "takes part again" in back
         return right, f"{lost.strip()}; then {self.same(found)}, none by it; after the next update: {back.strip()}"
+
+    def half(self) -> tuple[bool, str]:
+        """A trainer died in the middle of an update and left half of its weights, which are noise."""
+        weights = list(checkpoint_weights(self.model))[::2]
+        noise = {name: torch.randn_like(weight).contiguous() for name, weight in weights}
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            file = Path(folder) / "half.safetensors"
+            save_file(noise, file)
+            requests = {
+                "/pause?mode=keep": {},
+                "/init_weight_transfer_engine": {"init_info": {}},
+                "/start_weight_update": {},
+                "/update_weights": {"update_info": {"path": str(file), "crc32": checksum(file)}},
+            }
+            for path, body in requests.items():
+                httpx.post(url("a") + path, json=body, timeout=120).raise_for_status()
+        said = self.publish()
+        found, also, _ = self.sample()
+        right = not said + also and self.taken[url("a")] > 0 and found == self.expected
+        return right, f"{said + also or 'the next update is whole'}; {self.same(found)}"
 
     def kill(self) -> tuple[bool, str]:
         found, said, seconds = self.sample(lambda: send(self.processes["a"], signal.SIGKILL))
