@@ -51,6 +51,7 @@ class StartedServers:
         self._logs = tempfile.TemporaryDirectory(prefix="grpo-servers-")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._commands: list[tuple[Sequence[str], Mapping[str, str]]] = []
+        self._ended: list[subprocess.Popen[bytes]] = []
         self._revived: set[str] = set()
         ports = _free_ports(count)
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
@@ -73,22 +74,20 @@ class StartedServers:
             raise
 
     def revive(self, url: str) -> str:
-        """If the server has ended, why; the first time, it is started again, without waiting until it is up."""
+        """How the server has ended; "" if it runs. The first time, start it again, without waiting until it is up."""
         number = self.urls.index(url)
         process = self._processes[number]
         if process.poll() is None:
             return ""
-        last = self._end(number).splitlines()[-1:]
-        ended = f"ended with code {process.returncode}" + "".join(f" ({line.strip()[:200]})" for line in last)
+        ended = f"ended with code {process.returncode}"
+        if process not in self._ended:
+            self._ended.append(process)
+            again = "" if url in self._revived else "; it is started again, once, and takes part after an update"
+            print(f"server {url} {ended}{again}. Its last lines:\n{self._end(number)}", file=sys.stderr, flush=True)
         if url not in self._revived:
             self._revived.add(url)
             _signal(process, signal.SIGKILL)  # what is left of its group
             self._processes[number] = self._start(number)
-            print(
-                f"server {url} {ended}; it is started again, once, and takes part after an update",
-                file=sys.stderr,
-                flush=True,
-            )
         return ended
 
     def close(self) -> None:
