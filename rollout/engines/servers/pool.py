@@ -90,7 +90,7 @@ class Pool:
         return min(free, key=lambda server: (server.tokens + tokens) * (server.pace or fastest))
 
     def _fastest(self) -> float:
-        return min((server.pace for server in self.alive if server.pace), default=1.0)
+        return min((server.pace for server in self.servers if server.pace), default=1.0)
 
     def remeasure(self) -> None:
         """Half trust what was measured of slow servers, so that they get enough work to be measured again."""
