@@ -61,6 +61,13 @@ class HeldOut:
         Each process takes every num_processes-th prompt. gather: concatenates all processes' lists, on every process;
         None: accelerate's gather_object.
         """
+        rows = self.samples(engine, sampling, process_index=process_index, num_processes=num_processes)
+        return self.summary((gather or _gather_object)(rows) if num_processes > 1 else rows)
+
+    def samples(
+        self, engine: Engine, sampling: Sampling, *, process_index: int = 0, num_processes: int = 1
+    ) -> list[Row]:
+        """The graded completions of this process's prompts, every num_processes-th; no other process is waited for."""
         share = self.prompts[process_index::num_processes]
         rows: list[Row] = []
         for graded in self.grader.grade(engine.generate(share, sampling)):
@@ -74,8 +81,10 @@ class HeldOut:
                 prompt=problem.prompt,
                 reference_answer=self.grader.reference_answer(problem),
             )
-        if num_processes > 1:
-            rows = (gather or _gather_object)(rows)
+        return rows
+
+    def summary(self, rows: Sequence[Row]) -> Evaluation:
+        """The metrics of all processes' samples."""
         place = {prompt.problem.id: index for index, prompt in enumerate(self.prompts)}
         problems = by_problem(sorted(rows, key=lambda row: place[row["problem_id"]]))
         assert [samples[0]["problem_id"] for samples in problems] == list(place), "one group per problem"

@@ -95,6 +95,7 @@ class RolloutConfig(EngineSection):
 
     engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf, or server
     servers: ServersConfig | None = None  # for engine `server`
+    sleep_level: Literal[0, 1, 2] = 0  # vLLM on GPU frees its memory during updates, docs/engines.md
     problems_per_step: PositiveInt = 32  # problems per optimizer step, summed over processes
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
     max_completion_length: PositiveInt = 512
@@ -269,6 +270,11 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             "max_completion_length."
         )
     yield from server_conflicts(rollout.engine, rollout.servers)
+    if rollout.sleep_level and rollout.engine != "vllm":
+        yield (
+            f"rollout.sleep_level={rollout.sleep_level} with rollout.engine={rollout.engine}: only vLLM in the "
+            "trainer's process shares its GPU memory and can sleep. Set rollout.engine=vllm or rollout.sleep_level=0."
+        )
     if trainer.max_tokens_per_micro_batch < train_tokens:
         yield (
             f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: must hold a full-length "

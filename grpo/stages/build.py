@@ -34,7 +34,7 @@ from grpo.stages.mesh import process_mesh
 from grpo.stages.problems import prompter_of, source_of, training_stream
 from rewards.runner.score import Rewards
 from rollout.data.stream import PromptStream, held_out
-from rollout.engines.base import Engine, Publisher, load_tokenizer
+from rollout.engines.base import Engine, Publisher, Sleeper, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Parts:
     reference: Reference | AdapterReference | None  # None without a KL term
     engine: Engine
     publisher: Publisher
+    sleeper: Sleeper | None  # the engine, if it sleeps during updates
     report: Report
     totals: Totals
     entropy_bonus: EntropyBonus
@@ -116,7 +117,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         load_adapters(model, checkpoint)
     if checkpoint:
         restore(accelerator, policy, checkpoint / checkpoints.STATE)
-    engine: Any = _engine(recipe, accelerator)  # both an Engine and a Publisher
+    engine: Any = _engine(recipe, accelerator)  # also a Publisher, and a Sleeper if it is to sleep
     verify_engine(
         policy,
         engine,
@@ -138,6 +139,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         reference=reference,
         engine=engine,
         publisher=engine,
+        sleeper=engine if recipe.rollout.sleep_level else None,
         report=report,
         totals=totals,
         entropy_bonus=entropy_bonus,
@@ -250,4 +252,5 @@ def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
         max_model_len=recipe.max_model_len,
         device=accelerator.device,
         servers=rollout.servers,
+        sleep_level=rollout.sleep_level,
     )

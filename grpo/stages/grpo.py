@@ -52,7 +52,7 @@ def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
         parts = build(recipe, reward_functions)
     except RunError:
         raise
-    except (ValueError, OSError) as error:  # OSError: files of the model
+    except (ValueError, OSError, EngineLostError) as error:  # OSError: files of the model
         raise RefusedError(str(error)) from error
     with closing(parts), keeping_newest_on_failure(parts):
         return Trainer(parts).train()
@@ -107,6 +107,9 @@ class Trainer:
         started = time.perf_counter()
         policy, reference = self.parts.policy, self.parts.reference
         groups = self.rollout()
+        if self.parts.sleeper is not None:
+            with self.report.phase("sync"):
+                self.parts.sleeper.sleep()  # until the weights are published
         samples, metrics = self.prepare(groups)
         steps = self.recipe.policy_gradient.steps_per_generation
         for index in range(steps):
@@ -193,18 +196,25 @@ class Trainer:
     # -- around the loop
 
     def evaluate(self) -> None:
-        """pass@1, pass@k and cons@k on the held-out problems."""
+        """pass@1, pass@k and cons@k on the held-out problems.
+
+        Raises:
+            RunError: the engine was lost.
+        """
         if not self.parts.held_out:
             return
-        processes, metrics = self.parts.accelerator, {}
+        processes, rows, lost = self.parts.accelerator, [], ""
+        share = {"process_index": processes.process_index, "num_processes": processes.num_processes}
         with self.report.phase("evaluate"):
-            for held_out in self.parts.held_out:
-                metrics |= held_out.evaluate(
-                    self.parts.engine,
-                    self.recipe.evaluation_sampling(),
-                    process_index=processes.process_index,
-                    num_processes=processes.num_processes,
-                ).metrics
+            try:
+                sampling = self.recipe.evaluation_sampling()
+                rows = [held_out.samples(self.parts.engine, sampling, **share) for held_out in self.parts.held_out]
+            except EngineLostError as error:
+                lost = str(error)
+        self._stop_if_lost(lost)
+        metrics: dict[str, float] = {}
+        for held_out, own in zip(self.parts.held_out, rows, strict=True):
+            metrics |= held_out.summary(gather_object(own)).metrics
         self.report.log_evaluation(self.step, metrics)
         first = self.parts.held_out[0].name
         self.score = metrics.get(f"eval/{first}/pass@1" if first else "eval/pass@1")
@@ -215,7 +225,7 @@ class Trainer:
             self.saved = save(self.parts, self.step, self.score)
 
     def _stop_if_lost(self, lost: str, position: dict[str, Any] | None = None) -> None:
-        """If any process has lost the engine, save in all of them and stop.
+        """If any process has lost the engine, save what has been trained in all of them and stop.
 
         position: that of the problems before the lost rollout, from which a resumed run takes them again.
 
@@ -227,7 +237,7 @@ class Trainer:
             return
         if position is not None:
             self.parts.problems.load_state_dict(position)
-        if not checkpoint_path(self.recipe.output_dir, self.step).exists():
+        if self.step > self.parts.first_step and not checkpoint_path(self.recipe.output_dir, self.step).exists():
             self.save()
         raise RunError(f"stopped at step {self.step}: {lost}. Continue with trainer.resume_from_checkpoint=true.")
 

@@ -90,6 +90,7 @@ def engine(
     device: Device | str,
     base_url: str | None = None,
     servers: ServersConfig | None = None,
+    sleep_level: int = 0,
 ) -> Engine:
     """The named engine with the model loaded, in the model's precision."""
     return build_engine(
@@ -102,6 +103,7 @@ def engine(
         kv_cache_gib=section.kv_cache_gib,
         gpu_memory_utilization=section.gpu_memory_utilization,
         vllm_options=section.vllm_options,
+        sleep_level=sleep_level,
         base_url=base_url,
         servers=ServerSettings(**dict(servers)) if servers else None,
         revision=model.revision,

@@ -50,6 +50,14 @@ class Publisher(Protocol):
         ...
 
 
+class Sleeper(Protocol):
+    """An engine in the trainer's process that can give its GPU memory back during an update."""
+
+    def sleep(self) -> None:
+        """Free the memory until the next `publish`; nothing is generated before it."""
+        ...
+
+
 def request_seed(sampling: Sampling, prompt: Prompt) -> int:
     """A 63-bit seed for one prompt's group, independent of machine, number of processes and prompt order."""
     key = f"{sampling.seed}/{prompt.problem.id}".encode()

@@ -65,6 +65,7 @@ def build_engine(
     kv_cache_gib: float,
     gpu_memory_utilization: float,
     vllm_options: dict[str, Any],
+    sleep_level: int = 0,
     base_url: str | None = None,
     servers: ServerSettings | None = None,
     revision: str | None = None,
@@ -82,6 +83,7 @@ def build_engine(
         kv_cache_gib: vLLM's KV cache on CPU, in GiB.
         gpu_memory_utilization: fraction of GPU memory vLLM uses for weights and KV cache.
         vllm_options: further arguments of `vllm.LLM`.
+        sleep_level: of "vllm", see `VLLMEngine`.
         base_url: URL of the server, including /v1; for "server" that only samples.
         servers: for "server" that trains.
 
@@ -96,6 +98,7 @@ def build_engine(
         "kv_cache_gib": kv_cache_gib,
         "gpu_memory_utilization": gpu_memory_utilization,
         "vllm_options": vllm_options,
+        "sleep_level": sleep_level,
         "base_url": base_url,
         "servers": servers,
         "revision": revision,

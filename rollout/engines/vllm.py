@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class VLLMEngine:
-    """`rollout.engines.base.Engine` and `Publisher` on vLLM.
+    """`rollout.engines.base.Engine`, `Publisher` and `Sleeper` on vLLM.
 
     With several trainer processes (an initialised torch.distributed group), construct it in all of them at once: vLLM
     creates its process groups collectively. After that, each process generates independently.
@@ -41,11 +41,13 @@ class VLLMEngine:
         kv_cache_gib: KV cache size on CPU, in GiB.
         gpu_memory_utilization: fraction of GPU memory for weights and KV cache.
         vllm_options: further arguments of `vllm.LLM`, which override what is set here.
+        sleep_level: what `sleep` frees, on GPU: the KV cache, and the weights, which 1 keeps in CPU memory and 2 drops.
+            0: there is no `sleep`.
         seed: vLLM seeds the process's global random generators with it at start-up. Samples do not depend on it.
 
     Raises:
-        ValueError: vLLM is not installed, the model's config lacks a key or has an unsupported head size, or the KV
-            cache does not fit.
+        ValueError: vLLM is not installed, the model's config lacks a key or has an unsupported head size, the KV
+            cache does not fit, or there is a sleep level on a CPU.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class VLLMEngine:
         kv_cache_gib: float,
         gpu_memory_utilization: float,
         vllm_options: dict[str, Any] | None = None,
+        sleep_level: int = 0,
         revision: str | None = None,
         trust_remote_code: bool = False,
         seed: int = 0,
@@ -73,9 +76,11 @@ class VLLMEngine:
             kv_cache_gib=kv_cache_gib,
             gpu_memory_utilization=gpu_memory_utilization,
             vllm_options=vllm_options,
+            sleep_level=sleep_level,
             source=source,
             seed=seed,
         )
+        self._sleep_level, self._asleep = sleep_level, False
         self._max_model_len = max_model_len
         self._tokenizer = load_tokenizer(model_path, **source)
         self._end_ids = end_token_ids(model_path, self._tokenizer, source["revision"])
@@ -147,10 +152,21 @@ class VLLMEngine:
 
     def publish(self, weights: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
         """Sample with these weights from now on; `grpo.model.weights.checkpoint_weights(model)` gives them."""
+        if self._asleep:
+            free_memory()  # what the trainer's allocator keeps is in the way
+            self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.collective_rpc(repack_for_cpu)
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])  # last: sharded weights are gathered while they are sent
+            self._asleep = False
         self._llm.reset_prefix_cache()
         self._policy_version = policy_version
+
+    def sleep(self) -> None:
+        """Free GPU memory until the next `publish`; see `Sleeper`."""
+        self._llm.sleep(level=self._sleep_level)
+        self._asleep = True
 
     def close(self) -> None:
         """Stop the engine and free its memory."""

@@ -40,6 +40,7 @@ def start(
     kv_cache_gib: float,
     gpu_memory_utilization: float,
     vllm_options: dict[str, Any],
+    sleep_level: int,
     source: dict[str, Any],
     seed: int,
 ) -> "LLM":
@@ -60,6 +61,13 @@ def start(
         "generation_config": "vllm",
         "use_tqdm_on_load": False,
     }
+    if sleep_level and on_cpu:
+        raise ValueError(
+            f"rollout.sleep_level={sleep_level}: vLLM sleeps on GPUs only, and it runs on the CPU here. "
+            "Set rollout.sleep_level=0."
+        )
+    if sleep_level:
+        options["enable_sleep_mode"] = True
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         options["distributed_executor_backend"] = "external_launcher"
     if on_cpu:

@@ -26,6 +26,7 @@ from grpo.stages.distillation.teachers import Teachers, check_column, check_toke
 from grpo.stages.grpo import Trainer
 from grpo.stages.saving import keeping_newest_on_failure
 from rewards.runner.score import ScoredGroup
+from rollout.engines.base import EngineLostError
 
 
 def distill(recipe: OPDRecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
@@ -52,7 +53,7 @@ def _refusals() -> Iterator[None]:
         yield
     except RunError:
         raise
-    except ValueError as error:
+    except (ValueError, EngineLostError) as error:
         raise RefusedError(str(error)) from error
 
 

@@ -9,7 +9,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(parent: str, *command: str) -> None:
-    """Have the kernel send SIGTERM when the parent dies, then become the command."""
+    """Have the kernel send SIGTERM when the parent dies, or its thread that started this, then become the command."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):  # it died before the call
         sys.exit(1)

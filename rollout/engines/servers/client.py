@@ -1,6 +1,8 @@
 """One vLLM server that trains, over HTTP. docs/engines.md says how to start one."""
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ class Server:
         sequences: completions that this process waits for.
         tokens: upper bound of the tokens in them.
         tasks: the requests, cancelled when the server is left out.
+        pace: seconds per token of a completion, lately; 0: nothing has been measured.
     """
 
     def __init__(self, url: str, client: httpx.AsyncClient, settings: ServerSettings) -> None:
@@ -30,11 +33,16 @@ class Server:
         self.lost = ""
         self.sequences = self.tokens = 0
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.pace = 0.0
         self._client, self._settings = client, settings
 
     async def generate(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The choices of one request to the token-in, token-out API."""
+        started = time.monotonic()
         reply = await self._ask("POST", "/inference/v1/generate", body, self._settings.request_timeout)
+        longest = max((len(choice["token_ids"]) for choice in reply["choices"]), default=0)
+        pace = (time.monotonic() - started) / max(longest, 1)
+        self.pace = (3 * self.pace + pace) / 4 if self.pace else pace
         return reply["choices"]
 
     async def check_health(self, timeout: float | None = None) -> None:
@@ -44,6 +52,14 @@ class Server:
     async def weight_version(self) -> str:
         """The label of the weights it samples with."""
         return (await self._ask("GET", "/weight_info", None, self._settings.health_timeout))["weight_version"]
+
+    async def samples_with(self, label: str) -> bool:
+        """Whether it has these weights ("": any) and samples; an update that broke off may have left it frozen."""
+        if label and await self.weight_version() != label:
+            return False
+        if (await self._ask("GET", "/is_paused", None, self._settings.health_timeout))["is_paused"]:
+            await self.resume(label)
+        return True
 
     async def world_size(self) -> int:
         """Processes that hold the model."""
@@ -57,11 +73,20 @@ class Server:
         """Take weights from files, given with their checksums, and say that they are there."""
         await self.pause()
         await self.update("/init_weight_transfer_engine", {"init_info": {}})
-        await self.update("/start_weight_update")
+        await self._start_update()
         for path, crc32 in files:
             await self.update("/update_weights", {"update_info": {"path": str(path), "crc32": crc32}})
         await self.update("/finish_weight_update", {"weight_version": label})
         await self.resume(label)
+
+    async def _start_update(self) -> None:
+        try:
+            await self.update("/start_weight_update")
+        except ServerLostError:
+            # An earlier update, maybe of another trainer, broke off and is still open. One that fails ends it.
+            with contextlib.suppress(ServerLostError, ValueError):
+                await self.update("/update_weights", {"update_info": {"path": "", "crc32": 0}})
+            await self.update("/start_weight_update")
 
     async def pause(self) -> None:
         """Freeze the requests it has; they continue on `resume`."""
@@ -75,7 +100,7 @@ class Server:
         """
         await self.update("/reset_prefix_cache?reset_running_requests=true")
         await self.update("/resume")
-        if (found := await self.weight_version()) != label:
+        if label and (found := await self.weight_version()) != label:
             raise ServerLostError(f"{self.url} has weights {found!r} after the update to {label!r}")
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float) -> Any:

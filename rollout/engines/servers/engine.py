@@ -4,7 +4,7 @@ A group is one request, so its prompt is computed once, and its seeds are those 
 sampled does not depend on the server. A request that fails is sent again whole, so a group is complete or not there,
 and none comes twice. Every completion says which weights sampled it, and any but the published ones are refused.
 
-Left out: starting a lost server again, LoRA adapters, updates during a generation.
+Left out: LoRA adapters, updates during a generation.
 """
 
 import asyncio
@@ -88,21 +88,29 @@ class ServersEngine:
                     model_path,
                     options,
                     timeout=servers.start_timeout,
+                    api_key_env=servers.api_key_env,
                     revision=revision,
                     trust_remote_code=trust_remote_code,
                 )
             return self._started.urls if self._started else servers.urls
 
+        headers = _authorization(servers)
         found, self._run_id = self._on_main(lambda: (urls(), secrets.token_hex(4)))
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="servers", daemon=True).start()
-        self._client = httpx.AsyncClient(headers=_authorization(servers), limits=httpx.Limits(max_connections=None))
-        self._pool = Pool([Server(url, self._client, servers) for url in found], servers, max_num_seqs)
+        self._client = httpx.AsyncClient(headers=headers, limits=httpx.Limits(max_connections=None))
+        self._pool = Pool(
+            [Server(url, self._client, servers) for url in found],
+            servers,
+            max_num_seqs,
+            revive=self._started.revive if self._started else None,
+        )
+        self._run(self._check_servers())
         if servers.weights == "nccl":
             self._transfer: FileTransfer | NCCLTransfer = NCCLTransfer(self._run, self._rank)
         else:
-            self._transfer = FileTransfer(servers.weights_dir) if self._rank == 0 else _Discard()
-        self._run(self._check_servers())
+            folder = self._on_main(lambda: FileTransfer.make_folder(servers.weights_dir))
+            self._transfer = FileTransfer(folder) if self._rank == 0 else _Discard()
 
     async def _check_servers(self) -> None:
         """All servers must be there at the start, and have been started for training."""
@@ -147,6 +155,7 @@ class ServersEngine:
 
         # Longest first, as in the in-process engine.
         pairs = sorted(zip(prompts, budgets, strict=True), key=lambda pair: -len(pair[0].token_ids))
+        self._pool.remeasure()
         watch = asyncio.create_task(self._pool.watch())
         groups = [asyncio.create_task(one(prompt, budget)) for prompt, budget in pairs]
         try:
@@ -211,15 +220,19 @@ class ServersEngine:
         """Send the weights to every server and check that it has them. All trainer processes call it together.
 
         Raises:
-            EngineLostError: no server has taken them.
+            EngineLostError: no server has taken them, or they could not be written.
         """
         label = f"{self._run_id}/{policy_version}"
         if isinstance(self._transfer, NCCLTransfer):
             self._publish_nccl(self._transfer, weights, label)
         else:
-            files = self._transfer.write(weights)
-            self._on_main(lambda: self._run(self._load(files, label)))
-            self._transfer.delete(files)
+            written: Future[list[tuple[Path, int]]] = Future()
+            try:
+                written.set_result(self._transfer.write(weights))
+            except EngineLostError as error:  # in the main process, while the others wait for it below
+                written.set_exception(error)
+            self._on_main(lambda: self._run(self._load(written.result(), label)))
+            self._transfer.delete(written.result())
         self._policy_version, self._label, self._pool.label = policy_version, label, label
 
     async def _load(self, files: Sequence[tuple[Path, int]], label: str) -> None:
@@ -231,6 +244,7 @@ class ServersEngine:
                 await self._pool.take_back(server)
             except (ServerLostError, ValueError) as error:
                 self._pool.leave_out(server, str(error))
+            self._pool.look_after(server)
 
         await asyncio.gather(*map(load, self._pool.servers))
         if not self._pool.alive:
@@ -263,12 +277,12 @@ class ServersEngine:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _on_main(self, work: Any) -> Any:
-        """The result of `work`, done by the main process, in all of them; all raise the error it raises."""
+        """The result of `work`, done by the main process, in all of them; all raise any error it raises."""
         result: list[Any] = [None, None]
         if self._rank == 0:
             try:
                 result[0] = work()
-            except (ValueError, EngineLostError) as error:
+            except Exception as error:
                 result[1] = error
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             torch.distributed.broadcast_object_list(result)
@@ -281,7 +295,7 @@ class _Discard(FileTransfer):
     """What the other processes do in an update: take part in gathering sharded weights."""
 
     def __init__(self) -> None:
-        pass
+        super().__init__(Path())
 
     def write(self, weights: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[Path, int]]:
         for _ in weights:

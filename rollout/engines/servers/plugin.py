@@ -46,12 +46,16 @@ def register() -> None:
     class FileEngine(WeightTransferEngine[FileInit, FileUpdate]):
         init_info_cls = FileInit
         update_info_cls = FileUpdate
+        is_open = False  # an update has begun and not finished
 
         def init_transfer_engine(self, init_info: FileInit) -> None:
             pass
 
         def start_weight_update(self) -> None:
+            if self.is_open:  # one that broke off: the weights it has loaded would count as this one's
+                finalize_layerwise_reload(self.model, self.model_config)
             initialize_layerwise_reload(self.model)
+            self.is_open = True
 
         def update_weights(self, update_info: dict[str, object]) -> None:
             self.receive_weights(self.parse_update_info(update_info))
@@ -68,6 +72,7 @@ def register() -> None:
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
+            self.is_open = False
             if self.device.type == "cpu":
                 repack_model_for_cpu(self.model)
 

@@ -1,8 +1,9 @@
 """Which server gets the next group, and what happens when a server fails.
 
-A group goes to the server with the fewest outstanding tokens among those that have room, so a slow server gets less.
-A server that does not answer is left out and its groups go to the others. It is asked again every few seconds, and
-takes part again once it answers and has the right weights; one that has missed an update gets them with the next.
+A group goes to the server that would be done with it first, among those that have room: outstanding tokens times the
+time that a token took there lately, so a slow server gets less. A server that does not answer is left out and its
+groups go to the others. It is asked again every few seconds, and takes part again once it answers and has the right
+weights; one that has missed an update gets them with the next.
 """
 
 import asyncio
@@ -22,11 +23,19 @@ T = TypeVar("T")
 class Pool:
     """The servers, as one process sees them. All methods run in the engine's event loop.
 
+    revive: if the process of the server with this URL has ended, starts it again and says why it ended; else "".
     label: that of the weights a server must have to come back; empty: any.
     """
 
-    def __init__(self, servers: Sequence[Server], settings: ServerSettings, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        settings: ServerSettings,
+        max_num_seqs: int,
+        revive: Callable[[str], str] | None = None,
+    ) -> None:
         self.servers, self.label = list(servers), ""
+        self._revive = revive
         self._settings, self._max_num_seqs = settings, max_num_seqs
         self._changed = asyncio.Condition()
 
@@ -42,7 +51,7 @@ class Pool:
             EngineLostError: no server is left, for longer than settings.patience.
         """
         while True:
-            server = await self._with_room(sequences)
+            server = await self._with_room(sequences, tokens)
             server.sequences += sequences
             server.tokens += tokens
             task = asyncio.ensure_future(work(server))
@@ -62,7 +71,7 @@ class Pool:
                 async with self._changed:
                     self._changed.notify_all()
 
-    async def _with_room(self, sequences: int) -> Server:
+    async def _with_room(self, sequences: int, tokens: int) -> Server:
         def with_room() -> list[Server]:
             most = max(self._max_num_seqs, sequences)
             return [server for server in self.alive if server.sequences + sequences <= most]
@@ -77,7 +86,17 @@ class Pool:
                         await self._changed.wait_for(lambda: bool(self.alive))
                 except TimeoutError:
                     raise EngineLostError(self.obituary()) from None
-        return min(free, key=lambda server: server.tokens)
+        fastest = self._fastest()
+        return min(free, key=lambda server: (server.tokens + tokens) * (server.pace or fastest))
+
+    def _fastest(self) -> float:
+        return min((server.pace for server in self.servers if server.pace), default=1.0)
+
+    def remeasure(self) -> None:
+        """Half trust what was measured of slow servers, so that they get enough work to be measured again."""
+        fastest = self._fastest()
+        for server in self.servers:
+            server.pace = (server.pace + fastest) / 2 if server.pace else 0.0
 
     def obituary(self) -> str:
         """Why no server is left."""
@@ -91,6 +110,11 @@ class Pool:
         print(f"warning: server {server.url} is left out: {reason}", file=sys.stderr, flush=True)
         for task in list(server.tasks):
             task.cancel()
+
+    def look_after(self, server: Server) -> None:
+        """If the process of a server that was started here has ended, start it again and keep the reason."""
+        if server.lost and self._revive and (ended := self._revive(server.url)):
+            server.lost = f"{server.url} {ended}"
 
     async def take_back(self, server: Server) -> None:
         """Give the server work again."""
@@ -111,7 +135,8 @@ class Pool:
             await asyncio.sleep(PROBE_INTERVAL)
             try:
                 await server.check_health()
-                if server.lost and self.label in ("", await server.weight_version()):
+                if server.lost and await server.samples_with(self.label):
                     await self.take_back(server)
             except (ServerLostError, ValueError) as error:
                 self.leave_out(server, str(error))
+            self.look_after(server)

@@ -1,7 +1,7 @@
 """Servers of our own on this machine: started, waited for, and ended with the run.
 
 A server is a process group of its own, so that Ctrl-C reaches the trainer alone; it ends when the trainer closes it,
-and by the kernel's signal when the trainer dies.
+and by the kernel's signal when the trainer dies. One that dies itself is started once more.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ class StartedServers:
     Args:
         options: vLLM's engine arguments, named as those of vllm.LLM.
         timeout: seconds until all must be up.
+        api_key_env: environment variable with the key that they require; None: none.
 
     Raises:
         ValueError: a server ended or was not up in time; with the end of its output.
@@ -42,11 +43,16 @@ class StartedServers:
         options: Mapping[str, Any],
         *,
         timeout: float,
+        api_key_env: str | None,
         revision: str | None,
         trust_remote_code: bool,
     ) -> None:
+        _check_one_machine(count)
         self._logs = tempfile.TemporaryDirectory(prefix="grpo-servers-")
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._commands: list[tuple[Sequence[str], Mapping[str, str]]] = []
+        self._ended: list[subprocess.Popen[bytes]] = []
+        self._revived: set[str] = set()
         ports = _free_ports(count)
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
         try:
@@ -59,11 +65,30 @@ class StartedServers:
                     trust_remote_code=trust_remote_code,
                 )
                 environment |= _share(number, count)
-                self._start(number, command, environment)
+                environment["VLLM_API_KEY"] = os.environ[api_key_env] if api_key_env else ""
+                self._commands.append((command, environment))
+                self._processes.append(self._start(number))
             self._wait(timeout)
         except BaseException:
             self.close()
             raise
+
+    def revive(self, url: str) -> str:
+        """How the server has ended; "" if it runs. The first time, start it again, without waiting until it is up."""
+        number = self.urls.index(url)
+        process = self._processes[number]
+        if process.poll() is None:
+            return ""
+        ended = f"ended with code {process.returncode}"
+        if process not in self._ended:
+            self._ended.append(process)
+            again = "" if url in self._revived else "; it is started again, once, and takes part after an update"
+            print(f"server {url} {ended}{again}. Its last lines:\n{self._end(number)}", file=sys.stderr, flush=True)
+        if url not in self._revived:
+            self._revived.add(url)
+            _signal(process, signal.SIGKILL)  # what is left of its group
+            self._processes[number] = self._start(number)
+        return ended
 
     def close(self) -> None:
         """End the servers and their processes."""
@@ -77,13 +102,12 @@ class StartedServers:
             process.wait()
         self._logs.cleanup()
 
-    def _start(self, number: int, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        command, environment = self._commands[number]
         child = [sys.executable, "-m", "rollout.engines.servers.child", str(os.getpid()), *command]
         with self._log(number).open("wb") as log:
-            self._processes.append(
-                subprocess.Popen(
-                    child, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-                )
+            return subprocess.Popen(
+                child, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def _wait(self, timeout: float) -> None:
@@ -112,6 +136,16 @@ class StartedServers:
 
     def _end(self, number: int) -> str:
         return "\n".join(self._log(number).read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+
+
+def _check_one_machine(count: int) -> None:
+    processes, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if processes > here:
+        raise ValueError(
+            f"rollout.servers.start={count}: servers started by the run are reached from their machine only, and "
+            f"{processes - here} of {processes} trainer processes are on others. Start servers with `grpo serve MODEL "
+            "--for-training` and list them: rollout.servers=[http://host:8000]."
+        )
 
 
 def _command_line(options: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollout.engines.base import EngineLostError
 from rollout.engines.servers.client import Server
 from rollout.engines.servers.plugin import checksum
 
@@ -24,19 +25,39 @@ FILE_BYTES = 2**30  # weights are copied and written in files of about this size
 class FileTransfer:
     """Weights as safetensors files, deleted once the servers have them."""
 
-    def __init__(self, folder: str | None) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="grpo-weights-", dir=folder or SHARED_MEMORY))
-        self._folder.chmod(0o755)  # a server may run as another user
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @staticmethod
+    def make_folder(parent: str | None) -> Path:
+        """A folder for one run's weights, by default in shared memory."""
+        folder = Path(tempfile.mkdtemp(prefix="grpo-weights-", dir=parent or SHARED_MEMORY))
+        folder.chmod(0o755)  # a server may run as another user
+        return folder
 
     def write(self, weights: "Iterable[tuple[str, Tensor]]") -> list[tuple[Path, int]]:
-        """Write the weights; returns files and their checksums."""
+        """Write the weights; returns files and their checksums.
+
+        Raises:
+            EngineLostError: they could not be written. All weights are taken first: other processes count on it.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         files = []
-        for number, part in enumerate(_parts(weights)):
-            path = self._folder / f"{number}.safetensors"
-            save_file(part, path)
-            files.append((path, checksum(path)))
+        weights = iter(weights)
+        try:
+            for number, part in enumerate(_parts(weights)):
+                path = self._folder / f"{number}.safetensors"
+                save_file(part, path)
+                files.append((path, checksum(path)))
+        except (OSError, SafetensorError) as error:
+            for _ in weights:
+                pass
+            raise EngineLostError(
+                f"the weights for the servers could not be written to {self._folder}: {error}. "
+                "Free space there, or name another folder in rollout.servers.weights_dir"
+            ) from error
         return files
 
     def delete(self, files: Sequence[tuple[Path, int]]) -> None:

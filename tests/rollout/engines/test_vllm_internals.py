@@ -40,6 +40,8 @@ def engine(vllm_v3: VLLMEngine) -> VLLMEngine:
         ("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrapper"),
         ("vllm.v1.attention.backends.cpu_attn", "CPUAttentionBackend.get_supported_head_sizes"),
         ("vllm.model_executor.layers.vocab_parallel_embedding", "ParallelLMHead"),
+        ("vllm", "LLM.sleep"),
+        ("vllm", "LLM.wake_up"),
         ("vllm.v1.worker.gpu_worker", "Worker.reload_weights"),
         ("vllm.v1.worker.cpu_worker", "CPUWorker.reload_weights"),
         ("vllm.v1.worker.cpu_worker", "CPUWorker.get_model"),

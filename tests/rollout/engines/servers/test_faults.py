@@ -1,18 +1,24 @@
 """Servers that die, hang, return, or have the wrong weights: over real HTTP, against a server with vLLM's API."""
 
+import asyncio
 import json
+import resource
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rollout.engines.base import EngineLostError
 from rollout.engines.servers import pool
+from rollout.engines.servers.client import Server
 from rollout.engines.servers.engine import ServersEngine
 from rollout.engines.servers.plugin import checksum
 from rollout.engines.servers.settings import ServerSettings
@@ -24,10 +30,15 @@ WEIGHTS = [("a", torch.arange(6.0).view(2, 3)), ("b", torch.ones(2, dtype=torch.
 
 
 class FakeServer:
-    """vLLM's routes. `fault` answers a generation request instead: None, or "drop", "hang", "stale", "short"."""
+    """vLLM's routes.
+
+    fault: answers a generation request instead: "", or "drop", "hang", "stale", "short".
+    breaks: the route of the weight-transfer API that drops the connection, once.
+    """
 
     def __init__(self) -> None:
-        self.version, self.fault, self.health = "default", "", 200
+        self.version, self.fault, self.health, self.breaks, self.key = "default", "", 200, "", ""
+        self.is_updating = self.is_paused = False
         self.loaded: dict[str, torch.Tensor] = {}
         self.seen: list[list[int]] = []
         self.paths: list[str] = []
@@ -39,6 +50,8 @@ class FakeServer:
             def do_GET(self) -> None:
                 if self.path == "/weight_info":
                     self.reply(200, {"weight_version": state.version})
+                elif self.path == "/is_paused":
+                    self.reply(200, {"is_paused": state.is_paused})
                 else:
                     self.reply(state.health, {})
 
@@ -49,15 +62,36 @@ class FakeServer:
                     self.generate(body)
                 elif not state.takes_weights:
                     self.reply(500, {})
+                elif state.breaks == state.paths[-1]:
+                    state.breaks = ""
+                    self.close_connection = True
                 else:
-                    if info := body.get("update_info"):
-                        assert checksum(Path(info["path"])) == info["crc32"]
-                        state.loaded = load_file(info["path"])
-                    state.version = body.get("weight_version", state.version)
-                    self.reply(200, {})
+                    self.reply(200 if self.update(state.paths[-1], body) else 500, {})
+
+            def update(self, path: str, body: dict[str, Any]) -> bool:
+                """Whether vLLM would accept it: an update that is open refuses another, and one that fails is over."""
+                if path in ("/pause", "/resume"):
+                    state.is_paused = path == "/pause"
+                elif path == "/start_weight_update":
+                    accepted, state.is_updating = not state.is_updating, True
+                    return accepted
+                elif path == "/update_weights":
+                    info = body["update_info"]
+                    if not info["path"]:
+                        state.is_updating = False
+                        return False
+                    assert checksum(Path(info["path"])) == info["crc32"]
+                    state.loaded = load_file(info["path"])
+                elif path == "/finish_weight_update":
+                    state.version, state.is_updating = body["weight_version"], False
+                return True
 
             def generate(self, body: dict[str, Any]) -> None:
                 state.seen.append(body["token_ids"])
+                if state.key and self.headers.get("Authorization") != f"Bearer {state.key}":
+                    self.reply(401, {"error": "Unauthorized"})
+                    return
+                assert not state.is_paused, "vLLM would not answer"
                 if state.fault == "drop":
                     self.close_connection = True
                     return
@@ -102,14 +136,11 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeServer]]:
         server.http.server_close()
 
 
-@pytest.fixture
-def engine(servers: list[FakeServer], tiny_llama: Path, tmp_path: Path) -> Iterator[ServersEngine]:
-    settings = ServerSettings(
-        urls=[server.url for server in servers], weights_dir=str(tmp_path), patience=0.3, health_timeout=20
-    )
-    built = ServersEngine(
-        str(tiny_llama),
-        servers=settings,
+def connect(model: Path, urls: list[str], weights_dir: Path, **settings: Any) -> ServersEngine:
+    defaults: dict[str, Any] = {"patience": 60, "health_timeout": 20}
+    return ServersEngine(
+        str(model),
+        servers=ServerSettings(urls=urls, weights_dir=str(weights_dir), **(defaults | settings)),
         dtype="float32",
         max_model_len=32,
         max_num_seqs=4,
@@ -117,6 +148,11 @@ def engine(servers: list[FakeServer], tiny_llama: Path, tmp_path: Path) -> Itera
         gpu_memory_utilization=0.1,
         vllm_options={},
     )
+
+
+@pytest.fixture
+def engine(servers: list[FakeServer], tiny_llama: Path, tmp_path: Path) -> Iterator[ServersEngine]:
+    built = connect(tiny_llama, [server.url for server in servers], tmp_path)
     yield built
     built.close()
 
@@ -189,13 +225,119 @@ def test_a_server_that_comes_back_within_patience_saves_the_rollout(
 
 @pytest.mark.parametrize("act", [sampled, lambda engine: engine.publish(iter(WEIGHTS), 2)])
 def test_losing_all_servers_is_one_sentence(
-    engine: ServersEngine, servers: list[FakeServer], act: Callable[[ServersEngine], object]
+    servers: list[FakeServer], tiny_llama: Path, tmp_path: Path, act: Callable[[ServersEngine], object]
 ) -> None:
+    with closing(connect(tiny_llama, [server.url for server in servers], tmp_path, patience=0.1)) as engine:
+        engine.publish(iter(WEIGHTS), 1)
+        for server in servers:
+            server.fault, server.health, server.takes_weights = "drop", 500, False
+        with pytest.raises(EngineLostError, match=r"no server is left: http.*; http"):
+            act(engine)
+
+
+@pytest.mark.parametrize("route", ["/start_weight_update", "/update_weights", "/finish_weight_update"])
+def test_an_update_that_broke_off_does_not_block_the_next(
+    engine: ServersEngine, servers: list[FakeServer], route: str
+) -> None:
+    servers[0].breaks = route
+    servers[0].is_updating = route == "/start_weight_update"  # by an earlier trainer
     engine.publish(iter(WEIGHTS), 1)
+    engine.publish(iter(WEIGHTS), 2)
+    assert [server.version.rpartition("/")[2] for server in servers] == ["2", "2"]
+    sampled(engine)
+    assert servers[0].seen
+
+
+def test_a_server_left_frozen_by_an_update_is_woken_before_it_samples(
+    engine: ServersEngine, servers: list[FakeServer]
+) -> None:
+    servers[0].breaks = "/resume"
+    engine.publish(iter(WEIGHTS), 1)
+    assert servers[0].is_paused and servers[0].version == servers[1].version
+    servers[1].fault, servers[1].health = "drop", 500  # so that the first must come back
+    sampled(engine)
+    assert not servers[0].is_paused
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file grows beyond 64 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+FULL = r"the weights for the servers could not be written to .*grpo-weights-.*too large.*rollout.servers.weights_dir"
+
+
+def test_weights_that_cannot_be_written_are_one_sentence_and_all_taken(
+    engine: ServersEngine, servers: list[FakeServer]
+) -> None:
+    weights = iter(WEIGHTS)
+    with full_disk(), pytest.raises(EngineLostError, match=FULL):
+        engine.publish(weights, 1)
+    assert next(weights, None) is None  # other processes gather their shares of them
+    assert servers[0].paths == []
+
+
+def _publish_from(rank: int, rendezvous: str, model: Path, url: str, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    engine = connect(model, [url], folder)
+    with pytest.raises(EngineLostError, match=FULL), full_disk() if rank == 0 else nullcontext():
+        engine.publish(iter(WEIGHTS), 1)
+    engine.close()
+
+
+def test_weights_that_the_main_process_cannot_write_stop_all_processes(
+    servers: list[FakeServer], tiny_llama: Path, tmp_path: Path
+) -> None:
+    arguments = (str(tmp_path / "rendezvous"), tiny_llama, servers[0].url, tmp_path)
+    torch.multiprocessing.spawn(_publish_from, arguments, nprocs=2)  # raises what a process raises
+
+
+def test_a_slow_server_gets_less(servers: list[FakeServer]) -> None:
+    """Eight equal groups, and room for all: 4/5 of them go to the server that is four times as fast."""
+
+    async def share() -> int:
+        async with httpx.AsyncClient() as client:
+            settings = ServerSettings()
+            slow, fast = (Server(server.url, client, settings) for server in servers)
+            slow.pace, fast.pace = 0.4, 0.1
+            pool_of_two = pool.Pool([slow, fast], settings, max_num_seqs=100)
+            taken: list[Server] = []
+
+            async def work(server: Server) -> None:
+                taken.append(server)
+                await asyncio.sleep(0.01)
+
+            await asyncio.gather(*(pool_of_two.run(2, 10, work) for _ in range(10)))
+            pool_of_two.remeasure()
+            assert (slow.pace, fast.pace) == (0.25, 0.1)
+            return taken.count(slow)
+
+    assert asyncio.run(share()) == 2
+
+
+def test_the_key_is_sent_and_never_shown(
+    servers: list[FakeServer],
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("KEY", "s3cret")
     for server in servers:
-        server.fault, server.health, server.takes_weights = "drop", 500, False
-    with pytest.raises(EngineLostError, match=r"no server is left: http.*; http"):
-        act(engine)
+        server.key = "s3cret"
+    built = connect(tiny_llama, [server.url for server in servers], tmp_path, api_key_env="KEY")
+    sampled(built)
+    servers[0].fault, servers[0].health, servers[1].key = "drop", 500, "another"
+    with pytest.raises(ValueError, match=r"Unauthorized.*rollout.servers.api_key_env") as error:
+        sampled(built)
+    built.close()
+    assert "s3cret" not in "".join([*traceback.format_exception(error.value), *capfd.readouterr()])
 
 
 def test_closing_a_generation_early_leaves_the_engine_usable(engine: ServersEngine, servers: list[FakeServer]) -> None:

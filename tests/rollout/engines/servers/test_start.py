@@ -2,12 +2,66 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+
+from rollout.engines.servers import start
+
+SERVER = """
+import sys
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+print("hello from", sys.argv[1], flush=True)
+SimpleHTTPRequestHandler.log_message = lambda *words: None
+SimpleHTTPRequestHandler.do_GET = lambda self: self.send_response(200) or self.end_headers()
+HTTPServer(("127.0.0.1", int(sys.argv[1])), SimpleHTTPRequestHandler).serve_forever()
+"""
+
+
+def test_a_server_that_dies_is_started_again_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A web server in place of vLLM, which takes a minute to start: what is tested is the process around it."""
+
+    def command(model: str, options: list[str], **source: object) -> tuple[list[str], dict[str, str]]:
+        return [sys.executable, "-c", SERVER, options[-1]], {**os.environ}
+
+    monkeypatch.setattr(start, "server_command", command)
+    servers = start.StartedServers(
+        2, str(tmp_path), {}, timeout=60, api_key_env=None, revision=None, trust_remote_code=False
+    )
+    try:
+        url = servers.urls[0]
+        assert servers.revive(url) == ""
+        for times in (1, 2):
+            process = servers._processes[0]
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            assert servers.revive(url) == "ended with code -9"
+            while times == 1 and not start._is_up(url):
+                time.sleep(0.05)
+        servers.revive(url)
+        assert not start._is_up(url)
+        assert start._is_up(servers.urls[1])
+        said = capfd.readouterr().err
+        assert said.count(f"server {url} ended with code -9") == said.count("Its last lines:\nhello from") == 2
+        assert said.count("it is started again, once") == 1
+    finally:
+        servers.close()
+
+
+def test_servers_of_a_run_on_several_machines_are_started_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"2 of 4 trainer processes are on others. Start servers with `grpo serve"):
+        start.StartedServers(1, str(tmp_path), {}, timeout=60, api_key_env=None, revision=None, trust_remote_code=False)
 
 
 @pytest.mark.slow
