@@ -30,21 +30,18 @@ def what_fits(path: str | Path, overrides: Sequence[str], models: Models, gpu: G
 
 
 def _changes(path: str | Path, overrides: Sequence[str], gpu: Gpu, gpus: int, models: Models) -> Iterator[Change]:
-    """From the smallest change to the largest."""
-    for changes in ((), (CHECKPOINTING,), (SHARDING,), (SHARDING, CHECKPOINTING)):
-        yield changes, " ".join(changes)
+    """From the smallest change to the largest; each also with the batch that the trainers can share."""
     recipe = _load(path, overrides)
-    both, trainers = (SHARDING, CHECKPOINTING), gpus
-    words = " ".join(both)
+    for changes in ((), (CHECKPOINTING,), (SHARDING,), (SHARDING, CHECKPOINTING)):
+        changes = (*changes, *_batch(recipe, gpus))
+        yield changes, " ".join(changes)
     if recipe.rollout.servers is None and gpu.device != "cpu":
         each = server_gpus_of(_load(path, [*overrides, *_servers(1)]), models.shape(models.of_recipe(recipe)), gpu)
         count = max(1, gpus // (2 * each))  # half of the GPUs serve
-        trainers = gpus - count * each
-        both = (*both, *_servers(count))
-        words += f" rollout.engine=server and {count} servers of {each} GPUs in rollout.servers"
-        yield both, words
-    if batch := _batch(recipe, trainers):
-        yield (*both, *batch), f"{words}, and {' '.join(batch)}"
+        if (trainers := gpus - count * each) > 0:
+            changes = (SHARDING, CHECKPOINTING, *_batch(recipe, trainers))
+            servers = f"rollout.engine=server and {count} servers of {each} GPUs in rollout.servers"
+            yield (*changes, *_servers(count)), f"{' '.join(changes)} {servers}"
 
 
 def _servers(count: int) -> tuple[str, str]:
@@ -53,13 +50,14 @@ def _servers(count: int) -> tuple[str, str]:
 
 
 def _batch(recipe: OnPolicyRecipe, trainers: int) -> tuple[str, ...]:
-    """More problems per step, so that every trainer has one, in a rollout of the same size if that is possible."""
-    problems, steps = recipe.problems_per_rollout, recipe.policy_gradient.steps_per_generation
-    if recipe.rollout.problems_per_step >= trainers:
+    """So many problems per step that every trainer has as many; in a rollout of the same size if that is possible."""
+    per_step, steps = recipe.rollout.problems_per_step, recipe.policy_gradient.steps_per_generation
+    if per_step % trainers == 0:
         return ()
-    fewer = next((n for n in range(steps, 0, -1) if problems % n == 0 and problems // n % trainers == 0), 1)
-    changed = (f"rollout.problems_per_step={max(trainers, problems // fewer)}",)
-    return (*changed, f"algorithm.steps_per_generation={fewer}") if fewer != steps else changed
+    for fewer in range(steps - 1, 0, -1):
+        if steps % fewer == 0 and (larger := per_step * steps // fewer) % trainers == 0:
+            return f"rollout.problems_per_step={larger}", f"algorithm.steps_per_generation={fewer}"
+    return (f"rollout.problems_per_step={-(-per_step // trainers) * trainers}",)
 
 
 def _fits(path: str | Path, overrides: Sequence[str], models: Models, gpu: Gpu, gpus: int) -> bool:

@@ -73,7 +73,7 @@ def bottleneck(found: Sequence[Phase]) -> str:
 def _print(console: Console, recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> None:
     shape, gpu = layout.shape, layout.gpu
     console.print(f"Model: {describe(shape.config)}; {count(shape.total)} parameters, {count(shape.active)} active\n")
-    console.print("\n".join(_lines(recipe, layout)) + "\n")
+    console.print("\n".join(_lines(layout)) + "\n")
     _print_memory(console, f"A trainer's {gpu.name} (estimate)", layout.on_trainer, gpu.memory)
     if layout.servers:
         _print_memory(console, f"A server's {gpu.name} (estimate)", layout.on_server, gpu.memory)
@@ -90,12 +90,12 @@ def _print(console: Console, recipe: OnPolicyRecipe, layout: Layout, lengths: Le
     console.print(bottleneck(found))
     console.print(
         f"Assumed: {gpu.update:.0%} of {gpu.flops:.3g} FLOP/s in the update, {gpu.prefill:.0%} without gradient, "
-        f"{gpu.decode:.0%} of {gpu.bandwidth:.3g} B/s of memory, {gpu.links:.0%} of {gpu.link:.3g} B/s within a machine "
-        f"and {gpu.network:.3g} between machines. Not counted: rewards, evaluations, checkpoints."
+        f"{gpu.decode:.0%} of {gpu.bandwidth:.3g} B/s of memory, {gpu.links:.0%} of {gpu.link:.3g} B/s within a "
+        f"machine and {gpu.network:.3g} between machines. Not counted: rewards, evaluations, checkpoints."
     )
 
 
-def _lines(recipe: OnPolicyRecipe, layout: Layout) -> list[str]:
+def _lines(layout: Layout) -> list[str]:
     gpu, machine = layout.gpu, layout.gpu.per_machine
     unit = "processes on this machine" if gpu.device == "cpu" else f"x {gpu.name}"
     held = f"{layout.replicas} x fsdp2 over {layout.shards}" if layout.shards > 1 else "each with the whole policy"
@@ -136,7 +136,11 @@ def _print_phases(console: Console, found: Sequence[Phase], tokens: float) -> No
     for phase in found:
         if phase.seconds > 0:
             share, speed = f"{phase.seconds / whole:.0%}", f"{tokens / phase.seconds:,.0f}"
-            table.add_row(phase.name, duration(phase.seconds), share, speed, phase.bound)
-    table.add_row("step", duration(whole), "", f"{tokens / whole:,.0f}", "")
+            table.add_row(phase.name, _time(phase.seconds), share, speed, phase.bound)
+    table.add_row("step", _time(whole), "", f"{tokens / whole:,.0f}", "")
     console.print(table)
     console.print()
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else f"{seconds:.2g} seconds"

@@ -61,8 +61,8 @@ def verdict(found: Sequence[Part]) -> str:
     if reached >= 0.4:
         return f"{share} and reaches {reached:.0%} of its floor: it is bound by {largest.bound}."
     return (
-        f"{share} and reaches {reached:.0%} of its floor: it is bound neither by FLOP/s nor by memory bandwidth, but by "
-        "what the host does around small operations (or by others on the machine)."
+        f"{share} and reaches {reached:.0%} of its floor: it is bound neither by FLOP/s nor by memory bandwidth, "
+        "but by what the host does around small operations (or by others on the machine)."
     )
 
 
