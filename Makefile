@@ -27,8 +27,8 @@ format: $(INSTALLED)  ## fix lint and formatting
 gpu-check:  ## what only a GPU can show, into gpu-report.txt; GPU_CHECK_MODEL=folder of a 0.5B model
 	@nvidia-smi -L > /dev/null 2>&1 || { echo "gpu-check needs a CUDA GPU, and nvidia-smi finds none here."; exit 2; }
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/python -m pip install -qq -r requirements/gpu.txt
-	.venv-gpu/bin/python -m pip install -qq --no-deps -e .
+	.venv-gpu/bin/python -m pip install -qq --no-deps -r requirements/gpu.txt
+	.venv-gpu/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
 	.venv-gpu/bin/python -m pytest tests/gpu -m gpu $(ARGS)
 
 clean:
