@@ -54,14 +54,17 @@ def generate(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     weights = iterations * _weights_read(shape, batch) * BYTES[recipe.model.dtype]
     cache = tokens * (lengths.prompt + lengths.completion / 2) * kv_per_token(recipe, shape, gpu)
     flops = forward_flops(shape, ((1, round(lengths.prompt + lengths.completion)),)) * samples
+    read = gpu.bandwidth * gpu.decode * layout.engine_gpus
     times = {
-        "memory bandwidth": (weights + cache) / (gpu.bandwidth * gpu.decode * layout.engine_gpus),
+        "memory bandwidth": (weights + cache) / read,
         "FLOP/s": flops / (gpu.flops * gpu.prefill * layout.engine_gpus),
         "the engine's own work per iteration and token": iterations * gpu.per_iteration + tokens * gpu.per_token,
     }
     bound = max(times, key=lambda name: times[name])
     *device, host = times.values()
-    if iterations == lengths.longest and tokens / batch < 0.9 * iterations:
+    seconds = max(device) + host
+    per_iteration = iterations * gpu.per_iteration + (weights / read if bound == "memory bandwidth" else 0)
+    if iterations == lengths.longest and per_iteration > seconds / 2:
         remedy = "The longest completion sets the number of iterations: more engines would not help."
     elif bound == "memory bandwidth" and weights > cache:
         remedy = "Weights are read for few sequences at once: fewer engines, more samples or a larger KV cache help."
@@ -69,7 +72,7 @@ def generate(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
         remedy = "Keys and values are most of what is read: more engines help."
     else:
         remedy = "More engines help."
-    return Phase("generate", (max(device) + host) / _steps(recipe), bound, remedy)
+    return Phase("generate", seconds / _steps(recipe), bound, remedy)
 
 
 def score(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:

@@ -1,5 +1,7 @@
 """`grpo plan`: layouts, memory per GPU, time by phase against what was measured, and what would fit instead."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from grpo.estimate.models import Models
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError, load_recipe
 from tests.conftest import tiny_v3_config
+from tests.grpo.estimate.test_check import MEASURE
 
 RECIPES = Path(__file__).parents[4] / "recipes"
 SERVERS = ("rollout.engine=server", "rollout.servers=[http://a:8000, http://b:8000]")
@@ -112,6 +115,16 @@ def test_phases_agree_with_a_measured_run(lengths: Lengths, measured: dict[str, 
     assert found == {name: pytest.approx(seconds, rel=0.3) for name, seconds in measured.items()}
 
 
+def test_memory_agrees_with_a_measured_peak() -> None:
+    command = [sys.executable, "-c", MEASURE, str(RECIPES / "v3_base"), "46", "176"]  # a micro-batch at full length
+    measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    recipe = load_recipe(RECIPES / "r1_zero.yaml")
+    assert isinstance(recipe, OnPolicyRecipe)
+    parts = lay_out(recipe, Models(), cpu(1, 24 * 2**30), 1).on_trainer
+    estimate = parts["activations"] + parts["attention scores"] + parts["LM head, in chunks"]
+    assert estimate == pytest.approx(measured, rel=0.15)  # 9% more where it was measured
+
+
 def test_sharding_over_machines_is_slower_than_within_one(path: Path) -> None:
     recipe = load_recipe(path, ["trainer.sharding=fsdp2"])
     hybrid = load_recipe(path, ["trainer.sharding=fsdp2", "trainer.sharding_replicas=2"])
@@ -126,6 +139,7 @@ def test_the_bottleneck_is_one_phase_its_bound_and_what_helps(path: Path) -> Non
     recipe = load_recipe(path, ["rollout.max_completion_length=4064", "trainer.max_tokens_per_micro_batch=8192"])
     assert isinstance(recipe, OnPolicyRecipe)
     found = phases(recipe, lay_out(recipe, Models(), GPUS["h200"], 1), Lengths(32, 512, 4064))
+    assert found[0].bound == "the engine's own work per iteration and token"
     assert "Bottleneck: generate takes" in bottleneck(found)
     assert "The longest completion sets the number of iterations" in bottleneck(found)
 
