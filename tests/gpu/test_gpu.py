@@ -130,7 +130,7 @@ def test_fp8_rollouts_train_with_correction(tmp_path: Path, record_property: Rec
 
 
 def test_twenty_steps_of_gsm8k(tmp_path: Path, record_property: Record) -> None:
-    """GPU_CHECK_MODEL: folder of an instruct model of about 0.5B; GPU_CHECK_DATA: GSM8K as .jsonl, else from the Hub."""
+    """GPU_CHECK_MODEL: folder of an instruct model, about 0.5B; GPU_CHECK_DATA: GSM8K as .jsonl, else from the Hub."""
     if not (model := os.environ.get("GPU_CHECK_MODEL")):
         pytest.skip("GPU_CHECK_MODEL names no folder")
     overrides = [f"model.model_name_or_path={Path(model).resolve()}", *BF16, "trainer.max_steps=20"]

@@ -43,8 +43,8 @@ def show_roofline(folder: Path) -> list[Part]:
     _print(console, run, found)
     console.print(
         f"Floors: {flops:.3g} FLOP/s ({run.recipe.model.dtype} matrix product) and {bandwidth:.3g} B/s (copy) per "
-        f"process, measured here just now at a load of {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. If the run was "
-        "elsewhere, or this machine is busy, they are not its floors."
+        f"process, measured here just now at a load of {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. If the run "
+        "was elsewhere, or this machine is busy, they are not its floors."
     )
     return found
 
