@@ -1,8 +1,8 @@
 """How long the phases of a step take, and what bounds each of them.
 
 A phase takes as long as its slowest resource: the GPUs' FLOP/s, their memory's bandwidth, or the links between them;
-while sampling and publishing, the host's time comes on top. Not counted: rewards and judges that outlast the sampling,
-evaluations, checkpoints, traffic within a server, and the tail in which a mixture's experts are unevenly loaded.
+while sampling and publishing, the host's time comes on top. Not counted: rewards, judges and teachers, evaluations,
+checkpoints, traffic within a server, kernel launches while training, unevenly loaded experts.
 """
 
 import math
