@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: r1-zero r1 test check format clean
+.PHONY: r1-zero r1 test check format clean gpu-check
 
 r1-zero: $(INSTALLED)  ## train the embedded base with GRPO through vLLM
 	$(BIN)/accelerate launch recipes/r1_zero.yaml $(ARGS)
@@ -23,6 +23,13 @@ check: $(INSTALLED)  ## lint and type-check
 format: $(INSTALLED)  ## fix lint and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+gpu-check:  ## what only a GPU can show, into gpu-report.txt; GPU_CHECK_MODEL=folder of a 0.5B model
+	@nvidia-smi -L > /dev/null 2>&1 || { echo "gpu-check needs a CUDA GPU, and nvidia-smi finds none here."; exit 2; }
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install -qq --no-deps -r requirements/gpu.txt
+	.venv-gpu/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
+	.venv-gpu/bin/python -m pytest tests/gpu -m gpu $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache

@@ -86,6 +86,46 @@ def check(arguments: Sequence[str]) -> None:
         _fail(str(error))
 
 
+def plan(arguments: Sequence[str]) -> None:
+    """`grpo plan`: lay a recipe out on many GPUs and estimate a step."""
+    settings = {"--gpus": "8", "--gpu": "h200", "--completion-tokens": "", "--like": ""}
+    options, path, overrides = _split(arguments)
+    if len(options) % 2 or not all(name in settings for name in options[::2]):
+        _fail_usage(f"plan: unknown options {' '.join(options)}.")
+    settings |= dict(zip(options[::2], options[1::2], strict=True))
+    for name in ("--gpus", "--completion-tokens"):
+        if settings[name] and (not settings[name].isdigit() or int(settings[name]) == 0):
+            _fail(f"{name} {settings[name]}: must be a positive integer.")
+    from grpo.estimate.layout.show import plan_recipe
+    from grpo.recipe.load import RecipeError
+
+    completion, run = settings["--completion-tokens"], settings["--like"]
+    try:
+        plan_recipe(
+            path,
+            overrides,
+            gpus=int(settings["--gpus"]),
+            gpu=settings["--gpu"].lower(),
+            completion=int(completion) if completion else None,
+            run=Path(run) if run else None,
+        )
+    except RecipeError as error:
+        _fail(str(error))
+
+
+def roofline(arguments: Sequence[str]) -> None:
+    """`grpo roofline`: a finished run's steps against what this machine could do."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        _fail_usage("roofline takes one run's folder.")
+    from grpo.estimate.roofline.show import show_roofline
+    from grpo.recipe.load import RecipeError
+
+    try:
+        show_roofline(Path(arguments[0]))
+    except RecipeError as error:
+        _fail(str(error))
+
+
 def evaluate(arguments: Sequence[str]) -> None:
     """`grpo eval`: evaluate a checkpoint on tasks, or compare two evaluations. `grpo eval --help` lists the options."""
     from grpo.evaluation.cli import eval_command
@@ -216,6 +256,12 @@ COMMANDS = {
         "[--num_processes N] recipe.yaml [section.key=value …]",
         "estimate a recipe's memory, tokens and FLOPs without running it",
     ),
+    "plan": Command(
+        plan,
+        "[--gpus N] [--gpu h200] [--completion-tokens MEAN | --like RUN] recipe.yaml [section.key=value …]",
+        "lay a recipe out on N GPUs: trainers, shards, servers, memory, time of a step and its bottleneck",
+    ),
+    "roofline": Command(roofline, "RUN", "compare the parts of a finished run's steps with this machine's floor"),
     "eval": Command(
         evaluate,
         "[recipe.yaml] [--model CHECKPOINT --tasks gsm8k,math500 …] | --compare RUN_A RUN_B",

@@ -27,3 +27,18 @@ def machine_flops(dtype: str, processes: int) -> float:
         (matrix @ matrix)[0, 0].item()  # waits for the GPU
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best * (min(processes, torch.cuda.device_count()) if device == "cuda" else 1)
+
+
+@functools.cache
+def machine_bandwidth() -> float:
+    """Bytes read and written per second by a large copy, measured for under a second."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = torch.ones(2**28 if device == "cuda" else 2**24, device=device)  # larger than caches: 1 GiB, 64 MiB
+    target = torch.empty_like(source)
+    best, end = float("inf"), time.perf_counter() + 0.3
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        target.copy_(source)
+        target[0].item()  # waits for the GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best

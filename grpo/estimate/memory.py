@@ -33,6 +33,7 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
         parts["weights, cast for the forward"] = shape.total * width // at_once
     if training.shards > 1:
         parts["layers, gathered"] = 2 * shape.total * BYTES["float32"] // layers  # one computes, one is on its way
+        parts["a layer's gradient"] = shape.trained * BYTES["float32"] // layers  # whole, until it is summed
     elif num_processes > 1:
         parts["gradient buckets"] = trained
     if training.reference:
@@ -57,15 +58,18 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
     return parts
 
 
-def engine_parts(generation: Generation, shape: ModelShape, width: int, *, device: str) -> Parts:
-    """An engine's weights and KV cache; nothing if a server has them."""
+def engine_parts(
+    generation: Generation, shape: ModelShape, width: int, *, device: str, memory: int | None = None
+) -> Parts:
+    """An engine's weights and KV cache; nothing if a server has them. memory: of the GPU; None: of the one here."""
     engine, section = generation.engine, generation.section
     if engine == "server":
         return {}
     weights = shape.total * width
     per_token = kv_bytes_per_token(shape.config, width, compressed=caches_latents(engine, shape.config, device))
     if engine == "vllm" and device == "cuda":
-        share = int(section.gpu_memory_utilization * torch.cuda.get_device_properties(0).total_memory)
+        memory = memory or torch.cuda.get_device_properties(0).total_memory
+        share = int(section.gpu_memory_utilization * memory)
         return {"engine: weights and KV cache": max(share, weights + per_token * generation.context)}
     if engine == "vllm":
         cache = int(section.kv_cache_gib * 2**30)
@@ -144,6 +148,7 @@ def shardable(parts: Parts) -> int:
         "attention",
         "LM head",
         "layers",
+        "a layer's",
         "engine: KV",
         "engine: weights and KV",
         "teachers' hidden",

@@ -46,8 +46,12 @@ class Estimate:
         return (updates + sampling) / machine_flops(self.dtype, processes)
 
 
-def estimate_stage(recipe: StageRecipe, models: Models, *, device: str, num_processes: int = 1) -> Estimate | None:
+def estimate_stage(
+    recipe: StageRecipe, models: Models, *, device: str, num_processes: int = 1, memory: int | None = None
+) -> Estimate | None:
     """Estimate a stage; None for a kind of stage that is not estimated.
+
+    memory: bytes of each process's GPU; None: of the one here.
 
     Raises:
         RecipeError: a local folder holds no configuration.
@@ -78,7 +82,7 @@ def estimate_stage(recipe: StageRecipe, models: Models, *, device: str, num_proc
     _add(found, on_device, host, device)
     found.notes += unknown
     if work.generation:
-        found.parts |= engine_parts(work.generation, shape, width, device=device)
+        found.parts |= engine_parts(work.generation, shape, width, device=device, memory=memory)
         found.sampling_flops = forward_flops(shape, work.generation.texts)
     return found
 

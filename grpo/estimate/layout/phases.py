@@ -1,0 +1,194 @@
+"""How long the phases of a step take, and what bounds each of them.
+
+A phase takes as long as its slowest resource: the GPUs' FLOP/s, their memory's bandwidth, or the links between them;
+while sampling and publishing, the host's time comes on top. Not counted: rewards, judges and teachers, evaluations,
+checkpoints, traffic within a server, kernel launches while training, unevenly loaded experts.
+"""
+
+import math
+from dataclasses import dataclass
+
+from grpo.estimate.layout.gpus import Gpu
+from grpo.estimate.layout.layout import Layout, kv_per_token
+from grpo.estimate.layout.lengths import Lengths
+from grpo.estimate.shape import BYTES, ModelShape, forward_flops
+from grpo.recipe.config import OnPolicyRecipe
+
+MASTER = BYTES["float32"]  # what trains
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Phase(name="generate", seconds=12.3, bound="memory bandwidth", remedy="…")"""
+
+    name: str  # as in the metrics: time/generate
+    seconds: float  # per optimizer step
+    bound: str
+    remedy: str
+
+
+def phases(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> list[Phase]:
+    """generate, score, update, sync: what a run logs as time/…, per optimizer step."""
+    return [
+        generate(recipe, layout, lengths),
+        score(recipe, layout, lengths),
+        update(recipe, layout, lengths),
+        sync(recipe, layout),
+    ]
+
+
+def concurrent(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> float:
+    """Sequences that an engine decodes at once."""
+    samples = _samples_per_rollout(recipe) / layout.engines
+    context = recipe.max_model_len / (lengths.prompt + lengths.completion)
+    return max(1.0, min(recipe.rollout.max_num_seqs, samples, layout.sequences * context))
+
+
+def generate(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
+    """Every iteration of an engine reads the weights once, and the keys and values of each sequence."""
+    gpu, shape = layout.gpu, layout.shape
+    samples = _samples_per_rollout(recipe) / layout.engines
+    tokens = samples * lengths.completion
+    batch = concurrent(recipe, layout, lengths)
+    iterations = max(lengths.longest, tokens / batch)
+    weights = iterations * _weights_read(shape, batch) * BYTES[recipe.model.dtype]
+    cache = tokens * (lengths.prompt + lengths.completion / 2) * kv_per_token(recipe, shape, gpu)
+    flops = forward_flops(shape, ((1, round(lengths.prompt + lengths.completion)),)) * samples
+    read = gpu.bandwidth * gpu.decode * layout.engine_gpus
+    times = {
+        "memory bandwidth": (weights + cache) / read,
+        "FLOP/s": flops / (gpu.flops * gpu.prefill * layout.engine_gpus),
+        "the engine's own work per iteration and token": iterations * gpu.per_iteration + tokens * gpu.per_token,
+    }
+    bound = max(times, key=lambda name: times[name])
+    *device, host = times.values()
+    seconds = max(device) + host
+    per_iteration = iterations * gpu.per_iteration + (weights / read if bound == "memory bandwidth" else 0)
+    if iterations == lengths.longest and per_iteration > seconds / 2:
+        remedy = "The longest completion sets the number of iterations: more engines would not help."
+    elif bound == "memory bandwidth" and weights > cache:
+        remedy = "Weights are read for few sequences at once: fewer engines, more samples or a larger KV cache help."
+    elif bound == "memory bandwidth":
+        remedy = "Keys and values are most of what is read: more engines help."
+    else:
+        remedy = "More engines help."
+    return Phase("generate", seconds / _steps(recipe), bound, remedy)
+
+
+def score(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
+    """Log-probs of the reference model and, with several steps per rollout, of the old policy."""
+    training = layout.estimate.work.training
+    assert training
+    flops = training.more_forwards * _trained_flops(recipe, layout.shape, lengths) / layout.trainers
+    passes = training.more_forwards * _micro_batches(recipe, layout, lengths)
+    times = {
+        "FLOP/s": flops / (layout.gpu.flops * layout.gpu.prefill),
+        "links between trainers": passes * _gather(layout),
+    }
+    bound = max(times, key=lambda name: times[name])
+    return Phase("score", times[bound], bound, _trainer_remedy(bound))
+
+
+def update(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
+    """Forward and backward of every micro-batch, sums over trainers, and the optimizer's step."""
+    gpu, training = layout.gpu, layout.estimate.work.training
+    assert training
+    flops = (3 + training.checkpointed) * _trained_flops(recipe, layout.shape, lengths) / layout.trainers
+    state = layout.shape.trained * MASTER / layout.shards
+    if layout.shards > 1:
+        # Gathered for forward and backward; gradients summed after each.
+        traffic = 3 * _micro_batches(recipe, layout, lengths) * _gather(layout)
+        if layout.replicas > 1:
+            traffic += 2 * state / _speed(gpu, layout.trainers)
+    else:
+        traffic = 2 * state * (layout.trainers > 1) / _speed(gpu, layout.trainers)
+    # Weights are read forward and backward, gradients read and written; once per micro-batch.
+    moved = 4 * _micro_batches(recipe, layout, lengths) * layout.shape.total * MASTER
+    times = {
+        "FLOP/s": flops / (gpu.flops * gpu.update),
+        "memory bandwidth": moved / (gpu.bandwidth * gpu.decode),
+        "links between trainers": traffic,
+    }
+    bound = max(times, key=lambda name: times[name])
+    optimizer = 7 * state / (gpu.bandwidth * gpu.decode)  # reads weight, gradient and both moments, writes all but one
+    return Phase("update", times[bound] + optimizer, bound, _trainer_remedy(bound))
+
+
+def sync(recipe: OnPolicyRecipe, layout: Layout) -> Phase:
+    """New weights to the engines: gathered if they are sharded, then copied, broadcast, or written and read."""
+    gpu, shape, servers = layout.gpu, layout.shape, recipe.rollout.servers
+    size = shape.total * BYTES[recipe.model.dtype]
+    times = {"gathering the shards": _gather(layout), "the host, per tensor": _tensors(shape) * gpu.per_tensor}
+    if servers is None or gpu.device == "cpu":
+        times["memory bandwidth"] = 2 * size / (gpu.bandwidth * gpu.decode)
+    elif servers.weights == "nccl":
+        times["the broadcast"] = size / (gpu.network * gpu.links)
+    else:
+        times["writing and reading files"] = 2 * size / gpu.files
+    bound = max(times, key=lambda name: times[name])
+    remedy = "rollout.servers.weights=nccl is faster." if "files" in bound else ""
+    return Phase("sync", sum(times.values()) / _steps(recipe), bound, remedy)
+
+
+def _steps(recipe: OnPolicyRecipe) -> int:
+    return recipe.policy_gradient.steps_per_generation
+
+
+def _samples_per_rollout(recipe: OnPolicyRecipe) -> int:
+    return recipe.problems_per_rollout * recipe.rollout.num_generations
+
+
+def _trained_flops(recipe: OnPolicyRecipe, shape: ModelShape, lengths: Lengths) -> float:
+    """Of one forward over an optimizer step's samples."""
+    samples = recipe.rollout.problems_per_step * recipe.rollout.num_generations * lengths.trained
+    return forward_flops(shape, ((1, round(lengths.prompt + lengths.completion)),)) * samples
+
+
+def _micro_batches(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> int:
+    """Of one trainer in an optimizer step."""
+    length = lengths.prompt + lengths.completion
+    samples = recipe.rollout.problems_per_step * recipe.rollout.num_generations * lengths.trained / layout.trainers
+    return max(1, math.ceil(samples / max(1, recipe.trainer.max_tokens_per_micro_batch // length)))
+
+
+def _gather(layout: Layout) -> float:
+    """Seconds until every trainer has received all weights once, in float32; or sent all gradients."""
+    missing = (layout.shards - 1) / layout.shards
+    return layout.shape.total * MASTER * missing / _speed(layout.gpu, layout.shards)
+
+
+def _speed(gpu: Gpu, members: int) -> float:
+    """Bytes per second and GPU in a collective of so many."""
+    return gpu.links * (gpu.link if members <= gpu.per_machine else gpu.network)
+
+
+def _weights_read(shape: ModelShape, batch: float) -> float:
+    """Parameters that an iteration reads: of a mixture, the experts that at least one of `batch` tokens chose."""
+    experts, chosen = _experts(shape)
+    if not experts:
+        return shape.total
+    idle = (1 - chosen / experts) ** batch
+    in_experts = (shape.total - shape.active) / (1 - chosen / experts)
+    return shape.total - idle * in_experts
+
+
+def _tensors(shape: ModelShape) -> int:
+    """About how many weights a checkpoint names: a dozen per layer, and three per expert."""
+    return shape.config.num_hidden_layers * (12 + 3 * _experts(shape)[0])
+
+
+def _experts(shape: ModelShape) -> tuple[int, int]:
+    """(experts, chosen per token); zeros for a dense model."""
+    experts = getattr(shape.config, "n_routed_experts", None) or getattr(shape.config, "num_experts", None)
+    return (experts, shape.config.num_experts_per_tok) if experts else (0, 0)
+
+
+def _trainer_remedy(bound: str) -> str:
+    if bound == "FLOP/s":
+        return "More trainers help."
+    if bound == "memory bandwidth":
+        return "Larger micro-batches read the weights less often."
+    return (
+        "Larger micro-batches gather less often; trainer.sharding_replicas equal to the number of machines keeps "
+        "gathering within one, if its GPUs hold a copy."
+    )

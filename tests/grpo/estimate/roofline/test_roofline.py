@@ -1,0 +1,90 @@
+"""`grpo roofline`: floors from FLOPs and bytes, on a run whose rows are written here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grpo.__main__ import main
+from grpo.estimate.layout.layout import lay_out
+from grpo.estimate.layout.lengths import Lengths, read_run
+from grpo.estimate.models import Models
+from grpo.estimate.roofline.floors import Part, parts, peak
+from grpo.estimate.roofline.show import verdict
+from grpo.estimate.shape import forward_flops
+from grpo.recipe.load import RecipeError
+from tests.conftest import tiny_v3_config
+
+ROW = {
+    "completions/mean_length": 48.0,
+    "completions/max_length": 96.0,
+    "frac_trained_samples": 0.5,
+    "step_time": 10.0,
+    "time/generate": 6.0,
+    "time/update": 3.0,
+    "time/sync": 0.5,
+    "time/reward": 0.25,
+    "time/score": 0.0,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Three rollouts of 16 samples with prompts of 16 tokens; the first is slower."""
+    tiny_v3_config().save_pretrained(tmp_path / "model")
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {model_name_or_path: ./model}\n"
+        "data: {task: countdown, max_prompt_length: 32}\n"
+        "rollout: {max_completion_length: 96, problems_per_step: 2, num_generations: 8}\n"
+        "rewards: [{function: countdown}]\n"
+    )
+    rows = [{"step": step, **ROW, "num_tokens": step * 16 * 64.0} for step in (1, 2, 3)]
+    rows[0]["step_time"] = 100.0
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "environment.json").write_text(json.dumps({"num_processes": 1}))
+    return tmp_path
+
+
+def test_a_run_is_read_without_its_first_rollout(run: Path) -> None:
+    found = read_run(run)
+    assert found.lengths == Lengths(prompt=16, completion=48, longest=96, trained=0.5)
+    assert found.mean("step_time") == 10.0
+    assert found.mean("time/save") == 0.0
+
+
+def test_floors_are_flops_and_bytes_at_the_peaks(run: Path) -> None:
+    found = read_run(run)
+    kind = peak("cpu", "two cores", flops=1e9, bandwidth=1e12, memory=2**34)
+    layout = lay_out(found.recipe, Models(), kind, 1)
+    by_name = {part.name: part for part in parts(found, layout)}
+    shape = layout.shape
+    sampled = forward_flops(shape, ((16, 64),))
+    assert by_name["generate"].floor == pytest.approx(sampled / 1e9)
+    # Half of the samples, forward and backward; AdamW moves 7 values of 4 bytes per parameter.
+    assert by_name["update"].floor == pytest.approx(3 * sampled / 2 / 1e9 + 7 * 4 * shape.total / 1e12)
+    assert by_name["sync"].floor == pytest.approx(2 * 4 * shape.total / 1e12)
+    assert by_name["reward"].floor is None
+    assert by_name["everything else"].seconds == pytest.approx(0.25)
+    assert by_name["generate"].bound == "FLOP/s"
+
+
+def test_the_verdict_says_when_neither_peak_binds() -> None:
+    rest = Part("update", 1.0, 0.9, "FLOP/s")
+    assert "bound by memory bandwidth" in verdict([Part("generate", 9.0, 6.0, "memory bandwidth"), rest])
+    assert "bound neither by FLOP/s nor by memory" in verdict([Part("generate", 9.0, 0.9, "memory bandwidth"), rest])
+    assert "not those of the machine it ran on" in verdict([Part("generate", 9.0, 18.0, "memory bandwidth"), rest])
+    assert "has no floor" in verdict([Part("reward", 9.0, None, ""), rest])
+
+
+def test_roofline_is_a_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["roofline", str(run)])
+    printed = capsys.readouterr().out
+    assert "mean of 2 rollouts after the first, 16 + 48 tokens, 50% of samples trained on" in printed
+    assert "All but generate and update: 10.0% of a step." in printed
+    assert "generate is 60% of a step and" in printed
+
+
+def test_a_folder_without_rollouts_is_refused(run: Path) -> None:
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(RecipeError, match="has 0 rollouts, and at least two are needed"):
+        read_run(run)
