@@ -22,14 +22,14 @@ def server() -> Iterator[FakeServer]:
     found.http.server_close()
 
 
-def train(server: FakeServer, model: Path, folder: Path, *, max_staleness: int = 2, **trainer: Any) -> Path:
+def train(server: FakeServer, model: Path, folder: Path, *, held_out: int = 0, **trainer: Any) -> Path:
     recipe = {
         "model": {"model_name_or_path": str(model)},
         "data": {"task": "countdown", "template": "{prompt} :", "max_prompt_length": 40},
         "rollout": {
             "engine": "server",
             "servers": {"urls": [server.url], "weights_dir": str(folder), "patience": 0.3},
-            "max_staleness": max_staleness,
+            "max_staleness": 2,
             "problems_per_step": 3,
             "num_generations": 2,
             "max_completion_length": 4,
@@ -38,7 +38,7 @@ def train(server: FakeServer, model: Path, folder: Path, *, max_staleness: int =
         "algorithm": {"max_logp_difference": 100.0},
         "trainer": {"output_dir": str(folder / "run"), "num_reward_workers": 1, "max_steps": 4, **trainer},
         "report": {"num_logged_groups": 3},
-        "evaluation": {"num_problems": 2, "num_samples": 2, "eval_steps": 2},
+        "evaluation": {"num_problems": held_out, "num_samples": 2, "eval_steps": held_out},
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -56,7 +56,7 @@ def trained(folder: Path) -> list[str]:
 def test_a_run_ahead_of_its_updates_evaluates_saves_and_says_how_stale_it_was(
     server: FakeServer, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    assert train(server, tiny_llama, tmp_path).name == "checkpoint-4"
+    assert train(server, tiny_llama, tmp_path, held_out=2).name == "checkpoint-4"
     steps = [row for row in rows(tmp_path, "metrics.jsonl") if "reward" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     for row in steps:

@@ -48,14 +48,17 @@ def test_a_run_that_is_stopped_and_resumed_trains_on_each_problem_once() -> None
     rollouts = ahead(engine, stream, max_staleness=3, count=4)
     trained: list[int] = []
     for step in range(2):
+        engine.version = step
         trained += map(number, rollouts.next(step))
         rollouts.trained()
     trained_then = list(trained)
     rollouts.next(2)  # not trained on
     resumed = problems()
     resumed.load_state_dict(stream.state_dict())
-    rollouts = ahead(Hand(), resumed, max_staleness=3, count=4)
+    engine = Hand()
+    rollouts = ahead(engine, resumed, max_staleness=3, count=4)
     for step in range(2, 6):
+        engine.version = step
         trained += map(number, rollouts.next(step))
         rollouts.trained()
     assert trained_then != list(range(8))  # out of order
