@@ -2,7 +2,7 @@
 
 A group is one request, so its prompt is computed once, and its seeds are those of the in-process engine: what is
 sampled does not depend on the server. A request that fails is sent again whole, so a group is complete or not there,
-and none comes twice. The servers say which weights sampled each token; any older than those published when the group was
+and none comes twice. The servers say which weights sampled each token; any older than those published when a group was
 asked for are refused.
 
 Left out: starting a lost server again, LoRA adapters.

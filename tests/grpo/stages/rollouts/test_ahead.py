@@ -63,7 +63,7 @@ def test_a_group_that_is_too_old_is_dropped_and_its_problem_sampled_again() -> N
         assert dropped == (1 if step == 3 else 0)
         if 2 in seen[-1]:
             assert versions(groups)[seen[-1].index(2)] == 3
-    assert seen == [[3, 4], [5, 6], [0, 1], [7, 8], [9, 10], [2, 11]]
+    assert seen == [[3, 4], [5, 6], [0, 1], [7, 8], [9, 2], [10, 11]]
     assert engine.asked.count(2) == 2
 
 
