@@ -277,12 +277,16 @@ class ServersEngine:
     def close(self) -> None:
         """End the servers that were started here, and close the connections to the others."""
         self._transfer.close()
-        if self._watch is not None:
-            self._loop.call_soon_threadsafe(self._watch.cancel)
-        self._run(self._client.aclose())
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         if self._started is not None:
             self._started.close()
+
+    async def _end(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await self._client.aclose()
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

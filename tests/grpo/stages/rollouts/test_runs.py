@@ -23,6 +23,8 @@ def server() -> Iterator[FakeServer]:
 
 
 def train(server: FakeServer, model: Path, folder: Path, *, held_out: int = 0, **trainer: Any) -> Path:
+    reward = folder / "mine.py"
+    reward.write_text("def first(completions, **_):\n    return [float(i == 0) for i in range(len(completions))]\n")
     recipe = {
         "model": {"model_name_or_path": str(model)},
         "data": {"task": "countdown", "template": "{prompt} :", "max_prompt_length": 40},
@@ -34,7 +36,7 @@ def train(server: FakeServer, model: Path, folder: Path, *, held_out: int = 0, *
             "num_generations": 2,
             "max_completion_length": 4,
         },
-        "rewards": [{"function": "random"}],
+        "rewards": [{"function": str(reward) + ":first"}],
         "algorithm": {"max_logp_difference": 100.0},
         "trainer": {"output_dir": str(folder / "run"), "num_reward_workers": 1, "max_steps": 4, **trainer},
         "report": {"num_logged_groups": 3},
@@ -66,6 +68,7 @@ def test_a_run_ahead_of_its_updates_evaluates_saves_and_says_how_stale_it_was(
         assert "sampling/importance_sampling_ratio/clipped_share" in row
         # Trainer against engine: on fresh tokens only.
         assert ("sampling/sampling_logp_difference/mean" in row) == (shares[0] > 0)
+        assert row["frac_trained_samples"] == 1.0
     assert len(set(trained(tmp_path))) == 12
     evaluations = [row["step"] for row in rows(tmp_path, "metrics.jsonl") if "eval/pass@1" in row]
     assert evaluations == [0, 2, 4]
