@@ -16,7 +16,7 @@ __all__ = ["engine", "servers"]  # the fixtures
 def test_submitted_groups_are_those_that_generate_gives(engine: ServersEngine, servers: list[FakeServer]) -> None:
     engine.publish(iter(WEIGHTS), 1)
     together = {group.problem.id: group for group in engine.generate(PROMPTS, SAMPLING)}
-    alone = [engine.submit(prompt, SAMPLING).result(timeout=60) for prompt in PROMPTS]
+    alone = [engine.submit(prompt, SAMPLING).result(timeout=900) for prompt in PROMPTS]
     assert {group.problem.id: group for group in alone} == together
 
 
@@ -33,7 +33,7 @@ def test_each_token_has_the_version_that_sampled_it(
         return [{**choice, "index": i, "logprobs": {"content": [{"logprob": -1.0}] * 3}} for i in range(2)]
 
     monkeypatch.setattr(Server, "generate", generate)
-    group = engine.submit(PROMPTS[0], SAMPLING).result(timeout=60)
+    group = engine.submit(PROMPTS[0], SAMPLING).result(timeout=900)
     assert [completion.policy_version for completion in group.completions] == [[7, 7, 8]] * 2
 
 
@@ -46,4 +46,4 @@ def test_weights_older_than_those_published_when_a_group_was_asked_for_are_refus
     for server in servers:
         server.version = older
     with pytest.raises(EngineLostError, match=rf"samples with weights '{older}'"):
-        engine.submit(PROMPTS[0], SAMPLING).result(timeout=60)
+        engine.submit(PROMPTS[0], SAMPLING).result(timeout=900)
