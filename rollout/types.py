@@ -58,7 +58,8 @@ class Completion:
         logprobs=[-0.1, -2.3, -0.01],  # the engine's log-prob of each token, at the sampling temperature
         text="<think>…</answer>",      # without EOS, BOS and PAD; other special tokens are kept
         finish_reason="stop",          # "length": truncated at the token budget
-        policy_version=3,              # optimizer steps taken before the weights that sampled it were published
+        policy_version=3,              # optimizer steps taken before the weights that sampled it were published;
+                                       # one per token if new ones arrived while it was sampled: [3, 3, 4]
         mask=None,                     # None: the policy sampled every token; False: a tool's token, not trained on
     )
     """
@@ -67,7 +68,7 @@ class Completion:
     logprobs: Sequence[float]
     text: str
     finish_reason: FinishReason
-    policy_version: int
+    policy_version: int | Sequence[int]
     mask: Sequence[bool] | None = None
 
     @property

@@ -34,7 +34,8 @@ class Sample:
         mini_batch=0,                    # the optimizer step of the rollout it belongs to
         mask=True,                       # False: not sampled by the policy (a tool's output), so not trained on
         sampling_logprobs=[-0.1, -0.3],  # the engine's
-        policy_version=3,                # weight updates that the engine had received
+        policy_version=3,                # optimizer steps before the weights that sampled it were published
+        staleness=0,                     # optimizer steps since then, before the rollout's first
         advantages=0.7,
         token_weights=0.01,              # how much a token counts in the loss
         old_logprobs=None,               # the trainer's, before the rollout's first update; None: this is that update
@@ -51,6 +52,7 @@ class Sample:
     mask: TokenValues = True
     sampling_logprobs: TokenValues
     policy_version: TokenValues = 0
+    staleness: TokenValues = 0
     advantages: TokenValues
     token_weights: TokenValues
     old_logprobs: TokenValues | None = None
@@ -91,6 +93,7 @@ class MicroBatch:
     # From here on, `collate` fills each [T] field from the Samples' field of the same name.
     sampling_logprobs: Annotated[Tensor, torch.float32]
     policy_version: Annotated[Tensor, torch.int64]
+    staleness: Annotated[Tensor, torch.int64]
     advantages: Annotated[Tensor, torch.float32]
     token_weights: Annotated[Tensor, torch.float32]
     old_logprobs: Annotated[Tensor | None, torch.float32]

@@ -75,10 +75,14 @@ def distillation_function(algorithm: AlgorithmConfig) -> LossFunction:
 
 
 def _mismatch(logprobs: Tensor, batch: MicroBatch) -> dict[str, Metric]:
-    """Trainer against engine, unless it was measured when the old log-probs were computed."""
+    """Trainer against engine, unless it was measured when the old log-probs were computed.
+
+    On the tokens that the weights sampled which are trained now: others differ because the policy has moved.
+    """
     if batch.old_logprobs is not None:
         return {}
-    return mismatch([logprobs.detach().float().cpu().numpy()], [batch.sampling_logprobs.cpu().numpy()])
+    fresh = batch.staleness == 0
+    return mismatch([logprobs.detach()[fresh].float().cpu().numpy()], [batch.sampling_logprobs[fresh].cpu().numpy()])
 
 
 def select_tokens(samples: Sequence[Sample], algorithm: AlgorithmConfig, *, seed: int) -> list[Sample]:

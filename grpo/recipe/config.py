@@ -96,6 +96,7 @@ class RolloutConfig(EngineSection):
     engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf, or server
     servers: ServersConfig | None = None  # for engine `server`
     sleep_level: Literal[0, 1, 2] = 0  # vLLM on GPU frees its memory during updates, docs/engines.md
+    max_staleness: NonNegativeInt = 0  # rollouts that generation may be ahead of the update (docs/async.md); 0: none
     problems_per_step: PositiveInt = 32  # problems per optimizer step, summed over processes
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
     max_completion_length: PositiveInt = 512
@@ -255,6 +256,18 @@ class GRPORecipe(OnPolicyRecipe):
     def policy_gradient(self) -> AlgorithmConfig:
         return self.algorithm
 
+    @model_validator(mode="before")
+    @classmethod
+    def _corrected(cls, values: Any) -> Any:
+        """Stale samples are another policy's: they are weighed, by `tis` unless the recipe names another correction."""
+        sections = [values.get(name, {}) for name in ("rollout", "algorithm")] if isinstance(values, dict) else []
+        match sections:
+            case [{"max_staleness": int(stale)}, dict(algorithm)] if stale > 0:
+                # dppo's ratio is to the engine already.
+                if algorithm.get("loss_type") != "dppo" and not algorithm.get("importance_sampling_correction"):
+                    return {**values, "algorithm": {**algorithm, "importance_sampling_correction": "tis"}}
+        return values
+
 
 def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     """Value, rule and remedy for each invalid combination of fields."""
@@ -269,12 +282,12 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             f"completion, {tokens} tokens. Set rollout.max_model_len={tokens}, or lower data.max_prompt_length or "
             "max_completion_length."
         )
-    yield from server_conflicts(rollout.engine, rollout.servers)
     if rollout.sleep_level and rollout.engine != "vllm":
         yield (
             f"rollout.sleep_level={rollout.sleep_level} with rollout.engine={rollout.engine}: only vLLM in the "
             "trainer's process shares its GPU memory and can sleep. Set rollout.engine=vllm or rollout.sleep_level=0."
         )
+    yield from server_conflicts(rollout.engine, rollout.servers, rollout.max_staleness)
     if trainer.max_tokens_per_micro_batch < train_tokens:
         yield (
             f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: must hold a full-length "

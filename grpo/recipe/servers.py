@@ -28,8 +28,14 @@ class ServersConfig(Section):
         return {"urls": values} if isinstance(values, list) else values
 
 
-def server_conflicts(engine: str, servers: ServersConfig | None) -> Iterator[str]:
-    """Value, rule and remedy for each combination of `rollout.engine` and `rollout.servers` that cannot be."""
+def server_conflicts(engine: str, servers: ServersConfig | None, max_staleness: int) -> Iterator[str]:
+    """Value, rule and remedy for each combination of these keys of `rollout` that cannot be."""
+    if max_staleness and engine != "server":
+        yield (
+            f"rollout.max_staleness={max_staleness} with rollout.engine={engine}: an engine in the trainer's process "
+            "cannot generate while the policy is updated. Set rollout.engine=server and rollout.servers={start: 1}, or "
+            "max_staleness=0."
+        )
     if (engine == "server") != (servers is not None):
         yield (
             f"rollout.engine={engine} {'without' if servers is None else 'with'} rollout.servers: engine server needs "

@@ -32,6 +32,7 @@ from grpo.stages.checks.engine import verify_engine
 from grpo.stages.checks.prompts import check_prompts, report_held_out
 from grpo.stages.mesh import process_mesh
 from grpo.stages.problems import prompter_of, source_of, training_stream
+from grpo.stages.rollouts.tracked import TrackedStream
 from rewards.runner.score import Rewards
 from rollout.data.stream import PromptStream, held_out
 from rollout.engines.base import Engine, Publisher, Sleeper, load_tokenizer
@@ -158,7 +159,7 @@ def _problems(recipe: OnPolicyRecipe, tokenizer: PreTrainedTokenizerBase, accele
         for one in data.sources:
             prompter = prompter_of(one, tokenizer, data.max_prompt_length)
             check_prompts("evaluation.data", source_of(one, split="eval", seed=0), prompter, accelerator)
-    return problems
+    return TrackedStream(problems) if recipe.rollout.max_staleness else problems
 
 
 def _check_mixture(recipe: OnPolicyRecipe, rewards: Rewards) -> None:

@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 
@@ -34,7 +35,10 @@ from grpo.report.metrics import ExpertLoad, Mean, Metric, merge, per_step, value
 from grpo.report.records import METRICS_FILE, is_evaluation, read_rows
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
-from grpo.stages.collect import collect
+from grpo.stages.rollouts.ahead import Ahead
+from grpo.stages.rollouts.base import Rollouts
+from grpo.stages.rollouts.lockstep import Lockstep
+from grpo.stages.rollouts.tracked import TrackedStream
 from grpo.stages.saving import keeping_newest_on_failure, save
 from grpo.stages.schedule import due_within, is_due
 from rewards.runner.score import ScoredGroup, TrainerState
@@ -55,7 +59,9 @@ def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     except (ValueError, OSError, EngineLostError) as error:  # OSError: files of the model
         raise RefusedError(str(error)) from error
     with closing(parts), keeping_newest_on_failure(parts):
-        return Trainer(parts).train()
+        trainer = Trainer(parts)
+        with closing(trainer.rollouts):
+            return trainer.train()
 
 
 class Trainer:
@@ -67,6 +73,7 @@ class Trainer:
         self.report = parts.report
         self.step = parts.first_step
         self.loss = loss_function(parts.recipe.policy_gradient, parts.entropy_bonus)
+        self.rollouts = _rollouts(parts)
         self.score: float | None = None  # held-out pass@1 after the current rollout, if evaluated
         self.saved: Path | None = None
 
@@ -125,6 +132,7 @@ class Trainer:
                 self.parts.publisher.publish(policy.weights(), self.step)
             except EngineLostError as error:
                 lost = str(error)
+        metrics |= self.rollouts.trained()
         self._log(metrics, time.perf_counter() - started)
         self._stop_if_lost(lost)
 
@@ -142,14 +150,7 @@ class Trainer:
         parts.rewards.state = TrainerState(global_step=self.step, max_steps=recipe.trainer.max_steps)
         position, groups, lost = parts.problems.state_dict(), [], ""
         try:
-            groups = collect(
-                parts.problems,
-                parts.engine,
-                parts.rewards,
-                recipe.rollout_sampling(self.step // recipe.policy_gradient.steps_per_generation),
-                count=recipe.problems_per_rollout,
-                phase=self.report.phase,
-            )
+            groups = self.rollouts.next(self.step)
         except EngineLostError as error:
             lost = str(error)
         self._stop_if_lost(lost, position)
@@ -165,6 +166,8 @@ class Trainer:
         samples = assemble(groups, local, keep_zero_advantage=keep)
         if algorithm.selects_tokens:
             samples = select_tokens(samples, algorithm, seed=self.recipe.trainer.seed + self.step)
+        if self.recipe.rollout.max_staleness:
+            samples = attach(samples, staleness=[self.step - np.asarray(sample.policy_version) for sample in samples])
         metrics = rollout_metrics(groups)
         metrics["frac_trained_samples"] = Mean(len(samples), sum(len(group.rewards) for group in groups))
         with self.report.phase("score"):
@@ -190,8 +193,12 @@ class Trainer:
     def with_old_logprobs(self, samples: list[Sample]) -> tuple[list[Sample], dict[str, Metric]]:
         """The samples with the policy's log-probs before the rollout's first update, and how far the engine's are."""
         samples = attach(samples, old_logprobs=self.parts.policy.logprobs(samples))
-        old = [sample.per_token("old_logprobs") for sample in samples]
-        return samples, mismatch(old, [sample.per_token("sampling_logprobs") for sample in samples])
+        fresh = [sample.per_token("staleness") == 0 for sample in samples]
+        ours, theirs = (
+            [sample.per_token(name)[kept] for sample, kept in zip(samples, fresh, strict=True)]
+            for name in ("old_logprobs", "sampling_logprobs")
+        )
+        return samples, mismatch(ours, theirs)
 
     # -- around the loop
 
@@ -276,3 +283,24 @@ class Trainer:
             step=self.step,
             updated=self.step > algorithm.steps_per_generation,
         )
+
+
+def _rollouts(parts: Parts) -> Rollouts:
+    """In lockstep, or ahead of the updates."""
+    recipe = parts.recipe
+    if not recipe.rollout.max_staleness:
+        return Lockstep(parts)
+    problems, engine = parts.problems, parts.engine
+    assert isinstance(problems, TrackedStream)
+    streaming: Any = engine  # the recipe allows no other
+    return Ahead(
+        problems,
+        streaming,
+        parts.rewards,
+        recipe.rollout_sampling(0),  # a group's random numbers follow from its problem
+        count=recipe.problems_per_rollout,
+        share=recipe.problems_per_rollout // parts.accelerator.num_processes,
+        steps=recipe.policy_gradient.steps_per_generation,
+        max_staleness=recipe.rollout.max_staleness,
+        phase=parts.report.phase,
+    )

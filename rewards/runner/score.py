@@ -14,7 +14,7 @@ from rewards.runner.load import ON_REQUEST, PASSED, RewardFunction, option_names
 from rewards.runner.remote import Raised, RemoteCaller
 from rollout.types import Group, Problem
 
-__all__ = ["RewardError", "RewardSpec", "Rewards", "ScoredGroup", "TrainerState"]
+__all__ = ["RewardError", "RewardSpec", "Rewards", "ScoredGroup", "Submitted", "TrainerState"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,20 +187,31 @@ class Rewards:
             RewardError: a function raised, exceeded the time limit, or did not return one finite number or None per
                 completion.
         """
-        waiting: deque[_Waiting] = deque()
+        waiting: deque[tuple[Submitted, Scores]] = deque()
         try:
             for group in groups:
-                answers = Answers.of(group, self.state)
-                future = self._remote.submit(answers) if self._remote else None
-                waiting.append(_Waiting(group, answers, future, self._caller(answers)))
-                while waiting and (waiting[0].future is None or waiting[0].future.done()):
-                    yield self._finish(waiting.popleft())
+                submitted = self.submit(group)
+                waiting.append((submitted, self._caller(submitted.answers)))
+                while waiting and waiting[0][0].future.done():
+                    yield self._finish(*waiting.popleft())
             while waiting:
-                yield self._finish(waiting.popleft())
+                yield self._finish(*waiting.popleft())
         finally:  # after an error or an early exit, do not start what is still queued
-            for left in waiting:
-                if left.future is not None:
-                    left.future.cancel()
+            for left, _ in waiting:
+                left.future.cancel()
+
+    def submit(self, group: Group) -> "Submitted":
+        """Send one group to the workers, from any thread; `result` gives it with its rewards."""
+        answers = Answers.of(group, self.state)
+        if self._remote is not None:
+            return Submitted(group, answers, self._remote.submit(answers))
+        nothing: Future[Scores | Raised] = Future()
+        nothing.set_result(Scores([], {}, {}, []))
+        return Submitted(group, answers, nothing)
+
+    def result(self, submitted: "Submitted") -> ScoredGroup:
+        """A submitted group with its rewards; the functions of this process run now. Errors as in `score`."""
+        return self._finish(submitted, self._caller(submitted.answers))
 
     def close(self) -> None:
         """End the worker processes."""
@@ -208,10 +219,10 @@ class Rewards:
         if self._remote is not None:
             self._remote.close()
 
-    def _finish(self, waiting: "_Waiting") -> ScoredGroup:
-        parts = [waiting.here]
-        if self._remote is not None and waiting.future is not None:
-            parts.append(self._remote.result(waiting.future, waiting.answers))
+    def _finish(self, submitted: "Submitted", here: Scores) -> ScoredGroup:
+        parts = [here]
+        if self._remote is not None:
+            parts.append(self._remote.result(submitted.future, submitted.answers))
         values = dict(zip(self._order, (v for part in parts for v in part.values), strict=True))
         seconds = dict(zip(self._order, (s for part in parts for s in part.seconds), strict=True))
         metrics: dict[str, list[float]] = {}
@@ -221,8 +232,8 @@ class Rewards:
         gated = {name: [not _holds(v) for v in breakdown[gate]] for name, gate in self._gates.items()}
         rows = zip(*_counted(breakdown, gated).values(), strict=True)
         return ScoredGroup(
-            waiting.group,
-            rewards=[self._sum(row) for row in rows] if breakdown else [math.nan] * len(waiting.answers.texts),
+            submitted.group,
+            rewards=[self._sum(row) for row in rows] if breakdown else [math.nan] * len(submitted.answers.texts),
             breakdown=breakdown,
             gated=gated,
             metrics=metrics,
@@ -236,13 +247,12 @@ class Rewards:
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A submitted group."""
+class Submitted:
+    """A group that the workers have; without workers, its future is done at once."""
 
     group: Group
     answers: Answers
-    future: Future[Scores | Raised] | None  # None: no function runs in a worker
-    here: Scores  # from the functions of this process
+    future: Future[Scores | Raised]
 
 
 def _counted(breakdown: dict[str, list[float | None]], gated: dict[str, list[bool]]) -> dict[str, list[float | None]]:

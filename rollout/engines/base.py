@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +35,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory and processes."""
+        ...
+
+
+class Streaming(Protocol):
+    """An engine that generates beside the trainer, and takes new weights meanwhile."""
+
+    def submit(self, prompt: Prompt, sampling: Sampling) -> Future[Group]:
+        """Start generating one prompt's Group. `Completion.policy_version` says which weights sampled each token.
+
+        The future raises EngineLostError if the engine is lost. It may be cancelled.
+
+        Raises:
+            ValueError: the prompt leaves no room for a single token.
+        """
         ...
 
 

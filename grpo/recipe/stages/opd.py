@@ -69,6 +69,11 @@ class OPDRecipe(OnPolicyRecipe):
 
 def _conflicts(recipe: OPDRecipe) -> Iterator[str]:
     algorithm, evaluation = recipe.algorithm, recipe.evaluation
+    if recipe.rollout.max_staleness:
+        yield (
+            f"rollout.max_staleness={recipe.rollout.max_staleness} with stage opd: distillation has no correction for "
+            "stale samples. Set max_staleness=0."
+        )
     if len(recipe.teachers) > 1 and recipe.teacher_column is None:
         yield (
             f"teachers: {', '.join(recipe.teachers)} are several, so each problem must name its own. "

@@ -69,9 +69,14 @@ function sections() {
     { title: "Largest overload", note: "busiest expert's load over balance, minus 1", size: "half", series: [curve("moe/load_max_violation", "violation")] },
     { title: "Dead experts", note: "experts without tokens", size: "half", series: [curve("moe/dead_experts", "dead")] },
   ];
+  const stale = keysOf(run.train, /^rollout\/staleness_share_\d+$/);
   const time = [
     { title: "Seconds per step", note: "stacked phases", size: "full", stacked: true,
       series: phases.filter((key) => key !== "time/evaluate").map((key) => curve(key, key.slice(5))) },
+    { title: "Waiting", note: "share of the step", format: percent, range: [0, 1], series: [
+      curve("rollout/idle_trainer", "trainer"), curve("rollout/idle_generator", "generation")] },
+    { title: "Staleness", note: "share of tokens by missed updates", format: percent, stacked: true,
+      series: stale.map((key) => curve(key, key.slice(24))) },
   ];
   ["step_time", "time/evaluate", "sampling/policy_version"].forEach((key) => drawn.add(key));
   keysOf(run.eval, /\/num_(problems|samples|unreadable)$/).forEach((key) => drawn.add(key)); // in the charts' captions

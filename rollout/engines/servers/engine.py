@@ -2,9 +2,10 @@
 
 A group is one request, so its prompt is computed once, and its seeds are those of the in-process engine: what is
 sampled does not depend on the server. A request that fails is sent again whole, so a group is complete or not there,
-and none comes twice. Every completion says which weights sampled it, and any but the published ones are refused.
+and none comes twice. The servers say which weights sampled each token; any older than those published when a group was
+asked for are refused.
 
-Left out: LoRA adapters, updates during a generation.
+Left out: LoRA adapters.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ from rollout.types import Completion, Group, Prompt, Sampling
 
 
 class ServersEngine:
-    """`rollout.engines.base.Engine` and `Publisher` on vLLM servers.
+    """`rollout.engines.base.Engine`, `Streaming` and `Publisher` on vLLM servers.
 
     Each trainer process samples its own groups on all servers; the main process starts the servers and updates them.
 
@@ -111,6 +112,7 @@ class ServersEngine:
         else:
             folder = self._on_main(lambda: FileTransfer.make_folder(servers.weights_dir))
             self._transfer = FileTransfer(folder) if self._rank == 0 else _Discard()
+        self._watch: asyncio.Task[None] | None = None  # over the servers, from the first `submit` on
 
     async def _check_servers(self) -> None:
         """All servers must be there at the start, and have been started for training."""
@@ -165,6 +167,17 @@ class ServersEngine:
                 task.cancel()
             await asyncio.gather(watch, *groups, return_exceptions=True)
 
+    def submit(self, prompt: Prompt, sampling: Sampling) -> Future[Group]:
+        """Start generating one prompt's Group; see `Streaming.submit`."""
+        (budget,) = completion_budgets([prompt], sampling, self._max_model_len)
+
+        async def watched() -> Group:
+            if self._watch is None:
+                self._watch = asyncio.create_task(self._pool.watch())
+            return await self._group(prompt, budget, sampling)
+
+        return asyncio.run_coroutine_threadsafe(watched(), self._loop)
+
     async def _group(self, prompt: Prompt, budget: int, sampling: Sampling) -> Group:
         # Greedy completions are identical, and vLLM refuses several: sample once and repeat the result.
         count = sampling.num_generations if sampling.temperature > 0 else 1
@@ -185,22 +198,20 @@ class ServersEngine:
         }
 
         async def ask(server: Server) -> list[Completion]:
+            oldest = self._policy_version
             choices = await server.generate(body)
-            return self._completions(server, choices, count, sampling)
+            return self._completions(server, choices, count, sampling, oldest)
 
         completions = await self._pool.run(count, count * (len(prompt.token_ids) + budget), ask)
         return prompt.group(completions * (sampling.num_generations // count))
 
     def _completions(
-        self, server: Server, choices: Sequence[Mapping[str, Any]], count: int, sampling: Sampling
+        self, server: Server, choices: Sequence[Mapping[str, Any]], count: int, sampling: Sampling, oldest: int
     ) -> list[Completion]:
-        """ServerLostError if the choices are not `count` complete ones, sampled with the published weights."""
+        """ServerLostError if the choices are not `count` complete ones, sampled with weights from `oldest` on."""
         reasons = sorted({choice["finish_reason"] for choice in choices} - {"stop", "length"})
         if reasons or len(choices) != count:
             raise ServerLostError(f"{server.url} gave {len(choices)} of {count} completions, {reasons or 'all'} ended")
-        versions = {span["version"] for choice in choices for span in choice["weight_versions"] or ()}
-        if self._label and versions - {self._label}:
-            raise ServerLostError(f"{server.url} samples with weights {sorted(versions)}, not {self._label!r}")
         choices = sorted(choices, key=lambda choice: choice["index"])
         ids = [choice["token_ids"] for choice in choices]
         return [
@@ -209,10 +220,22 @@ class ServersEngine:
                 logprobs=[token["logprob"] for token in choice["logprobs"]["content"]],
                 text=cut_at_stop(text, sampling.stop),
                 finish_reason=choice["finish_reason"],
-                policy_version=self._policy_version,
+                policy_version=self._versions(server, choice, oldest),
             )
             for choice, text in zip(choices, completion_texts(self._tokenizer, self._end_ids, ids), strict=True)
         ]
+
+    def _versions(self, server: Server, choice: Mapping[str, Any], oldest: int) -> int | list[int]:
+        """Policy version of the choice's tokens: one, or one each. ServerLostError for weights not from `oldest` on."""
+        if not self._label or not choice["weight_versions"]:  # nothing was published, or there is no token
+            return oldest
+        found: list[int] = []
+        for span in choice["weight_versions"]:
+            run, _, version = span["version"].partition("/")
+            if run != self._run_id or int(version) < oldest:
+                raise ServerLostError(f"{server.url} samples with weights {span['version']!r}, not {self._label!r}")
+            found += [int(version)] * (span["end"] - span["start"])
+        return found if len(set(found)) > 1 else (found or [oldest])[0]
 
     # -- weights
 
@@ -268,10 +291,16 @@ class ServersEngine:
     def close(self) -> None:
         """End the servers that were started here, and close the connections to the others."""
         self._transfer.close()
-        self._run(self._client.aclose())
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         if self._started is not None:
             self._started.close()
+
+    async def _end(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await self._client.aclose()
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
