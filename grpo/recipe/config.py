@@ -19,6 +19,7 @@ from pydantic import (
 
 from grpo.recipe.algorithm import AlgorithmConfig, conflicts
 from grpo.recipe.data import DataConfig
+from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
 from grpo.recipe.lora import LoRAConfig, check_quantization, lora_conflicts
 from grpo.recipe.section import Section, StageRecipe
 from grpo.recipe.servers import ServersConfig, server_conflicts
@@ -98,6 +99,8 @@ class RolloutConfig(EngineSection):
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
     max_completion_length: PositiveInt = 512
     temperature: PositiveFloat = 1.0
+    dynamic_sampling: bool = False  # replace groups without signal by further problems (DAPO), docs/algorithms.md
+    max_num_gen_batches: PositiveInt = 10  # dynamic_sampling: rounds of sampling per rollout
     stop: list[Annotated[str, Field(min_length=1)]] = []  # texts that end a completion, beside the end tokens
 
 
@@ -292,6 +295,13 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             model.lora, model.disable_dropout, model.balance_bias_update_speed, beta=algorithm.beta
         )
     yield from _mixture_conflicts(recipe)
+    if rollout.dynamic_sampling:
+        first_steps = {source.name: source.first_step(trainer.max_steps) for source in recipe.data.mixture}
+        yield from dynamic_sampling_conflicts(
+            learns_rewards=recipe.learns_rewards,
+            advantage_estimator=algorithm.advantage_estimator,
+            late_sources={name: step for name, step in first_steps.items() if step},
+        )
     yield from _reward_conflicts(recipe)
     yield from _evaluation_conflicts(recipe)
 

@@ -67,6 +67,7 @@ class Trainer:
         self.report = parts.report
         self.step = parts.first_step
         self.loss = loss_function(parts.recipe.policy_gradient)
+        self.sampled: dict[str, Metric] = {}  # `Rollout.metrics` of the current rollout
         self.score: float | None = None  # held-out pass@1 after the current rollout, if evaluated
         self.saved: Path | None = None
 
@@ -122,7 +123,7 @@ class Trainer:
                 self.parts.publisher.publish(policy.weights(), self.step)
             except EngineLostError as error:
                 lost = str(error)
-        self._log(metrics, time.perf_counter() - started)
+        self._log(metrics | self.sampled, time.perf_counter() - started)
         self._stop_if_lost(lost)
 
     def rollout(self) -> list[ScoredGroup]:
@@ -131,14 +132,8 @@ class Trainer:
         parts.rewards.state = TrainerState(global_step=self.step, max_steps=recipe.trainer.max_steps)
         position, groups, lost = parts.problems.state_dict(), [], ""
         try:
-            groups = collect(
-                parts.problems,
-                parts.engine,
-                parts.rewards,
-                recipe.rollout_sampling(self.step // recipe.policy_gradient.steps_per_generation),
-                count=recipe.problems_per_rollout,
-                phase=self.report.phase,
-            )
+            rollout = collect(parts, self.step)
+            groups, self.sampled = rollout.groups, rollout.metrics
         except EngineLostError as error:
             lost = str(error)
         self._stop_if_lost(lost, position)
