@@ -19,7 +19,10 @@ from pydantic import (
 
 from grpo.recipe.algorithm import AlgorithmConfig, conflicts
 from grpo.recipe.data import DataConfig
+from grpo.recipe.loop.curriculum import curriculum_conflicts
 from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
+from grpo.recipe.loop.rewards import RewardConfig
+from grpo.recipe.loop.schedules import Schedules, recipe_at, schedule_conflicts, sized_by_largest
 from grpo.recipe.lora import LoRAConfig, check_quantization, lora_conflicts
 from grpo.recipe.section import Section, StageRecipe
 from grpo.recipe.servers import ServersConfig, server_conflicts
@@ -104,37 +107,6 @@ class RolloutConfig(EngineSection):
     stop: list[Annotated[str, Field(min_length=1)]] = []  # texts that end a completion, beside the end tokens
 
 
-NOT_IMPORTABLE = "not importable: "  # how recipe.yaml records a Python function that a relaunch cannot find
-
-
-def _importable(function: str) -> str:
-    if function.startswith(NOT_IMPORTABLE):
-        name = function.removeprefix(NOT_IMPORTABLE)
-        raise ValueError(
-            f"{function!r} was passed from Python and cannot be imported. Define {name!r} at the top level of a module "
-            "and name it here as path/to/file.py:function, or remove this entry and pass reward_functions again."
-        )
-    return function
-
-
-class RewardConfig(Section):
-    """One reward function: a built-in name, `package.module:function` or `path/to/file.py:function`."""
-
-    function: Annotated[str, AfterValidator(_importable)]
-    weight: Annotated[float, Field(ge=-1e18, le=1e18)] = 1.0
-    options: dict[str, Any] = {}  # keyword arguments, fixed for the run
-    name: str = ""  # used in metrics and `evaluation.reward`; empty: the function's name
-    requires: str | None = None  # counts as 0 unless the completion scores above 0.5 on the reward with this name
-    data_sources: list[str] | None = None  # only for problems with one of these in column data_source; None: for all
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("function"), str):
-            return {"name": values["function"].rpartition(":")[2], **values}
-        return values
-
-
 class TrainerConfig(OptimizerConfig):
     """Optimizer, token budget and checkpoints. A step is one optimizer step."""
 
@@ -199,6 +171,10 @@ class OnPolicyRecipe(StageRecipe):
         """The algorithm as the loop reads it."""
         raise NotImplementedError
 
+    def at(self, step: int) -> Self:  # noqa: ARG002
+        """The recipe as it is after `step` optimizer steps: itself, unless numbers are scheduled."""
+        return self
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         conflicts = list(_conflicts(self))
@@ -251,10 +227,25 @@ class GRPORecipe(OnPolicyRecipe):
     stage: Literal["grpo"] = "grpo"
     rewards: Annotated[list[RewardConfig], Field(min_length=1)]
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    schedules: Schedules | None = None  # {rollout.max_completion_length: {0: 32768, 8200: 65536}}, docs/recipes.md
 
     @property
     def policy_gradient(self) -> AlgorithmConfig:
         return self.algorithm
+
+    def at(self, step: int) -> Self:
+        return recipe_at(self, self.schedules or {}, step)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, values: Any) -> Any:
+        return sized_by_largest(values)
+
+    @model_validator(mode="after")
+    def _schedules_fit(self) -> Self:
+        if found := list(schedule_conflicts(self, self.schedules or {}, max_steps=self.trainer.max_steps)):
+            raise ValueError("\n".join(found))
+        return self
 
 
 def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
@@ -302,6 +293,9 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             advantage_estimator=algorithm.advantage_estimator,
             late_sources={name: step for name, step in first_steps.items() if step},
         )
+    in_evaluation = bool(evaluation.data and evaluation.data.curriculum)
+    if recipe.data.curriculum or in_evaluation:
+        yield from curriculum_conflicts(has_rewards=bool(recipe.rewards), in_evaluation=in_evaluation)
     yield from _reward_conflicts(recipe)
     yield from _evaluation_conflicts(recipe)
 

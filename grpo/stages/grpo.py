@@ -27,6 +27,7 @@ from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.checkpoint import checkpoint_path
 from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.objective import loss_function
+from grpo.learner.reference import Reference
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import RefusedError, RunError
@@ -107,6 +108,7 @@ class Trainer:
         """One rollout and the optimizer steps it feeds."""
         started = time.perf_counter()
         policy, reference = self.parts.policy, self.parts.reference
+        self.follow_schedules()
         groups = self.rollout()
         samples, metrics = self.prepare(groups)
         steps = self.recipe.policy_gradient.steps_per_generation
@@ -125,6 +127,17 @@ class Trainer:
                 lost = str(error)
         self._log(metrics | self.sampled, time.perf_counter() - started)
         self._stop_if_lost(lost)
+
+    def follow_schedules(self) -> None:
+        """Take the recipe's numbers as they are at this step."""
+        recipe, reference = self.parts.recipe.at(self.step), self.parts.reference
+        if recipe == self.recipe:
+            return
+        self.recipe = recipe
+        self.loss = loss_function(recipe.policy_gradient)
+        self.parts.policy.set_temperature(recipe.rollout.temperature)
+        if isinstance(reference, Reference):
+            reference.set_temperature(recipe.rollout.temperature)
 
     def rollout(self) -> list[ScoredGroup]:
         """This process's share of the next problems, sampled and scored."""
@@ -184,7 +197,7 @@ class Trainer:
             for held_out in self.parts.held_out:
                 metrics |= held_out.evaluate(
                     self.parts.engine,
-                    self.recipe.evaluation_sampling(),
+                    self.parts.recipe.evaluation_sampling(),  # the same at every step
                     process_index=processes.process_index,
                     num_processes=processes.num_processes,
                 ).metrics

@@ -1,4 +1,4 @@
-"""What a recipe of GRPO's loop may add: dynamic sampling, a curriculum, schedules. Sections, and rules for them.
+"""Parts of the recipe of GRPO's loop: rewards, dynamic sampling, a curriculum, schedules. Sections, and their rules.
 
-What they do is in `grpo.stages.collect`, `rollout.data.curriculum` and the loop itself.
+What they do is in `rewards`, `grpo.stages.collect`, `rollout.data.curriculum` and the loop itself.
 """

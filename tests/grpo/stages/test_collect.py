@@ -1,6 +1,5 @@
 """Dynamic sampling: which groups make a batch, whatever the processes and the oversampling; a resumed run."""
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -164,7 +163,7 @@ def test_processes_together_collect_what_one_collects(world: int) -> None:
         shares = [groups[step] for groups, *_ in found]
         assert [shares[i % world][i // world] for i in range(4)] == alone[0][step]  # process p: groups p, p + P, …
         assert values(merge(metrics[step] for _, metrics, *_ in found)) == pytest.approx(values(alone[1][step]))
-    assert all(states == alone[2:] for *_, *states in [(one[0], one[1], *one[2:]) for one in found] for states in [tuple(states)])
+    assert all(states == list(alone[2:]) for _, _, *states in found)
 
 
 def test_after_the_last_round_the_step_trains_on_what_it_has(capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,9 +217,11 @@ def test_a_resumed_run_with_dynamic_sampling_writes_what_an_uninterrupted_one_wr
     grpo.train(resumed, trainer={"max_steps": 2})
     grpo.train(resumed, trainer={"resume_from_checkpoint": True})
     for name in ("metrics.jsonl", "samples.jsonl"):
-        whole, again = ([deterministic(row) for row in rows(tmp_path / run / "run", name)] for run in ("whole", "resumed"))
+        whole, again = (
+            [deterministic(row) for row in rows(tmp_path / run / "run", name)] for run in ("whole", "resumed")
+        )
         assert whole == again
-    steps = [json.loads(line) for line in (tmp_path / "whole" / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = rows(tmp_path / "whole" / "run")
     assert any(step["dynamic_sampling/rounds"] > 1 for step in steps)
     for step in steps:
         assert step["dynamic_sampling/missing_groups"] == 0 and step["frac_trained_samples"] == 1.0
