@@ -9,7 +9,7 @@ is sized by: the engine's context, micro-batches, estimates.
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from rollout.support.names import nearest
 
@@ -31,6 +31,11 @@ REASONS = {
 }
 
 
+def _step(key: Any) -> Any:
+    """JSON's keys are strings."""
+    return int(key) if isinstance(key, str) and key.isdecimal() else key
+
+
 def _known(schedules: dict[str, dict[int, int | float]]) -> dict[str, dict[int, int | float]]:
     for key, values in schedules.items():
         if key in REASONS:
@@ -45,7 +50,8 @@ def _known(schedules: dict[str, dict[int, int | float]]) -> dict[str, dict[int, 
     return schedules
 
 
-Schedules = Annotated[dict[str, dict[NonNegativeInt, int | float]], AfterValidator(_known)]
+Step = Annotated[int, Field(ge=0), BeforeValidator(_step)]
+Schedules = Annotated[dict[str, dict[Step, int | float]], AfterValidator(_known)]
 
 
 def sized_by_largest(values: Any) -> Any:
@@ -56,7 +62,8 @@ def sized_by_largest(values: Any) -> Any:
     for key, steps in values["schedules"].items():
         section, _, name = key.partition(".")
         numbers = list(steps.values()) if isinstance(steps, dict) else []
-        if numbers and all(isinstance(n, int | float) for n in numbers) and isinstance(filled.get(section, {}), dict):
+        is_usable = key in SCHEDULED and all(isinstance(n, int | float) for n in numbers)
+        if numbers and is_usable and isinstance(filled.get(section, {}), dict):
             filled[section] = {name: max(numbers), **filled.get(section, {})}
     return filled
 

@@ -11,7 +11,7 @@ BASE = """
 model: {model_name_or_path: ./base}
 data: {task: countdown, max_prompt_length: 32}
 rewards: [{function: countdown}]
-trainer: {max_steps: 10, max_tokens_per_micro_batch: 256}
+trainer: {max_steps: 10, max_tokens_per_micro_batch: 1024}
 """
 
 
@@ -65,7 +65,10 @@ def test_a_recorded_recipe_can_be_launched_again_and_null_removes_schedules(tmp_
         ("{rollout.temperature: {0: 0.5, 10: 1.0}}", "changes at step 10 of a run of trainer.max_steps=10"),
         ("{rollout.temperature: {0: 1.0, 4: 0.0}}", "schedules, from step 4: rollout.temperature: Input should be"),
         ("{rollout.max_completion_length: {0: 8, 2: 16.5}}", "rollout.max_completion_length=16.5: must be an integer"),
-        ("{rollout.max_completion_length: {0: 8, 2: 512}}", "max_tokens_per_micro_batch=256: must hold a full-length"),
+        (
+            "{rollout.max_completion_length: {0: 8, 2: 2048}}",
+            "max_tokens_per_micro_batch=1024: must hold a full",
+        ),
         ("{rollout.temperature: {0: hot}}", "schedules.rollout.temperature"),
     ],
 )

@@ -1,5 +1,7 @@
 """Dynamic sampling: which groups make a batch, whatever the processes and the oversampling; a resumed run."""
 
+import json
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +17,10 @@ from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.report.metrics import merge, values
 from grpo.report.records import deterministic
 from grpo.report.rollout_metrics import Totals
-from grpo.stages.collect import Rollout, refill, teaches
-from rewards.runner.score import ScoredGroup
+from grpo.stages.collect import Rollout, observe, refill, teaches
+from rewards.runner.score import Rewards, RewardSpec, ScoredGroup
+from rollout.data.curriculum import Curriculum, CurriculumSettings
+from rollout.data.dataset import DatasetSource
 from rollout.data.generated import TaskSource
 from rollout.data.prompts import Prompter
 from rollout.data.stream import ProblemStream
@@ -191,30 +195,70 @@ def test_an_engine_lost_in_one_process_is_lost_in_all() -> None:
     assert in_processes(2, run) == ["no server is left"] * 2
 
 
+def right(prompts: list, completions: list, **columns: Any) -> list[float]:
+    raise AssertionError("the groups are scored already")
+
+
+def test_pass_rates_of_all_processes_reach_every_curriculum_in_the_stream_s_order(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": str(i)} for i in range(6)]))
+    rewards = Rewards([RewardSpec(function=right)], num_workers=0)
+
+    def run(process: Process, gather: Any) -> dict[str, Any]:
+        shard = {"process_index": process.process_index, "num_processes": process.num_processes}
+        prompter = Prompter(byte_tokenizer(), template="{prompt}", max_prompt_length=9)
+        curriculum = Curriculum(CurriculumSettings(replay_after=3), seed=0)
+        source = DatasetSource(str(tmp_path / "rows.json"))
+        problems = ProblemStream(source, prompter, seed=0, curriculum=curriculum, **shard)
+        for step in range(2):  # row r passes with r of 5 completions
+            prompts = problems.take(6)
+            groups = [scored([float(i < int(str(p.problem.prompt))) for i in range(5)]) for p in prompts]
+            used = {
+                process.process_index + i * process.num_processes: x
+                for i, x in enumerate(zip(prompts, groups, strict=True))
+            }
+            metrics = observe(problems, used, rewards, None, step, gather=gather)
+        assert values(metrics) == {"curriculum/pass_rate": pytest.approx(0.5), "curriculum/skipped_rows": 0.0}
+        return problems.state_dict()
+
+    (alone,) = in_processes(1, run)
+    assert alone["curriculum"]["rates"] == {row: row / 5 for row in range(6)}
+    assert [step for step, _ in alone["curriculum"]["replays"]] == [3, 4]  # row 0, in each epoch
+    assert in_processes(2, run) == [alone, alone]
+
+
 def rarely(prompts: list, completions: list[str], **columns: Any) -> list[float]:
     """1 for a third of the texts, by their characters: many groups are all 0."""
     return [float(sum(map(ord, text)) % 5 == 0) for text in completions]
 
 
-def test_a_resumed_run_with_dynamic_sampling_writes_what_an_uninterrupted_one_writes(
-    tiny_v3: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tiny_v3: Path, tmp_path: Path) -> None:
+    """With dynamic sampling, a curriculum with replays, and schedules that change at the step of the checkpoint."""
+    (tmp_path / "problems.json").write_text(json.dumps([{"prompt": f"{i} + {i}"} for i in range(12)]))
+
     def recipe(name: str) -> str:
         (tmp_path / name).mkdir()
         path = write_recipe(
             tmp_path / name,
             tiny_v3,
-            rollout={"dynamic_sampling": True, "num_generations": 2, "max_completion_length": 6, "engine": "hf"},
+            rollout={"dynamic_sampling": True, "num_generations": 2, "max_completion_length": 8, "engine": "hf"},
             trainer={"max_steps": 4, "save_steps": 2, "save_total_limit": 4, "num_reward_workers": 1},
             evaluation={"num_problems": 0},
         )
-        written = yaml.safe_load(path.read_text()) | {"rewards": [{"function": f"{__file__}:rarely"}]}
+        written = yaml.safe_load(path.read_text()) | {
+            "data": {
+                "dataset_name": str(tmp_path / "problems.json"),
+                "curriculum": {"low": 0.1, "high": 0.9, "revisit": 0.5, "replay_after": 1},
+            },
+            "rewards": [{"function": f"{__file__}:rarely"}],
+            "schedules": {"rollout.max_completion_length": {0: 5, 2: 8}, "rollout.temperature": {0: 1.0, 2: 0.7}},
+        }
         path.write_text(yaml.safe_dump(written))
         return str(path)
 
     grpo.train(recipe("whole"))
     resumed = recipe("resumed")
-    grpo.train(resumed, trainer={"max_steps": 2})
+    grpo.train(resumed)
+    shutil.rmtree(tmp_path / "resumed" / "run" / "checkpoint-4")
     grpo.train(resumed, trainer={"resume_from_checkpoint": True})
     for name in ("metrics.jsonl", "samples.jsonl"):
         whole, again = (
@@ -223,6 +267,12 @@ def test_a_resumed_run_with_dynamic_sampling_writes_what_an_uninterrupted_one_wr
         assert whole == again
     steps = rows(tmp_path / "whole" / "run")
     assert any(step["dynamic_sampling/rounds"] > 1 for step in steps)
-    for step in steps:
-        assert step["dynamic_sampling/missing_groups"] == 0 and step["frac_trained_samples"] == 1.0
-        assert step["frac_reward_zero_std"] == pytest.approx(1 - step["dynamic_sampling/acceptance_rate"])
+    assert all(step["dynamic_sampling/missing_groups"] == 0 for step in steps)
+    assert all(step["frac_trained_samples"] == 1.0 for step in steps)
+    assert all(
+        step["frac_reward_zero_std"] == pytest.approx(1 - step["dynamic_sampling/acceptance_rate"]) for step in steps
+    )
+    assert steps[-1]["curriculum/skipped_rows"] > 0
+    # The trainer's temperature follows the engine's: else their log-probs would differ.
+    assert [step["completions/max_length"] for step in steps] == [5, 5, 8, 8]
+    assert all(step["sampling/sampling_logp_difference/mean"] < 1e-4 for step in steps)
