@@ -32,12 +32,13 @@ class Problem:
 class Prompt:
     """A problem as the engine sees it: rendered with the template and tokenized.
 
-    Prompt(problem=Problem(...), token_ids=[1, 40, 17], prefix="<think>\\n")
+    Prompt(problem=Problem(...), token_ids=[1, 40, 17], prefix="<think>\\n", position=17)
     """
 
     problem: Problem
     token_ids: Sequence[int]
     prefix: str = ""  # end of the prompt that already belongs to the completion: an open <think> or a prefilled answer
+    position: int = 0  # in the stream that it was taken from
 
     def group(self, completions: Sequence["Completion"]) -> "Group":
         """The Group of these completions."""

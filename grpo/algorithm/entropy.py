@@ -17,10 +17,16 @@ class EntropyBonus:
     """What the next update's loss multiplies the entropy with. Kept in checkpoints."""
 
     def __init__(self, algorithm: AlgorithmConfig) -> None:
-        self.target = algorithm.entropy_target
-        self.delta, self.max = algorithm.entropy_coef_delta, algorithm.entropy_coef_max
+        self.follow(algorithm)
         self.controlled = algorithm.entropy_coef  # c
         self.entropy = math.inf  # of the last update
+
+    def follow(self, algorithm: AlgorithmConfig) -> None:
+        """Take the recipe's numbers, which a schedule may change. With a target, the coefficient goes its own way."""
+        self.target = algorithm.entropy_target
+        self.delta, self.max = algorithm.entropy_coef_delta, algorithm.entropy_coef_max
+        if self.target is None:
+            self.controlled = algorithm.entropy_coef
 
     @property
     def coef(self) -> float:

@@ -122,10 +122,15 @@ def reward_held_out(
     """
     if reward is not None and reward not in rewards.names:
         raise ValueError(f"evaluation.reward={reward!r} is not one of the run's rewards: {', '.join(rewards.names)}.")
-    applicable = rewards.count_for(name) if name else rewards.names
-    decides = reward if reward in applicable else applicable[0]
+    decides = deciding_reward(rewards, reward, name)
     function = (functions or {}).get(decides, decides)
     return HeldOut(name, prompts, RewardGrader(rewards, function=function, decides=decides), decides)
+
+
+def deciding_reward(rewards: Rewards, reward: str | None, source: str) -> str:
+    """The reward that decides what is correct (> 0.5); arguments as of `reward_held_out`, source: its `name`."""
+    applicable = rewards.count_for(source) if source else rewards.names
+    return reward if reward in applicable else applicable[0]
 
 
 def _needs_verdict(metric: str) -> bool:

@@ -84,6 +84,10 @@ class Policy:
         accelerator.register_save_state_pre_hook(lambda _models, weights, _folder: weights.clear())
         accelerator.register_load_state_pre_hook(lambda models, _folder: models.clear())
 
+    def set_temperature(self, temperature: float) -> None:
+        """Compute log-probs at another temperature from now on."""
+        self.accelerator.unwrap_model(self.scorer).set_temperature(temperature)
+
     def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """Log-probs [n] of each sample's completion, without gradient."""
         scorer = self.accelerator.unwrap_model(self.scorer)

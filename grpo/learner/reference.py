@@ -38,6 +38,10 @@ class Reference:
         scorer = CompletionLogProbs(model, temperature).requires_grad_(False).eval()
         self.scorer = scorer.to(accelerator.device) if mesh is None else shard(scorer, model, mesh)
 
+    def set_temperature(self, temperature: float) -> None:
+        """Compute log-probs at another temperature from now on."""
+        self.scorer.set_temperature(temperature)
+
     def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """Log-probs [n] of each sample's completion."""
         return completion_logprobs(self.scorer, samples, self.batching, self.accelerator)

@@ -98,7 +98,13 @@ class CompletionLogProbs(nn.Module):
         super().__init__()
         self.model = model
         self.train_entropy = train_entropy
-        self.temperature = temperature / logit_multiplier(model)  # a multiplier of logits is an inverse temperature
+        self.set_temperature(temperature)
+
+    def set_temperature(self, temperature: float) -> None:
+        """At which completions are sampled, and log-probs computed."""
+        self.temperature = temperature / logit_multiplier(
+            self.model
+        )  # a multiplier of logits is an inverse temperature
 
     def forward(
         self,

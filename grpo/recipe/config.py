@@ -19,9 +19,13 @@ from pydantic import (
 
 from grpo.recipe.algorithm import AlgorithmConfig, conflicts
 from grpo.recipe.data import DataConfig
+from grpo.recipe.loop.curriculum import curriculum_conflicts
+from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
+from grpo.recipe.loop.rewards import RewardConfig
+from grpo.recipe.loop.schedules import Schedules, recipe_at, schedule_conflicts, sized_by_largest
 from grpo.recipe.lora import LoRAConfig, check_quantization, lora_conflicts
 from grpo.recipe.section import Section, StageRecipe
-from grpo.recipe.servers import ServersConfig, server_conflicts
+from grpo.recipe.servers import ServersConfig, ahead_conflicts, server_conflicts
 from rollout.engines.build import check_trainable
 from rollout.types import Sampling
 
@@ -101,38 +105,9 @@ class RolloutConfig(EngineSection):
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
     max_completion_length: PositiveInt = 512
     temperature: PositiveFloat = 1.0
+    dynamic_sampling: bool = False  # replace groups without signal by further problems (DAPO), docs/algorithms.md
+    max_num_gen_batches: PositiveInt = 10  # dynamic_sampling: rounds of sampling per rollout
     stop: list[Annotated[str, Field(min_length=1)]] = []  # texts that end a completion, beside the end tokens
-
-
-NOT_IMPORTABLE = "not importable: "  # how recipe.yaml records a Python function that a relaunch cannot find
-
-
-def _importable(function: str) -> str:
-    if function.startswith(NOT_IMPORTABLE):
-        name = function.removeprefix(NOT_IMPORTABLE)
-        raise ValueError(
-            f"{function!r} was passed from Python and cannot be imported. Define {name!r} at the top level of a module "
-            "and name it here as path/to/file.py:function, or remove this entry and pass reward_functions again."
-        )
-    return function
-
-
-class RewardConfig(Section):
-    """One reward function: a built-in name, `package.module:function` or `path/to/file.py:function`."""
-
-    function: Annotated[str, AfterValidator(_importable)]
-    weight: Annotated[float, Field(ge=-1e18, le=1e18)] = 1.0
-    options: dict[str, Any] = {}  # keyword arguments, fixed for the run
-    name: str = ""  # used in metrics and `evaluation.reward`; empty: the function's name
-    requires: str | None = None  # counts as 0 unless the completion scores above 0.5 on the reward with this name
-    data_sources: list[str] | None = None  # only for problems with one of these in column data_source; None: for all
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("function"), str):
-            return {"name": values["function"].rpartition(":")[2], **values}
-        return values
 
 
 class TrainerConfig(OptimizerConfig):
@@ -199,6 +174,10 @@ class OnPolicyRecipe(StageRecipe):
         """The algorithm as the loop reads it."""
         raise NotImplementedError
 
+    def at(self, step: int) -> Self:  # noqa: ARG002
+        """The recipe as it is after `step` optimizer steps: itself, unless numbers are scheduled."""
+        return self
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         conflicts = list(_conflicts(self))
@@ -251,6 +230,7 @@ class GRPORecipe(OnPolicyRecipe):
     stage: Literal["grpo"] = "grpo"
     rewards: Annotated[list[RewardConfig], Field(min_length=1)]
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    schedules: Schedules | None = None  # {rollout.max_completion_length: {0: 32768, 8200: 65536}}, docs/recipes.md
 
     @property
     def policy_gradient(self) -> AlgorithmConfig:
@@ -267,6 +247,24 @@ class GRPORecipe(OnPolicyRecipe):
                 if algorithm.get("loss_type") != "dppo" and not algorithm.get("importance_sampling_correction"):
                     return {**values, "algorithm": {**algorithm, "importance_sampling_correction": "tis"}}
         return values
+
+    def at(self, step: int) -> Self:
+        return recipe_at(self, self.schedules or {}, step)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, values: Any) -> Any:
+        return sized_by_largest(values)
+
+    @model_validator(mode="after")
+    def _schedules_fit(self) -> Self:
+        found = list(schedule_conflicts(self, self.schedules or {}, max_steps=self.trainer.max_steps))
+        if stale := self.rollout.max_staleness:
+            scheduled = (f"schedules.{key}" for key in self.schedules or {} if key.startswith("rollout."))
+            found += ahead_conflicts(stale, scheduled)
+        if found:
+            raise ValueError("\n".join(found))
+        return self
 
 
 def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
@@ -288,6 +286,9 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             "trainer's process shares its GPU memory and can sleep. Set rollout.engine=vllm or rollout.sleep_level=0."
         )
     yield from server_conflicts(rollout.engine, rollout.servers, rollout.max_staleness)
+    if rollout.max_staleness:
+        in_use = {"rollout.dynamic_sampling": rollout.dynamic_sampling, "data.curriculum": recipe.data.curriculum}
+        yield from ahead_conflicts(rollout.max_staleness, (key for key, on in in_use.items() if on))
     if trainer.max_tokens_per_micro_batch < train_tokens:
         yield (
             f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: must hold a full-length "
@@ -312,6 +313,16 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             model.lora, model.disable_dropout, model.balance_bias_update_speed, beta=algorithm.beta
         )
     yield from _mixture_conflicts(recipe)
+    if rollout.dynamic_sampling:
+        first_steps = {source.name: source.first_step(trainer.max_steps) for source in recipe.data.mixture}
+        yield from dynamic_sampling_conflicts(
+            learns_rewards=recipe.learns_rewards,
+            advantage_estimator=algorithm.advantage_estimator,
+            late_sources={name: step for name, step in first_steps.items() if step},
+        )
+    in_evaluation = bool(evaluation.data and evaluation.data.curriculum)
+    if recipe.data.curriculum or in_evaluation:
+        yield from curriculum_conflicts(has_rewards=bool(recipe.rewards), in_evaluation=in_evaluation)
     yield from _reward_conflicts(recipe)
     yield from _evaluation_conflicts(recipe)
 

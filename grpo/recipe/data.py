@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from grpo.recipe.loop.curriculum import CurriculumConfig
 from grpo.recipe.section import Section
 
 
@@ -54,6 +55,7 @@ class DataConfig(ProblemsConfig):
     """Where problems come from: one source, or a `mixture` of several."""
 
     mixture: list[MixedSource] = []
+    curriculum: CurriculumConfig | None = None  # docs/algorithms.md; None: every row once per epoch
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +77,13 @@ class DataConfig(ProblemsConfig):
         names = [source.name for source in self.mixture]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"mixture: {repeated[0]!r} names several sources. Give each its own name.")
+        for source in self.sources if self.curriculum else ():
+            if source.task is not None or source.streaming:
+                what = f"task={source.task!r}" if source.task is not None else "streaming=true"
+                raise ValueError(
+                    f"curriculum with {what}: this source is endless and repeats no problem, so a pass rate would "
+                    "never be used. Remove it, or use datasets with rows (streaming=false)."
+                )
         return self
 
     @property

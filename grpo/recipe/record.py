@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from grpo.recipe.config import NOT_IMPORTABLE, OnPolicyRecipe, RewardConfig
+from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
+from grpo.recipe.loop.rewards import NOT_IMPORTABLE, RewardConfig
 from grpo.recipe.section import StageRecipe
 from rewards.runner.load import BUILTINS
 

@@ -1,6 +1,6 @@
 """The section `rollout.servers`: vLLM servers that sample for the trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, model_validator
@@ -46,4 +46,13 @@ def server_conflicts(engine: str, servers: ServersConfig | None, max_staleness: 
         yield (
             f"rollout.servers: {len(servers.urls)} urls and start={servers.start}: either name servers or say how many "
             "to start. Set one of them."
+        )
+
+
+def ahead_conflicts(max_staleness: int, keys: Iterable[str]) -> Iterator[str]:
+    """keys: those in use that decide what is sampled by what the rollouts before have shown, or by the step."""
+    for key in keys:
+        yield (
+            f"rollout.max_staleness={max_staleness} with {key}: what it decides for a rollout is not known when the "
+            f"rollout is sampled ahead of the update. Set rollout.max_staleness=0, or remove {key}."
         )

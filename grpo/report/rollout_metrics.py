@@ -8,6 +8,8 @@ import numpy as np
 from grpo.report.metrics import Deviation, Max, Mean, Metric, Min, Sum, merge
 from rewards.runner.score import ScoredGroup
 
+MEMORY = 0.8  # what a round of dynamic sampling counts, relative to the next
+
 
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Metric]:
     """Reward and length metrics of this process's groups.
@@ -62,14 +64,26 @@ class Totals:
 
     def __init__(self) -> None:
         self.num_tokens = 0.0
+        self._groups = self._accepted = 0.0  # of dynamic sampling, older rollouts counting less
 
     def count(self, num_tokens: float) -> float:
         """Add a rollout's tokens over all processes; returns the run's tokens so far."""
         self.num_tokens += num_tokens
         return self.num_tokens
 
+    def count_groups(self, groups: int, accepted: int) -> None:
+        """Add a round of dynamic sampling, over all processes."""
+        self._groups = groups + MEMORY * self._groups
+        self._accepted = accepted + MEMORY * self._accepted
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """The share of sampled groups with a signal, of late; None: nothing is known yet."""
+        return self._accepted / self._groups if self._groups else None
+
     def state_dict(self) -> dict[str, Any]:
-        return {"num_tokens": self.num_tokens}
+        return {"num_tokens": self.num_tokens, "groups": self._groups, "accepted": self._accepted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_tokens = state["num_tokens"]
+        self._groups, self._accepted = state.get("groups", 0.0), state.get("accepted", 0.0)

@@ -28,6 +28,7 @@ from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.checkpoint import checkpoint_path
 from grpo.learner.mismatch import check_mismatch, mismatch
 from grpo.learner.objective import loss_function, select_tokens
+from grpo.learner.reference import Reference
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import RefusedError, RunError
@@ -113,6 +114,7 @@ class Trainer:
         """One rollout and the optimizer steps it feeds."""
         started = time.perf_counter()
         policy, reference = self.parts.policy, self.parts.reference
+        self.follow_schedules()
         groups = self.rollout()
         if self.parts.sleeper is not None:
             with self.report.phase("sync"):
@@ -135,6 +137,18 @@ class Trainer:
         metrics |= self.rollouts.trained()
         self._log(metrics, time.perf_counter() - started)
         self._stop_if_lost(lost)
+
+    def follow_schedules(self) -> None:
+        """Take the recipe's numbers as they are at this step."""
+        recipe, reference = self.parts.recipe.at(self.step), self.parts.reference
+        if recipe == self.recipe:
+            return
+        self.recipe = recipe
+        self.parts.entropy_bonus.follow(recipe.policy_gradient)
+        self.loss = loss_function(recipe.policy_gradient, self.parts.entropy_bonus)
+        self.parts.policy.set_temperature(recipe.rollout.temperature)
+        if isinstance(reference, Reference):
+            reference.set_temperature(recipe.rollout.temperature)
 
     def update(self, mini_batch: list[Sample]) -> dict[str, Metric]:
         """One optimizer step, after which the entropy bonus follows the entropy of its tokens."""
@@ -214,7 +228,7 @@ class Trainer:
         share = {"process_index": processes.process_index, "num_processes": processes.num_processes}
         with self.report.phase("evaluate"):
             try:
-                sampling = self.recipe.evaluation_sampling()
+                sampling = self.parts.recipe.evaluation_sampling()  # the same at every step
                 rows = [held_out.samples(self.parts.engine, sampling, **share) for held_out in self.parts.held_out]
             except EngineLostError as error:
                 lost = str(error)

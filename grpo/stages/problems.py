@@ -3,7 +3,8 @@
 from transformers import PreTrainedTokenizerBase
 
 from grpo.recipe.config import OnPolicyRecipe
-from grpo.recipe.data import MixedSource, ProblemsConfig, SourceConfig
+from grpo.recipe.data import DataConfig, MixedSource, ProblemsConfig, SourceConfig
+from rollout.data.curriculum import Curriculum, CurriculumSettings
 from rollout.data.mixture import MixedStream, NamedSource, Part
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source, load_source
@@ -38,10 +39,22 @@ def prompter_of(data: SourceConfig, tokenizer: PreTrainedTokenizerBase, max_prom
     )
 
 
-def stream_of(data: ProblemsConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, **shard: int) -> ProblemStream:
+def stream_of(
+    data: ProblemsConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    curriculum: Curriculum | None = None,
+    **shard: int,
+) -> ProblemStream:
     """The training stream of a single source; shard: process_index and num_processes."""
     source, prompter = source_of(data, split="train", seed=seed), prompter_of(data, tokenizer, data.max_prompt_length)
-    return ProblemStream(source, prompter, seed=seed, **shard)
+    return ProblemStream(source, prompter, seed=seed, curriculum=curriculum, **shard)
+
+
+def curriculum_of(data: DataConfig, *, seed: int) -> Curriculum | None:
+    """A new curriculum, for one source."""
+    return Curriculum(CurriculumSettings(**data.curriculum.model_dump()), seed=seed) if data.curriculum else None
 
 
 def training_stream(
@@ -51,11 +64,12 @@ def training_stream(
     data, seed = recipe.data, recipe.trainer.seed
     shard = {"process_index": process_index, "num_processes": num_processes}
     if not data.mixture:
-        return stream_of(data, tokenizer, seed=seed, **shard)
+        return stream_of(data, tokenizer, seed=seed, curriculum=curriculum_of(data, seed=seed), **shard)
     parts = {}
     for source in data.mixture:
         prompter = prompter_of(source, tokenizer, data.max_prompt_length)
-        stream = ProblemStream(source_of(source, split="train", seed=seed), prompter, seed=seed)
+        rows = source_of(source, split="train", seed=seed)
+        stream = ProblemStream(rows, prompter, seed=seed, curriculum=curriculum_of(data, seed=seed))
         first = source.first_step(recipe.trainer.max_steps) * recipe.rollout.problems_per_step
         parts[source.name] = Part(stream, source.weight, first)
     return MixedStream(parts, seed=seed, **shard)

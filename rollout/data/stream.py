@@ -3,10 +3,12 @@
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
 
 from rollout.data.columns import Reason, UnusableRowError
+from rollout.data.curriculum import Curriculum
 from rollout.data.prompts import Prompter
 from rollout.data.sources import Source
 from rollout.types import Problem, Prompt
@@ -35,17 +37,28 @@ class ProblemStream:
     Datasets are reshuffled every epoch; endless sources are taken in index order. Rows that cannot become a prompt (too
     long, empty, malformed) are skipped and counted in `dropped`. Every process walks the whole stream and keeps every
     num_processes-th prompt, so order, `dropped` and state are the same on all processes, whatever their number.
+
+    curriculum: of a dataset: which rows are passed over, and which problems are taken again; told by `observe`.
     """
 
     def __init__(
-        self, source: Source, prompter: Prompter, *, seed: int, process_index: int = 0, num_processes: int = 1
+        self,
+        source: Source,
+        prompter: Prompter,
+        *,
+        seed: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        curriculum: Curriculum | None = None,
     ) -> None:
-        self.source, self.prompter, self.seed = source, prompter, seed
+        assert curriculum is None or source.size is not None, "an endless source repeats no problem"
+        self.source, self.prompter, self.seed, self.curriculum = source, prompter, seed, curriculum
         self.process_index, self.num_processes = process_index, num_processes
         self.dropped: Counter[Reason] = Counter()
         self._position = 0  # problems consumed so far, dropped ones included
         self._dropped_in_a_row = 0
-        self._epoch_order: tuple[int, list[int]] | None = None
+        self._again: list[int] = []  # positions to be taken before others
+        self._orders: dict[int, list[int]] = {}  # of the epochs used last
 
     @property
     def streams(self) -> dict[str, "ProblemStream"]:
@@ -59,21 +72,22 @@ class ProblemStream:
 
     @property
     def epochs(self) -> float | None:
-        """Passes over the dataset so far; None for an endless source."""
+        """Passes over the dataset so far, rows passed over included; None for an endless source."""
         return self._position / self.source.size if self.source.size else None
 
     def take(self, total: int) -> list[Prompt]:
         """This process's share of the stream's next `total` prompts."""
         taken: list[Prompt] = []
         while (missing := total - len(taken)) > 0:
-            for prompt in self._encoded([self._problem(self._position + i) for i in range(missing)]):
+            positions = [self._next() for _ in range(missing)]
+            prompts = self._encoded([self._problem(position) for position in positions])
+            for position, prompt in zip(positions, prompts, strict=True):
                 if isinstance(prompt, UnusableRowError):
                     self.dropped[prompt.reason] += 1
                     self._dropped_in_a_row += 1
                 else:
-                    taken.append(prompt)
+                    taken.append(replace(prompt, position=position))
                     self._dropped_in_a_row = 0
-            self._position += missing
             if self._dropped_in_a_row >= (self.source.size or _MAX_DROPPED_IN_A_ROW):
                 raise ValueError(
                     f"max_prompt_length={self.prompter.max_prompt_length}: the last {self._dropped_in_a_row} rows were "
@@ -82,6 +96,16 @@ class ProblemStream:
                 )
         return taken[self.process_index :: self.num_processes]
 
+    def begin(self, step: int) -> None:
+        """A rollout after `step` optimizer steps begins: problems due to be drawn again come first in it."""
+        if self.curriculum is not None:
+            self._again += self.curriculum.due(step)
+
+    def observe(self, rates: Sequence[tuple[int, float]], step: int) -> None:
+        """Tell the curriculum of (position, pass rate) of problems taken; of all processes, the same in each."""
+        if self.curriculum is not None:
+            self.curriculum.observe([(self._row(position), position, rate) for position, rate in rates], step)
+
     def first(self, count: int) -> list[Prompt]:
         """Some usable prompts, always the same ones, without moving the stream: at most `count`."""
         size = _MAX_DROPPED_IN_A_ROW if self.source.size is None else self.source.size
@@ -89,11 +113,27 @@ class ProblemStream:
         return list(islice((prompt for prompt in prompts if isinstance(prompt, Prompt)), count))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that resuming needs; plain integers, the same on every process."""
-        return {"position": self._position, "dropped": dict(self.dropped)}
+        """All that resuming needs; plain values, the same on every process."""
+        state: dict[str, Any] = {"position": self._position, "dropped": dict(self.dropped)}
+        if self.curriculum is not None:
+            state |= {"again": list(self._again), "curriculum": self.curriculum.state_dict()}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._position, self.dropped = state["position"], Counter(state["dropped"])
+        if self.curriculum is not None:
+            self._again = list(state.get("again", ()))
+            self.curriculum.load_state_dict(state.get("curriculum", Curriculum.EMPTY))
+
+    def _next(self) -> int:
+        """The position of the next problem: one to be drawn again, or the first one ahead that is not passed over."""
+        if self._again:
+            return self._again.pop(0)
+        while True:
+            position = self._position
+            self._position += 1
+            if self.curriculum is None or self.curriculum.admits(self._row(position), position):
+                return position
 
     def _encoded(self, rows: Sequence[Problem | UnusableRowError]) -> list[Prompt | UnusableRowError]:
         encoded = iter(self.prompter.encode_batch([row for row in rows if isinstance(row, Problem)]))
@@ -102,14 +142,21 @@ class ProblemStream:
     def _problem(self, position: int) -> Problem | UnusableRowError:
         if self.source.size is None:
             return row_of(self.source, position)
-        epoch, place = divmod(position, self.source.size)
-        if self._epoch_order is None or self._epoch_order[0] != epoch:
-            self._epoch_order = epoch, _shuffled(self.source.size, f"{self.seed}/{epoch}")
-        problem = row_of(self.source, self._epoch_order[1][place])
+        problem, epoch = row_of(self.source, self._row(position)), position // self.source.size
         if epoch == 0 or isinstance(problem, UnusableRowError):
             return problem
         # A repeated row, possibly within one rollout, forms its own group with its own random numbers.
         return Problem(id=f"{problem.id}@{epoch}", prompt=problem.prompt, columns=problem.columns)
+
+    def _row(self, position: int) -> int:
+        """The row of a dataset at a position of the stream."""
+        assert self.source.size is not None
+        epoch, place = divmod(position, self.source.size)
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = _shuffled(self.source.size, f"{self.seed}/{epoch}")
+        return self._orders[epoch][place]
 
 
 def row_of(source: Source, index: int) -> Problem | UnusableRowError:

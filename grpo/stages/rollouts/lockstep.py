@@ -11,22 +11,17 @@ class Lockstep:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._metrics: dict[str, Metric] = {}
 
     def next(self, step: int) -> list[ScoredGroup]:
         """The next problems, sampled and scored. See `Rollouts.next`."""
-        parts, recipe = self._parts, self._parts.recipe
-        return collect(
-            parts.problems,
-            parts.engine,
-            parts.rewards,
-            recipe.rollout_sampling(step // recipe.policy_gradient.steps_per_generation),
-            count=recipe.problems_per_rollout,
-            phase=parts.report.phase,
-        )
+        rollout = collect(self._parts, step)
+        self._metrics = rollout.metrics
+        return rollout.groups
 
     def trained(self) -> dict[str, Metric]:
-        """Nothing to remember."""
-        return {}
+        """How the rollout was collected; where more groups were sampled than trained on, metrics are those of all."""
+        return self._metrics
 
     def close(self) -> None:
         """Nothing runs between two rollouts."""

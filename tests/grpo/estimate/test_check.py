@@ -71,7 +71,7 @@ def test_r1_zero_has_671b_parameters_and_37b_active(capsys: pytest.CaptureFixtur
     assert "61 layers, hidden 7168, 256 experts (8 active) and 1 shared" in printed
     assert "70,272 bytes per token" in printed  # 61 layers x (512 + 64) latents x 2 bytes
     assert "One process cannot hold it" in printed and "sharded over at least" in printed
-    assert "32 problems x 16 completions = 512 samples, at most 16,777,216 tokens sampled" in printed
+    assert "32 problems x 16 completions = 512 samples, at most 33,554,432 tokens sampled" in printed
 
 
 def test_the_r1_zero_recipe_has_the_published_hyperparameters() -> None:
@@ -84,7 +84,9 @@ def test_the_r1_zero_recipe_has_the_published_hyperparameters() -> None:
     assert published.algorithm.steps_per_generation == 16
     assert published.problems_per_rollout * published.rollout.num_generations == 8192
     assert published.rollout.problems_per_step * published.rollout.num_generations == 512
-    assert (published.rollout.temperature, published.rollout.max_completion_length) == (1.0, 32_768)
+    assert published.rollout.temperature == 1.0
+    lengths = {step: published.at(step).rollout.max_completion_length for step in (0, 8199, 8200, 10_399)}
+    assert lengths == {0: 32_768, 8199: 32_768, 8200: 65_536, 10_399: 65_536}
     assert [(r.function, r.weight) for r in published.rewards] == [("accuracy", 1.0), ("format", 1.0)]
 
 

@@ -1,0 +1,104 @@
+"""`schedules`: numbers that change during a run. A number is a pure function of the step, so a resumed run has it too.
+
+    schedules: {rollout.max_completion_length: {0: 32768, 8200: 65536}}
+
+A value holds from the first rollout at or after its step. The key's own section has the largest value, which everything
+is sized by: the engine's context, micro-batches, estimates.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+
+from rollout.support.names import nearest
+
+RecipeT = TypeVar("RecipeT", bound=BaseModel)
+SchedulesOf = Mapping[str, Mapping[int, int | float]]  # key -> step -> value
+
+# What the loop reads anew at each rollout.
+SCHEDULED = (
+    *(f"rollout.{name}" for name in ("max_completion_length", "num_generations", "temperature")),
+    *(f"algorithm.{name}" for name in ("epsilon", "epsilon_high", "delta", "beta", "entropy_coef")),
+    *(f"algorithm.importance_sampling_clip_{name}" for name in ("min", "max")),
+    "algorithm.off_policy_mask_threshold",
+)
+REASONS = {
+    "algorithm.ref_model_sync_steps": "it is an interval already",
+    "algorithm.steps_per_generation": "rollouts and their random numbers are counted by it",
+    "rollout.problems_per_step": "a mixture's from_step is counted by it",
+    "trainer.learning_rate": "trainer.lr_scheduler_type is its schedule",
+}
+
+
+def _step(key: Any) -> Any:
+    """JSON's keys are strings."""
+    return int(key) if isinstance(key, str) and key.isdecimal() else key
+
+
+def _known(schedules: dict[str, dict[int, int | float]]) -> dict[str, dict[int, int | float]]:
+    for key, values in schedules.items():
+        if key in REASONS:
+            raise ValueError(f"{key}: it cannot change during a run: {REASONS[key]}. Remove it.")
+        if key not in SCHEDULED:
+            raise ValueError(
+                f"{key}: only what each rollout reads anew can change during a run.{nearest(key, SCHEDULED)} "
+                f"That is: {', '.join(SCHEDULED)}."
+            )
+        if 0 not in values:
+            raise ValueError(f"{key}: steps {sorted(values)} leave the first rollout without a value. Add step 0.")
+    return schedules
+
+
+Step = Annotated[int, Field(ge=0), BeforeValidator(_step)]
+Schedules = Annotated[dict[str, dict[Step, int | float]], AfterValidator(_known)]
+
+
+def sized_by_largest(values: Any) -> Any:
+    """A recipe's mapping, with the largest value of each schedule where the key's section has none."""
+    if not isinstance(values, dict) or not isinstance(values.get("schedules"), dict):
+        return values
+    filled = dict(values)
+    for key, steps in values["schedules"].items():
+        section, _, name = key.partition(".")
+        numbers = list(steps.values()) if isinstance(steps, dict) else []
+        is_usable = key in SCHEDULED and all(isinstance(n, int | float) for n in numbers)
+        if numbers and is_usable and isinstance(filled.get(section, {}), dict):
+            filled[section] = {name: max(numbers), **filled.get(section, {})}
+    return filled
+
+
+def recipe_at(recipe: RecipeT, schedules: SchedulesOf, step: int) -> RecipeT:
+    """The recipe as it is after `step` optimizer steps."""
+    changes: dict[str, dict[str, int | float]] = {}
+    for key, steps in schedules.items():
+        section, _, name = key.partition(".")
+        changes.setdefault(section, {})[name] = steps[max(one for one in steps if one <= step)]
+    return recipe.model_copy(
+        update={section: getattr(recipe, section).model_copy(update=values) for section, values in changes.items()}
+    )
+
+
+def schedule_conflicts(recipe: BaseModel, schedules: SchedulesOf, *, max_steps: int) -> Iterator[str]:
+    """What does not fit the rest of the recipe, which is checked with the values of every step."""
+    for key, steps in schedules.items():
+        section, _, name = key.partition(".")
+        own, largest = getattr(getattr(recipe, section), name), max(steps.values())
+        if own != largest:
+            yield (
+                f"{key}={own} with schedules: {key} goes up to {largest}, which the engine and memory are sized by. "
+                f"Set {key}={largest}, or leave it out; schedules=null removes the schedules."
+            )
+        if late := [step for step in steps if step >= max_steps]:
+            yield (
+                f"schedules: {key} changes at step {late[0]} of a run of trainer.max_steps={max_steps}, so it never "
+                "does. Lower the step, or remove it."
+            )
+    for step in sorted({step for steps in schedules.values() for step in steps}):
+        one = recipe_at(recipe, schedules, step).model_copy(update={"schedules": None})
+        try:
+            type(recipe).model_validate_json(one.model_dump_json(), strict=True)
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                where = ".".join(map(str, item["loc"]))
+                yield f"schedules, from step {step}: {where}{': ' * bool(where)}{item['msg']}"
