@@ -35,8 +35,8 @@ def load_recipe(
     """Read and check a recipe; returns an instance of its stage's recipe class.
 
     Args:
-        path: a YAML file. Its `extends: other.yaml`, relative to the file, is read first; mappings merge, lists are
-            replaced. None: all values come from `overrides` and `sections`.
+        path: a YAML file. Its `extends: other.yaml`, relative to the file, is read first; mappings merge, lists and
+            the steps of a schedule are replaced. None: all values come from `overrides` and `sections`.
         overrides: `section.key=value` with a YAML value; list items by index, `rewards.0.weight=2`. Applied last.
         sections: nested mappings, merged over the file.
 
@@ -129,6 +129,8 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        # The steps of a schedule are one value: those of another run's length would not fit between them.
+        both = both and not (value and all(name.isdecimal() for name in value))
         merged[key] = _merge(merged[key], value) if both else value
     return merged
 

@@ -259,6 +259,14 @@ def test_a_template_with_double_braces_is_a_yaml_error(recipe_file) -> None:
     assert "is not valid YAML: line 7: found unhashable key" in error_message(recipe_file("x: {{prompt}}"))
 
 
+def test_a_schedule_s_steps_are_replaced_as_a_whole(recipe_file, tmp_path: Path) -> None:
+    base = recipe_file("schedules: {rollout.temperature: {0: 1.0, 40: 0.7}}\n")
+    (tmp_path / "short.yaml").write_text(
+        f"extends: {base}\ntrainer: {{max_steps: 20}}\nschedules: {{rollout.temperature: {{0: 1.0, 10: 0.8}}}}"
+    )
+    assert load(tmp_path / "short.yaml").schedules == {"rollout.temperature": {0: 1.0, 10: 0.8}}
+
+
 def test_a_cycle_of_extends_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
