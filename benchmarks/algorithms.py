@@ -131,8 +131,8 @@ def table(results: dict[str, list[Result]], seeds: Sequence[int], steps: int, co
         "",
         f"    {command}",
         "",
-        f"`recipes/r1_zero.yaml`, {steps} optimizer steps of 32 problems and 16 completions each. pass@1 on its 512 "
-        f"held-out problems, with {bounds}; the base has {before:.3f}. Entropy and length are those of the last {LAST} "
+        f"`recipes/r1_zero.yaml` with {steps} optimizer steps and what the command changes. Held-out pass@1 with "
+        f"{bounds}; the base has {before:.3f}. Entropy and length are those of the last {LAST} "
         "rollouts, the mismatch is the largest mean |log p_trainer − log p_engine| of a step. `_off`: four updates "
         "per rollout, else one. Time depends on what else the machine does.",
         "",
