@@ -47,3 +47,16 @@ def server_conflicts(engine: str, servers: ServersConfig | None, max_staleness: 
             f"rollout.servers: {len(servers.urls)} urls and start={servers.start}: either name servers or say how many "
             "to start. Set one of them."
         )
+
+
+def corrected_if_stale(values: Any) -> Any:
+    """A recipe's values, before they are checked, with `tis` if it samples ahead and names no correction.
+
+    Stale samples are another policy's, so they are weighed; dppo needs no weights, as its ratio is to the engine.
+    """
+    sections = [values.get(name, {}) for name in ("rollout", "algorithm")] if isinstance(values, dict) else []
+    match sections:
+        case [{"max_staleness": int(stale)}, dict(algorithm)] if stale > 0:
+            if algorithm.get("loss_type") != "dppo" and not algorithm.get("importance_sampling_correction"):
+                return {**values, "algorithm": {**algorithm, "importance_sampling_correction": "tis"}}
+    return values
