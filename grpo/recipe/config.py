@@ -25,7 +25,7 @@ from grpo.recipe.loop.rewards import RewardConfig
 from grpo.recipe.loop.schedules import Schedules, recipe_at, schedule_conflicts, sized_by_largest
 from grpo.recipe.lora import LoRAConfig, check_quantization, lora_conflicts
 from grpo.recipe.section import Section, StageRecipe
-from grpo.recipe.servers import ServersConfig, ahead_conflicts, server_conflicts
+from grpo.recipe.servers import ServersConfig, ahead_conflicts, corrected_if_stale, server_conflicts
 from rollout.engines.build import check_trainable
 from rollout.types import Sampling
 
@@ -239,14 +239,7 @@ class GRPORecipe(OnPolicyRecipe):
     @model_validator(mode="before")
     @classmethod
     def _corrected(cls, values: Any) -> Any:
-        """Stale samples are another policy's: they are weighed, by `tis` unless the recipe names another correction."""
-        sections = [values.get(name, {}) for name in ("rollout", "algorithm")] if isinstance(values, dict) else []
-        match sections:
-            case [{"max_staleness": int(stale)}, dict(algorithm)] if stale > 0:
-                # dppo's ratio is to the engine already.
-                if algorithm.get("loss_type") != "dppo" and not algorithm.get("importance_sampling_correction"):
-                    return {**values, "algorithm": {**algorithm, "importance_sampling_correction": "tis"}}
-        return values
+        return corrected_if_stale(values)
 
     def at(self, step: int) -> Self:
         return recipe_at(self, self.schedules or {}, step)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, model_validator
 
+from grpo.recipe.algorithm import RATIO_TO_ENGINE
 from grpo.recipe.section import Section
 
 
@@ -56,3 +57,16 @@ def ahead_conflicts(max_staleness: int, keys: Iterable[str]) -> Iterator[str]:
             f"rollout.max_staleness={max_staleness} with {key}: what it decides for a rollout is not known when the "
             f"rollout is sampled ahead of the update. Set rollout.max_staleness=0, or remove {key}."
         )
+
+
+def corrected_if_stale(values: Any) -> Any:
+    """A recipe's values, before they are checked, with `tis` if it samples ahead and names no correction.
+
+    Stale samples are another policy's, so they are weighed; losses whose ratio is to the engine weigh them already.
+    """
+    sections = [values.get(name, {}) for name in ("rollout", "algorithm")] if isinstance(values, dict) else []
+    match sections:
+        case [{"max_staleness": int(stale)}, dict(algorithm)] if stale > 0:
+            if algorithm.get("loss_type") not in RATIO_TO_ENGINE and not algorithm.get("importance_sampling_correction"):
+                return {**values, "algorithm": {**algorithm, "importance_sampling_correction": "tis"}}
+    return values

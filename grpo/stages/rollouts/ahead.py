@@ -30,7 +30,7 @@ from rollout.engines.base import Streaming
 from rollout.types import Completion, Group, Prompt, Sampling
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Asked:
     """A group that has been asked for and not been taken; the engine's thread fills in what became of it."""
 
