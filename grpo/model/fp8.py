@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from grpo.model.adapters import is_adapter
 from grpo.model.weights import MAX_FILE_BYTES, WeightFiles
 
 SCALE = "_scale_inv"
@@ -63,6 +64,8 @@ def fp8_block(quantization: dict[str, Any] | None, name: str) -> Block | None:
 
 def refuse_fp8(name: str, revision: str | None, trust_remote_code: bool) -> None:
     """Raise ValueError for a model that an engine would compute in FP8."""
+    if is_adapter(name):  # refused when it is loaded
+        return
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if fp8_block(getattr(config, "quantization_config", None), name) is not None:
         raise ValueError(
