@@ -12,6 +12,7 @@ from grpo.recipe.load import RecipeError
 from grpo.recipe.record import check_world
 
 SERVER_MEMORY = 0.9  # of a GPU's memory, vLLM's own default
+MOST_SERVER_GPUS = 64  # a sequence whose latents fill a GPU fits on no number of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +103,25 @@ def lay_out(recipe: OnPolicyRecipe, models: Models, gpu: Gpu, gpus: int) -> Layo
     )
 
 
-def kv_per_token(recipe: OnPolicyRecipe, shape: ModelShape, gpu: Gpu) -> int:
-    """Bytes of KV cache in an engine per token of context."""
+def kv_per_token(recipe: OnPolicyRecipe, shape: ModelShape, gpu: Gpu, engine_gpus: int) -> int:
+    """Bytes of KV cache per token of context, in all GPUs of an engine: each has MLA's latents, or at least a head."""
     engine = "hf" if recipe.rollout.engine == "hf" else "vllm"
     compressed = caches_latents(engine, shape.config, gpu.device)
-    return kv_bytes_per_token(shape.config, BYTES[recipe.model.dtype], compressed=compressed)
+    heads = 1 if compressed else getattr(shape.config, "num_key_value_heads", None) or shape.config.num_attention_heads
+    size = kv_bytes_per_token(shape.config, BYTES[recipe.model.dtype], compressed=compressed)
+    return size * max(1, engine_gpus // heads)
 
 
 def server_gpus_of(recipe: OnPolicyRecipe, shape: ModelShape, gpu: Gpu) -> int:
     """The smallest power of two whose memory holds the weights and a full sequence; of servers started here, 1."""
     if recipe.rollout.servers and recipe.rollout.servers.start:
         return 1
-    needed = shape.total * BYTES[recipe.model.dtype] + kv_per_token(recipe, shape, gpu) * recipe.max_model_len
-    gpus = 1
-    while needed > gpus * SERVER_MEMORY * gpu.memory:
+    weights, gpus = shape.total * BYTES[recipe.model.dtype], 1
+
+    def needed() -> int:
+        return weights + kv_per_token(recipe, shape, gpu, gpus) * recipe.max_model_len
+
+    while needed() > gpus * SERVER_MEMORY * gpu.memory and gpus < MOST_SERVER_GPUS:
         gpus *= 2
     return gpus
 
@@ -132,7 +138,7 @@ def _server_parts(recipe: OnPolicyRecipe, shape: ModelShape, gpu: Gpu, server_gp
 
 def _sequences(recipe: OnPolicyRecipe, estimate: Estimate, gpu: Gpu, server_gpus: int) -> int:
     """Sequences of the engine's whole context that its KV cache holds."""
-    per_sequence = kv_per_token(recipe, estimate.shape, gpu) * recipe.max_model_len
+    per_sequence = kv_per_token(recipe, estimate.shape, gpu, server_gpus or 1) * recipe.max_model_len
     weights = estimate.shape.total * BYTES[recipe.model.dtype]
     if recipe.rollout.engine == "hf":
         return recipe.rollout.max_num_seqs

@@ -52,7 +52,7 @@ def generate(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     batch = concurrent(recipe, layout, lengths)
     iterations = max(lengths.longest, tokens / batch)
     weights = iterations * _weights_read(shape, batch) * BYTES[recipe.model.dtype]
-    cache = tokens * (lengths.prompt + lengths.completion / 2) * kv_per_token(recipe, shape, gpu)
+    cache = tokens * (lengths.prompt + lengths.completion / 2) * kv_per_token(recipe, shape, gpu, layout.engine_gpus)
     flops = forward_flops(shape, ((1, round(lengths.prompt + lengths.completion)),)) * samples
     read = gpu.bandwidth * gpu.decode * layout.engine_gpus
     times = {
