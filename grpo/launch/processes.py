@@ -83,25 +83,41 @@ def missing_processes() -> int:
     """
     if "RANK" in os.environ or "MASTER_ADDR" not in os.environ or not is_launched():
         return 0
-    command = psutil.Process().parent()
-    words = command.cmdline() if command else []
-    starts = [i for i, word in enumerate(words[:4]) if "launch" in word or word == "train"]
-    if not starts:
-        return 0
-    from accelerate.commands.launch import launch_command_parser
-
-    requested = launch_command_parser().parse_known_args(words[starts[0] + 1 :])[0].num_processes or 1
+    requested = _accelerates_options().num_processes or 1
     return requested if requested > 1 else 0
 
 
+def _accelerates_options() -> Namespace:
+    """Those on the command line of the parent process, `accelerate launch` or `grpo train`; else none."""
+    from accelerate.commands.launch import launch_command_parser
+
+    command = psutil.Process().parent()
+    words = command.cmdline() if command else []
+    starts = [i for i, word in enumerate(words[:4]) if "launch" in word or word == "train"]
+    given = words[starts[0] + 1 :] if starts else ["script"]  # which it requires
+    return launch_command_parser().parse_known_args(given)[0]
+
+
+def torchrun_options(asked: Namespace, num_processes: int) -> list[str]:
+    """What torchrun is told of this machine's share of `num_processes`, and of the others, as accelerate was asked."""
+    machines = asked.num_machines or 1
+    if machines == 1:
+        return ["--standalone", "--nproc_per_node", str(num_processes)]
+    return [
+        *("--nnodes", str(machines), "--node_rank", str(asked.machine_rank or 0)),
+        *("--master_addr", asked.main_process_ip, "--master_port", str(asked.main_process_port)),
+        *("--nproc_per_node", str(num_processes // machines)),
+    ]
+
+
 def launch_on_cpu(num_processes: int, command: Sequence[str]) -> NoReturn:
-    """Run `grpo [command]` in `num_processes` CPU processes, which communicate over gloo, and exit as they do."""
+    """Run `grpo [command]` in this machine's share of `num_processes` CPU processes over gloo, and exit as they do."""
     from torch.distributed import run as torchrun
 
     cores = len(os.sched_getaffinity(0))
     if os.environ["OMP_NUM_THREADS"] == str(cores):  # set by use_all_cores for one process
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores // num_processes))
-    options = ["--standalone", "--nproc_per_node", str(num_processes)]
+    options = torchrun_options(_accelerates_options(), num_processes)
     arguments = torchrun.parse_args([*options, "-m", "grpo", *command])
     arguments.signals_to_handle = "SIGQUIT"
     _supervise(lambda: torchrun.run(arguments), command_to_continue(["grpo", *command], resumes=False))

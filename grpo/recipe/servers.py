@@ -67,6 +67,8 @@ def corrected_if_stale(values: Any) -> Any:
     sections = [values.get(name, {}) for name in ("rollout", "algorithm")] if isinstance(values, dict) else []
     match sections:
         case [{"max_staleness": int(stale)}, dict(algorithm)] if stale > 0:
-            if algorithm.get("loss_type") not in RATIO_TO_ENGINE and not algorithm.get("importance_sampling_correction"):
+            if algorithm.get("loss_type") not in RATIO_TO_ENGINE and not algorithm.get(
+                "importance_sampling_correction"
+            ):
                 return {**values, "algorithm": {**algorithm, "importance_sampling_correction": "tis"}}
     return values

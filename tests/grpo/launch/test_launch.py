@@ -6,13 +6,19 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from grpo.launch.codec import PROGRAM
-from grpo.launch.processes import is_launched, use_all_cores, wait_without_spinning_on_shared_cores
+from grpo.launch.processes import (
+    is_launched,
+    torchrun_options,
+    use_all_cores,
+    wait_without_spinning_on_shared_cores,
+)
 from grpo.launch.startup import grpo_train_arguments
 
 ROOT = Path(__file__).parents[3]
@@ -50,6 +56,16 @@ def test_accelerate_launches_a_recipe_with_overrides(tmp_path: Path) -> None:
     assert "uneven.yaml: 2 errors" in done.stderr
     assert "trainer.max_step: unknown key. Did you mean 'max_steps'?" in done.stderr
     assert "rollout.num_generations=1" in done.stderr
+
+
+def test_several_machines_become_one_run() -> None:
+    """accelerate leaves CPU processes to MPI, so torchrun has to know the machines too."""
+    asked = Namespace(num_machines=2, machine_rank=1, main_process_ip="10.0.0.1", main_process_port=29500)
+    assert torchrun_options(asked, 4) == [
+        *("--nnodes", "2", "--node_rank", "1", "--master_addr", "10.0.0.1", "--master_port", "29500"),
+        *("--nproc_per_node", "2"),
+    ]
+    assert torchrun_options(Namespace(num_machines=None), 4) == ["--standalone", "--nproc_per_node", "4"]
 
 
 def test_two_cpu_processes_are_started(tmp_path: Path) -> None:
