@@ -40,6 +40,7 @@ class Sample:
         old_logprobs=None,               # the trainer's, before the rollout's first update; None: this is that update
         ref_logprobs=None,               # None: no KL term
         target=None,                     # distillation: what a teacher says of the sampled tokens
+        routes=None,                     # [R, layers, k] experts that the R tokens before the last took, to be replayed
     )
     """
 
@@ -55,6 +56,7 @@ class Sample:
     old_logprobs: TokenValues | None = None
     ref_logprobs: TokenValues | None = None
     target: Target | None = None
+    routes: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -68,6 +70,18 @@ class Sample:
     def per_token(self, name: str) -> np.ndarray:
         """The values of a field for the tokens that the policy sampled."""
         return np.broadcast_to(getattr(self, name), len(self.completion_ids))[self.sampled]
+
+
+@dataclass(frozen=True, slots=True)
+class OfPosition:
+    """Marks a field with values of all positions, prompts included: [B, L, ...].
+
+    A sample has them for its R tokens before the last, which no engine feeds to the model. `missing` stands where there
+    are none: on padding, the last token, and a prompt whose beginning came from a cache.
+    """
+
+    dtype: torch.dtype
+    missing: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +107,21 @@ class MicroBatch:
     token_weights: Annotated[Tensor, torch.float32]
     old_logprobs: Annotated[Tensor | None, torch.float32]
     ref_logprobs: Annotated[Tensor | None, torch.float32]
+    # And these [B, L, ...] fields, likewise.
+    routes: Annotated[Tensor | None, OfPosition(torch.int16, missing=-1)]
 
     def to(self, device: torch.device) -> "MicroBatch":
         tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
 
 
-PER_TOKEN: dict[str, torch.dtype] = {
+_MARKS = {
     name: kind.__metadata__[0]
     for name, kind in get_type_hints(MicroBatch, include_extras=True).items()
     if get_origin(kind) is Annotated
 }
+PER_TOKEN: dict[str, torch.dtype] = {n: mark for n, mark in _MARKS.items() if isinstance(mark, torch.dtype)}
+PER_POSITION: dict[str, OfPosition] = {n: mark for n, mark in _MARKS.items() if isinstance(mark, OfPosition)}
 
 
 def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantage: bool) -> list[Sample]:
@@ -127,6 +145,7 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
                         policy_version=completion.policy_version,
                         advantages=float(advantage),
                         token_weights=float(token_weight),
+                        routes=completion.routes,
                     )
                 )
     return samples
@@ -183,6 +202,7 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
         sequences=torch.from_numpy(np.repeat(np.arange(len(samples)), [int(s.sampled.sum()) for s in samples])),
         target=_joined([sample.target for sample in samples if sample.target is not None]),
         **{name: _concatenated(samples, name, dtype) for name, dtype in PER_TOKEN.items()},
+        **{name: _placed(samples, name, mark, starts, (rows, width)) for name, mark in PER_POSITION.items()},
     )
 
 
@@ -196,3 +216,18 @@ def _concatenated(samples: Sequence[Sample], name: str, dtype: torch.dtype) -> A
     if any(getattr(sample, name) is None for sample in samples):
         return None
     return torch.from_numpy(np.concatenate([np.empty(0), *(s.per_token(name) for s in samples)])).to(dtype)
+
+
+def _placed(
+    samples: Sequence[Sample], name: str, mark: OfPosition, starts: np.ndarray, grid: tuple[int, int]
+) -> Tensor | None:
+    """[B, L, ...] values of a field, or None where no sample has it."""
+    values = {i: value for i, sample in enumerate(samples) if (value := getattr(sample, name)) is not None}
+    if not values:
+        return None
+    inner = next(iter(values.values())).shape[1:]
+    placed = torch.full((grid[0] * grid[1], *inner), mark.missing, dtype=mark.dtype)
+    for i, value in values.items():
+        end = starts[i] + samples[i].length - 1
+        placed[end - len(value) : end] = torch.from_numpy(value)
+    return placed.view(*grid, *inner)

@@ -21,6 +21,7 @@ from grpo.learner.scoring import Batching
 from grpo.model.adapters import attach_adapters, describe_adapters, load_adapters, trained_weights
 from grpo.model.checks import check_model
 from grpo.model.load import load_model
+from grpo.model.replay import RoutingReplay
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.data import MixedSource
 from grpo.report.report import Report
@@ -101,6 +102,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         batching=batching,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         train_entropy=recipe.policy_gradient.entropy_coef > 0,
+        replay=RoutingReplay(model) if recipe.policy_gradient.routing_replay != "none" else None,
         mesh=mesh,
     )
     reference = _reference(recipe, policy, checkpoint, mesh) if recipe.policy_gradient.beta > 0 else None

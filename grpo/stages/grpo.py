@@ -150,6 +150,7 @@ class Trainer:
         local = self.plan(groups)
         self.report.log_samples(self.step + algorithm.steps_per_generation, groups, local.advantages.tolist())
         samples = assemble(groups, local, keep_zero_advantage=algorithm.trains_without_advantage)
+        self.parts.policy.check_routes(samples)
         metrics = rollout_metrics(groups)
         metrics["frac_trained_samples"] = Mean(len(samples), sum(len(group.rewards) for group in groups))
         with self.report.phase("score"):
@@ -174,7 +175,12 @@ class Trainer:
 
     def with_old_logprobs(self, samples: list[Sample]) -> tuple[list[Sample], dict[str, Metric]]:
         """The samples with the policy's log-probs before the rollout's first update, and how far the engine's are."""
-        samples = attach(samples, old_logprobs=self.parts.policy.logprobs(samples))
+        policy = self.parts.policy
+        if self.recipe.policy_gradient.routing_replay == "R2":
+            logprobs, routes = policy.logprobs_and_routes(samples)
+            samples = attach(samples, old_logprobs=logprobs, routes=routes)
+        else:
+            samples = attach(samples, old_logprobs=policy.logprobs(samples))
         old = [sample.per_token("old_logprobs") for sample in samples]
         return samples, mismatch(old, [sample.per_token("sampling_logprobs") for sample in samples])
 
