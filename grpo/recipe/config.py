@@ -22,7 +22,7 @@ from grpo.recipe.data import DataConfig
 from grpo.recipe.lora import LoRAConfig, check_quantization, lora_conflicts
 from grpo.recipe.section import Section, StageRecipe
 from grpo.recipe.servers import ServersConfig, server_conflicts
-from rollout.engines.build import check_trainable
+from rollout.engines.build import ENGINES, check_trainable
 from rollout.types import Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -268,6 +268,12 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             "max_completion_length."
         )
     yield from server_conflicts(rollout.engine, rollout.servers)
+    if algorithm.routing_replay == "R3" and not ENGINES[rollout.engine].returns_routes:
+        able = ", ".join(name for name, entry in ENGINES.items() if entry.returns_routes)
+        yield (
+            f"algorithm.routing_replay='R3' with rollout.engine={rollout.engine!r}: this engine does not return the "
+            f"experts that tokens took. Set rollout.engine to one of {able}, or algorithm.routing_replay=R2."
+        )
     if trainer.max_tokens_per_micro_batch < train_tokens:
         yield (
             f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: must hold a full-length "

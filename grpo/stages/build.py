@@ -245,4 +245,5 @@ def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
         max_model_len=recipe.max_model_len,
         device=accelerator.device,
         servers=rollout.servers,
+        return_routes=recipe.policy_gradient.routing_replay == "R3",
     )

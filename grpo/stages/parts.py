@@ -90,6 +90,7 @@ def engine(
     device: Device | str,
     base_url: str | None = None,
     servers: ServersConfig | None = None,
+    return_routes: bool = False,
 ) -> Engine:
     """The named engine with the model loaded, in the model's precision."""
     return build_engine(
@@ -106,4 +107,5 @@ def engine(
         servers=ServerSettings(**dict(servers)) if servers else None,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
+        return_routes=return_routes,
     )

@@ -3,7 +3,7 @@
 `vllm_setup` starts it; docs/engines.md lists the ways in which vLLM gives wrong samples without an error, each with the
 test that covers it.
 
-Left out: tensor parallelism across the trainer's processes (each has its own engine), LoRA, routed experts.
+Left out: tensor parallelism across the trainer's processes (each has its own engine), LoRA, routed experts on CPU.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from rollout.engines.base import (
     load_tokenizer,
     request_seed,
 )
-from rollout.engines.vllm_setup import free_memory, repack_for_cpu, start, stop
+from rollout.engines.vllm_setup import free_memory, moe_layer_indices, repack_for_cpu, start, stop
 from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -41,11 +41,12 @@ class VLLMEngine:
         kv_cache_gib: KV cache size on CPU, in GiB.
         gpu_memory_utilization: fraction of GPU memory for weights and KV cache.
         vllm_options: further arguments of `vllm.LLM`, which override what is set here.
+        return_routes: completions carry the experts that their tokens took; on GPU, for a mixture of experts.
         seed: vLLM seeds the process's global random generators with it at start-up. Samples do not depend on it.
 
     Raises:
-        ValueError: vLLM is not installed, the model's config lacks a key or has an unsupported head size, or the KV
-            cache does not fit.
+        ValueError: vLLM is not installed, the model's config lacks a key or has an unsupported head size, the KV cache
+            does not fit, or routes are asked for on CPU.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class VLLMEngine:
         vllm_options: dict[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        return_routes: bool = False,
         seed: int = 0,
     ) -> None:
         vllm_options = vllm_options or {}
@@ -74,8 +76,11 @@ class VLLMEngine:
             gpu_memory_utilization=gpu_memory_utilization,
             vllm_options=vllm_options,
             source=source,
+            return_routes=return_routes,
             seed=seed,
         )
+        # vLLM's routes have a slot for every layer, also for those without experts.
+        self._moe_layers = self._llm.collective_rpc(moe_layer_indices)[0] if return_routes else []
         self._max_model_len = max_model_len
         self._tokenizer = load_tokenizer(model_path, **source)
         self._end_ids = end_token_ids(model_path, self._tokenizer, source["revision"])
@@ -141,6 +146,7 @@ class VLLMEngine:
                     text=cut_at_stop(text, sampling.stop),
                     finish_reason="stop" if sample.finish_reason == "stop" else "length",
                     policy_version=self._policy_version,
+                    routes=None if sample.routed_experts is None else sample.routed_experts[:, self._moe_layers],
                 )
             )
         return completions

@@ -33,14 +33,23 @@ def start(
     gpu_memory_utilization: float,
     vllm_options: dict[str, Any],
     source: dict[str, Any],
+    return_routes: bool,
     seed: int,
 ) -> "LLM":
     """Start vLLM in this process. Arguments and errors as in `VLLMEngine`; source: revision and trust_remote_code."""
     config = AutoConfig.from_pretrained(model_path, **source)
     check_routing_keys(model_path, config)
     _set_environment(config)
+    if return_routes:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the only one that records routes
     on_cpu = import_vllm()
-    options: dict[str, Any] = {
+    if on_cpu and return_routes:
+        raise ValueError(
+            "algorithm.routing_replay='R3' with rollout.engine='vllm' on CPU: vLLM records routes in its second model "
+            "runner only, which needs Triton and so a GPU. Set rollout.engine=hf, or algorithm.routing_replay=R2."
+        )
+    options: dict[str, Any] = {"enable_return_routed_experts": True} if return_routes else {}
+    options |= {
         "model": model_path,
         "dtype": dtype,
         "max_model_len": max_model_len,
@@ -76,6 +85,13 @@ def stop(llm: "LLM") -> None:
     if not _running:
         # Engines share these groups, and a dense model's groups do not work for an MoE.
         destroy_model_parallel()
+
+
+def moe_layer_indices(worker: Any) -> list[int]:
+    """The layers with routed experts, counted from the first layer of the model."""
+    from vllm.model_executor.layers.fused_moe.layer import MoERunner
+
+    return sorted(module.layer_id for module in worker.get_model().modules() if isinstance(module, MoERunner))
 
 
 def free_memory() -> None:
