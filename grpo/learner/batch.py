@@ -80,7 +80,7 @@ class OfPosition:
     are none: on padding, the last token, and a prompt whose beginning came from a cache.
     """
 
-    dtype: torch.dtype
+    dtype: type[np.signedinteger]
     missing: int
 
 
@@ -108,7 +108,7 @@ class MicroBatch:
     old_logprobs: Annotated[Tensor | None, torch.float32]
     ref_logprobs: Annotated[Tensor | None, torch.float32]
     # And these [B, L, ...] fields, likewise.
-    routes: Annotated[Tensor | None, OfPosition(torch.int16, missing=-1)]
+    routes: Annotated[Tensor | None, OfPosition(np.int16, missing=-1)]
 
     def to(self, device: torch.device) -> "MicroBatch":
         tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
@@ -226,8 +226,8 @@ def _placed(
     if not values:
         return None
     inner = next(iter(values.values())).shape[1:]
-    placed = torch.full((grid[0] * grid[1], *inner), mark.missing, dtype=mark.dtype)
+    placed = np.full((grid[0] * grid[1], *inner), mark.missing, dtype=mark.dtype)
     for i, value in values.items():
         end = starts[i] + samples[i].length - 1
-        placed[end - len(value) : end] = torch.from_numpy(value)
-    return placed.view(*grid, *inner)
+        placed[end - len(value) : end] = value
+    return torch.from_numpy(placed).view(*grid, *inner)

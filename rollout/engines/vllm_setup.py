@@ -40,14 +40,14 @@ def start(
     config = AutoConfig.from_pretrained(model_path, **source)
     check_routing_keys(model_path, config)
     _set_environment(config)
-    if return_routes:
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the only one that records routes
     on_cpu = import_vllm()
     if on_cpu and return_routes:
         raise ValueError(
             "algorithm.routing_replay='R3' with rollout.engine='vllm' on CPU: vLLM records routes in its second model "
             "runner only, which needs Triton and so a GPU. Set rollout.engine=hf, or algorithm.routing_replay=R2."
         )
+    if return_routes:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the only one that records routes
     options: dict[str, Any] = {"enable_return_routed_experts": True} if return_routes else {}
     options |= {
         "model": model_path,
