@@ -2,8 +2,8 @@
 
     python benchmarks/routing_replay.py recipes/v3_base
 
-Trains on the same random samples without replay, with R2 and with R3 (routes as an engine would give them) in turn, on one
-thread, and prints the median CPU time of each and its ratio to none.
+Trains on the same random samples without replay, with R2 and with R3 (routes as an engine would give them) in turn, on
+one thread, and prints the median CPU time of each and its ratio to none.
 """
 
 import argparse

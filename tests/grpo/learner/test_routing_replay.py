@@ -21,7 +21,7 @@ from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.recipe.lora import LoRAConfig
 from rollout.engines.hf import HFEngine
 from rollout.types import Sampling
-from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups, recipe_for, with_noise
+from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups, other_routes, recipe_for, with_noise
 from tests.rollout.engines.agreement import make_prompts
 
 loss = loss_function(AlgorithmConfig())
@@ -45,12 +45,6 @@ def make_samples() -> list[Sample]:
     groups = make_groups()
     whole = Plan.of(Shapes.of(groups), AlgorithmConfig(), max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
     return with_noise(assemble(groups, whole, keep_zero_advantage=False), beta=0.0)
-
-
-def other_routes(samples: list[Sample]) -> list[Sample]:
-    """Two random experts for every token before the last, the same for a sample wherever it is computed."""
-    draws = [np.random.default_rng(sum(s.completion_ids)).random((s.length - 1, 2, 8)) for s in samples]
-    return attach(samples, routes=[np.argsort(draw, axis=-1)[..., :2].astype(np.uint8) for draw in draws])
 
 
 def move_router(policy: Policy) -> None:
@@ -88,9 +82,7 @@ def gradients(policy: Policy, samples: list[Sample]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 1}, {"max_tokens": 60, "checkpointing": True}])
-def test_gradient_under_replay_does_not_depend_on_how_the_work_is_split(
-    tiny_v3: Path, options: dict[str, Any]
-) -> None:
+def test_gradient_under_replay_does_not_depend_on_how_the_work_is_split(tiny_v3: Path, options: dict[str, Any]) -> None:
     samples = other_routes(make_samples())
     whole, split = gradients(make_policy(tiny_v3), samples), gradients(make_policy(tiny_v3, **options), samples)
     for name, gradient in whole.items():

@@ -105,9 +105,7 @@ def test_log_probs_and_gradients_are_those_of_a_plain_model_in_float64(
     assert_close(found, loss_and_gradients(plain(model, others)))
 
 
-def test_gradient_checkpointing_replays_in_the_backward_pass_too(
-    model: DeepseekV3ForCausalLM, others: Tensor
-) -> None:
+def test_gradient_checkpointing_replays_in_the_backward_pass_too(model: DeepseekV3ForCausalLM, others: Tensor) -> None:
     checkpointed = copy.deepcopy(model).train()
     replay = RoutingReplay(checkpointed)
     checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
@@ -134,7 +132,7 @@ def test_tokens_without_a_route_are_routed_by_the_model(
     partial[:, :4] = -1
     with replay(partial) as replayed:
         logits = model(TOKENS).logits
-    assert torch.equal(logits[:, :4], native[:, :4])
+    torch.testing.assert_close(logits[:, :4], native[:, :4], rtol=1e-5, atol=1e-5)
     assert not torch.isclose(logits[:, 4:], native[:, 4:]).all(-1).any()
     assert replayed.num_tokens == 6
     assert 0 < int(replayed.changed[0]) <= 6
@@ -153,7 +151,12 @@ def families() -> Iterator[Any]:
     v3 = DeepseekV3ForCausalLM(tiny_v3_config())
     yield pytest.param(v3, RouterRule(sigmoid=True, normalized=True, scale=2.5), id="deepseek_v3")
     v2_config = DeepseekV2Config(
-        **SMALL, **SMALL_V2, n_routed_experts=4, first_k_dense_replace=1, routed_scaling_factor=1.5, topk_method="greedy"
+        **SMALL,
+        **SMALL_V2,
+        n_routed_experts=4,
+        first_k_dense_replace=1,
+        routed_scaling_factor=1.5,
+        topk_method="greedy",
     )
     v2 = DeepseekV2ForCausalLM(v2_config)
     yield pytest.param(v2, RouterRule(sigmoid=False, normalized=False, scale=1.5), id="deepseek_v2")
