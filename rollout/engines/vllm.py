@@ -3,7 +3,7 @@
 `vllm_setup` starts it; docs/engines.md lists the ways in which vLLM gives wrong samples without an error, each with the
 test that covers it.
 
-Left out: tensor parallelism across the trainer's processes (each has its own engine), LoRA, routed experts on CPU.
+Left out: tensor parallelism across the trainer's processes (each has its own engine), LoRA.
 """
 
 import itertools
@@ -20,7 +20,8 @@ from rollout.engines.base import (
     load_tokenizer,
     request_seed,
 )
-from rollout.engines.vllm_setup import free_memory, moe_layer_indices, repack_for_cpu, start, stop
+from rollout.engines.vllm_routes import engine_routes
+from rollout.engines.vllm_setup import free_memory, repack_for_cpu, start, stop
 from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ class VLLMEngine:
         kv_cache_gib: KV cache size on CPU, in GiB.
         gpu_memory_utilization: fraction of GPU memory for weights and KV cache.
         vllm_options: further arguments of `vllm.LLM`, which override what is set here.
-        return_routes: completions carry the experts that their tokens took; on GPU, for a mixture of experts.
+        return_routes: completions carry the experts that their tokens took; for a mixture of experts.
         seed: vLLM seeds the process's global random generators with it at start-up. Samples do not depend on it.
 
     Raises:
-        ValueError: vLLM is not installed, the model's config lacks a key or has an unsupported head size, the KV cache
-            does not fit, or routes are asked for on CPU.
+        ValueError: vLLM is not installed, the model's config lacks a key or has an unsupported head size, or the KV
+            cache does not fit.
     """
 
     def __init__(
@@ -79,8 +80,7 @@ class VLLMEngine:
             return_routes=return_routes,
             seed=seed,
         )
-        # vLLM's routes have a slot for every layer, also for those without experts.
-        self._moe_layers = self._llm.collective_rpc(moe_layer_indices)[0] if return_routes else []
+        self._routes = engine_routes(self._llm) if return_routes else None
         self._max_model_len = max_model_len
         self._tokenizer = load_tokenizer(model_path, **source)
         self._end_ids = end_token_ids(model_path, self._tokenizer, source["revision"])
@@ -99,6 +99,8 @@ class VLLMEngine:
         engine = self._llm.llm_engine
         # Cached prefixes change batching, and with it the last bits of the log-probs: start with an empty cache.
         self._llm.reset_prefix_cache()
+        if self._routes:
+            self._routes.clear()
         pending: dict[str, Prompt] = {}
         # vLLM rejects n > 1 with greedy decoding: sample once and repeat the result.
         num_samples = sampling.num_generations if sampling.temperature > 0 else 1
@@ -146,7 +148,7 @@ class VLLMEngine:
                     text=cut_at_stop(text, sampling.stop),
                     finish_reason="stop" if sample.finish_reason == "stop" else "length",
                     policy_version=self._policy_version,
-                    routes=None if sample.routed_experts is None else sample.routed_experts[:, self._moe_layers],
+                    routes=self._routes.take(output, sample) if self._routes else None,
                 )
             )
         return completions

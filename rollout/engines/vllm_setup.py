@@ -41,15 +41,7 @@ def start(
     check_routing_keys(model_path, config)
     _set_environment(config)
     on_cpu = import_vllm()
-    if on_cpu and return_routes:
-        raise ValueError(
-            "algorithm.routing_replay='R3' with rollout.engine='vllm' on CPU: vLLM records routes in its second model "
-            "runner only, which needs Triton and so a GPU. Set rollout.engine=hf, or algorithm.routing_replay=R2."
-        )
-    if return_routes:
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the only one that records routes
-    options: dict[str, Any] = {"enable_return_routed_experts": True} if return_routes else {}
-    options |= {
+    options: dict[str, Any] = {
         "model": model_path,
         "dtype": dtype,
         "max_model_len": max_model_len,
@@ -70,6 +62,8 @@ def start(
     else:
         memory = f"rollout.gpu_memory_utilization={gpu_memory_utilization}"
         options["gpu_memory_utilization"] = gpu_memory_utilization
+    if return_routes:
+        options |= _route_options(on_cpu)
     llm = _construct(options | source | vllm_options, memory, on_cpu)
     llm.collective_rpc(_separate_classes)
     _running.append(llm)
@@ -85,13 +79,6 @@ def stop(llm: "LLM") -> None:
     if not _running:
         # Engines share these groups, and a dense model's groups do not work for an MoE.
         destroy_model_parallel()
-
-
-def moe_layer_indices(worker: Any) -> list[int]:
-    """The layers with routed experts, counted from the first layer of the model."""
-    from vllm.model_executor.layers.fused_moe.layer import MoERunner
-
-    return sorted(module.layer_id for module in worker.get_model().modules() if isinstance(module, MoERunner))
 
 
 def free_memory() -> None:
@@ -158,6 +145,14 @@ def _cpu_options(kv_cache_gib: float, max_model_len: int) -> dict[str, Any]:
         # vLLM's CPU kernel for interleaved rotary embeddings is wrong with more than one query head.
         "compilation_config": {"custom_ops": ["none"]},
     }
+
+
+def _route_options(on_cpu: bool) -> dict[str, Any]:
+    """For vllm_routes: on CPU every token must pass through a forward; on GPU vLLM records, in its second runner only."""
+    if on_cpu:
+        return {"enable_prefix_caching": False}
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    return {"enable_return_routed_experts": True}
 
 
 def check_routing_keys(model_path: str, config: PretrainedConfig) -> None:

@@ -18,7 +18,7 @@ def recipe_for(folder: Path, model: Path, mode: str, **rollout: Any) -> Path:
         model,
         rollout=small | rollout,
         algorithm={"routing_replay": mode, "steps_per_generation": 2, "beta": 0.1},
-        trainer={"output_dir": str(folder / "run"), "max_steps": 4, "num_reward_workers": 0},
+        trainer={"output_dir": str(folder / "run"), "max_steps": 4, "num_reward_workers": 1},
         evaluation={"num_problems": 0},
     )
 
