@@ -148,7 +148,7 @@ def _cpu_options(kv_cache_gib: float, max_model_len: int) -> dict[str, Any]:
 
 
 def _route_options(on_cpu: bool) -> dict[str, Any]:
-    """For vllm_routes: on CPU every token must pass through a forward; on GPU vLLM records, in its second runner only."""
+    """For vllm_routes: on CPU every token must pass through a forward; on GPU vLLM's second runner records."""
     if on_cpu:
         return {"enable_prefix_caching": False}
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
