@@ -1,7 +1,7 @@
 """The experts that the tokens of in-process vLLM took.
 
-On GPU vLLM returns them with a completion. On CPU it does not, but its routers have the callback that it records with, and
-its model runner says whose tokens a forward is over.
+On GPU vLLM returns them with a completion. On CPU it does not, but its routers have the callback that it records with,
+and its model runner says whose tokens a forward is over.
 """
 
 from functools import partial
