@@ -34,7 +34,7 @@ def test_every_update_replays_every_route(tiny_v3: Path, tmp_path: Path, mode: s
     assert len(steps) == 2
     for row in steps:
         assert row["moe/replay_missing_ratio"] == 0
-        assert 0 <= row["moe/replay_changed_ratio"] < 0.1  # by the rollout's second update only
+        assert 0 <= row["moe/replay_changed_ratio"] < 0.3  # by the rollout's second update only
         assert row["sampling/sampling_logp_difference/mean"] < 1e-5
     assert any(row["moe/replay_changed_ratio"] > 0 for row in steps)
 
