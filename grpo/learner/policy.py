@@ -23,7 +23,7 @@ from grpo.learner.optim import adamw
 from grpo.learner.scoring import Around, Batching, completion_logprobs, equally_many, forward
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import moe_layers, record_routes, update_balance_bias
-from grpo.model.replay import Replayed, RoutingReplay
+from grpo.model.replay import Replayed, RoutesError, RoutingReplay
 from grpo.model.sharding import first_entry, local, shard, whole
 from grpo.model.weights import checkpoint_weights, save_model
 from grpo.recipe.config import OptimizerConfig
@@ -108,10 +108,18 @@ class Policy:
         return logprobs, [routes[i] for i in range(len(samples))]
 
     def check_routes(self, samples: Sequence[Sample]) -> None:
-        """Raise ValueError where an engine's routes cannot be those of the model."""
-        for sample in samples:
-            if self.replay is not None and sample.routes is not None:
-                self.replay.check(sample.routes, sample=sample.problem_id, num_tokens=sample.length)
+        """Raise RoutesError, in all processes, where an engine's routes cannot be those of the model."""
+        if self.replay is None:
+            return
+        faults: list[str] = []
+        try:
+            for sample in samples:
+                if sample.routes is not None:
+                    self.replay.check(sample.routes, sample=sample.problem_id, num_tokens=sample.length)
+        except RoutesError as error:
+            faults = [str(error)]
+        if faults := gather_object(faults):
+            raise RoutesError(faults[0])
 
     def _logprobs(self, samples: Sequence[Sample], around: Around) -> list[np.ndarray]:
         scorer = self.accelerator.unwrap_model(self.scorer)

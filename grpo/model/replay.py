@@ -23,9 +23,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo.model.moe import moe_layers
+from grpo.recipe.errors import RunError
 
 # (layer, logits [N, E], indices [N, k], weights [N, k]) -> the indices and weights that the experts get
 Change = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class RoutesError(RunError, ValueError):
+    """Routes that no forward of the model can have taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +103,10 @@ class RoutingReplay:
             yield replayed
 
     def check(self, routes: np.ndarray, *, sample: str, num_tokens: int) -> None:
-        """Raise ValueError unless these are routes [R, layers, k], R < num_tokens, with k different experts each."""
+        """Raise RoutesError unless these are routes [R, layers, k], R < num_tokens, with k different experts each."""
         rows, *shape = routes.shape
         if shape != [len(self.layer_names), self.top_k] or rows >= num_tokens:
-            raise ValueError(
+            raise RoutesError(
                 f"{sample}: routes of shape {list(routes.shape)}, and its {num_tokens} tokens have at most "
                 f"{[num_tokens - 1, len(self.layer_names), self.top_k]} (tokens before the last, layers with experts, "
                 "experts per token). The engine runs another model than the trainer, or another version of it."
@@ -111,7 +116,7 @@ class RoutingReplay:
             wrong |= (routes[..., i:] == routes[..., :-i]).any(-1)
         if wrong.any():
             token, layer = np.argwhere(wrong)[0]
-            raise ValueError(
+            raise RoutesError(
                 f"{sample}: token {num_tokens - 1 - rows + token} went to experts {routes[token, layer].tolist()} in "
                 f"{self.layer_names[layer]}, which are not {self.top_k} different ones below {self.num_experts}: the "
                 "engine did not record its routes. Use another version of it, or set algorithm.routing_replay=R2."
