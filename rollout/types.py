@@ -6,7 +6,10 @@ Plain Python throughout, so that rewards and tests need no torch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Message = dict[str, str]
 FinishReason = Literal["stop", "length"]
@@ -62,7 +65,11 @@ class Completion:
         policy_version=3,              # optimizer steps taken before the weights that sampled it were published;
                                        # one per token if new ones arrived while it was sampled: [3, 3, 4]
         mask=None,                     # None: the policy sampled every token; False: a tool's token, not trained on
+        routes=None,                   # of a mixture of experts, if the engine was asked for them: see below
     )
+
+    routes: [R, layers, k] uint8 (uint16 beyond 256 experts), which experts each MoE layer took for the R tokens of
+    prompt and completion before the last one, which is never fed. A prompt's beginning may be missing.
     """
 
     token_ids: Sequence[int]
@@ -71,6 +78,7 @@ class Completion:
     finish_reason: FinishReason
     policy_version: int | Sequence[int]
     mask: Sequence[bool] | None = None
+    routes: "np.ndarray | None" = field(default=None, compare=False, repr=False)
 
     @property
     def num_sampled(self) -> int:

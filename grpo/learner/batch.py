@@ -42,6 +42,7 @@ class Sample:
         ref_logprobs=None,               # None: no KL term
         selected=None,                   # tokens that Clip-Cov or KL-Cov holds back
         target=None,                     # distillation: what a teacher says of the sampled tokens
+        routes=None,                     # [R, layers, k] experts that the R tokens before the last took, to be replayed
     )
     """
 
@@ -59,6 +60,7 @@ class Sample:
     ref_logprobs: TokenValues | None = None
     selected: TokenValues | None = None
     target: Target | None = None
+    routes: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -72,6 +74,18 @@ class Sample:
     def per_token(self, name: str) -> np.ndarray:
         """The values of a field for the tokens that the policy sampled."""
         return np.broadcast_to(getattr(self, name), len(self.completion_ids))[self.sampled]
+
+
+@dataclass(frozen=True, slots=True)
+class OfPosition:
+    """Marks a field with values of all positions, prompts included: [B, L, ...].
+
+    A sample has them for its R tokens before the last, which no engine feeds to the model. `missing` stands where there
+    are none: on padding, the last token, and a prompt whose beginning came from a cache.
+    """
+
+    dtype: type[np.signedinteger]
+    missing: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +113,21 @@ class MicroBatch:
     old_logprobs: Annotated[Tensor | None, torch.float32]
     ref_logprobs: Annotated[Tensor | None, torch.float32]
     selected: Annotated[Tensor | None, torch.bool]
+    # And these [B, L, ...] fields, likewise.
+    routes: Annotated[Tensor | None, OfPosition(np.int16, missing=-1)]
 
     def to(self, device: torch.device) -> "MicroBatch":
         tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
 
 
-PER_TOKEN: dict[str, torch.dtype] = {
+_MARKS = {
     name: kind.__metadata__[0]
     for name, kind in get_type_hints(MicroBatch, include_extras=True).items()
     if get_origin(kind) is Annotated
 }
+PER_TOKEN: dict[str, torch.dtype] = {n: mark for n, mark in _MARKS.items() if isinstance(mark, torch.dtype)}
+PER_POSITION: dict[str, OfPosition] = {n: mark for n, mark in _MARKS.items() if isinstance(mark, OfPosition)}
 
 
 def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantage: bool) -> list[Sample]:
@@ -133,6 +151,7 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
                         policy_version=completion.policy_version,
                         advantages=float(advantage),
                         token_weights=float(token_weight),
+                        routes=completion.routes,
                     )
                 )
     return samples
@@ -189,6 +208,7 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
         sequences=torch.from_numpy(np.repeat(np.arange(len(samples)), [int(s.sampled.sum()) for s in samples])),
         target=_joined([sample.target for sample in samples if sample.target is not None]),
         **{name: _concatenated(samples, name, dtype) for name, dtype in PER_TOKEN.items()},
+        **{name: _placed(samples, name, mark, starts, (rows, width)) for name, mark in PER_POSITION.items()},
     )
 
 
@@ -202,3 +222,16 @@ def _concatenated(samples: Sequence[Sample], name: str, dtype: torch.dtype) -> A
     if any(getattr(sample, name) is None for sample in samples):
         return None
     return torch.from_numpy(np.concatenate([np.empty(0), *(s.per_token(name) for s in samples)])).to(dtype)
+
+
+def _placed(samples: Sequence[Sample], name: str, mark: OfPosition, starts: np.ndarray, grid: tuple[int, int]) -> Any:
+    """[B, L, ...] values of a field, or None where no sample has it."""
+    values = {i: value for i, sample in enumerate(samples) if (value := getattr(sample, name)) is not None}
+    if not values:
+        return None
+    inner = next(iter(values.values())).shape[1:]
+    placed = np.full((grid[0] * grid[1], *inner), mark.missing, dtype=mark.dtype)
+    for i, value in values.items():
+        end = starts[i] + samples[i].length - 1
+        placed[end - len(value) : end] = value
+    return torch.from_numpy(placed).view(*grid, *inner)

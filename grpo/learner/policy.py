@@ -5,7 +5,7 @@ Runs in one process, or data-parallel in many: whole in each (DDP), or sharded o
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, get_scheduler
 from grpo.algorithm.loss import LossOutput
 from grpo.learner.batch import MicroBatch, Sample
 from grpo.learner.optim import adamw
-from grpo.learner.scoring import Batching, completion_logprobs, equally_many, forward
+from grpo.learner.scoring import Around, Batching, completion_logprobs, equally_many, forward
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import Routes, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
+from grpo.model.replay import Replayed, RoutesError, RoutingReplay
 from grpo.model.sharding import first_entry, local, shard, whole
 from grpo.model.weights import checkpoint_weights, save_model
 from grpo.recipe.config import OptimizerConfig
@@ -47,6 +48,7 @@ class Policy:
         balance_bias_update_speed: gamma of 2408.15664 for the experts' bias; 0 freezes it.
         sequence_balance_coefficient: alpha of V3's sequence-wise balance loss; 0: none.
         train_entropy: the loss has a term with the entropy's gradient.
+        replay: of the routes that samples carry; None: none does.
         mesh: the processes the model is sharded over, see grpo/stages/mesh.py; None: it is whole in each.
     """
 
@@ -62,6 +64,7 @@ class Policy:
         balance_bias_update_speed: float = 0.0,
         sequence_balance_coefficient: float = 0.0,
         train_entropy: bool = False,
+        replay: RoutingReplay | None = None,
         mesh: DeviceMesh | None = None,
     ) -> None:
         self.accelerator = accelerator
@@ -71,6 +74,7 @@ class Policy:
         self.balance_bias_update_speed = balance_bias_update_speed
         self.sequence_balance_coefficient = sequence_balance_coefficient
         self.is_moe = bool(moe_layers(model))
+        self.replay = replay
         self.mesh = mesh
         scorer: Any = CompletionLogProbs(model, temperature, train_entropy=train_entropy).train()
         if mesh is None:
@@ -88,10 +92,48 @@ class Policy:
         """Compute log-probs at another temperature from now on."""
         self.accelerator.unwrap_model(self.scorer).set_temperature(temperature)
 
-    def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
-        """Log-probs [n] of each sample's completion, without gradient."""
+    def logprobs(self, samples: Sequence[Sample], *, replay: bool = True) -> list[np.ndarray]:
+        """Log-probs [n] of each sample's completion, without gradient.
+
+        replay: under the routes that samples carry; False: under the model's own.
+        """
+        return self._logprobs(samples, lambda _, batch: self._replaying(batch) if replay else nullcontext())
+
+    def logprobs_and_routes(self, samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Log-probs, and the routes taken for them: [tokens before the last, layers, k] of each sample."""
+        routes: dict[int, np.ndarray] = {}
+
+        @contextmanager
+        def recording(indices: Sequence[int], batch: MicroBatch) -> Iterator[None]:
+            with record_routes(self.model) as recorded:
+                yield
+            taken = recorded.compact()[batch.valid.flatten().cpu().numpy()]
+            ends = np.cumsum([samples[i].length for i in indices])
+            routes.update((i, taken[end - samples[i].length : end - 1]) for i, end in zip(indices, ends, strict=True))
+
+        logprobs = self._logprobs(samples, recording)
+        return logprobs, [routes[i] for i in range(len(samples))]
+
+    def check_routes(self, samples: Sequence[Sample]) -> None:
+        """Raise RoutesError, in all processes, where an engine's routes cannot be those of the model."""
+        if self.replay is None:
+            return
+        faults: list[str] = []
+        try:
+            for sample in samples:
+                if sample.routes is not None:
+                    self.replay.check(sample.routes, sample=sample.problem_id, num_tokens=sample.length)
+        except RoutesError as error:
+            faults = [str(error)]
+        if faults := gather_object(faults):
+            raise RoutesError(faults[0])
+
+    def _logprobs(self, samples: Sequence[Sample], around: Around) -> list[np.ndarray]:
         scorer = self.accelerator.unwrap_model(self.scorer)
-        return completion_logprobs(scorer, samples, self.batching, self.accelerator)
+        return completion_logprobs(scorer, samples, self.batching, self.accelerator, around=around)
+
+    def _replaying(self, batch: MicroBatch) -> AbstractContextManager[Replayed]:
+        return nullcontext(Replayed()) if self.replay is None else self.replay(batch.routes)
 
     def update(self, samples: Sequence[Sample], loss_function: LossFunction) -> dict[str, Metric]:
         """One optimizer step on the samples of one mini-batch. The loss is a sum over all processes' tokens."""
@@ -113,6 +155,10 @@ class Policy:
         if faults := gather_object(faults):  # raised in all processes: one alone would leave the others waiting
             raise NonFiniteError(faults[0])
         merged = merge(metrics)
+        if self.replay is not None:
+            fed = sum(sample.length - 1 for sample in samples)
+            recorded = sum(len(sample.routes) for sample in samples if sample.routes is not None)
+            merged["moe/replay_missing_ratio"] = Mean(fed - recorded, fed)
         if self.balance_bias_update_speed:
             update_balance_bias(self.model, self._global_load(merged["moe/load"]), self.balance_bias_update_speed)
         norm = self._clip_gradient()
@@ -176,7 +222,8 @@ class Policy:
     def _accumulate(self, batch: MicroBatch, loss_function: LossFunction, num_samples: int) -> dict[str, Metric]:
         """Forward and backward of one micro-batch. num_samples: of the mini-batch, in all processes, if balanced."""
         # Open until after the backward: gradient checkpointing runs the layers again and must find the same hooks.
-        with record_routes(self.model) if self.is_moe else nullcontext() as routes:
+        watched = record_routes(self.model) if self.is_moe else nullcontext()
+        with self._replaying(batch) as replayed, watched as routes:
             logprobs, entropy, *against_teacher = forward(self.scorer, batch)
             output = loss_function(logprobs, entropy, batch, *against_teacher)
             loss, measured = output.loss, output.metrics
@@ -192,6 +239,9 @@ class Policy:
         }
         if routes is not None:
             metrics["moe/load"] = ExpertLoad(routes.counts(batch.valid).cpu().numpy())
+        if replayed.num_tokens:
+            changed = torch.stack(replayed.changed)  # [layers]
+            metrics["moe/replay_changed_ratio"] = Mean(changed.sum().item(), replayed.num_tokens * len(changed))
         return metrics
 
     def _balance_loss(self, routes: Routes, batch: MicroBatch) -> Tensor:

@@ -70,7 +70,7 @@ class AdapterReference:
         model = self.policy.model
         model.eval()
         with base_only(model) if self.adapters is None else holding(model, self.adapters):
-            found = self.policy.logprobs(samples)
+            found = self.policy.logprobs(samples, replay=False)
         model.train()
         return found
 

@@ -1,6 +1,7 @@
 """Forward passes over samples in micro-batches, with and without gradient. Shared by policy and reference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from grpo.model.sharding import is_sharded
 from grpo.model.teacher import TeacherHead
 
 Item = TypeVar("Item")
+Around = Callable[[Sequence[int], MicroBatch], AbstractContextManager[object]]  # (which samples, their micro-batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,24 @@ def equally_many(batches: list[list[Item]]) -> list[list[Item]]:
 
 @torch.no_grad()
 def completion_logprobs(
-    scorer: nn.Module, samples: Sequence[Sample], batching: Batching, accelerator: Accelerator
+    scorer: nn.Module,
+    samples: Sequence[Sample],
+    batching: Batching,
+    accelerator: Accelerator,
+    *,
+    around: Around = lambda _indices, _batch: nullcontext(),
 ) -> list[np.ndarray]:
-    """Log-probs [n] of each sample's completion, 0 for tokens that the policy did not sample."""
+    """Log-probs [n] of each sample's completion, 0 for tokens that the policy did not sample.
+
+    around: what each forward happens inside of.
+    """
     results = [np.zeros(len(sample.completion_ids), dtype=np.float32) for sample in samples]
     batches = batching.split(samples)
     with accelerator.autocast():
         for indices in equally_many(batches) if is_sharded(scorer) else batches:
             batch = batching.collate([samples[i] for i in indices], accelerator.device)
-            flat = forward(scorer, batch)[0].float().cpu().numpy()
+            with around(indices, batch):
+                flat = forward(scorer, batch)[0].float().cpu().numpy()
             starts = np.cumsum([0, *(samples[i].sampled.sum() for i in indices)])
             for i, start, end in zip(indices, starts[:-1], starts[1:], strict=True):
                 results[i][samples[i].sampled] = flat[start:end]

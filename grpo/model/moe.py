@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +48,11 @@ class Routes:
     def counts(self, mask: Tensor | None = None) -> Tensor:  # [layers, E]
         """How many tokens each expert received. mask: N elements in any shape, 1 for tokens that count; None: all."""
         return torch.stack([_count(i, z.shape[-1], mask) for i, z in zip(self.indices, self.logits, strict=True)])
+
+    def compact(self) -> np.ndarray:  # [N, layers, k]
+        """The experts taken, in one byte each where there are at most 256."""
+        small = self.logits[0].shape[-1] <= 256
+        return torch.stack(self.indices, 1).to(torch.uint8 if small else torch.int16).cpu().numpy()
 
     def differ(self, other: "Routes") -> Tensor:  # [layers, N] bool
         """Where two forwards over the same tokens sent a token to different sets of experts (a flip at a near-tie)."""

@@ -61,6 +61,8 @@ class AlgorithmConfig(Section):
     ref_model_sync_steps: NonNegativeInt = 0  # update the reference model every N steps; 0: never
     steps_per_generation: PositiveInt = 1  # optimizer steps (mini-batches) per rollout; R1-Zero: 16
     mask_truncated_completions: bool = False
+    # Experts of an update: its own (none), those before the rollout's first update (R2), the engine's (R3); docs/moe.md
+    routing_replay: Literal["none", "R2", "R3"] = "none"
     off_policy_mask_threshold: PositiveFloat | None = None  # of DeepSeek-V3.2's mask; None: off
     # For a sampler that is not the trainer's policy: tis, sequence_tis, mis, token_mis, icepop or geometric.
     importance_sampling_correction: Annotated[str, AfterValidator(_known_correction)] | None = None
@@ -164,6 +166,11 @@ def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
         yield (
             f"algorithm.importance_sampling_clip_min={low}: must be below importance_sampling_clip_max={high}. "
             "Exchange them."
+        )
+    if algorithm.routing_replay == "R2" and algorithm.steps_per_generation == 1:
+        yield (
+            "algorithm.routing_replay='R2' with steps_per_generation=1: it replays the routes from before a rollout's "
+            "first update, which is the only one. Set algorithm.routing_replay=none, or R3 for the engine's routes."
         )
     if algorithm.use_bias_correction_kl and not algorithm.beta:
         yield (

@@ -21,12 +21,13 @@ from grpo.recipe.algorithm import AlgorithmConfig, conflicts
 from grpo.recipe.data import DataConfig
 from grpo.recipe.loop.curriculum import curriculum_conflicts
 from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
+from grpo.recipe.loop.mixture import mixture_conflicts
 from grpo.recipe.loop.rewards import RewardConfig
 from grpo.recipe.loop.schedules import Schedules, recipe_at, schedule_conflicts, sized_by_largest
 from grpo.recipe.lora import LoRAConfig, check_quantization, lora_conflicts
 from grpo.recipe.section import Section, StageRecipe
 from grpo.recipe.servers import ServersConfig, ahead_conflicts, corrected_if_stale, server_conflicts
-from rollout.engines.build import check_trainable
+from rollout.engines.build import ENGINES, check_trainable
 from rollout.types import Sampling
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -282,6 +283,12 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     if rollout.max_staleness:
         in_use = {"rollout.dynamic_sampling": rollout.dynamic_sampling, "data.curriculum": recipe.data.curriculum}
         yield from ahead_conflicts(rollout.max_staleness, (key for key, on in in_use.items() if on))
+    if algorithm.routing_replay == "R3" and not ENGINES[rollout.engine].returns_routes:
+        able = ", ".join(name for name, entry in ENGINES.items() if entry.returns_routes)
+        yield (
+            f"algorithm.routing_replay='R3' with rollout.engine={rollout.engine!r}: this engine does not return the "
+            f"experts that tokens took. Set rollout.engine to one of {able}, or algorithm.routing_replay=R2."
+        )
     if trainer.max_tokens_per_micro_batch < train_tokens:
         yield (
             f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: must hold a full-length "
@@ -305,7 +312,7 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
         yield from lora_conflicts(
             model.lora, model.disable_dropout, model.balance_bias_update_speed, beta=algorithm.beta
         )
-    yield from _mixture_conflicts(recipe)
+    yield from mixture_conflicts(recipe.data.mixture, trainer.max_steps, evaluation.tasks, evaluation.data)
     if rollout.dynamic_sampling:
         first_steps = {source.name: source.first_step(trainer.max_steps) for source in recipe.data.mixture}
         yield from dynamic_sampling_conflicts(
@@ -318,30 +325,6 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
         yield from curriculum_conflicts(has_rewards=bool(recipe.rewards), in_evaluation=in_evaluation)
     yield from _reward_conflicts(recipe)
     yield from _evaluation_conflicts(recipe)
-
-
-def _mixture_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
-    max_steps, mixture = recipe.trainer.max_steps, recipe.data.mixture
-    first = {source.name: source.first_step(max_steps) for source in mixture}
-    for name, step in first.items():
-        if step >= max_steps:
-            yield (
-                f"data.mixture: {name!r} has from_step={step} in a run of trainer.max_steps={max_steps}, so it never "
-                "joins. Lower from_step, or give it from the end, such as -400."
-            )
-    if first and min(first.values()) > 0:
-        yield f"data.mixture: no source starts at step 0 (from_step {first}). Set from_step=0 for one of them."
-    if mixture and recipe.evaluation.tasks and (recipe.evaluation.data is None or recipe.evaluation.data.mixture):
-        yield (
-            "evaluation.tasks with data.mixture: the sources may have several templates, and tasks need one. Set "
-            "evaluation.data to a single source with it."
-        )
-    held_out = [source.name for source in recipe.evaluation.data.mixture] if recipe.evaluation.data else []
-    if held_out and (unknown := sorted(set(held_out) - first.keys())):
-        yield (
-            f"evaluation.data.mixture: {unknown[0]!r} is not a source of data.mixture "
-            f"({', '.join(first) or 'none'}). Use the same names."
-        )
 
 
 def _reward_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:

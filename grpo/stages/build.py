@@ -23,6 +23,7 @@ from grpo.model.adapters import attach_adapters, describe_adapters, load_adapter
 from grpo.model.checks import check_model
 from grpo.model.fp8 import refuse_fp8
 from grpo.model.load import load_model
+from grpo.model.replay import RoutingReplay
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.data import MixedSource
 from grpo.report.report import Report
@@ -109,6 +110,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         train_entropy=recipe.policy_gradient.trains_entropy,
         sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
+        replay=RoutingReplay(model) if recipe.policy_gradient.routing_replay != "none" else None,
         mesh=mesh,
     )
     reference = _reference(recipe, policy, checkpoint, mesh) if recipe.policy_gradient.beta > 0 else None
@@ -254,4 +256,5 @@ def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
         device=accelerator.device,
         servers=rollout.servers,
         sleep_level=rollout.sleep_level,
+        return_routes=recipe.policy_gradient.routing_replay == "R3",
     )

@@ -182,6 +182,7 @@ class Trainer:
             samples = select_tokens(samples, algorithm, seed=self.recipe.trainer.seed + self.step)
         if self.recipe.rollout.max_staleness:
             samples = attach(samples, staleness=[self.step - np.asarray(sample.policy_version) for sample in samples])
+        self.parts.policy.check_routes(samples)
         metrics = rollout_metrics(groups)
         metrics["frac_trained_samples"] = Mean(len(samples), sum(len(group.rewards) for group in groups))
         with self.report.phase("score"):
@@ -206,7 +207,12 @@ class Trainer:
 
     def with_old_logprobs(self, samples: list[Sample]) -> tuple[list[Sample], dict[str, Metric]]:
         """The samples with the policy's log-probs before the rollout's first update, and how far the engine's are."""
-        samples = attach(samples, old_logprobs=self.parts.policy.logprobs(samples))
+        policy = self.parts.policy
+        if self.recipe.policy_gradient.routing_replay == "R2":
+            logprobs, routes = policy.logprobs_and_routes(samples)
+            samples = attach(samples, old_logprobs=logprobs, routes=routes)
+        else:
+            samples = attach(samples, old_logprobs=policy.logprobs(samples))
         fresh = [sample.per_token("staleness") == 0 for sample in samples]
         ours, theirs = (
             [sample.per_token(name)[kept] for sample, kept in zip(samples, fresh, strict=True)]

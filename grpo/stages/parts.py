@@ -91,6 +91,7 @@ def engine(
     base_url: str | None = None,
     servers: ServersConfig | None = None,
     sleep_level: int = 0,
+    return_routes: bool = False,
 ) -> Engine:
     """The named engine with the model loaded, in the model's precision."""
     return build_engine(
@@ -108,4 +109,5 @@ def engine(
         servers=ServerSettings(**dict(servers)) if servers else None,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
+        return_routes=return_routes,
     )

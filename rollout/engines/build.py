@@ -23,12 +23,15 @@ class EngineEntry:
 
     reference: str  # the class that samples
     trains: str | None  # the one that also takes new weights (`Publisher`)
+    returns_routes: bool  # its completions can carry the experts that their tokens took
 
 
 ENGINES = {
-    "vllm": EngineEntry("rollout.engines.vllm:VLLMEngine", trains="rollout.engines.vllm:VLLMEngine"),
-    "hf": EngineEntry("rollout.engines.hf:HFEngine", trains="rollout.engines.hf:HFEngine"),
-    "server": EngineEntry("rollout.engines.server:ServerEngine", trains="rollout.engines.servers.engine:ServersEngine"),
+    "vllm": EngineEntry("rollout.engines.vllm:VLLMEngine", "rollout.engines.vllm:VLLMEngine", returns_routes=True),
+    "hf": EngineEntry("rollout.engines.hf:HFEngine", "rollout.engines.hf:HFEngine", returns_routes=True),
+    "server": EngineEntry(
+        "rollout.engines.server:ServerEngine", "rollout.engines.servers.engine:ServersEngine", returns_routes=False
+    ),
 }
 
 
@@ -70,6 +73,7 @@ def build_engine(
     servers: ServerSettings | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    return_routes: bool = False,
 ) -> Engine:
     """The named engine with the model loaded; each engine ignores the settings that do not apply to it.
 
@@ -86,6 +90,7 @@ def build_engine(
         sleep_level: of "vllm", see `VLLMEngine`.
         base_url: URL of the server, including /v1; for "server" that only samples.
         servers: for "server" that trains.
+        return_routes: completions carry the experts that their tokens took; for engines that `returns_routes`.
 
     Raises:
         ValueError: unknown engine, a context the model does not have, or the engine cannot start; see its class.
@@ -103,6 +108,7 @@ def build_engine(
         "servers": servers,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
+        "return_routes": return_routes,
     }
     entry = ENGINES[check_name(name)]
     constructor = load_object(entry.trains if servers and entry.trains else entry.reference, kind="engine")

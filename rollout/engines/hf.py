@@ -6,6 +6,7 @@ Left out: continuous batching, sharing the prefill between a prompt's samples.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from rollout.engines.base import (
     load_tokenizer,
     request_seed,
 )
+from rollout.engines.hf_routes import recorded_routes
 from rollout.types import Completion, Group, Prompt, Sampling
 
 
@@ -43,6 +45,7 @@ class HFEngine:
         device: where the engine runs, with its own copy of the weights.
         max_num_seqs: sequences decoded concurrently.
         max_model_len: context length in tokens, prompt and completion together.
+        return_routes: completions carry the experts that their tokens took; for a mixture of experts.
 
     Raises:
         ValueError: the tokenizer needs remote code.
@@ -58,6 +61,7 @@ class HFEngine:
         max_model_len: int,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        return_routes: bool = False,
     ) -> None:
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         self._tokenizer = load_tokenizer(model_path, revision, trust_remote_code)
@@ -73,6 +77,7 @@ class HFEngine:
         disable_progress_bar()  # every publish would show one
         self._max_num_seqs = max_num_seqs
         self._max_model_len = max_model_len
+        self._return_routes = return_routes
         self._policy_version = 0
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
@@ -109,14 +114,15 @@ class HFEngine:
         mask = [[0] * left + [1] * (prompt_length - left) for left in padding]
         sampler = _Sampler(sampling, seeds, self._model.device)
         stop = _StopTexts(self._tokenizer, sampling.stop, prompt_length)
-        output = self._model.generate(
-            input_ids=torch.tensor(rows, device=self._model.device),
-            attention_mask=torch.tensor(mask, device=self._model.device),
-            max_new_tokens=int(budgets.max()),
-            do_sample=False,
-            logits_processor=LogitsProcessorList([sampler]),
-            stopping_criteria=StoppingCriteriaList([_RowBudget(prompt_length + budgets), stop]),
-        )
+        with recorded_routes(self._model) if self._return_routes else nullcontext() as recorded:
+            output = self._model.generate(
+                input_ids=torch.tensor(rows, device=self._model.device),
+                attention_mask=torch.tensor(mask, device=self._model.device),
+                max_new_tokens=int(budgets.max()),
+                do_sample=False,
+                logits_processor=LogitsProcessorList([sampler]),
+                stopping_criteria=StoppingCriteriaList([_RowBudget(prompt_length + budgets), stop]),
+            )
         tokens = output[:, prompt_length:]  # [B, T]
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()  # [B, T]
         is_end = torch.isin(tokens, torch.tensor(self._end_ids, device=tokens.device))
@@ -127,6 +133,11 @@ class HFEngine:
         stopped = (first_end < budgets).tolist()
         token_ids = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
         texts = completion_texts(self._tokenizer, self._end_ids, token_ids)
+        routes: list[Any] = [None] * len(rows)
+        if recorded is not None:  # the last token of a row was never fed
+            all_routes = recorded.rows(len(rows))
+            ends = [prompt_length + length - 1 for length in lengths]
+            routes = [row[left:end].copy() for row, left, end in zip(all_routes, padding, ends, strict=True)]
         return [
             Completion(
                 token_ids=ids,
@@ -134,8 +145,9 @@ class HFEngine:
                 text=cut_at_stop(text, sampling.stop),
                 finish_reason="stop" if stop else "length",
                 policy_version=self._policy_version,
+                routes=taken,
             )
-            for ids, row, text, stop in zip(token_ids, logprobs, texts, stopped, strict=True)
+            for ids, row, text, stop, taken in zip(token_ids, logprobs, texts, stopped, routes, strict=True)
         ]
 
     def publish(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:

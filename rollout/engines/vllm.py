@@ -3,7 +3,7 @@
 `vllm_setup` starts it; docs/engines.md lists the ways in which vLLM gives wrong samples without an error, each with the
 test that covers it.
 
-Left out: tensor parallelism across the trainer's processes (each has its own engine), LoRA, routed experts.
+Left out: tensor parallelism across the trainer's processes (each has its own engine), LoRA.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from rollout.engines.base import (
     load_tokenizer,
     request_seed,
 )
+from rollout.engines.vllm_routes import engine_routes
 from rollout.engines.vllm_setup import free_memory, repack_for_cpu, start, stop
 from rollout.types import Completion, Group, Prompt, Sampling
 
@@ -43,6 +44,7 @@ class VLLMEngine:
         vllm_options: further arguments of `vllm.LLM`, which override what is set here.
         sleep_level: what `sleep` frees, on GPU: the KV cache, and the weights, which 1 keeps in CPU memory and 2 drops.
             0: there is no `sleep`.
+        return_routes: completions carry the experts that their tokens took; for a mixture of experts.
         seed: vLLM seeds the process's global random generators with it at start-up. Samples do not depend on it.
 
     Raises:
@@ -63,6 +65,7 @@ class VLLMEngine:
         sleep_level: int = 0,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        return_routes: bool = False,
         seed: int = 0,
     ) -> None:
         vllm_options = vllm_options or {}
@@ -78,9 +81,11 @@ class VLLMEngine:
             vllm_options=vllm_options,
             sleep_level=sleep_level,
             source=source,
+            return_routes=return_routes,
             seed=seed,
         )
         self._sleep_level, self._asleep = sleep_level, False
+        self._routes = engine_routes(self._llm) if return_routes else None
         self._max_model_len = max_model_len
         self._tokenizer = load_tokenizer(model_path, **source)
         self._end_ids = end_token_ids(model_path, self._tokenizer, source["revision"])
@@ -99,6 +104,8 @@ class VLLMEngine:
         engine = self._llm.llm_engine
         # Cached prefixes change batching, and with it the last bits of the log-probs: start with an empty cache.
         self._llm.reset_prefix_cache()
+        if self._routes:
+            self._routes.clear()
         pending: dict[str, Prompt] = {}
         # vLLM rejects n > 1 with greedy decoding: sample once and repeat the result.
         num_samples = sampling.num_generations if sampling.temperature > 0 else 1
@@ -146,6 +153,7 @@ class VLLMEngine:
                     text=cut_at_stop(text, sampling.stop),
                     finish_reason="stop" if sample.finish_reason == "stop" else "length",
                     policy_version=self._policy_version,
+                    routes=self._routes.take(output, sample) if self._routes else None,
                 )
             )
         return completions

@@ -42,6 +42,7 @@ def start(
     vllm_options: dict[str, Any],
     sleep_level: int,
     source: dict[str, Any],
+    return_routes: bool,
     seed: int,
 ) -> "LLM":
     """Start vLLM in this process. Arguments and errors as in `VLLMEngine`; source: revision and trust_remote_code."""
@@ -77,6 +78,8 @@ def start(
     else:
         memory = f"rollout.gpu_memory_utilization={gpu_memory_utilization}"
         options["gpu_memory_utilization"] = gpu_memory_utilization
+    if return_routes:
+        options |= _route_options(on_cpu)
     llm = _construct(options | source | vllm_options, memory, on_cpu)
     llm.collective_rpc(_separate_classes)
     _running.append(llm)
@@ -158,6 +161,14 @@ def _cpu_options(kv_cache_gib: float, max_model_len: int) -> dict[str, Any]:
         # vLLM's CPU kernel for interleaved rotary embeddings is wrong with more than one query head.
         "compilation_config": {"custom_ops": ["none"]},
     }
+
+
+def _route_options(on_cpu: bool) -> dict[str, Any]:
+    """For vllm_routes: on CPU every token must pass through a forward; on GPU vLLM's second runner records."""
+    if on_cpu:
+        return {"enable_prefix_caching": False}
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    return {"enable_return_routed_experts": True}
 
 
 def check_routing_keys(model_path: str, config: PretrainedConfig) -> None:

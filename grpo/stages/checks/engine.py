@@ -56,9 +56,11 @@ def _difference(policy: Policy, engine: Engine, problems: PromptStream, sampling
             sampling_logprobs=completion.logprobs,
             advantages=0.0,
             token_weights=0.0,
+            routes=completion.routes,
         )
         for group in engine.generate(prompts, sampling)
         for completion in group.completions
     ]
+    policy.check_routes(samples)
     ours = np.concatenate(policy.logprobs(samples))
     return float(np.abs(ours - np.concatenate([sample.per_token("sampling_logprobs") for sample in samples])).mean())

@@ -257,6 +257,7 @@ class ServersEngine:
             self._on_main(lambda: self._run(self._load(written.result(), label)))
             self._transfer.delete(written.result())
         self._policy_version, self._label, self._pool.label = policy_version, label, label
+        self._pool.remeasure()
 
     async def _load(self, files: Sequence[tuple[Path, int]], label: str) -> None:
         async def load(server: Server) -> None:

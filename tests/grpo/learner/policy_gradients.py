@@ -53,6 +53,12 @@ def with_noise(samples: list[Sample], beta: float) -> list[Sample]:
     return attach(samples, ref_logprobs=arrays(-8.0, -5.0)) if beta else samples
 
 
+def other_routes(samples: list[Sample]) -> list[Sample]:
+    """Two random experts for every token before the last, the same for a sample wherever it is computed."""
+    draws = [np.random.default_rng(sum(s.completion_ids)).random((s.length - 1, 2, 8)) for s in samples]
+    return attach(samples, routes=[np.argsort(draw, axis=-1)[..., :2].astype(np.uint8) for draw in draws])
+
+
 def recipe_for(model: str, **options: object) -> GRPORecipe:
     recipe = GRPORecipe.model_validate(
         {

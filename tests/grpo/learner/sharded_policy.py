@@ -26,6 +26,7 @@ from grpo.learner.reference import FOLDER, Reference
 from grpo.learner.restore import restore, store
 from grpo.learner.scoring import Batching
 from grpo.model.load import load_model
+from grpo.model.replay import RoutingReplay
 from grpo.model.sharding import whole
 from grpo.model.weights import save_model
 from grpo.recipe.config import GRPORecipe
@@ -33,7 +34,7 @@ from grpo.recipe.errors import NonFiniteError
 from grpo.report.metrics import merge, values
 from grpo.stages import parts
 from grpo.stages.mesh import process_mesh
-from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups
+from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups, other_routes
 
 # Overrides of the recipe, section by section.
 CASES: dict[str, dict[str, dict[str, Any]]] = {
@@ -46,6 +47,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "balance": {
         "model": {"balance_bias_update_speed": 0.01, "sequence_balance_coefficient": 0.1},
         "algorithm": {"steps_per_generation": 2},
+    },
+    "routing replay": {
+        "algorithm": {"routing_replay": "R3", "steps_per_generation": 2},
+        "trainer": {"gradient_checkpointing": True},
     },
     "bfloat16": {"model": {"dtype": "bfloat16"}},
 }
@@ -87,6 +92,7 @@ def make_policy(
         batching=batching,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
+        replay=RoutingReplay(model) if recipe.algorithm.routing_replay != "none" else None,
         mesh=mesh,
     )
     base = load_model(recipe.model, checkpoint and checkpoint / FOLDER)
@@ -102,6 +108,8 @@ def samples_of(recipe: GRPORecipe, policy: Policy, reference: Reference, acceler
     groups = make_groups(num_groups=7)
     plan = Plan.of(Shapes.of(groups), algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
     samples = assemble(groups[rank::world], plan.of_process(rank, world), keep_zero_advantage=algorithm.beta > 0)
+    if algorithm.routing_replay == "R3":
+        samples = other_routes(samples)
     if algorithm.steps_per_generation > 1:
         samples = attach(samples, old_logprobs=policy.logprobs(samples))
     return attach(samples, ref_logprobs=reference.logprobs(samples)) if algorithm.beta else samples

@@ -67,7 +67,7 @@ def assert_same(got: dict[str, Any], expected: dict[str, Any], tolerance: float)
 def test_sharded_over_processes_does_what_one_process_does(
     tiny_v3: Path, tmp_path: Path, alone: dict[str, Any], processes: int
 ) -> None:
-    """All losses with a KL term and two mini-batches, clipping, gradient checkpointing, balance bias, bfloat16.
+    """All losses with a KL term and two mini-batches, clipping, gradient checkpointing, balance bias, replay, bfloat16.
 
     Fails if the head is read outside the root's forward, or as a part of its weight.
     """

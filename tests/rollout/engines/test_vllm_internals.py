@@ -46,6 +46,8 @@ def engine(vllm_v3: VLLMEngine) -> VLLMEngine:
         ("vllm.distributed.weight_transfer.factory", "WeightTransferEngineFactory._registry"),
         ("vllm.distributed.weight_transfer.factory", "WeightTransferEngineFactory.register_engine"),
         ("vllm.distributed.weight_transfer.factory", "WeightTransferTrainerFactory.trainer_init"),
+        ("vllm.model_executor.layers.fused_moe.runner.moe_runner", "MoERunner.layer_id"),
+        ("vllm.model_executor.layers.fused_moe.router.base_router", "BaseRouter.set_capture_fn"),
         ("vllm.v1.worker.gpu_worker", "Worker.reload_weights"),
         ("vllm.v1.worker.cpu_worker", "CPUWorker.reload_weights"),
         ("vllm.v1.worker.cpu_worker", "CPUWorker.get_model"),
@@ -160,3 +162,18 @@ def test_flat_logprobs_hold_one_value_per_token() -> None:
     from vllm.logprobs import FlatLogprobs
 
     assert FlatLogprobs().logprobs == []
+
+
+def test_routers_and_runner_tell_whose_tokens_go_where(engine: VLLMEngine) -> None:
+    """What `vllm_routes` captures routes with on CPU."""
+    from vllm.model_executor.layers.fused_moe.layer import MoERunner
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+
+    seen: list[Any] = []
+    engine._llm.collective_rpc(seen.append)
+    runner = seen[0].model_runner
+    modules: list[Any] = [module for module in seen[0].get_model().modules() if isinstance(module, MoERunner)]
+    assert [module.layer_id for module in modules] == [1, 2]
+    assert all(isinstance(module.router, BaseRouter) for module in modules)
+    assert runner.input_batch.req_ids == [] and runner.input_batch.num_reqs == 0
+    assert runner.query_start_loc.np.ndim == runner.positions.ndim == 1
