@@ -249,6 +249,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tiny_v3: Path, tm
         written = yaml.safe_load(path.read_text()) | {
             "data": {
                 "dataset_name": str(tmp_path / "problems.json"),
+                "max_prompt_length": 40,
                 "curriculum": {"low": 0.1, "high": 0.9, "revisit": 0.5, "replay_after": 1},
             },
             "rewards": [{"function": f"{tmp_path}/reward.py:rarely"}],
