@@ -226,13 +226,15 @@ def test_pass_rates_of_all_processes_reach_every_curriculum_in_the_stream_s_orde
     assert in_processes(2, run) == [alone, alone]
 
 
-def rarely(prompts: list, completions: list[str], **columns: Any) -> list[float]:
-    """1 for a third of the texts, by their characters: many groups are all 0."""
+RARELY = """
+def rarely(prompts, completions, **columns):
     return [float(sum(map(ord, text)) % 5 == 0) for text in completions]
+"""
 
 
 def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tiny_v3: Path, tmp_path: Path) -> None:
     """With dynamic sampling, a curriculum with replays, and schedules that change at the step of the checkpoint."""
+    (tmp_path / "reward.py").write_text(RARELY)
     (tmp_path / "problems.json").write_text(json.dumps([{"prompt": f"{i} + {i}"} for i in range(12)]))
 
     def recipe(name: str) -> str:
@@ -250,7 +252,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tiny_v3: Path, tm
                 "max_prompt_length": 40,
                 "curriculum": {"low": 0.1, "high": 0.9, "revisit": 0.5, "replay_after": 1},
             },
-            "rewards": [{"function": f"{__file__}:rarely"}],
+            "rewards": [{"function": f"{tmp_path}/reward.py:rarely"}],
             "schedules": {"rollout.max_completion_length": {0: 5, 2: 8}, "rollout.temperature": {0: 1.0, 2: 0.7}},
         }
         path.write_text(yaml.safe_dump(written))
