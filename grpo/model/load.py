@@ -5,23 +5,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.adapters import is_adapter
 from grpo.model.head import token_logprobs
 from grpo.model.moe import moe_layers
+from grpo.model.sharding import buffers_to, in_parts, reading_parts
 from grpo.model.teacher import Target, token_divergence
 from grpo.recipe.config import ModelConfig
 from grpo.recipe.stages.sft import SFTModel
 
 
-def load_model(config: ModelConfig | SFTModel, path: str | Path | None = None, **changes: Any) -> PreTrainedModel:
+def load_model(
+    config: ModelConfig | SFTModel, path: str | Path | None = None, mesh: DeviceMesh | None = None, **changes: Any
+) -> PreTrainedModel:
     """A causal language model to train: float32 weights, whatever precision it computes in.
 
     With `dtype: bfloat16` the forward runs in bfloat16 (autocast) and the optimizer updates float32 weights: in
     bfloat16 itself, updates of RL's learning rates round to nothing.
 
     path: a folder whose weights replace those of `config`, such as a checkpoint.
+    mesh: the processes to shard over: each reads its part of every parameter, see `reading_parts`.
     changes: keys of the model's config.json with other values.
 
     Raises:
@@ -34,14 +39,18 @@ def load_model(config: ModelConfig | SFTModel, path: str | Path | None = None, *
             f"{name} is an adapter, which cannot be the base of further training. Write it out as a whole model first: "
             "grpo merge ADAPTER OUT."
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        name,
-        revision=None if path else config.revision,
-        dtype=torch.float32,
-        attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code,
-        **changes,
-    )
+    with reading_parts(mesh) as how:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=None if path else config.revision,
+            dtype=torch.float32,
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+            **how,
+            **changes,
+        )
+    if mesh is not None and in_parts(model):
+        buffers_to(model, mesh.device_type)
     return _prepared(model, config)
 
 
