@@ -2,13 +2,22 @@
 
     python benchmarks/sharding_memory.py [PROCESSES ...]
 
-A random DeepSeek-V3-style MoE takes two optimizer steps and sends its weights once. Tensors are counted by their bytes
-in this process; `resident` is what the process holds alone (USS) after that, above what it held before the model.
+A random DeepSeek-V3-style MoE is read from a folder, takes two optimizer steps and sends its weights once. Tensors are
+counted by their bytes in this process; `loaded` and `resident` are what the process holds alone (USS) after reading and
+at the end, above what it held before, in the process that holds most.
+
+    python benchmarks/sharding_memory.py --keep-freed [PROCESSES ...]
+
+glibc's malloc keeps what is freed once blocks of up to 32 MiB have been. Here, blocks above 1 MiB go back at once;
+`--keep-freed` leaves glibc its way.
 """
 
 import gc
+import os
 import subprocess
 import sys
+import tempfile
+from typing import Any
 
 import psutil
 import torch
@@ -20,6 +29,7 @@ from grpo.algorithm.loss import LossOutput
 from grpo.learner.batch import Sample
 from grpo.learner.policy import Policy
 from grpo.learner.scoring import Batching
+from grpo.model.load import load_model
 from grpo.model.sharding import local
 from grpo.recipe.config import ModelConfig, TrainerConfig
 from grpo.stages import parts
@@ -30,7 +40,7 @@ CONFIG = DeepseekV3Config(
     hidden_size=512,
     intermediate_size=1536,
     moe_intermediate_size=256,
-    num_hidden_layers=10,
+    num_hidden_layers=4,
     first_k_dense_replace=1,
     num_attention_heads=8,
     num_key_value_heads=8,
@@ -49,25 +59,33 @@ MIB = 2**20
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--one"]:
-        measure()
+    words = sys.argv[1:]
+    if words[:1] == ["--one"]:
+        measure(words[1])
         return
-    print("processes  weights  gradients  AdamW  sum  resident, largest (MiB)", flush=True)
-    for count in sys.argv[1:] or ["1", "2", "3", "4"]:
-        # One process without a launcher: accelerate would wrap it in DDP, which keeps the gradient twice.
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count] if count != "1" else []
-        subprocess.run([sys.executable, *launcher, __file__, "--one"], check=True)
+    returned = {} if "--keep-freed" in words else {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
+    with tempfile.TemporaryDirectory() as folder:
+        set_seed(0)
+        DeepseekV3ForCausalLM(CONFIG).save_pretrained(folder)
+        print("processes  weights  gradients  AdamW  sum  loaded  resident (MiB)", flush=True)
+        for count in [word for word in words if word.isdecimal()] or ["1", "2", "3", "4"]:
+            # One process without a launcher: accelerate would wrap it in DDP, which keeps the gradient twice.
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
+            command = [sys.executable, *(launcher if count != "1" else []), __file__, "--one", folder]
+            subprocess.run(command, env=os.environ | returned, check=True)
 
 
-def measure() -> None:
+def measure(folder: str) -> None:
     torch.set_num_threads(1)
     PartialState(cpu=True)
-    accelerator = parts.accelerator(ModelConfig(model_name_or_path="random"))
-    before = psutil.Process().memory_full_info().uss
-    set_seed(0)
+    section = ModelConfig(model_name_or_path=folder)
+    accelerator = parts.accelerator(section)
     trainer = TrainerConfig(sharding="fsdp2", gradient_checkpointing=True)
-    model = DeepseekV3ForCausalLM(CONFIG).float()
-    model.set_experts_implementation("grouped_mm")
+    mesh = process_mesh(trainer, accelerator)
+    before = own_memory()
+    model = load_model(section, mesh=mesh)
+    loaded = own_memory() - before
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(
         model,
         trainer,
@@ -75,7 +93,7 @@ def measure() -> None:
         max_steps=10,
         temperature=1.0,
         batching=Batching(max_tokens=64, pad_token_id=0, packed=False),
-        mesh=process_mesh(trainer, accelerator),
+        mesh=mesh,
     )
     samples = [
         Sample(
@@ -95,15 +113,19 @@ def measure() -> None:
         )
     for _name, _tensor in policy.weights():
         pass
-    gc.collect()
-    resident = psutil.Process().memory_full_info().uss - before
+    resident = own_memory() - before
     weights = list(model.parameters())
     gradients = [p.grad for p in weights if p.grad is not None]
     moments = [tensor for state in policy.optimizer.state.values() for tensor in state.values()]
     sizes = [held(weights), held(gradients), held(moments)]
-    largest: int = max(accelerator.gather(torch.tensor([resident])).tolist())  # type: ignore[union-attr]
-    line = "  ".join(f"{size / MIB:7.1f}" for size in [*sizes, sum(sizes), largest])
+    largest: Any = accelerator.gather(torch.tensor([[loaded, resident]]))
+    line = "  ".join(f"{size / MIB:7.1f}" for size in [*sizes, sum(sizes), *largest.amax(0).tolist()])
     accelerator.print(f"{accelerator.num_processes}  {line}", flush=True)
+
+
+def own_memory() -> int:
+    gc.collect()
+    return psutil.Process().memory_full_info().uss
 
 
 def held(tensors: list[Tensor]) -> int:

@@ -1,7 +1,7 @@
 """AdamW for every stage: what decays and what does not is decided here."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grpo.recipe.config import AdamWConfig
 
@@ -19,3 +19,17 @@ def adamw(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
         eps=config.adam_epsilon,
         fused=True,
     )
+
+
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """AdamW's state by the names of the parameters; where it took no step yet, it is made here, as it would be."""
+    state = optimizer.state
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in trained.values():
+        if not state[parameter]:
+            state[parameter] |= {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    return {name: state[parameter] for name, parameter in trained.items()}

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from grpo.algorithm.loss import LossOutput
 from grpo.learner.batch import MicroBatch, Sample
-from grpo.learner.optim import adamw
+from grpo.learner.optim import adamw, moments
 from grpo.learner.scoring import Around, Batching, completion_logprobs, equally_many, forward
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import Routes, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
@@ -174,6 +174,43 @@ class Policy:
         merged["weight_change"] = Mean(self._relative_change(before))
         self.scheduler.step()
         return merged
+
+    def rehearse(self, max_prompt_length: int, max_completion_length: int) -> None:
+        """Forward and backward of the largest micro-batch of samples of full length, discarded.
+
+        What is too large for the device is found now and not at the first long rollout. Moments are made before, so
+        that everything a later update has in memory is there. Weights, gradients, moments and random states stay.
+
+        Raises:
+            ValueError: out of memory, with what to lower.
+        """
+        longest, device = max_prompt_length + max_completion_length, self.accelerator.device
+        rows = max(1, self.batching.max_tokens // longest)
+        embedding: Any = self.model.get_input_embeddings()
+        ids = [i % embedding.weight.shape[0] for i in range(longest)]
+        sample = Sample(
+            problem_id="",
+            prompt_ids=ids[:max_prompt_length],
+            completion_ids=ids[max_prompt_length:],
+            mini_batch=0,
+            sampling_logprobs=0.0,
+            advantages=0.0,
+            token_weights=0.0,
+        )
+        devices = [] if device.type == "cpu" else [device]
+        try:
+            moments(self.model, self.optimizer)
+            with torch.random.fork_rng(devices, device_type=device.type), self._reduction(is_last=True):
+                logprobs, entropy = forward(self.scorer, self.batching.collate([sample] * rows, device))
+                self.accelerator.backward(0.0 * (logprobs.sum() + entropy.sum()))
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"trainer.max_tokens_per_micro_batch={self.batching.max_tokens}: a micro-batch of {rows} × {longest} "
+                f"tokens does not fit into memory ({str(error).split('. ')[0]}). Lower it, or the lengths of prompts "
+                "and completions; set trainer.gradient_checkpointing=true; or divide the weights over more processes "
+                "with trainer.sharding=fsdp2."
+            ) from error
+        self.optimizer.zero_grad()
 
     @property
     def learning_rate(self) -> float:

@@ -80,6 +80,6 @@ class AdapterReference:
 
     def save(self, checkpoint: Path) -> None:
         """Write its adapters into the checkpoint unless it still is the base. All call it, the main process writes."""
-        if self.adapters is not None and self.policy.accelerator.is_main_process:
+        if self.adapters is not None:
             with holding(self.policy.model, self.adapters):
-                self.policy.model.save_pretrained(checkpoint / FOLDER)
+                self.policy.save(checkpoint / FOLDER)

@@ -1,8 +1,8 @@
 """LoRA adapters inside a model: attaching, switching off, saving, merging. peft does the mathematics.
 
 The model stays a `PreTrainedModel` whose targeted modules are peft's layers, so everything that reads its modules goes
-on working, and its `save_pretrained` writes adapters only. Left out: several adapters at once, quantized bases,
-sharding.
+on working, and its `save_pretrained` writes adapters only. In a sharded model adapters are sharded like its other
+parameters. Left out: several adapters at once, quantized bases.
 """
 
 import json
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from grpo.model.sharding import divided_like, gathered, in_parts, local, shapes_only, whole
 from grpo.recipe.lora import LoRAConfig
 
 ADAPTER_FILE = "adapter_config.json"
@@ -47,10 +48,17 @@ def attach_adapters(model: PreTrainedModel, config: LoRAConfig, *, revision: str
     check_targets(model, config)
     arguments = config.peft_arguments()
     adapter = LoraConfig(**arguments, task_type="CAUSAL_LM", revision=revision)
+    copied = [module for name, module in model.named_modules() if _matches(name, config.modules_to_save)]
     try:
-        model.add_adapter(adapter)
+        with ExitStack() as stack:
+            for module in copied:  # with what is in them
+                stack.enter_context(gathered(module))
+            stack.enter_context(shapes_only(model, on_meta=False))  # peft would take the shapes of parts
+            model.add_adapter(adapter)
     except ValueError as error:
         raise ValueError(f"model.lora: peft cannot adapt {model.config.name_or_path}: {error}") from error
+    for module in copied:
+        module.requires_grad_(False)  # what stays of them
 
 
 def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
@@ -134,7 +142,15 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
         raise ValueError(
             f"{folder}: its adapters are not those of model.lora. Use the values in its {ADAPTER_FILE}, or start anew."
         )
-    set_peft_model_state_dict(model, weights)
+    set_peft_model_state_dict(model, {name: divided_like(weights[name], part) for name, part in expected.items()})
+
+
+def save_adapters(model: PreTrainedModel, folder: Path, *, is_writer: bool) -> None:
+    """Write the adapters in peft's format. All processes call it, and one of them writes."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad} if in_parts(model) else set()
+    weights = {name: whole(tensor) for name, tensor in model.state_dict().items() if name not in frozen}
+    if is_writer:
+        model.save_pretrained(folder, state_dict=weights)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -145,15 +161,19 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside the block the model has these weights; after it, its own again, bit for bit. Not for training."""
-    parameters = dict(model.named_parameters())
-    own = {name: parameters[name].data for name in weights}
+    own = trained_weights(model)
+    _copy(weights, model)
     try:
-        for name, tensor in weights.items():
-            parameters[name].data = tensor
         yield
     finally:
-        for name, tensor in own.items():
-            parameters[name].data = tensor
+        _copy(own, model)
+
+
+@torch.no_grad()
+def _copy(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Into the model's memory: FSDP would not see other tensors in its place."""
+    for name, tensor in weights.items():
+        local(model.get_parameter(name)).copy_(local(tensor))
 
 
 @contextmanager
@@ -175,7 +195,8 @@ def base_only(model: PreTrainedModel) -> Iterator[None]:
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of the model with its adapters merged, under the names of its checkpoint on disk.
 
-    One layer is merged at a time, into copies: the base is never written to.
+    One layer is merged at a time, into copies: the base is never written to. A sharded one is gathered before; all
+    processes must take all weights.
     """
     layers: dict[str, None] = {}
     for name, _ in model.named_modules():
@@ -183,13 +204,13 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             layers.setdefault(found.group())
     for layer in layers:
         module = model.get_submodule(layer)
-        with _merged(module):
+        with gathered(module), _merged(module):
             weights = _plain_names(module.state_dict(prefix=f"{layer}."))
         yield from revert_weight_conversion(model, weights).items()
     rest = {n: t for n, t in model.state_dict().items() if not n.startswith(tuple(f"{layer}." for layer in layers))}
     assert not any(isinstance(m, LoraLayer) for n, m in model.named_modules() if not n.startswith(tuple(layers)))
     tied = model.all_tied_weights_keys
-    weights = {name: tensor for name, tensor in _plain_names(rest).items() if name not in tied}
+    weights = {name: whole(tensor) for name, tensor in _plain_names(rest).items() if name not in tied}
     yield from revert_weight_conversion(model, weights).items()
 
 

@@ -9,12 +9,11 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import has_balance_bias, moe_layers, record_routes
-from grpo.model.sharding import local
+from grpo.model.sharding import computing, in_parts, local
 from grpo.recipe.errors import NonFiniteError
 from rollout.engines.base import check_context
 
@@ -71,7 +70,7 @@ def check_balance(
     if not moe_layers(model):
         raise ValueError(f"{setting}: {name} has no mixture of experts with a `gate` and `experts`. Set it to 0.")
     ids = torch.randint(0, _num_embeddings(model), (1, 32), generator=torch.Generator().manual_seed(0))
-    with record_routes(model) as routes, torch.no_grad():
+    with computing(model), record_routes(model) as routes, torch.no_grad():
         model.base_model(input_ids=ids.to(model.device), use_cache=False)
     try:
         _ = routes.scores
@@ -87,7 +86,7 @@ def check_finite(model: nn.Module) -> None:
         for name, tensor in weights.items()
         if not local(tensor).isfinite().all()
     ]
-    if any(isinstance(tensor, DTensor) for tensor in weights.values()):
+    if in_parts(model):
         found = gather_object(found)
     if found:
         name, count = found[0]
@@ -104,8 +103,10 @@ def _check_head(model: PreTrainedModel) -> set[int]:
     positions = torch.arange(8, device=model.device).repeat(2, 1) + torch.tensor([[0], [9]], device=model.device)
     targets = ids[:, 1:].flatten()
     position_ids = torch.arange(9, device=model.device).expand(2, 9)
-    ours, _ = CompletionLogProbs(model, 1.0)(ids, position_ids, positions.flatten(), targets)
-    with torch.no_grad():
+    parts = in_parts(model)
+    with computing(model), torch.set_grad_enabled(not parts):
+        ours, _ = CompletionLogProbs(model, 1.0)(ids, position_ids, positions.flatten(), targets)
+    with computing(model), torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
         theirs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
     difference = float((ours.detach() - theirs).abs().max())
@@ -115,7 +116,8 @@ def _check_head(model: PreTrainedModel) -> set[int]:
             f"differ by {difference:.2g} from those of its own forward: its logits are not a linear head's (as with "
             "final_logit_softcapping), and gradients would be wrong. Choose another model."
         )
-    return {id(parameter) for parameter in _leaves(ours)}
+    # FSDP waits for no gradient, and parts are in no graph yet.
+    return {id(parameter) for parameter in (model.parameters() if parts else _leaves(ours))}
 
 
 def _leaves(output: Tensor) -> Iterator[Any]:

@@ -5,24 +5,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.adapters import is_adapter
 from grpo.model.fp8 import fp8_block, load_dequantized
 from grpo.model.head import token_logprobs
 from grpo.model.moe import moe_layers
+from grpo.model.sharding import buffers_to, in_parts, reading_parts
 from grpo.model.teacher import Target, token_divergence
 from grpo.recipe.config import ModelConfig
 from grpo.recipe.stages.sft import SFTModel
 
 
-def load_model(config: ModelConfig | SFTModel, path: str | Path | None = None, **changes: Any) -> PreTrainedModel:
+def load_model(
+    config: ModelConfig | SFTModel, path: str | Path | None = None, mesh: DeviceMesh | None = None, **changes: Any
+) -> PreTrainedModel:
     """A causal language model to train: float32 weights, whatever precision it computes in.
 
     With `dtype: bfloat16` the forward runs in bfloat16 (autocast) and the optimizer updates float32 weights: in
     bfloat16 itself, updates of RL's learning rates round to nothing. FP8 weights in blocks are dequantized.
 
     path: a folder whose weights replace those of `config`, such as a checkpoint.
+    mesh: the processes to shard over: each reads its part of every parameter, see `reading_parts`.
     changes: keys of the model's config.json with other values.
 
     Raises:
@@ -43,9 +48,12 @@ def load_model(config: ModelConfig | SFTModel, path: str | Path | None = None, *
     }
     stored = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote, **changes)
     if (block := fp8_block(getattr(stored, "quantization_config", None), str(name))) is not None:
-        model = load_dequantized(stored, block, revision, **keywords)
+        model = load_dequantized(stored, block, revision, **keywords)  # read whole, also with a mesh
     else:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **keywords, **changes)
+        with reading_parts(mesh) as how:
+            model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **keywords, **how, **changes)
+        if mesh is not None and in_parts(model):
+            buffers_to(model, mesh.device_type)
     return _prepared(model, config)
 
 

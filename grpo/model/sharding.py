@@ -8,17 +8,117 @@ Whatever gathers is a collective: all processes must do it, in the same order.
 """
 
 import math
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
 Root = TypeVar("Root", bound=nn.Module)
+
+
+# -- reading
+
+
+@contextmanager
+def reading_parts(mesh: DeviceMesh | None) -> Iterator[dict[str, Any]]:
+    """Inside the block, `from_pretrained` called with what this yields reads this process's part of every parameter.
+
+    transformers reads a parameter that is a DTensor in parts; here all become such before anything is read. The model
+    cannot compute before it has gone through `shard`, or its parameters are `gathered`. Without a mesh nothing changes,
+    and a quantized checkpoint is read whole.
+    """
+    if mesh is None:
+        yield {}
+        return
+
+    def split(model: PreTrainedModel, *_others: Any) -> PreTrainedModel:
+        del model.config.distributed_config  # it would be saved with the model
+        if getattr(model.config, "quantization_config", None) is None:  # its scales belong to blocks, not to parts
+            _split(model, mesh)
+        return model
+
+    # transformers' own place to shard a model: after it is made on the meta device, before its weights are read.
+    own: Any = PreTrainedModel
+    own.maybe_distribute_model = staticmethod(split)
+    try:
+        yield {"distributed_config": {}}
+    finally:
+        del own.maybe_distribute_model  # what PreTrainedModel inherits is back
+
+
+def _split(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Turn parameters without data into parts without data, divided as FSDP does."""
+    placements = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
+    parts: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter not in parts:
+                part = _part(parameter.detach(), mesh, placements)
+                parts[parameter] = nn.Parameter(part, requires_grad=parameter.requires_grad)
+            setattr(module, name, parts[parameter])
+
+
+def buffers_to(model: nn.Module, device: str) -> None:
+    """Move the buffers, which are read into host memory, to where the parts of parameters have been put."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def _part(tensor: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
+    """This process's part of a whole tensor, a view of it."""
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    here = tensor.narrow(0, offset[0], shape[0])
+    return DTensor.from_local(here, mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
+
+
+@contextmanager
+def gathered(module: nn.Module, *, recurse: bool = True) -> Iterator[None]:
+    """Inside the block the module's parameters are whole, in copies without gradient. A collective."""
+    places = _parts(module.modules() if recurse else [module])
+    copies: dict[Any, nn.Parameter] = {}
+    for part, name, parameter in places:
+        if parameter not in copies:
+            copies[parameter] = nn.Parameter(whole(parameter.detach()), requires_grad=False)
+        setattr(part, name, copies[parameter])
+    del copies
+    try:
+        yield
+    finally:
+        for part, name, parameter in places:
+            setattr(part, name, parameter)
+
+
+@contextmanager
+def computing(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block a model that has been read in parts can compute, without gradient: all processes together.
+
+    Each layer's parameters are gathered when its turn comes, what belongs to no layer at once.
+    """
+    layers = list(_layers(model))
+    inside = {module for layer in layers for module in layer.modules()}
+    with ExitStack() as stack:
+        for module in [module for module in model.modules() if module not in inside]:  # in one order everywhere
+            stack.enter_context(gathered(module, recurse=False))
+        for layer in layers:
+            turn = ExitStack()
+            hooks = [
+                layer.register_forward_pre_hook(lambda layer, *_, turn=turn: turn.enter_context(gathered(layer))),
+                layer.register_forward_hook(lambda *_, turn=turn: turn.close(), always_call=True),
+            ]
+            for hook in hooks:
+                stack.callback(hook.remove)
+        yield
+
+
+# -- sharding
 
 
 def shard(root: Root, model: PreTrainedModel, mesh: DeviceMesh) -> Root:
@@ -39,17 +139,51 @@ def shard(root: Root, model: PreTrainedModel, mesh: DeviceMesh) -> Root:
             f"trainer.sharding=fsdp2: {model.config.name_or_path} ({type(model).__name__}) does not name its layers "
             "(_no_split_modules), so there is nothing to gather one at a time. Set trainer.sharding=none."
         )
-    for layer in layers:
-        fully_shard(layer, mesh=mesh)
-    if not model.all_tied_weights_keys:
-        fully_shard(model.get_input_embeddings(), mesh=mesh)
-    # By default the root would keep what it gathered, and a forward after an update would use the old weights.
-    fully_shard(root, mesh=mesh, reshard_after_forward=True)
+    with shapes_only(root, on_meta=True):
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+        if not model.all_tied_weights_keys:
+            fully_shard(model.get_input_embeddings(), mesh=mesh)
+        # By default the root would keep what it gathered, and a forward after an update would use the old weights.
+        fully_shard(root, mesh=mesh, reshard_after_forward=True)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # else a factor means an operation that only NCCL has
     return root
+
+
+@contextmanager
+def shapes_only(root: nn.Module, *, on_meta: bool) -> Iterator[None]:
+    """Inside the block, parameters read in parts are whole ones without data, which may be frozen or not.
+
+    After it they are those that were read. FSDP takes what it finds in its place when it first computes.
+
+    on_meta: on the meta device, as `fully_shard` needs; else on the device of the parts, without memory of their own.
+    """
+
+    def hollow(parameter: Tensor) -> Tensor:
+        if on_meta:
+            return torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        return torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
+
+    places = _parts(root.modules())
+    hollows = {p: nn.Parameter(hollow(p), requires_grad=p.requires_grad) for _, _, p in places}
+    for module, name, parameter in places:
+        setattr(module, name, hollows[parameter])
+    yield
+    for module, name, parameter in places:
+        setattr(module, name, parameter.requires_grad_(hollows[parameter].requires_grad))
+
+
+def _parts(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
+    """Where these modules hold parts of parameters, and which; a tied one is there more than once."""
+    return [
+        (module, name, parameter)
+        for module in modules
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+        if isinstance(parameter, DTensor)
+    ]
 
 
 def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
@@ -61,6 +195,11 @@ def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
+def in_parts(model: nn.Module) -> bool:
+    """Whether this process holds a part of the model's parameters only."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor; all of it, if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -69,6 +208,11 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, in every process. A collective for a sharded one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def divided_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor divided over processes as `other` is; itself, if that is whole."""
+    return _part(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor
 
 
 def first_entry(tensor: Tensor) -> int:

@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from grpo.model.adapters import has_adapters, merged_weights
-from grpo.model.sharding import whole
+from grpo.model.adapters import has_adapters, merged_weights, save_adapters
+from grpo.model.sharding import in_parts, whole
 
 MAX_FILE_BYTES = 4 * 2**30  # of weights in one file
 
@@ -45,12 +44,15 @@ def _layer_of(name: str) -> str:
 
 
 def save_model(model: PreTrainedModel, folder: Path, *, is_writer: bool, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-    """Write a Hugging Face folder. All processes call it, and one of them writes.
+    """Write a Hugging Face folder; of a model with adapters, only them. All processes call it, and one of them writes.
 
     The weights of a sharded model go by layer by layer, and the writer never holds more than a file of them. What goes
     wrong in writing is raised after the last layer: until then, the other processes count on this one.
     """
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if has_adapters(model):
+        save_adapters(model, folder, is_writer=is_writer)
+        return
+    if not in_parts(model):
         if is_writer:
             model.save_pretrained(folder)
         return

@@ -130,6 +130,8 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         temperature=recipe.rollout.temperature,
         bound=recipe.max_logp_difference,
     )
+    if accelerator.device.type != "cpu":  # where memory is what ends a run, and this costs no seconds
+        policy.rehearse(recipe.data.max_prompt_length, recipe.rollout.max_completion_length)
     report = Report(recipe.output_dir, recipe, accelerator=accelerator, resume_step=first_step if checkpoint else None)
     return Parts(
         recipe=recipe,
@@ -217,13 +219,13 @@ def _model(
     """The model, with a checkpoint's weights; with adapters, the base and adapters that have not been trained."""
     lora = recipe.model.lora
     if lora is None:
-        return load_model(recipe.model, checkpoint)
-    if mesh is not None:
+        return load_model(recipe.model, checkpoint, mesh)
+    if mesh is not None and lora.use_dora:
         raise ValueError(
-            "model.lora with trainer.sharding=fsdp2: adapters are not sharded yet. Set trainer.sharding=none, where "
-            "gradients and optimizer are those of the adapters alone, or train all weights without model.lora."
+            "model.lora.use_dora with trainer.sharding=fsdp2: DoRA starts from the norms of whole weights, and no "
+            "process has them. Set use_dora: false, or trainer.sharding=none."
         )
-    model = load_model(recipe.model)
+    model = load_model(recipe.model, mesh=mesh)
     attach_adapters(model, lora, revision=recipe.model.revision)
     if accelerator.is_main_process:
         print(describe_adapters(model), file=sys.stderr)
@@ -239,7 +241,7 @@ def _reference(
         if moved:
             load_adapters(policy.model, moved)
         return AdapterReference(policy, trained_weights(policy.model) if moved else None)
-    base = load_model(recipe.model, moved)
+    base = load_model(recipe.model, moved, mesh)
     normalise_generation_config(base)
     temperature = recipe.rollout.temperature
     return Reference(base, policy.accelerator, temperature=temperature, batching=policy.batching, mesh=mesh)

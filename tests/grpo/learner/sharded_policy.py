@@ -15,19 +15,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.checkpoint import STATE
 from grpo.learner.objective import loss_function
 from grpo.learner.policy import Policy
-from grpo.learner.reference import FOLDER, Reference
+from grpo.learner.reference import FOLDER, AdapterReference, Reference
 from grpo.learner.restore import restore, store
 from grpo.learner.scoring import Batching
+from grpo.model.adapters import attach_adapters, load_adapters, trained_weights
+from grpo.model.checks import check_model
 from grpo.model.load import load_model
 from grpo.model.replay import RoutingReplay
-from grpo.model.sharding import whole
+from grpo.model.sharding import in_parts, whole
 from grpo.model.weights import save_model
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import NonFiniteError
@@ -36,6 +38,11 @@ from grpo.stages import parts
 from grpo.stages.mesh import process_mesh
 from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups, other_routes
 
+TARGETS = {
+    "target_modules": ["q_b_proj", "o_proj"],
+    "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+    "modules_to_save": ["lm_head"],
+}
 # Overrides of the recipe, section by section.
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     **{
@@ -53,7 +60,17 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "trainer": {"gradient_checkpointing": True},
     },
     "bfloat16": {"model": {"dtype": "bfloat16"}},
+    "adapters": {
+        "model": {"lora": {"r": 3, "init_lora_weights": False, **TARGETS}},
+        "algorithm": {"loss_type": "dapo", "beta": 0.05, "steps_per_generation": 2},
+        "trainer": {"gradient_checkpointing": True},
+    },
+    "one update of adapters": {
+        "model": {"lora": {"r": 3, "init_lora_weights": False, **TARGETS}},
+        "trainer": {"max_grad_norm": 0.01},
+    },
 }
+CONTINUED = ("one update, clipped", "one update of adapters")
 
 
 def recipe_for(model: str, case: str, *, processes: int, replicas: int = 1) -> GRPORecipe:
@@ -76,11 +93,16 @@ def recipe_for(model: str, case: str, *, processes: int, replicas: int = 1) -> G
 
 def make_policy(
     recipe: GRPORecipe, accelerator: Accelerator, checkpoint: Path | None = None
-) -> tuple[Policy, Reference]:
+) -> tuple[Policy, Reference | AdapterReference]:
     mesh = process_mesh(recipe.trainer, accelerator)
     batching = Batching(recipe.trainer.max_tokens_per_micro_batch, pad_token_id=0, packed=False)
-    temperature = recipe.rollout.temperature
-    model = load_model(recipe.model, checkpoint)
+    temperature, lora = recipe.rollout.temperature, recipe.model.lora
+    model = load_model(recipe.model, None if lora else checkpoint, mesh)
+    assert in_parts(model) == (mesh is not None)
+    if lora:
+        set_seed(0)
+        attach_adapters(model, lora)
+    check_model(model, tokenizer_size=1, max_model_len=1, balance_bias_update_speed=0.0)
     if recipe.trainer.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(
@@ -95,14 +117,22 @@ def make_policy(
         replay=RoutingReplay(model) if recipe.algorithm.routing_replay != "none" else None,
         mesh=mesh,
     )
-    base = load_model(recipe.model, checkpoint and checkpoint / FOLDER)
+    if recipe.trainer.gradient_checkpointing:
+        policy.rehearse(8, MAX_COMPLETION_LENGTH)
+    if lora:
+        if checkpoint:
+            load_adapters(model, checkpoint)
+        return policy, AdapterReference(policy)
+    base = load_model(recipe.model, checkpoint and checkpoint / FOLDER, mesh)
     with torch.no_grad():  # a policy that has moved since: the KL term has a gradient
         base.get_output_embeddings().weight.mul_(1.1)  # type: ignore[union-attr]
     reference = Reference(base, accelerator, temperature=temperature, batching=batching, mesh=mesh)
     return policy, reference
 
 
-def samples_of(recipe: GRPORecipe, policy: Policy, reference: Reference, accelerator: Accelerator) -> list[Sample]:
+def samples_of(
+    recipe: GRPORecipe, policy: Policy, reference: Reference | AdapterReference, accelerator: Accelerator
+) -> list[Sample]:
     """This process's samples of one rollout, with old and reference log-probs where the recipe has them."""
     rank, world, algorithm = accelerator.process_index, accelerator.num_processes, recipe.algorithm
     groups = make_groups(num_groups=7)
@@ -127,11 +157,12 @@ def updates(recipe: GRPORecipe, accelerator: Accelerator) -> dict[str, Any]:
         steps.append((gradients, metrics))
     own = [(s.problem_id, list(s.completion_ids), s.old_logprobs, s.ref_logprobs) for s in samples]
     reference.refresh(policy.model)
+    moved = reference.model.state_dict() if isinstance(reference, Reference) else trained_weights(policy.model)
     return {
         "steps": steps,
         "log-probs": sorted(gather_object(own), key=lambda row: row[:2]),
         "weights": {name: tensor.clone() for name, tensor in policy.weights()},
-        "reference": {name: whole(tensor).clone() for name, tensor in reference.model.state_dict().items()},
+        "reference": {name: whole(tensor).clone() for name, tensor in moved.items()},
     }
 
 
@@ -144,9 +175,9 @@ def run(model: str, case: str, replicas: int = 1) -> dict[str, Any]:
     return result
 
 
-def continued(model: str, *, save: Path | None = None, resume: Path | None = None) -> dict[str, Any]:
+def continued(model: str, case: str, *, save: Path | None = None, resume: Path | None = None) -> dict[str, Any]:
     """The second of two updates: after the first and a checkpoint, or from that checkpoint."""
-    recipe = recipe_for(model, "one update, clipped", processes=PartialState(cpu=True).num_processes)
+    recipe = recipe_for(model, case, processes=PartialState(cpu=True).num_processes)
     accelerator = parts.accelerator(recipe.model)
     policy, reference = make_policy(recipe, accelerator, resume)
     samples = samples_of(recipe, policy, reference, accelerator)
@@ -178,7 +209,10 @@ if __name__ == "__main__":
     model, out, *words = sys.argv[1:]
     options = dict(word.split("=") for word in words if "=" in word)
     if folders := {name: Path(options[name]) for name in ("save", "resume") if name in options}:
-        results = continued(model, **folders)
+        results = {
+            case: continued(model, case, **{name: folder / case for name, folder in folders.items()})
+            for case in CONTINUED
+        }
     else:
         cases = [word for word in words if "=" not in word]
         results = {case: run(model, case, int(options.get("replicas", 1))) for case in cases or CASES}

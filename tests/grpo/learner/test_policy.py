@@ -18,6 +18,7 @@ from grpo.learner.objective import loss_function
 from grpo.learner.policy import Policy
 from grpo.model.moe import Routes
 from grpo.recipe.algorithm import AlgorithmConfig
+from grpo.report.metrics import values
 from tests.grpo.learner.policy_gradients import (
     MAX_COMPLETION_LENGTH,
     gradients,
@@ -201,3 +202,45 @@ def test_log_probs_of_samples_come_back_in_their_order(tiny_v3: Path) -> None:
     together = policy.logprobs(samples)
     for sample, logprobs in zip(samples, together, strict=True):
         np.testing.assert_allclose(policy.logprobs([sample])[0], logprobs, rtol=1e-4, atol=1e-5)
+
+
+# -- the largest micro-batch first
+
+
+def test_a_rehearsal_changes_nothing_that_the_run_computes(tiny_v3: Path) -> None:
+    recipe = recipe_for(str(tiny_v3))
+    whole = Plan.of(Shapes.of(make_groups()), recipe.algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    samples = with_noise(assemble(make_groups(), whole, keep_zero_advantage=False), beta=0.0)
+    results = []
+    for rehearse in (False, True):
+        AcceleratorState._reset_state()
+        torch.manual_seed(0)
+        policy = policy_for(recipe, Accelerator(cpu=True))
+        if rehearse:
+            policy.rehearse(8, MAX_COMPLETION_LENGTH)
+            assert all(p.grad is None for p in policy.model.parameters())
+        metrics = policy.update(samples, loss_function(recipe.algorithm))
+        results.append((values(metrics), torch.get_rng_state(), policy.model.state_dict()))
+    (metrics, state, weights), (metrics_after, state_after, weights_after) = results
+    assert metrics == metrics_after
+    assert torch.equal(state, state_after)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in weights_after.items())
+
+
+def test_the_rehearsal_is_of_the_largest_micro_batch_and_says_what_to_lower(tiny_v3: Path) -> None:
+    recipe = recipe_for(str(tiny_v3), max_tokens=100)
+    policy = policy_for(recipe, Accelerator(cpu=True))
+    seen = []
+
+    def full(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(tuple(args[0].shape))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …")
+
+    policy.scorer.register_forward_pre_hook(full)
+    message = (
+        r"max_tokens_per_micro_batch=100: a micro-batch of 5 × 20 tokens does not fit into memory \(CUDA out of memory"
+        r"\)\. Lower it, .*trainer\.gradient_checkpointing=true; .*trainer\.sharding=fsdp2"
+    )
+    with pytest.raises(ValueError, match=message):
+        policy.rehearse(20 - MAX_COMPLETION_LENGTH, MAX_COMPLETION_LENGTH)
+    assert seen == [(5, 20)]

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
 
+from grpo.model.adapters import is_adapter
 from grpo.recipe.config import TrainerConfig
 from grpo.recipe.load import RecipeError
 from grpo.stages.mesh import launched_with_fsdp2, process_mesh
@@ -67,7 +68,7 @@ def assert_same(got: dict[str, Any], expected: dict[str, Any], tolerance: float)
 def test_sharded_over_processes_does_what_one_process_does(
     tiny_v3: Path, tmp_path: Path, alone: dict[str, Any], processes: int
 ) -> None:
-    """All losses with a KL term and two mini-batches, clipping, gradient checkpointing, balance bias, replay, bfloat16.
+    """Losses with a KL term and two mini-batches, clipping, checkpointing, balance, replay, bfloat16, LoRA.
 
     Fails if the head is read outside the root's forward, or as a part of its weight.
     """
@@ -93,22 +94,26 @@ def test_tied_embeddings(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_two_processes_continues_in_one_two_and_three(tiny_v3: Path, tmp_path: Path) -> None:
-    out, checkpoint = tmp_path / "out.pt", tmp_path / "checkpoint"
-    whole = launched(tiny_v3, out, f"save={checkpoint}", processes=2)
-    assert len(list(checkpoint.glob("model-0000?-of-0000?.safetensors"))) > 1  # a Hugging Face folder in several files
-    _, loading = AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+    """Of a model, and of adapters on it."""
+    out, folder = tmp_path / "out.pt", tmp_path / "checkpoints"
+    wholes = launched(tiny_v3, out, f"save={folder}", processes=2)
+    full, adapters = (folder / case for case in sharded_policy.CONTINUED)
+    assert len(list(full.glob("model-0000?-of-0000?.safetensors"))) > 1  # a Hugging Face folder in several files
+    _, loading = AutoModelForCausalLM.from_pretrained(full, output_loading_info=True)
     assert not any(loading.values())
-    again = launched(tiny_v3, out, f"resume={checkpoint}", processes=2)
-    assert again["metrics"] == whole["metrics"]
-    first, second = whole["faults"]  # an infinite advantage in one process stops both, with the same words
-    assert first == second and "the loss is" in first and "advantages are not finite" in first
-    assert all(torch.equal(again["weights"][name], tensor) for name, tensor in whole["weights"].items())
-    others = [sharded_policy.continued(str(tiny_v3), resume=checkpoint)]
-    others += [launched(tiny_v3, out, f"resume={checkpoint}", processes=3)]
-    for other in others:
-        assert_same_metrics(other["metrics"], whole["metrics"], 1e-6)
-        for name, tensor in whole["weights"].items():
-            torch.testing.assert_close(other["weights"][name], tensor, rtol=0, atol=1e-6, msg=name)
+    assert is_adapter(adapters) and not list(adapters.glob("model*"))
+    agains = launched(tiny_v3, out, f"resume={folder}", processes=2)
+    threes = launched(tiny_v3, out, f"resume={folder}", processes=3)
+    for case, whole in wholes.items():
+        again = agains[case]
+        assert again["metrics"] == whole["metrics"]
+        first, second = whole["faults"]  # an infinite advantage in one process stops both, with the same words
+        assert first == second and "the loss is" in first and "advantages are not finite" in first
+        assert all(torch.equal(again["weights"][name], tensor) for name, tensor in whole["weights"].items())
+        for other in (sharded_policy.continued(str(tiny_v3), case, resume=folder / case), threes[case]):
+            assert_same_metrics(other["metrics"], whole["metrics"], 1e-6)
+            for name, tensor in whole["weights"].items():
+                torch.testing.assert_close(other["weights"][name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
 # -- asked for by the launcher, or refused

@@ -3,11 +3,12 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
@@ -15,6 +16,7 @@ import grpo
 from grpo.estimate.models import Models
 from grpo.estimate.stage import estimate_stage
 from grpo.recipe.load import load_recipe
+from grpo.stages.build import _model
 from tests.grpo.stages.test_trainer import rollout_of, rows, write_recipe
 
 LORA = {"r": 2, "target_modules": "all-linear", "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
@@ -91,3 +93,10 @@ def test_check_counts_what_trains(tiny_v3: Path, tmp_path: Path, whole: Path) ->
     assert lora.parts["AdamW"] == 2 * lora.parts["gradients"] == 8 * trained
     assert full.parts["reference"] == full.parts["weights"]
     assert "reference" not in lora.parts
+
+
+def test_dora_is_refused_for_a_sharded_base(tiny_v3: Path, tmp_path: Path) -> None:
+    lora = '{"target_modules": ["o_proj"], "target_parameters": [], "use_dora": true}'
+    recipe = load_recipe(str(recipe_for(tmp_path, tiny_v3)), [f"model.lora={lora}"])
+    with pytest.raises(ValueError, match=r"use_dora with trainer\.sharding=fsdp2: .*Set use_dora: false"):
+        _model(recipe, None, Accelerator(cpu=True), mesh=cast(Any, object()))
