@@ -39,7 +39,7 @@ def reading_parts(mesh: DeviceMesh | None) -> Iterator[dict[str, Any]]:
         return
 
     def split(model: PreTrainedModel, *_others: Any) -> PreTrainedModel:
-        del model.config.distributed_config  # it would be saved with the model
+        delattr(model.config, "distributed_config")  # it would be saved with the model
         if getattr(model.config, "quantization_config", None) is None:  # its scales belong to blocks, not to parts
             _split(model, mesh)
         return model

@@ -93,26 +93,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
     )
     check_saving(model, tokenizer, recipe.output_dir, copies=4 if recipe.policy_gradient.ref_model_sync_steps else 3)
-    batching = Batching(
-        max_tokens=recipe.trainer.max_tokens_per_micro_batch,
-        pad_token_id=tokenizer.pad_token_id or 0,  # type: ignore[arg-type]
-        packed=(model.config._attn_implementation or "").startswith("flash"),
-    )
-    if recipe.trainer.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    policy = Policy(
-        model,
-        recipe.trainer,
-        accelerator,
-        max_steps=recipe.trainer.max_steps,
-        temperature=recipe.rollout.temperature,
-        batching=batching,
-        balance_bias_update_speed=recipe.model.balance_bias_update_speed,
-        train_entropy=recipe.policy_gradient.trains_entropy,
-        sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
-        replay=RoutingReplay(model) if recipe.policy_gradient.routing_replay != "none" else None,
-        mesh=mesh,
-    )
+    policy = _policy(recipe, model, tokenizer, accelerator, mesh)
     reference = _reference(recipe, policy, checkpoint, mesh) if recipe.policy_gradient.beta > 0 else None
     totals, entropy_bonus = Totals(), EntropyBonus(recipe.policy_gradient)
     accelerator.register_for_checkpointing(problems, totals, entropy_bonus)
@@ -230,6 +211,36 @@ def _model(
     if accelerator.is_main_process:
         print(describe_adapters(model), file=sys.stderr)
     return model
+
+
+def _policy(
+    recipe: OnPolicyRecipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    mesh: DeviceMesh | None,
+) -> Policy:
+    """The model with its optimizer, ready to learn."""
+    batching = Batching(
+        max_tokens=recipe.trainer.max_tokens_per_micro_batch,
+        pad_token_id=tokenizer.pad_token_id or 0,  # type: ignore[arg-type]
+        packed=(model.config._attn_implementation or "").startswith("flash"),
+    )
+    if recipe.trainer.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(
+        model,
+        recipe.trainer,
+        accelerator,
+        max_steps=recipe.trainer.max_steps,
+        temperature=recipe.rollout.temperature,
+        batching=batching,
+        balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+        train_entropy=recipe.policy_gradient.trains_entropy,
+        sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
+        replay=RoutingReplay(model) if recipe.policy_gradient.routing_replay != "none" else None,
+        mesh=mesh,
+    )
 
 
 def _reference(

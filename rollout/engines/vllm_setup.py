@@ -1,6 +1,6 @@
 """Starting and stopping vLLM: environment, checks, options, and the differences between CPU and GPU.
 
-Everything here depends on vLLM internals or on the version of vLLM; tests/rollout/engines/test_vllm_internals.py names
+Everything here depends on vLLM internals or on the version of vLLM; tests/rollout/engines/internals/test_vllm_internals.py names
 each of them. docs/engines.md lists the traps this file avoids.
 """
 

@@ -62,7 +62,7 @@ def find_gpu(name: str, count: int) -> Gpu:
 def cpu(processes: int, memory: int) -> Gpu:
     """A process's share of two cores of an AMD EPYC with AVX512, in float32, and of `memory`.
 
-    Speeds are fitted to finished runs of recipes/r1_zero.yaml and benchmarks/update_vs_trl.py (docs/scale.md).
+    Speeds are fitted to finished runs of recipes/r1_zero.yaml and benchmarks/trl/update_vs_trl.py (docs/scale.md).
     """
     return Gpu(
         "cpu",

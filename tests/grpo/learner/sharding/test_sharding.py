@@ -15,7 +15,7 @@ from grpo.model.adapters import is_adapter
 from grpo.recipe.config import TrainerConfig
 from grpo.recipe.load import RecipeError
 from grpo.stages.mesh import launched_with_fsdp2, process_mesh
-from tests.grpo.learner import sharded_policy
+from tests.grpo.learner.sharding import sharded_policy
 
 SCRIPT = Path(sharded_policy.__file__)
 

@@ -1,6 +1,6 @@
 """Whole GRPO steps, TRL with colocated vLLM and ours: seconds per step and peak memory, on the same dense model.
 
-    python benchmarks/step_vs_trl.py [--steps 6] [--max-tokens 8192]
+    python benchmarks/trl/step_vs_trl.py [--steps 6] [--max-tokens 8192]
 
 A step is everything: 16 problems x 8 completions of at most 128 tokens through vLLM, a reward, advantages, one
 optimizer step, new weights in the engine. Both train the dense Llama of update_vs_trl.py (5.1M parameters, float32,

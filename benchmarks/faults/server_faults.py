@@ -1,6 +1,7 @@
 """Faults of real vLLM servers on hosts of their own (network namespaces), and runs whose trainers are on others.
 
-    sudo python benchmarks/server_faults.py [--only hosts,stale,slow,hang,cut,update,half,kill,dead] [--seconds 20]
+    sudo python benchmarks/faults/server_faults.py [--only hosts,stale,slow,hang,cut,update,half,kill,dead]
+        [--seconds 20]
 
 Needs root and the package installed, as vLLM finds `grpo_file` by its entry point. Prints a line per fault: what was
 done, what the run did, and whether that is right. Every generation must give each group once, complete, and with the
@@ -38,7 +39,7 @@ from rollout.engines.servers.plugin import checksum
 from rollout.engines.servers.settings import ServerSettings
 from rollout.types import Sampling
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "recipes" / "v3_base")
 ADDRESSES = {"trainer": "10.77.0.1", "second": "10.77.0.2", "a": "10.77.0.3", "b": "10.77.0.4"}
 SWITCH = "grpo-switch"

@@ -1,6 +1,6 @@
 """One GRPO step without generation, TRL and ours: seconds, peak memory, largest gradient difference.
 
-    python benchmarks/update_vs_trl.py [--steps 3] [--max-tokens 8192]
+    python benchmarks/trl/update_vs_trl.py [--steps 3] [--max-tokens 8192]
 
 Both get the same weights, prompts, completions and rewards, and compute advantages, losses, gradients and an optimizer
 step: 64 samples in groups of 8, lognormal lengths (mean about 165, up to 1,024), a dense Llama with 5.1M parameters,

@@ -1,6 +1,6 @@
 """Kill a pipeline once in every stage, start it again each time, and compare all results with an uninterrupted run's.
 
-    python benchmarks/pipeline_kills.py tests/grpo/stages/pipeline/r1_small.yaml --output runs/kills
+    python benchmarks/faults/pipeline_kills.py tests/grpo/stages/pipeline/r1_small.yaml --output runs/kills
 
 SIGKILL goes to the whole process group, at a random moment of the stage's own duration in the uninterrupted run.
 Compared bytewise: weights and tokenizers of models, rows of datasets, results of evaluations.

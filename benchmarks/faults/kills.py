@@ -1,6 +1,6 @@
 """Kill a short run at random moments: is anything left running, and does it continue bit for bit?
 
-    python benchmarks/kills.py [--engine vllm] [--repeats 20] [--jobs 2] [--output docs/results/kills.md]
+    python benchmarks/faults/kills.py [--engine vllm] [--repeats 20] [--jobs 2] [--output docs/results/kills.md]
 
 Sends SIGKILL, SIGTERM and SIGINT to the launcher (`grpo train`), the trainer and a reward worker of a run on a tiny
 random DeepSeek-V3. A third of the moments fall into the start, the others between two random steps. Every process of a
@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from grpo.report.records import METRICS_FILE, Row, deterministic, read_rows
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MARK = "GRPO_KILLS_RUN"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 RUN = uuid.uuid4().hex
@@ -96,7 +96,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the table here too")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and its children
-    command = f"python benchmarks/kills.py --engine {options.engine} --repeats {options.repeats} --seed {options.seed}"
+    command = (
+        f"python benchmarks/faults/kills.py --engine {options.engine} --repeats {options.repeats} --seed {options.seed}"
+    )
     outcomes: list[Outcome] = []
     cases = draw(options.repeats, random.Random(options.seed))
     with tempfile.TemporaryDirectory(prefix="kills-") as name, ThreadPoolExecutor(options.jobs) as pool:
