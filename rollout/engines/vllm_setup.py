@@ -1,7 +1,7 @@
 """Starting and stopping vLLM: environment, checks, options, and the differences between CPU and GPU.
 
-Everything here depends on vLLM internals or on the version of vLLM; tests/rollout/engines/internals/test_vllm_internals.py names
-each of them. docs/engines.md lists the traps this file avoids.
+Everything here depends on vLLM internals or on the version of vLLM; test_vllm_internals.py in
+tests/rollout/engines/internals names each of them. docs/engines.md lists the traps this file avoids.
 """
 
 import gc
