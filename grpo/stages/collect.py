@@ -28,7 +28,6 @@ from rollout.types import Group, Prompt, Sampling
 Phase = Callable[[str], AbstractContextManager[None]]  # times a block under a name
 Gather = Callable[[list[Any]], list[Any]]  # accelerate's gather_object
 LOWEST_RATE = 0.25  # a round samples at most 1 / LOWEST_RATE times the groups that are missing
-ROUNDING = 1e-9  # an advantage below it is that of equal rewards
 
 Sampled = tuple[Prompt, ScoredGroup]
 
@@ -156,7 +155,7 @@ def teaches(group: ScoredGroup, algorithm: AlgorithmConfig, reward_weights: Sequ
         seed=0,
         reward_weights=reward_weights,
     )
-    return bool(((abs(alone.advantages) > ROUNDING) & (alone.token_weights > 0)).any())
+    return bool(((alone.advantages != 0) & (alone.token_weights > 0)).any())
 
 
 def refill(

@@ -24,6 +24,14 @@ def test_group_scaling_by_hand() -> None:
     ]
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_equal_rewards_have_no_advantage_however_their_mean_is_rounded(scale: str) -> None:
+    rewards = np.array([[0.1] * 3, [0.7, 0.7, 0.1]])
+    assert rewards[0].mean() != 0.1
+    advantages = group_relative_advantages(rewards, scale)
+    assert (advantages[0] == 0).all() and (advantages[1] != 0).all()
+
+
 def test_none_only_centres() -> None:
     assert group_relative_advantages(np.array([[2.0, 0.0]]), "none").tolist() == [[1.0, -1.0]]
 
