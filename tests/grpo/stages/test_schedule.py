@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from grpo.algorithm.entropy import EntropyBonus
 from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.recipe.config import DataConfig, GRPORecipe, PolicyConfig, RewardConfig, TrainerConfig
 from grpo.report.metrics import Metric
@@ -62,6 +63,8 @@ def run(max_steps: int, steps_per_generation: int, *, sync: int = 0, save: int =
         reference=SimpleNamespace(refresh=lambda model: noted.refreshed.append(trainer.step)),
         problems=SimpleNamespace(num_dropped=0),
         publisher=SimpleNamespace(publish=lambda weights, step: None),
+        entropy_bonus=EntropyBonus(recipe.algorithm),
+        sleeper=None,
     )
     trainer = Noting(parts)
     trainer.train()

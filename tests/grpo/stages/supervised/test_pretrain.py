@@ -38,7 +38,7 @@ TINY = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 16,
     "n_routed_experts": 4,
-    "num_experts_per_tok": 1,
+    "num_experts_per_tok": 2,
     "n_group": 2,
     "topk_group": 1,
     "moe_intermediate_size": 16,

@@ -1,6 +1,8 @@
 """Groups that are generated beside the trainer: weights that arrive meanwhile, and weights that are too old."""
 
 import asyncio
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from rollout.engines.base import EngineLostError
 from rollout.engines.servers.client import Server
 from rollout.engines.servers.engine import ServersEngine
-from tests.rollout.engines.servers.test_faults import PROMPTS, SAMPLING, WEIGHTS, FakeServer, engine, servers
+from tests.rollout.engines.servers.test_faults import PROMPTS, SAMPLING, WEIGHTS, FakeServer, connect, engine, servers
 
 __all__ = ["engine", "servers"]  # the fixtures
 
@@ -38,12 +40,13 @@ def test_each_token_has_the_version_that_sampled_it(
 
 
 def test_weights_older_than_those_published_when_a_group_was_asked_for_are_refused(
-    engine: ServersEngine, servers: list[FakeServer]
+    tiny_llama: Path, servers: list[FakeServer], tmp_path: Path
 ) -> None:
-    engine.publish(iter(WEIGHTS), 1)
-    older = servers[0].version
-    engine.publish(iter(WEIGHTS), 2)
-    for server in servers:
-        server.version = older
-    with pytest.raises(EngineLostError, match=rf"samples with weights '{older}'"):
-        engine.submit(PROMPTS[0], SAMPLING).result(timeout=900)
+    with closing(connect(tiny_llama, [server.url for server in servers], tmp_path, patience=0.1)) as engine:
+        engine.publish(iter(WEIGHTS), 1)
+        older = servers[0].version
+        engine.publish(iter(WEIGHTS), 2)
+        for server in servers:
+            server.version = older
+        with pytest.raises(EngineLostError, match=rf"samples with weights '{older}'"):
+            engine.submit(PROMPTS[0], SAMPLING).result(timeout=900)
