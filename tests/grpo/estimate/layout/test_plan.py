@@ -61,6 +61,8 @@ def test_a_server_takes_as_many_gpus_as_its_model_needs() -> None:
         "algorithm.steps_per_generation=1",
         "trainer.max_steps=650",
         "schedules=null",
+        "rollout.max_completion_length=32768",
+        "trainer.max_tokens_per_micro_batch=34816",
     )
     assert layout.server_gpus == 16  # 671B parameters x 2 bytes over 0.9 x 141 GB each
     assert layout.on_server["weights"] == layout.shape.total * 2 // 16
