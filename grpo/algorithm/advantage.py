@@ -26,7 +26,8 @@ def group_relative_advantages(rewards: np.ndarray, scale_rewards: Literal["group
     means = np.where(present, rewards, 0.0).sum(axis=1, keepdims=True) / np.maximum(counts, 1)
     centred = np.where(present, rewards - means, 0.0)
     # The mean of equal rewards may be off in its last bit, as that of 0.1, 0.1, 0.1. They have no advantage.
-    centred = np.where(np.abs(centred) > ROUNDING * np.abs(means), centred, 0.0)
+    rounding = ROUNDING * np.where(np.isfinite(means), np.abs(means), 0.0)
+    centred = np.where(np.abs(centred) <= rounding, 0.0, centred)
     if scale_rewards == "group":
         centred /= np.sqrt((centred**2).sum(axis=1, keepdims=True) / np.maximum(counts - 1, 1)) + EPSILON
     elif scale_rewards == "batch":
