@@ -253,6 +253,11 @@ class GRPORecipe(OnPolicyRecipe):
     @model_validator(mode="after")
     def _schedules_fit(self) -> Self:
         found = list(schedule_conflicts(self, self.schedules or {}, max_steps=self.trainer.max_steps))
+        if "algorithm.entropy_coef" in (self.schedules or {}) and self.algorithm.entropy_target is not None:
+            found.append(
+                f"schedules.algorithm.entropy_coef with algorithm.entropy_target={self.algorithm.entropy_target}: the "
+                "coefficient follows the target. Remove one of them."
+            )
         if stale := self.rollout.max_staleness:
             scheduled = (f"schedules.{key}" for key in self.schedules or {} if key.startswith("rollout."))
             found += ahead_conflicts(stale, scheduled)

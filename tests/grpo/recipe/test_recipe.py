@@ -267,6 +267,14 @@ def test_a_schedule_s_steps_are_replaced_as_a_whole(recipe_file, tmp_path: Path)
     assert load(tmp_path / "short.yaml").schedules == {"rollout.temperature": {0: 1.0, 10: 0.8}}
 
 
+def test_a_coefficient_follows_a_schedule_or_a_target(recipe_file) -> None:
+    both = recipe_file("algorithm: {entropy_target: 0.2}\nschedules: {algorithm.entropy_coef: {0: 0.01, 5: 0.0}}\n")
+    assert (
+        "schedules.algorithm.entropy_coef with algorithm.entropy_target=0.2: the coefficient follows"
+        in error_message(both)
+    )
+
+
 def test_a_cycle_of_extends_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
