@@ -77,7 +77,7 @@ def main() -> None:
         Accelerator(cpu=True),
         max_steps=10_000,
         temperature=1.0,
-        batching=Batching(8192, pad_token_id=0, packed=False),
+        batching=Batching(8192, pad_token_id=0),
         replay=RoutingReplay(model),
     )
     samples = make_samples(options.samples, options.prompt, options.completion)

@@ -92,7 +92,7 @@ def measure(folder: str) -> None:
         accelerator,
         max_steps=10,
         temperature=1.0,
-        batching=Batching(max_tokens=64, pad_token_id=0, packed=False),
+        batching=Batching(max_tokens=64, pad_token_id=0),
         mesh=mesh,
     )
     samples = [

@@ -154,7 +154,7 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
         Accelerator(),
         max_steps=recipe.trainer.max_steps,
         temperature=recipe.rollout.temperature,
-        batching=Batching(max_tokens, pad_token_id=2, packed=False),
+        batching=Batching(max_tokens, pad_token_id=2),
     )
 
     def group(index: int) -> ScoredGroup:

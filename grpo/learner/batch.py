@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.plan import Plan
+from grpo.model.packed import Segments
 from grpo.model.teacher import Target
 
 if TYPE_CHECKING:
@@ -93,16 +94,18 @@ class MicroBatch:
     """One forward and backward: B rows of L tokens, of which the policy sampled T.
 
     Rows are padded on the right, so causal attention needs no mask: no token sees what comes after it. With `packed`,
-    all samples lie in one row, told apart by positions that restart at 0 (variable-length attention).
+    all samples lie in one row, told apart by positions that restart at 0 or by `segments`. With `shared`, neighbours
+    with the same prompt share its tokens.
     """
 
     input_ids: Tensor  # [B, L]
     position_ids: Tensor  # [B, L]
-    valid: Tensor  # [B, L] bool; False on padding
+    copies: Tensor  # [B, L] of how many samples it is a token; 0 on padding
     mask: Tensor  # [B, L] bool; True on the T sampled tokens
     logit_positions: Tensor  # [T] index into the flattened [B * L] of the position that predicts the token
     targets: Tensor  # [T]
     sequences: Tensor  # [T] which of the samples, 0 … S - 1, a token belongs to
+    segments: Segments | None  # of the one row, if packed
     target: Target | None  # of the one teacher of all these samples
     # From here on, `collate` fills each [T] field from the Samples' field of the same name.
     sampling_logprobs: Annotated[Tensor, torch.float32]
@@ -116,8 +119,12 @@ class MicroBatch:
     # And these [B, L, ...] fields, likewise.
     routes: Annotated[Tensor | None, OfPosition(np.int16, missing=-1)]
 
+    @property
+    def valid(self) -> Tensor:  # [B, L] bool; False on padding
+        return self.copies > 0
+
     def to(self, device: torch.device) -> "MicroBatch":
-        tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__ if name != "segments"}
         return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
 
 
@@ -163,17 +170,22 @@ def attach(samples: Sequence[Sample], **values: Sequence[Any]) -> list[Sample]:
     return [replace(sample, **column) for sample, column in zip(samples, columns, strict=True)]
 
 
-def pack(samples: Sequence[Sample], *, max_tokens: int, packed: bool = False) -> list[list[int]]:
+def pack(samples: Sequence[Sample], *, max_tokens: int, packed: bool = False, shared: bool = False) -> list[list[int]]:
     """Indices of `samples` grouped into micro-batches of at most `max_tokens` tokens, padding included.
 
-    Longest first, so that the rows of a micro-batch are of nearly equal length. A sample longer than the budget gets a
-    micro-batch of its own.
+    Longest first, so that the rows of a micro-batch are of nearly equal length; `shared`, those of one prompt together.
+    A sample longer than the budget gets a micro-batch of its own.
     """
     order = sorted(range(len(samples)), key=lambda i: -samples[i].length)
+    if shared:
+        first: dict[tuple[int, ...], int] = {}
+        order = sorted(order, key=lambda i: first.setdefault(tuple(samples[i].prompt_ids), len(first)))
     batches: list[list[int]] = []
     used = 0
     for i in order:
         cost = samples[i].length if packed or not batches else samples[batches[-1][0]].length
+        if shared and batches and samples[i].prompt_ids == samples[batches[-1][-1]].prompt_ids:
+            cost = len(samples[i].completion_ids)
         if not batches or used + cost > max_tokens:
             batches.append([])
             used, cost = 0, samples[i].length
@@ -182,33 +194,44 @@ def pack(samples: Sequence[Sample], *, max_tokens: int, packed: bool = False) ->
     return batches
 
 
-def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = False) -> MicroBatch:
+def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = False, shared: bool = False) -> MicroBatch:
     """Tensors of one micro-batch. Without samples: one row of padding and T = 0, for a process that has run out."""
-    lengths = [s.length for s in samples] or [1]
-    width = sum(lengths) if packed else max(lengths)
-    rows = 1 if packed else len(lengths)
-    starts = np.cumsum([0, *lengths[:-1]]) if packed else np.arange(len(lengths)) * width
+    shared = shared and all(sample.routes is None for sample in samples)  # a prompt has one route
+    segments = Segments.of(samples, shared=shared) if packed and samples else None
+    lengths = [sample.length for sample in samples] or [1]
+    rows, width = (1, sum(segments.lengths)) if segments else (len(lengths), max(lengths))
+    starts = range(0, rows * width, width)
+    padded = [(start, start + len(sample.prompt_ids)) for start, sample in zip(starts, samples, strict=False)]
+    places = segments.places if segments else padded
     input_ids = np.full(rows * width, pad_token_id, dtype=np.int64)
     position_ids = np.tile(np.arange(width), rows)
-    valid, mask = np.zeros((2, rows * width), dtype=bool)
-    for start, sample in zip(starts, samples, strict=False):
-        end = start + sample.length
-        input_ids[start:end] = [*sample.prompt_ids, *sample.completion_ids]
-        position_ids[start:end] = np.arange(sample.length)
-        valid[start:end] = True
-        mask[start + len(sample.prompt_ids) : end] = sample.sampled
-    (sampled,) = np.nonzero(mask)
+    copies = np.zeros(rows * width, dtype=np.int64)
+    sampled, predicting = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for (prompt, completion), sample in zip(places, samples, strict=True):
+        before = len(sample.prompt_ids)
+        for start, ids, offset in ((prompt, sample.prompt_ids, 0), (completion, sample.completion_ids, before)):
+            end = start + len(ids)
+            input_ids[start:end] = ids
+            position_ids[start:end] = np.arange(offset, offset + len(ids))
+            copies[start:end] += 1
+        (own,) = np.nonzero(sample.sampled)
+        sampled.append(completion + own)
+        predicting.append(np.where(own > 0, completion + own - 1, prompt + before - 1))
+    tokens = np.concatenate(sampled)
+    mask = np.zeros(rows * width, dtype=bool)
+    mask[tokens] = True
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids).view(rows, width),
         position_ids=torch.from_numpy(position_ids).view(rows, width),
-        valid=torch.from_numpy(valid).view(rows, width),
+        copies=torch.from_numpy(copies).view(rows, width),
         mask=torch.from_numpy(mask).view(rows, width),
-        logit_positions=torch.from_numpy(sampled - 1),
-        targets=torch.from_numpy(input_ids[sampled]),
+        logit_positions=torch.from_numpy(np.concatenate(predicting)),
+        targets=torch.from_numpy(input_ids[tokens]),
         sequences=torch.from_numpy(np.repeat(np.arange(len(samples)), [int(s.sampled.sum()) for s in samples])),
+        segments=segments,
         target=_joined([sample.target for sample in samples if sample.target is not None]),
         **{name: _concatenated(samples, name, dtype) for name, dtype in PER_TOKEN.items()},
-        **{name: _placed(samples, name, mark, starts, (rows, width)) for name, mark in PER_POSITION.items()},
+        **{name: _placed(samples, name, mark, places, (rows, width)) for name, mark in PER_POSITION.items()},
     )
 
 
@@ -224,14 +247,16 @@ def _concatenated(samples: Sequence[Sample], name: str, dtype: torch.dtype) -> A
     return torch.from_numpy(np.concatenate([np.empty(0), *(s.per_token(name) for s in samples)])).to(dtype)
 
 
-def _placed(samples: Sequence[Sample], name: str, mark: OfPosition, starts: np.ndarray, grid: tuple[int, int]) -> Any:
-    """[B, L, ...] values of a field, or None where no sample has it."""
+def _placed(
+    samples: Sequence[Sample], name: str, mark: OfPosition, places: Sequence[tuple[int, int]], grid: tuple[int, int]
+) -> Any:
+    """[B, L, ...] values of a field, or None where no sample has it. No prompt is shared then."""
     values = {i: value for i, sample in enumerate(samples) if (value := getattr(sample, name)) is not None}
     if not values:
         return None
     inner = next(iter(values.values())).shape[1:]
     placed = np.full((grid[0] * grid[1], *inner), mark.missing, dtype=mark.dtype)
     for i, value in values.items():
-        end = starts[i] + samples[i].length - 1
+        end = places[i][0] + samples[i].length - 1
         placed[end - len(value) : end] = value
     return torch.from_numpy(placed).view(*grid, *inner)

@@ -6,6 +6,7 @@ Runs in one process, or data-parallel in many: whole in each (DDP), or sharded o
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Policy:
         optimizer: AdamW, its schedule and the gradient norm.
         max_steps: optimizer steps that the schedule spans.
         temperature: at which completions are sampled, and so the one that log-probs are computed at.
-        batching: how samples become micro-batches.
+        batching: the budget of a micro-batch; its layout is what the model's attention takes.
         balance_bias_update_speed: gamma of 2408.15664 for the experts' bias; 0 freezes it.
         sequence_balance_coefficient: alpha of V3's sequence-wise balance loss; 0: none.
         train_entropy: the loss has a term with the entropy's gradient.
@@ -69,7 +70,9 @@ class Policy:
     ) -> None:
         self.accelerator = accelerator
         self.model = model
-        self.batching = batching
+        self.batching = batching.for_model(model, accelerator.device)
+        if sequence_balance_coefficient:  # of whole samples
+            self.batching = replace(self.batching, shared=False)
         self.max_grad_norm = optimizer.max_grad_norm
         self.balance_bias_update_speed = balance_bias_update_speed
         self.sequence_balance_coefficient = sequence_balance_coefficient
@@ -111,7 +114,7 @@ class Policy:
             ends = np.cumsum([samples[i].length for i in indices])
             routes.update((i, taken[end - samples[i].length : end - 1]) for i, end in zip(indices, ends, strict=True))
 
-        logprobs = self._logprobs(samples, recording)
+        logprobs = self._logprobs(samples, recording, replace(self.batching, shared=False))
         return logprobs, [routes[i] for i in range(len(samples))]
 
     def check_routes(self, samples: Sequence[Sample]) -> None:
@@ -128,9 +131,11 @@ class Policy:
         if faults := gather_object(faults):
             raise RoutesError(faults[0])
 
-    def _logprobs(self, samples: Sequence[Sample], around: Around) -> list[np.ndarray]:
+    def _logprobs(
+        self, samples: Sequence[Sample], around: Around, batching: Batching | None = None
+    ) -> list[np.ndarray]:
         scorer = self.accelerator.unwrap_model(self.scorer)
-        return completion_logprobs(scorer, samples, self.batching, self.accelerator, around=around)
+        return completion_logprobs(scorer, samples, batching or self.batching, self.accelerator, around=around)
 
     def _replaying(self, batch: MicroBatch) -> AbstractContextManager[Replayed]:
         return nullcontext(Replayed()) if self.replay is None else self.replay(batch.routes)
@@ -275,7 +280,7 @@ class Policy:
             "entropy": Mean(float(entropy.detach().sum()), entropy.numel()),
         }
         if routes is not None:
-            metrics["moe/load"] = ExpertLoad(routes.counts(batch.valid).cpu().numpy())
+            metrics["moe/load"] = ExpertLoad(routes.counts(batch.copies).cpu().numpy())
         if replayed.num_tokens:
             changed = torch.stack(replayed.changed)  # [layers]
             metrics["moe/replay_changed_ratio"] = Mean(changed.sum().item(), replayed.num_tokens * len(changed))

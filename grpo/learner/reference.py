@@ -34,7 +34,7 @@ class Reference:
     ) -> None:
         self.model = model
         self.accelerator = accelerator
-        self.batching = batching
+        self.batching = batching.for_model(model, accelerator.device)
         scorer = CompletionLogProbs(model, temperature).requires_grad_(False).eval()
         self.scorer = scorer.to(accelerator.device) if mesh is None else shard(scorer, model, mesh)
 

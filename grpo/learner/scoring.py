@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -10,9 +10,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from grpo.learner.batch import MicroBatch, Sample, collate, pack
 from grpo.model.load import CompletionLogProbs
+from grpo.model.packed import can_pack, use_packed_attention
 from grpo.model.sharding import is_sharded
 from grpo.model.teacher import TeacherHead
 
@@ -26,7 +28,17 @@ class Batching:
 
     max_tokens: int  # of a micro-batch, padding included
     pad_token_id: int
-    packed: bool  # all samples in one row, for attention with variable lengths
+    packed: bool = False  # all samples in one row, for attention with variable lengths
+    shared: bool = False  # and a prompt once for the samples that have it
+
+    def for_model(self, model: PreTrainedModel, device: torch.device) -> "Batching":
+        """The same budget in the layout that the model's attention takes; on CPU, gives it one for packed rows."""
+        if (model.config._attn_implementation or "").startswith("flash"):
+            return replace(self, packed=True, shared=False)
+        on_cpu = device.type == "cpu" and can_pack(model)
+        if on_cpu:
+            use_packed_attention(model)
+        return replace(self, packed=on_cpu, shared=on_cpu)
 
     def split(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Indices of the samples of each micro-batch; each has one teacher, whose micro-batches follow one another."""
@@ -36,16 +48,20 @@ class Batching:
         return [
             [indices[i] for i in part]
             for indices in by_teacher.values()
-            for part in pack([samples[i] for i in indices], max_tokens=self.max_tokens, packed=self.packed)
+            for part in pack(
+                [samples[i] for i in indices], max_tokens=self.max_tokens, packed=self.packed, shared=self.shared
+            )
         ]
 
     def collate(self, samples: Sequence[Sample], device: torch.device) -> MicroBatch:
-        return collate(samples, pad_token_id=self.pad_token_id, packed=self.packed).to(device)
+        batch = collate(samples, pad_token_id=self.pad_token_id, packed=self.packed, shared=self.shared)
+        return batch.to(device)
 
 
 def forward(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, ...]:
     """logprobs [T] and entropy [T] of a micro-batch; with a target also the divergence from it and its log-probs."""
-    return scorer(batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets, batch.target)
+    positions = (batch.position_ids, batch.logit_positions)
+    return scorer(batch.input_ids, *positions, batch.targets, batch.target, batch.segments)
 
 
 def equally_many(batches: list[list[Item]]) -> list[list[Item]]:
@@ -88,7 +104,7 @@ def completion_hidden(
     with accelerator.autocast():
         for indices in batching.split(samples):
             batch = batching.collate([samples[i] for i in indices], accelerator.device)
-            hidden = scorer.hidden(batch.input_ids, batch.position_ids, batch.logit_positions).cpu()
+            hidden = scorer.hidden(batch.input_ids, batch.position_ids, batch.logit_positions, batch.segments).cpu()
             for i, piece in zip(indices, hidden.split([int(samples[i].sampled.sum()) for i in indices]), strict=True):
                 results[i] = piece
     return results

@@ -33,7 +33,7 @@ class Teacher:
         stays: bool = True,
     ) -> None:
         self.accelerator = accelerator
-        self.batching = batching
+        self.batching = batching.for_model(model, accelerator.device)
         self.home = accelerator.device if stays else torch.device("cpu")
         self.scorer = CompletionLogProbs(model, temperature).to(self.home).requires_grad_(False).eval()
         head: Any = model.get_output_embeddings()

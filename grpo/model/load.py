@@ -12,6 +12,7 @@ from grpo.model.adapters import is_adapter
 from grpo.model.fp8 import fp8_block, load_dequantized
 from grpo.model.head import token_logprobs
 from grpo.model.moe import moe_layers
+from grpo.model.packed import Segments, takes_segments
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
 from grpo.model.teacher import Target, token_divergence
 from grpo.recipe.config import ModelConfig
@@ -121,13 +122,14 @@ class CompletionLogProbs(nn.Module):
         logit_positions: Tensor,
         targets: Tensor,
         target: Target | None = None,
+        segments: Segments | None = None,
     ) -> tuple:
         """logprobs [T] with gradient and entropy [T], with gradient if asked for; see `MicroBatch` for the shapes.
 
         With a teacher's `target`: logprobs and entropy without gradient, then the divergence [T] from the teacher with
         gradient, and the teacher's log-probs [T].
         """
-        hidden = self.hidden(input_ids, position_ids, logit_positions)
+        hidden = self.hidden(input_ids, position_ids, logit_positions, segments)
         head: Any = self.model.get_output_embeddings()
         if target is None:
             return token_logprobs(
@@ -138,7 +140,10 @@ class CompletionLogProbs(nn.Module):
         )
         return logprobs, entropy, divergence, teacher_logprobs
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, logit_positions: Tensor) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor, logit_positions: Tensor, segments: Segments | None = None
+    ) -> Tensor:
         """[T, H] the last hidden states from which the tokens are predicted."""
-        output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        how = {"segments": segments} if takes_segments(self.model) else {}  # flash attention sees the positions restart
+        output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **how)
         return output.last_hidden_state.flatten(0, 1)[logit_positions]

@@ -46,7 +46,7 @@ class Routes:
         return [router_scores(logits, indices, weights) for logits, indices, weights in layers]
 
     def counts(self, mask: Tensor | None = None) -> Tensor:  # [layers, E]
-        """How many tokens each expert received. mask: N elements in any shape, 1 for tokens that count; None: all."""
+        """How many tokens each expert received. mask: N numbers in any shape, how often a token counts; None: once."""
         return torch.stack([_count(i, z.shape[-1], mask) for i, z in zip(self.indices, self.logits, strict=True)])
 
     def compact(self) -> np.ndarray:  # [N, layers, k]
@@ -169,6 +169,7 @@ def sequence_balance_loss(scores: Tensor, indices: Tensor, sequences: Tensor, al
 
 
 def _count(indices: Tensor, experts: int, mask: Tensor | None) -> Tensor:
-    if mask is not None:
-        indices = indices[mask.flatten().bool()]
-    return torch.bincount(indices.flatten(), minlength=experts)
+    times = torch.ones_like(indices) if mask is None else mask.reshape(-1, 1).to(indices.dtype).expand_as(indices)
+    return torch.zeros(experts, dtype=indices.dtype, device=indices.device).scatter_add(
+        0, indices.flatten(), times.flatten()
+    )

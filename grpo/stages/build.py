@@ -224,7 +224,6 @@ def _policy(
     batching = Batching(
         max_tokens=recipe.trainer.max_tokens_per_micro_batch,
         pad_token_id=tokenizer.pad_token_id or 0,  # type: ignore[arg-type]
-        packed=(model.config._attn_implementation or "").startswith("flash"),
     )
     if recipe.trainer.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -48,8 +48,8 @@ samples = [
 found = {}
 for attention in ("sdpa", "flash_attention_2"):
     section = ModelConfig(model_name_or_path=sys.argv[1], attn_implementation=attention, dtype="bfloat16")
-    scorer = CompletionLogProbs(load_model(section).to("cuda", torch.bfloat16), 1.0)
-    batching = Batching(4096, pad_token_id=0, packed=attention != "sdpa")
+    model = load_model(section).to("cuda", torch.bfloat16)
+    scorer, batching = CompletionLogProbs(model, 1.0), Batching(4096, pad_token_id=0).for_model(model, model.device)
     found[attention] = np.concatenate(completion_logprobs(scorer, samples, batching, Accelerator()))
 difference = np.abs(found["sdpa"] - found["flash_attention_2"])
 print(json.dumps({"mean": float(difference.mean()), "max": float(difference.max())}))

@@ -91,7 +91,7 @@ def policy_for(recipe: GRPORecipe, accelerator: Accelerator) -> Policy:
         accelerator,
         max_steps=recipe.trainer.max_steps,
         temperature=recipe.rollout.temperature,
-        batching=Batching(recipe.trainer.max_tokens_per_micro_batch, pad_token_id=0, packed=False),
+        batching=Batching(recipe.trainer.max_tokens_per_micro_batch, pad_token_id=0),
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         train_entropy=recipe.algorithm.trains_entropy,
         sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,

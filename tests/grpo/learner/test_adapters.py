@@ -22,7 +22,7 @@ from grpo.recipe.config import GRPORecipe
 from grpo.recipe.lora import LoRAConfig
 from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups, recipe_for, with_noise
 
-BATCHING = Batching(200, pad_token_id=0, packed=False)  # several micro-batches
+BATCHING = Batching(200, pad_token_id=0)  # several micro-batches
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import PER_TOKEN, Sample, assemble, collate, pack
+from grpo.model.packed import Segments
 from grpo.recipe.algorithm import AlgorithmConfig
 from rewards.runner.score import ScoredGroup
 from rollout.types import Completion, Group, Problem
@@ -48,6 +49,33 @@ def test_packed_collate_puts_all_in_one_row_with_restarting_positions() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
     assert batch.logit_positions.tolist() == [1, 2, 4]
     assert batch.targets.tolist() == [5, 2, 9]
+
+
+def test_neighbours_with_the_same_prompt_share_its_tokens() -> None:
+    samples = [sample([1, 7], [5, 2]), sample([1, 7], [6]), sample([1], [9])]
+    batch = collate(samples, pad_token_id=0, packed=True, shared=True)
+    assert batch.input_ids.tolist() == [[1, 7, 5, 2, 6, 1, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    assert batch.copies.tolist() == [[2, 2, 1, 1, 1, 1, 1]]
+    assert batch.mask.tolist() == [[False, False, True, True, True, False, True]]
+    assert batch.logit_positions.tolist() == [1, 2, 1, 5]  # the prompt's end predicts the first token of both
+    assert batch.targets.tolist() == [5, 2, 6, 9]
+    assert batch.segments == Segments([2, 1], [[2, 1], [1]])
+
+
+def test_a_prompt_is_not_shared_by_samples_with_routes() -> None:
+    samples = [sample([1, 7], [5, 2], routes=np.zeros((3, 1, 2), dtype=np.uint8)), sample([1, 7], [6])]
+    batch = collate(samples, pad_token_id=0, packed=True, shared=True)
+    assert batch.input_ids.tolist() == [[1, 7, 5, 2, 1, 7, 6]]
+    assert batch.segments == Segments([2, 2], [[2], [1]])
+
+
+def test_shared_prompts_keep_groups_together_and_count_once_against_the_budget() -> None:
+    samples = [sample([1] * 6, [5] * n) for n in (2, 1)] + [sample([2] * 6, [5] * n) for n in (3, 1)]
+    samples = [samples[i] for i in (0, 2, 1, 3)]
+    assert pack(samples, max_tokens=10, packed=True, shared=True) == [[1, 3], [0, 2]]  # 10 and 9 tokens
+    assert pack(samples, max_tokens=19, packed=True, shared=True) == [[1, 3, 0, 2]]
+    assert pack(samples, max_tokens=8, packed=True, shared=True) == [[1], [3], [0], [2]]
 
 
 def test_collate_of_nothing_is_one_padding_row_without_tokens() -> None:

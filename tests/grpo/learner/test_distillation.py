@@ -19,7 +19,7 @@ from grpo.recipe.config import ModelConfig, OptimizerConfig
 from tests.conftest import save_tiny, tiny_llama_config
 from tests.grpo.algorithm import oracle
 
-BATCHING = Batching(max_tokens=40, pad_token_id=0, packed=False)
+BATCHING = Batching(max_tokens=40, pad_token_id=0)
 LOSS = distillation_function(AlgorithmConfig(loss_type="dapo"))
 
 

@@ -36,7 +36,7 @@ def make_policy(
         attach_adapters(model, lora)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    batching = Batching(max_tokens, pad_token_id=0, packed=False)
+    batching = Batching(max_tokens, pad_token_id=0)
     settings: Any = {"max_steps": 2, "temperature": 1.0, "batching": batching, "replay": RoutingReplay(model)}
     return Policy(model, recipe.trainer, Accelerator(cpu=True), **settings)
 

@@ -95,7 +95,7 @@ def make_policy(
     recipe: GRPORecipe, accelerator: Accelerator, checkpoint: Path | None = None
 ) -> tuple[Policy, Reference | AdapterReference]:
     mesh = process_mesh(recipe.trainer, accelerator)
-    batching = Batching(recipe.trainer.max_tokens_per_micro_batch, pad_token_id=0, packed=False)
+    batching = Batching(recipe.trainer.max_tokens_per_micro_batch, pad_token_id=0)
     temperature, lora = recipe.rollout.temperature, recipe.model.lora
     model = load_model(recipe.model, None if lora else checkpoint, mesh)
     assert in_parts(model) == (mesh is not None)

@@ -1,0 +1,134 @@
+"""Attention over samples that lie in one row: nothing is padded, and a prompt is there once for all its completions.
+
+On CPU, torch attends over padded rows only. Here each sample's queries, keys and values are cut out of the row, and the
+rest of the model computes on the tokens there are. On GPUs flash attention takes packed rows itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "sdpa_packed"
+
+
+class Sample(Protocol):
+    """What is needed of grpo.learner.batch.Sample."""
+
+    @property
+    def prompt_ids(self) -> Sequence[int]: ...
+    @property
+    def completion_ids(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """How a packed row is divided: prompts, each followed by its completions.
+
+    Segments(prompts=[3, 2], completions=[[4, 1], [2]]) is p p p c c c c d | q q e e: 12 tokens of three samples, of
+    which the first two share a prompt.
+    """
+
+    prompts: list[int]
+    completions: list[list[int]]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], *, shared: bool) -> "Segments":
+        """shared: neighbours with the same prompt share it."""
+        segments = cls([], [])
+        for i, sample in enumerate(samples):
+            if not (shared and i and sample.prompt_ids == samples[i - 1].prompt_ids):
+                segments.prompts.append(len(sample.prompt_ids))
+                segments.completions.append([])
+            segments.completions[-1].append(len(sample.completion_ids))
+        return segments
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of all pieces, in order."""
+        return [n for prompt, own in zip(self.prompts, self.completions, strict=True) for n in (prompt, *own)]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Where each sample's prompt and its completion start in the row."""
+        places, end = [], 0
+        for prompt, own in zip(self.prompts, self.completions, strict=True):
+            starts = list(accumulate([end + prompt, *own]))
+            places += [(end, start) for start in starts[:-1]]
+            end = starts[-1]
+        return places
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether the model attends through transformers' interface, to everything before a token and in every layer."""
+    config: Any = model.config.get_text_config()
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    return (
+        config._attn_implementation == "sdpa"
+        and model._supports_attention_backend
+        and not getattr(model, "_is_stateful", False)
+        and set(layers) == {"full_attention"}
+        and not getattr(config, "sliding_window", None)
+        and not getattr(config, "attention_chunk_size", None)
+    )
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Let the model take packed rows; see `can_pack`. Other rows go through torch's attention as before."""
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, _causal)
+    model.set_attn_implementation(NAME)
+
+
+def takes_segments(model: PreTrainedModel) -> bool:
+    return model.config._attn_implementation == NAME
+
+
+Heads = tuple[Tensor, ...]  # query [1, H, n, d], key [1, K, n, d] and value [1, K, n, d'] of n tokens
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Segments | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Heads of a packed row to [1, L, H, d']; without segments, of any rows, as transformers' sdpa."""
+    if segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    unpadded = value.shape[-1]
+    value = nn.functional.pad(value, (0, query.shape[-1] - unpadded))  # torch fuses attention to one head size only
+    # Split and concatenated, not sliced: each slice's gradient would be as long as the row.
+    pieces = zip(*(x.split(segments.lengths, dim=2) for x in (query, key, value)), strict=True)
+    attended = []
+    for completions in segments.completions:
+        prompt = next(pieces)
+        attended.append(sdpa_attention_forward(module, *prompt, None, **options)[0])
+        for _ in completions:
+            attended.append(_continue(module, prompt, next(pieces), options))
+    return torch.cat(attended, dim=1)[..., :unpadded], None
+
+
+def _continue(module: nn.Module, prompt: Heads, own: Heads, options: dict[str, Any]) -> Tensor:
+    """Attention of a completion's queries to its prompt and to itself: [1, n, H, d']"""
+    before, length = prompt[0].shape[2], own[0].shape[2]
+    query, key, value = (torch.cat(pair, dim=2) for pair in zip(prompt, own, strict=True))
+    if length > before:  # causal attention skips half, which is more than the prompt's queries add
+        return sdpa_attention_forward(module, query, key, value, None, **options)[0][:, before:]
+    mask = torch.ones(length, before + length, dtype=torch.bool, device=query.device).tril(before)
+    return sdpa_attention_forward(module, own[0], key, value, mask[None, None], **options)[0]
+
+
+def _causal(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
+    """No mask: torch's causal attention, or the segments, say it all."""
+    if attention_mask is not None and not attention_mask.all():
+        raise ValueError("packed attention takes no attention mask: rows are padded on the right, without a mask.")
