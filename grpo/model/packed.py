@@ -112,7 +112,7 @@ def packed_attention(
     attended = []
     for completions in segments.completions:
         prompt = next(pieces)
-        attended.append(sdpa_attention_forward(module, *prompt, None, **options)[0])
+        attended.append(sdpa_attention_forward(module, prompt[0], prompt[1], prompt[2], None, **options)[0])
         for _ in completions:
             attended.append(_continue(module, prompt, next(pieces), options))
     return torch.cat(attended, dim=1)[..., :unpadded], None

@@ -23,6 +23,7 @@ from grpo.model.packed import Segments, can_pack, use_packed_attention
 from grpo.recipe.config import ModelConfig
 
 SMALL: dict[str, Any] = {"vocab_size": 8, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2}
+EAGER: dict[str, Any] = {**SMALL, "attn_implementation": "eager"}
 
 
 def sample(prompt: int, length: int, problem: int) -> Sample:
@@ -77,7 +78,7 @@ def test_segments_say_where_each_sample_lies() -> None:
     [
         (LlamaConfig(**SMALL), True),
         (Qwen2Config(**SMALL, num_key_value_heads=2), True),
-        (LlamaConfig(**SMALL, attn_implementation="eager"), False),
+        (LlamaConfig(**EAGER), False),
         (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=4), False),
         (Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=4, sliding_window=4), False),
         (GPTJConfig(vocab_size=8, n_embd=8, n_head=2, n_layer=2, rotary_dim=2), False),
