@@ -206,7 +206,8 @@ class Policy:
         try:
             moments(self.model, self.optimizer)
             with torch.random.fork_rng(devices, device_type=device.type), self._reduction(is_last=True):
-                logprobs, entropy = forward(self.scorer, self.batching.collate([sample] * rows, device))
+                batch = replace(self.batching, shared=False).collate([sample] * rows, device)
+                logprobs, entropy = forward(self.scorer, batch)
                 self.accelerator.backward(0.0 * (logprobs.sum() + entropy.sum()))
         except torch.OutOfMemoryError as error:
             raise ValueError(

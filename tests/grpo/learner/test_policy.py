@@ -243,4 +243,4 @@ def test_the_rehearsal_is_of_the_largest_micro_batch_and_says_what_to_lower(tiny
     )
     with pytest.raises(ValueError, match=message):
         policy.rehearse(20 - MAX_COMPLETION_LENGTH, MAX_COMPLETION_LENGTH)
-    assert seen == [(5, 20)]
+    assert seen == [(1, 100)]  # one packed row of five samples
