@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.plan import Plan
+from grpo.model.head import Kept
 from grpo.model.teacher import Target
+from rollout.types import KeptTokens
 
 if TYPE_CHECKING:
     from rewards.runner.score import ScoredGroup
@@ -43,6 +45,7 @@ class Sample:
         selected=None,                   # tokens that Clip-Cov or KL-Cov holds back
         target=None,                     # distillation: what a teacher says of the sampled tokens
         routes=None,                     # [R, layers, k] experts that the R tokens before the last took, to be replayed
+        kept=None,                       # what the sampler kept for each token; None: the whole vocabulary
     )
     """
 
@@ -61,6 +64,7 @@ class Sample:
     selected: TokenValues | None = None
     target: Target | None = None
     routes: np.ndarray | None = None
+    kept: KeptTokens | None = None
 
     @property
     def length(self) -> int:
@@ -104,6 +108,7 @@ class MicroBatch:
     targets: Tensor  # [T]
     sequences: Tensor  # [T] which of the samples, 0 … S - 1, a token belongs to
     target: Target | None  # of the one teacher of all these samples
+    kept: Kept | None  # what each of the T tokens was drawn from
     # From here on, `collate` fills each [T] field from the Samples' field of the same name.
     sampling_logprobs: Annotated[Tensor, torch.float32]
     policy_version: Annotated[Tensor, torch.int64]
@@ -152,6 +157,7 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
                         advantages=float(advantage),
                         token_weights=float(token_weight),
                         routes=completion.routes,
+                        kept=completion.kept,
                     )
                 )
     return samples
@@ -207,6 +213,7 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
         targets=torch.from_numpy(input_ids[sampled]),
         sequences=torch.from_numpy(np.repeat(np.arange(len(samples)), [int(s.sampled.sum()) for s in samples])),
         target=_joined([sample.target for sample in samples if sample.target is not None]),
+        kept=_kept(samples),
         **{name: _concatenated(samples, name, dtype) for name, dtype in PER_TOKEN.items()},
         **{name: _placed(samples, name, mark, starts, (rows, width)) for name, mark in PER_POSITION.items()},
     )
@@ -215,6 +222,20 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
 def _joined(targets: Sequence[Target]) -> Target | None:
     """The targets of one teacher, one after the other."""
     return replace(targets[0], hidden=torch.cat([target.hidden for target in targets])) if targets else None
+
+
+def _kept(samples: Sequence[Sample]) -> Kept | None:
+    """The kept tokens of the T sampled tokens; None if the samples have none."""
+    sizes, ids = [], []
+    for sample in samples:
+        if sample.kept is None:
+            return None
+        counts = np.diff(sample.kept.offsets)
+        sizes.append(counts[sample.sampled])
+        ids.append(sample.kept.ids[np.repeat(sample.sampled, counts)])
+    if not samples:
+        return None
+    return Kept(torch.from_numpy(np.concatenate(ids)), np.concatenate([[0], np.concatenate(sizes).cumsum()]))
 
 
 def _concatenated(samples: Sequence[Sample], name: str, dtype: torch.dtype) -> Any:

@@ -45,7 +45,7 @@ class Batching:
 
 def forward(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, ...]:
     """logprobs [T] and entropy [T] of a micro-batch; with a target also the divergence from it and its log-probs."""
-    return scorer(batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets, batch.target)
+    return scorer(batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets, batch.target, batch.kept)
 
 
 def equally_many(batches: list[list[Item]]) -> list[list[Item]]:

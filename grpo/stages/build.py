@@ -108,9 +108,11 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         engine,
         problems,
         step=first_step,
-        temperature=recipe.rollout.temperature,
+        sampling=recipe.rollout_sampling(0),
         bound=recipe.max_logp_difference,
     )
+    if held_out:
+        engine.generate([], recipe.evaluation_sampling())  # refused now if the engine cannot sample so
     if accelerator.device.type != "cpu":  # where memory is what ends a run, and this costs no seconds
         policy.rehearse(recipe.data.max_prompt_length, recipe.rollout.max_completion_length)
     report = Report(recipe.output_dir, recipe, accelerator=accelerator, resume_step=first_step if checkpoint else None)
@@ -270,4 +272,5 @@ def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
         servers=rollout.servers,
         sleep_level=rollout.sleep_level,
         return_routes=recipe.policy_gradient.routing_replay == "R3",
+        return_kept=recipe.policy_gradient.sampling_mask,
     )
