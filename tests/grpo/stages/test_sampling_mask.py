@@ -32,14 +32,14 @@ def test_trainer_and_engine_agree_over_what_was_kept(tiny_v3: Path, tmp_path: Pa
     for row in steps:
         assert row["sampling/sampling_logp_difference/max"] < 1e-4
         assert 1 < row["sampling/kept_tokens/mean"] < 200
-    assert steps[0]["kl"] < 0.01 * steps[1]["kl"] or steps[0]["kl"] < 1e-2  # the reference's are over the same tokens
 
 
 def test_top_k_1_leaves_nothing_to_learn(tiny_v3: Path, tmp_path: Path) -> None:
-    grpo.train(recipe_for(tmp_path, tiny_v3, top_k=1), algorithm={"beta": 0.0})
+    grpo.train(recipe_for(tmp_path, tiny_v3, top_k=1))
     for row in (row for row in rows(tmp_path / "run") if "reward" in row):
         assert row["sampling/sampling_logp_difference/max"] == 0
         assert row["grad_norm"] == 0 and row["entropy"] == 0
+        assert row["kl"] == 0  # the reference's log-probs are over the same token
         assert row["sampling/kept_tokens/mean"] == 1
 
 

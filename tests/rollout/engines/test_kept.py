@@ -45,7 +45,7 @@ def test_kept_tokens_are_those_of_a_plain_forward_pass(tiny_v3: Path, name: str)
     wrong = total = 0
     for index, limit in enumerate(limits):
         if index == 3:
-            perturb(model)
+            perturb(model, "")
             engine.publish(checkpoint_weights(model), 1)
         sampling = Sampling(num_generations=3, max_completion_length=8, seed=index, **limit)
         for group in engine.generate(make_prompts(4, prefix=range(9)), sampling):
