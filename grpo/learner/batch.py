@@ -142,9 +142,12 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
     advantage contributes (`keep_zero_advantage` is for beta > 0).
     """
     samples = []
-    for scored, *plans in zip(groups, local.advantages, local.token_weights, local.mini_batch, strict=True):
-        for completion, advantage, token_weight, step in zip(scored.group.completions, *plans, strict=True):
-            if token_weight > 0 and (advantage != 0 or keep_zero_advantage):
+    for index, scored in enumerate(groups):
+        plans = (local.has_advantage[index], local.token_weights[index], local.mini_batch[index])
+        for place, (completion, teaches, token_weight, step) in enumerate(
+            zip(scored.group.completions, *plans, strict=True)
+        ):
+            if token_weight > 0 and (teaches or keep_zero_advantage):
                 samples.append(
                     Sample(
                         problem_id=scored.group.problem.id,
@@ -154,7 +157,7 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
                         mask=True if completion.mask is None else completion.mask,
                         sampling_logprobs=completion.logprobs,
                         policy_version=completion.policy_version,
-                        advantages=float(advantage),
+                        advantages=local.of_tokens((index, place), len(completion.token_ids)),
                         token_weights=float(token_weight),
                         routes=completion.routes,
                         kept=completion.kept,
@@ -225,17 +228,17 @@ def _joined(targets: Sequence[Target]) -> Target | None:
 
 
 def _kept(samples: Sequence[Sample]) -> Kept | None:
-    """The kept tokens of the T sampled tokens; None if the samples have none."""
-    sizes, ids = [], []
+    """What the T sampled tokens were drawn from; None if the samples do not say."""
+    sizes, ids = [np.zeros(1, np.int64)], []
     for sample in samples:
-        if sample.kept is None:
-            return None
-        counts = np.diff(sample.kept.offsets)
-        sizes.append(counts[sample.sampled])
-        ids.append(sample.kept.ids[np.repeat(sample.sampled, counts)])
-    if not samples:
+        if sample.kept is not None:
+            counts = np.diff(sample.kept.offsets)
+            sizes.append(counts[sample.sampled])
+            ids.append(sample.kept.ids[np.repeat(sample.sampled, counts)])
+    if not ids:
         return None
-    return Kept(torch.from_numpy(np.concatenate(ids)), np.concatenate([[0], np.concatenate(sizes).cumsum()]))
+    assert len(ids) == len(samples)  # of one rollout all have it or none
+    return Kept(torch.from_numpy(np.concatenate(ids)), np.concatenate(sizes).cumsum())
 
 
 def _concatenated(samples: Sequence[Sample], name: str, dtype: torch.dtype) -> Any:

@@ -8,19 +8,9 @@ import pytest
 import torch
 
 from grpo.model.weights import checkpoint_weights
-from rollout.engines.build import build_engine
+from rollout.engines.hf import HFEngine
 from rollout.types import Sampling
 from tests.rollout.engines.agreement import load, make_prompts, perturb
-
-SETTINGS: dict[str, Any] = {
-    "dtype": "float32",
-    "device": "cpu",
-    "max_model_len": 64,
-    "max_num_seqs": 6,  # fewer than completions: some wait
-    "kv_cache_gib": 0.05,
-    "gpu_memory_utilization": 0.1,
-    "vllm_options": {},
-}
 
 
 def kept_by_hand(logits: np.ndarray, sampling: Sampling) -> set[int]:
@@ -33,13 +23,19 @@ def kept_by_hand(logits: np.ndarray, sampling: Sampling) -> set[int]:
     return {i for i, mass in zip(order, before, strict=True) if mass < sampling.top_p}
 
 
-@pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
-def test_kept_tokens_are_those_of_a_plain_forward_pass(tiny_v3: Path, name: str) -> None:
+@pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
+def engine(request: pytest.FixtureRequest, tiny_v3: Path) -> Any:
+    if request.param == "vllm":
+        return request.getfixturevalue("vllm_v3")
+    return HFEngine(
+        str(tiny_v3), dtype="float32", device="cpu", max_num_seqs=5, max_model_len=64, return_kept=True
+    )  # fewer at once than there are completions
+
+
+def test_kept_tokens_are_those_of_a_plain_forward_pass(engine: Any, tiny_v3: Path) -> None:
     """In batches of different lengths, with each limit alone and with all; again after new weights."""
-    if name == "vllm":
-        pytest.importorskip("vllm", reason="vLLM is not installed")
-    engine: Any = build_engine(name, str(tiny_v3), **SETTINGS, return_kept=True)
     model = load(tiny_v3)
+    engine.publish(checkpoint_weights(model), 0)
     limits: list[dict[str, Any]] = [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}]
     limits.append({"top_p": 0.8, "top_k": 40, "min_p": 0.02})
     wrong = total = 0
@@ -66,4 +62,19 @@ def test_kept_tokens_are_those_of_a_plain_forward_pass(tiny_v3: Path, name: str)
     assert total > 200 and wrong / total < 0.02  # near-ties at the limit fall by rounding, differently in each
     whole = Sampling(num_generations=2, max_completion_length=4)
     assert all(c.kept is None for g in engine.generate(make_prompts(2), whole) for c in g.completions)
-    engine.close()
+
+
+@pytest.mark.vllm
+def test_what_vllm_returns_on_gpu_is_read_and_its_conditions_are_stated(vllm_v3: Any) -> None:
+    """Its own types; vllm_v3: vLLM reads its environment while it is imported."""
+    from vllm.outputs import CompletionOutput, RequestOutput, SamplingMask
+
+    from rollout.engines.vllm_kept import _ReturnedKept
+
+    mask = SamplingMask([[5, 9], [2], [7, 1, 3]])
+    sample = CompletionOutput(0, "", [9, 2, 7], None, None, sampling_mask=mask)
+    kept = _ReturnedKept().take(RequestOutput("1", None, [4], None, [sample], finished=True), sample)
+    assert (kept.ids.tolist(), kept.offsets.tolist()) == ([5, 9, 2, 7, 1, 3], [0, 2, 3, 6])
+    _ReturnedKept().begin(Sampling(num_generations=1, max_completion_length=1, top_k=50))
+    with pytest.raises(ValueError, match="temperature=1 and top_k=0, and vLLM returns the kept tokens only if both"):
+        _ReturnedKept().begin(Sampling(num_generations=1, max_completion_length=1, top_p=0.9))
