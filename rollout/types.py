@@ -53,6 +53,17 @@ class Prompt:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class KeptTokens:
+    """What top-p, top-k and min-p left to draw each token of a completion from, in no particular order.
+
+    KeptTokens(ids=[5, 9, 7, 2], offsets=[0, 1, 4])  # token 0 was drawn from {5}, token 1 from {9, 7, 2}
+    """
+
+    ids: "np.ndarray"  # [K] int32
+    offsets: "np.ndarray"  # [tokens + 1] int64
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """One sampled answer.
@@ -66,6 +77,7 @@ class Completion:
                                        # one per token if new ones arrived while it was sampled: [3, 3, 4]
         mask=None,                     # None: the policy sampled every token; False: a tool's token, not trained on
         routes=None,                   # of a mixture of experts, if the engine was asked for them: see below
+        kept=None,                     # the KeptTokens of a truncated distribution, if the engine was asked for them
     )
 
     routes: [R, layers, k] uint8 (uint16 beyond 256 experts), which experts each MoE layer took for the R tokens of
@@ -79,6 +91,7 @@ class Completion:
     policy_version: int | Sequence[int]
     mask: Sequence[bool] | None = None
     routes: "np.ndarray | None" = field(default=None, compare=False, repr=False)
+    kept: KeptTokens | None = field(default=None, compare=False, repr=False)
 
     @property
     def num_sampled(self) -> int:
@@ -101,7 +114,7 @@ class Sampling:
     """Sampling parameters, named as in transformers' GenerationConfig and TRL.
 
     `seed` and the problem's id determine a group's random numbers, so a resumed run samples the same completions as an
-    uninterrupted one.
+    uninterrupted one. The order is vLLM's: temperature, min_p, top_k, top_p, each on what the ones before have left.
     """
 
     num_generations: int
@@ -109,6 +122,12 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit
+    min_p: float = 0.0  # tokens less likely than this share of the likeliest one's probability are left out
     seed: int = 0
     stop: tuple[str, ...] = ()  # texts that end a completion; `text` stops before the first one
     logprobs: bool = True  # False: the engine may leave Completion.logprobs empty, which is cheaper
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are drawn from a part of the vocabulary."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)

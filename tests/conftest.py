@@ -140,8 +140,7 @@ def vllm_v3(tiny_v3: Path) -> Iterator["VLLMEngine"]:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     from rollout.engines.vllm import VLLMEngine
 
-    engine = VLLMEngine(
-        str(tiny_v3), dtype="float32", max_model_len=256, max_num_seqs=64, kv_cache_gib=0.1, gpu_memory_utilization=0.1
-    )
+    limits = {"max_model_len": 256, "max_num_seqs": 64, "kv_cache_gib": 0.1, "gpu_memory_utilization": 0.1}
+    engine = VLLMEngine(str(tiny_v3), dtype="float32", return_kept=True, **limits)
     yield engine
     engine.close()

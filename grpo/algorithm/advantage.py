@@ -1,9 +1,12 @@
 """Group-relative advantages (GRPO, 2402.03300 section 4.1.2), their variants, and other estimators without a critic."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+
+from rewards.runner.values import Steps
 
 ROUNDING = 1e-9  # what is 0 but for rounding is 0: such samples are dropped before any forward
 EPSILON = 1e-4  # as TRL: keeps a group of nearly equal rewards from exploding
@@ -34,6 +37,37 @@ def group_relative_advantages(rewards: np.ndarray, scale_rewards: Literal["group
         all_rewards = rewards[present]
         centred /= (all_rewards.std(ddof=1) if all_rewards.size > 1 else 0.0) + EPSILON
     return centred
+
+
+def step_advantages(
+    steps: Sequence[Sequence[Steps]], scale_rewards: Literal["group", "batch", "none"]
+) -> list[list[Steps]]:
+    """GRPO with process supervision (2402.03300 section 4.1.3): the normalised rewards of the steps that end at a token
+    or after it are its advantage.
+
+        z_ij = (r_ij - mean) / (std + 1e-4)        A_it = sum of z_ij over the steps j with end_ij >= t
+
+    with mean and std of all steps of the group, as in `group_relative_advantages`. With one step each, which ends with
+    the completion, that is the reward's own advantage.
+
+    Args:
+        steps: [groups][G] lists of (end, reward), in order; empty: no reward applied.
+
+    Returns:
+        [groups][G] lists of (end, A of the tokens after the step before and up to this end).
+    """
+    flat = [[reward for one in group for _, reward in one] for group in steps]
+    rewards = np.full((len(flat), max(map(len, flat))), np.nan)
+    for row, group in zip(rewards, flat, strict=True):
+        row[: len(group)] = group
+    result = []
+    for row, group in zip(group_relative_advantages(rewards, scale_rewards), steps, strict=True):
+        parts = np.split(row, np.cumsum([len(one) for one in group]))
+        sums = [part[::-1].cumsum()[::-1] for part in parts[:-1]]
+        kept = [np.where(np.abs(part) > ROUNDING, part, 0.0).tolist() for part in sums]
+        ends = [[end for end, _ in one] for one in group]
+        result.append([list(zip(*pair, strict=True)) for pair in zip(ends, kept, strict=True)])
+    return result
 
 
 def leave_one_out_advantages(rewards: np.ndarray) -> np.ndarray:

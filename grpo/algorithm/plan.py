@@ -20,11 +20,13 @@ from grpo.algorithm.advantage import (
     leave_one_out_advantages,
     maximum_likelihood_advantages,
     pass_at_k_advantages,
+    step_advantages,
 )
 from grpo.algorithm.loss import Objective
 from grpo.algorithm.token_weights import Lengths
 from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.recipe.registry import LOSSES
+from rewards.runner.values import LAST, Steps
 
 if TYPE_CHECKING:
     from rewards.runner.score import ScoredGroup
@@ -58,6 +60,7 @@ class Shapes:
     values: np.ndarray  # [groups, G, rewards] the summands before reward weights; NaN where a function did not apply
     lengths: np.ndarray  # tokens that the policy sampled
     truncated: np.ndarray  # bool
+    steps: np.ndarray  # of objects: lists of (token that a step ends at, reward); None in groups without spans
 
     @classmethod
     def of(cls, groups: "Sequence[ScoredGroup]") -> "Shapes":
@@ -67,6 +70,7 @@ class Shapes:
             np.array([list(zip(*group.counted.values(), strict=True)) for group in groups], dtype=np.float64),
             np.array([[c.num_sampled for c in row] for row in completions], dtype=np.int64),
             np.array([[c.finish_reason == "length" for c in row] for row in completions], dtype=bool),
+            _objects([group.steps or [None] * len(group.rewards) for group in groups]),
         )
 
     @classmethod
@@ -78,11 +82,26 @@ class Shapes:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every completion of the rollout, over all processes: three arrays [groups, G]."""
+    """Every completion of the rollout, over all processes: arrays [groups, G]."""
 
-    advantages: np.ndarray
+    advantages: np.ndarray  # of the first token, where those of a completion's tokens differ
     token_weights: np.ndarray
     mini_batch: np.ndarray
+    steps: np.ndarray | None = None  # of objects, if any reward returned spans: (last token, advantage) of each step
+
+    @property
+    def has_advantage(self) -> np.ndarray:
+        """Whether any token of the completion has one: [groups, G]."""
+        if self.steps is None:
+            return self.advantages != 0
+        return np.frompyfunc(lambda steps: any(advantage for _, advantage in steps), 1, 1)(self.steps).astype(bool)
+
+    def of_tokens(self, place: tuple[int, int], length: int) -> float | np.ndarray:
+        """The advantage of all tokens of one completion, or one of each: [length]."""
+        if self.steps is None:
+            return float(self.advantages[place])
+        ends, advantages = zip(*self.steps[place], (LAST, 0.0), strict=True)  # after the last step there is none
+        return np.array(advantages)[np.searchsorted(ends, np.arange(length))]
 
     @classmethod
     def of(
@@ -110,7 +129,12 @@ class Plan:
             max_completion_length=max_completion_length,
             steps_per_generation=steps,
         )
-        if algorithm.multi_objective_aggregation == "normalize_then_sum":
+        of_steps = None
+        if any(own is not None for own in shapes.steps.flat):
+            check_steps(algorithm)
+            of_steps = _step_advantages(shapes, algorithm)
+            advantages = np.frompyfunc(lambda own: own[0][1] if own else 0.0, 1, 1)(of_steps).astype(np.float64)
+        elif algorithm.multi_objective_aggregation == "normalize_then_sum":
             advantages = decoupled_advantages(shapes.values, np.array(reward_weights))
         else:
             advantages = estimate_advantages(shapes.rewards, algorithm)
@@ -124,7 +148,46 @@ class Plan:
             )
         shape = shapes.rewards.shape
         token_weights = objective(algorithm).token_weights(lengths)
-        return cls(advantages, token_weights.reshape(shape), mini_batch.reshape(shape))
+        return cls(advantages, token_weights.reshape(shape), mini_batch.reshape(shape), of_steps)
 
     def of_process(self, index: int, count: int) -> "Plan":
-        return Plan(self.advantages[index::count], self.token_weights[index::count], self.mini_batch[index::count])
+        parts = (self.advantages, self.token_weights, self.mini_batch, self.steps)
+        return Plan(*(None if part is None else part[index::count] for part in parts))  # type: ignore[arg-type]
+
+
+def check_steps(algorithm: AlgorithmConfig) -> None:
+    """Raise ValueError if the algorithm needs one advantage per completion."""
+    level = algorithm.importance_sampling_level or objective(algorithm).level
+    aggregation = algorithm.multi_objective_aggregation
+    reasons = {
+        f"advantage_estimator={algorithm.advantage_estimator!r}": algorithm.advantage_estimator != "group",
+        f"multi_objective_aggregation={aggregation!r}": aggregation != "sum_then_normalize",
+        "difficulty_weighting": algorithm.difficulty_weighting,
+        f"loss_type={algorithm.loss_type!r}, with the ratio of a completion,": level == "sequence",
+        "loss_type='vespo'": algorithm.loss_type == "vespo",
+        "off_policy_mask_threshold": algorithm.off_policy_mask_threshold is not None,
+    }
+    if reason := next((name for name, holds in reasons.items() if holds), None):
+        raise ValueError(
+            f"a reward returned spans, so tokens of one completion have different advantages, and algorithm.{reason} "
+            "needs one of the whole completion. Return numbers, or remove it."
+        )
+
+
+def _step_advantages(shapes: Shapes, algorithm: AlgorithmConfig) -> np.ndarray:
+    """(last token, advantage) of each step: [groups, G] of lists. A reward without spans is a step at the end."""
+
+    def whole(own: Steps | None, reward: float) -> Steps:
+        return own if own is not None else [] if np.isnan(reward) else [(LAST, reward)]
+
+    every = np.frompyfunc(whole, 2, 1)(shapes.steps, shapes.rewards)
+    return _objects(step_advantages(every.tolist(), algorithm.scale_rewards))
+
+
+def _objects(rows: Sequence[Sequence[object]]) -> np.ndarray:
+    """Lists as elements: [groups, G] of objects."""
+    made = np.empty((len(rows), len(rows[0]) if rows else 0), dtype=object)
+    for row, values in zip(made, rows, strict=True):
+        for index, value in enumerate(values):
+            row[index] = value
+    return made

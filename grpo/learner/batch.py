@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.plan import Plan
+from grpo.model.head import Kept
 from grpo.model.packed import Segments
 from grpo.model.teacher import Target
+from rollout.types import KeptTokens
 
 if TYPE_CHECKING:
     from rewards.runner.score import ScoredGroup
@@ -44,6 +46,7 @@ class Sample:
         selected=None,                   # tokens that Clip-Cov or KL-Cov holds back
         target=None,                     # distillation: what a teacher says of the sampled tokens
         routes=None,                     # [R, layers, k] experts that the R tokens before the last took, to be replayed
+        kept=None,                       # what the sampler kept for each token; None: the whole vocabulary
     )
     """
 
@@ -62,6 +65,7 @@ class Sample:
     selected: TokenValues | None = None
     target: Target | None = None
     routes: np.ndarray | None = None
+    kept: KeptTokens | None = None
 
     @property
     def length(self) -> int:
@@ -107,6 +111,7 @@ class MicroBatch:
     sequences: Tensor  # [T] which of the samples, 0 … S - 1, a token belongs to
     segments: Segments | None  # of the one row, if packed
     target: Target | None  # of the one teacher of all these samples
+    kept: Kept | None  # what each of the T tokens was drawn from
     # From here on, `collate` fills each [T] field from the Samples' field of the same name.
     sampling_logprobs: Annotated[Tensor, torch.float32]
     policy_version: Annotated[Tensor, torch.int64]
@@ -144,9 +149,12 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
     advantage contributes (`keep_zero_advantage` is for beta > 0).
     """
     samples = []
-    for scored, *plans in zip(groups, local.advantages, local.token_weights, local.mini_batch, strict=True):
-        for completion, advantage, token_weight, step in zip(scored.group.completions, *plans, strict=True):
-            if token_weight > 0 and (advantage != 0 or keep_zero_advantage):
+    for index, scored in enumerate(groups):
+        plans = (local.has_advantage[index], local.token_weights[index], local.mini_batch[index])
+        for place, (completion, teaches, token_weight, step) in enumerate(
+            zip(scored.group.completions, *plans, strict=True)
+        ):
+            if token_weight > 0 and (teaches or keep_zero_advantage):
                 samples.append(
                     Sample(
                         problem_id=scored.group.problem.id,
@@ -156,9 +164,10 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
                         mask=True if completion.mask is None else completion.mask,
                         sampling_logprobs=completion.logprobs,
                         policy_version=completion.policy_version,
-                        advantages=float(advantage),
+                        advantages=local.of_tokens((index, place), len(completion.token_ids)),
                         token_weights=float(token_weight),
                         routes=completion.routes,
+                        kept=completion.kept,
                     )
                 )
     return samples
@@ -230,6 +239,7 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
         sequences=torch.from_numpy(np.repeat(np.arange(len(samples)), [int(s.sampled.sum()) for s in samples])),
         segments=segments,
         target=_joined([sample.target for sample in samples if sample.target is not None]),
+        kept=_kept(samples),
         **{name: _concatenated(samples, name, dtype) for name, dtype in PER_TOKEN.items()},
         **{name: _placed(samples, name, mark, places, (rows, width)) for name, mark in PER_POSITION.items()},
     )
@@ -238,6 +248,20 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
 def _joined(targets: Sequence[Target]) -> Target | None:
     """The targets of one teacher, one after the other."""
     return replace(targets[0], hidden=torch.cat([target.hidden for target in targets])) if targets else None
+
+
+def _kept(samples: Sequence[Sample]) -> Kept | None:
+    """What the T sampled tokens were drawn from; None if the samples do not say."""
+    sizes, ids = [np.zeros(1, np.int64)], []
+    for sample in samples:
+        if sample.kept is not None:
+            counts = np.diff(sample.kept.offsets)
+            sizes.append(counts[sample.sampled])
+            ids.append(sample.kept.ids[np.repeat(sample.sampled, counts)])
+    if not ids:
+        return None
+    assert len(ids) == len(samples)  # of one rollout all have it or none
+    return Kept(torch.from_numpy(np.concatenate(ids)), np.concatenate(sizes).cumsum())
 
 
 def _concatenated(samples: Sequence[Sample], name: str, dtype: torch.dtype) -> Any:

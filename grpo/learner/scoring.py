@@ -60,8 +60,8 @@ class Batching:
 
 def forward(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, ...]:
     """logprobs [T] and entropy [T] of a micro-batch; with a target also the divergence from it and its log-probs."""
-    positions = (batch.position_ids, batch.logit_positions)
-    return scorer(batch.input_ids, *positions, batch.targets, batch.target, batch.segments)
+    tokens = (batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets)
+    return scorer(*tokens, target=batch.target, segments=batch.segments, kept=batch.kept)
 
 
 def equally_many(batches: list[list[Item]]) -> list[list[Item]]:

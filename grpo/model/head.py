@@ -4,13 +4,35 @@ The language-model head runs in chunks of tokens. Only the log-normaliser of eac
 computes the chunk's logits again, one matrix product more, and turns them into the gradient in place.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Logits alive at once. On CPU a chunk should stay in cache, on a GPU it should fill the machine.
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+LEFT_OUT = -1e30  # the logit of a token that the sampler left out: finite, so that times a probability of 0 it is 0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kept:
+    """The tokens that the sampler kept: token t was drawn from ids[offsets[t] : offsets[t + 1]]."""
+
+    ids: Tensor  # [K] int32
+    offsets: np.ndarray  # [T + 1] int64, in host memory
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Kept":
+        return Kept(self.ids.to(device, non_blocking=non_blocking), self.offsets)
+
+    def apply_(self, logits: Tensor, start: int) -> Tensor:
+        """Leave all others out of the logits [C, V] of tokens start, start + 1, …"""
+        offsets = self.offsets[start : start + len(logits) + 1]
+        rows = torch.from_numpy(np.repeat(np.arange(len(logits)), np.diff(offsets))).to(logits.device)
+        left_out = torch.ones_like(logits, dtype=torch.bool)
+        left_out[rows, self.ids[offsets[0] : offsets[-1]].long()] = False
+        return logits.masked_fill_(left_out, LEFT_OUT)
 
 
 def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
@@ -29,6 +51,7 @@ class _TokenLogProbs(torch.autograd.Function):
         temperature: float,
         chunk: int,
         train_entropy: bool,
+        kept: Kept | None,
     ) -> tuple[Tensor, Tensor]:
         bias = None if bias is None else bias.to(hidden.dtype)
         normaliser = hidden.new_empty(len(targets), dtype=torch.float32)
@@ -36,18 +59,20 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             logits = head_logits(hidden[part], weight, bias, temperature)
+            if kept is not None:
+                kept.apply_(logits, start)
             normaliser[part] = logits.logsumexp(-1)
             logits.sub_(normaliser[part, None])
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0]
             entropy[part] = -torch.linalg.vecdot(logits.exp(), logits)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy if train_entropy else None)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.kept = temperature, chunk, kept
         if not train_entropy:
             ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
         upstream, of_entropy = (gradient / ctx.temperature for gradient in gradients)
         grad_hidden = torch.empty_like(hidden)
@@ -57,7 +82,10 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             # d log p(target) / d logits = onehot(target) - p,   d entropy / d logits = -p (log p + entropy)
-            log_p = head_logits(hidden[part], weight, bias, ctx.temperature).sub_(normaliser[part, None])
+            log_p = head_logits(hidden[part], weight, bias, ctx.temperature)
+            if ctx.kept is not None:
+                ctx.kept.apply_(log_p, start)
+            log_p.sub_(normaliser[part, None])
             if entropy is None:
                 scaled = log_p.exp_().mul_(-upstream[part, None])
             else:
@@ -72,7 +100,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_weight.addmm_(scaled.T.float(), hidden[part].float())
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def token_logprobs(
@@ -82,16 +110,24 @@ def token_logprobs(
     temperature: float = 1.0,
     bias: Tensor | None = None,
     *,
+    kept: Kept | None = None,
     train_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of `targets` under softmax((hidden @ weight.T + bias) / temperature), and that distribution's entropy.
 
+    With `kept`, the softmax of each token is over its set S alone (DeepSeek-V3.2, 2512.02556, "keep sampling mask"):
+
+        log p(y) = z_y - log sum_{v in S} exp(z_v)        entropy = -sum_{v in S} p(v) log p(v)
+
+    S is a constant: no gradient goes through its choice, and tokens outside it get none.
+
     Args:
         hidden: [T, H]. weight: [V, H] and bias: [V], the head's. targets: [T] token ids.
+        kept: what each target was drawn from, itself included; None: the whole vocabulary.
         train_entropy: the entropy has a gradient too, for one more chunk of logits in memory.
 
     Returns:
         logprobs [T], float32, differentiable in hidden, weight and bias; entropy [T], float32, in nats.
     """
     chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**27) // weight.shape[0])
-    return _TokenLogProbs.apply(hidden, weight, bias, targets, temperature, chunk, train_entropy)  # type: ignore[return-value]
+    return _TokenLogProbs.apply(hidden, weight, bias, targets, temperature, chunk, train_entropy, kept)  # type: ignore[return-value]

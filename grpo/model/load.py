@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from grpo.model.adapters import is_adapter
 from grpo.model.fp8 import fp8_block, load_dequantized
-from grpo.model.head import token_logprobs
+from grpo.model.head import Kept, token_logprobs
 from grpo.model.moe import moe_layers
 from grpo.model.packed import Segments, takes_segments
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
@@ -123,8 +123,11 @@ class CompletionLogProbs(nn.Module):
         targets: Tensor,
         target: Target | None = None,
         segments: Segments | None = None,
+        kept: Kept | None = None,
     ) -> tuple:
         """logprobs [T] with gradient and entropy [T], with gradient if asked for; see `MicroBatch` for the shapes.
+
+        With `kept`, both are those of the distribution over the tokens that the sampler kept.
 
         With a teacher's `target`: logprobs and entropy without gradient, then the divergence [T] from the teacher with
         gradient, and the teacher's log-probs [T].
@@ -133,7 +136,7 @@ class CompletionLogProbs(nn.Module):
         head: Any = self.model.get_output_embeddings()
         if target is None:
             return token_logprobs(
-                hidden, head.weight, targets, self.temperature, head.bias, train_entropy=self.train_entropy
+                hidden, head.weight, targets, self.temperature, head.bias, kept=kept, train_entropy=self.train_entropy
             )
         divergence, logprobs, entropy, teacher_logprobs = token_divergence(
             hidden, head.weight, targets, target, self.temperature, head.bias

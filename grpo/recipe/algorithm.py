@@ -63,6 +63,7 @@ class AlgorithmConfig(Section):
     mask_truncated_completions: bool = False
     # Experts of an update: its own (none), those before the rollout's first update (R2), the engine's (R3); docs/moe.md
     routing_replay: Literal["none", "R2", "R3"] = "none"
+    sampling_mask: bool = False  # log-probs over what top_p, top_k and min_p of the rollout kept (DeepSeek-V3.2)
     off_policy_mask_threshold: PositiveFloat | None = None  # of DeepSeek-V3.2's mask; None: off
     # For a sampler that is not the trainer's policy: tis, sequence_tis, mis, token_mis, icepop or geometric.
     importance_sampling_correction: Annotated[str, AfterValidator(_known_correction)] | None = None

@@ -24,6 +24,7 @@ from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
 from grpo.recipe.loop.mixture import mixture_conflicts
 from grpo.recipe.loop.rewards import RewardConfig
 from grpo.recipe.loop.schedules import Schedules, recipe_at, schedule_conflicts, sized_by_largest
+from grpo.recipe.loop.truncation import Truncation, truncation_conflicts
 from grpo.recipe.lora import LoRAConfig, check_quantization, lora_conflicts
 from grpo.recipe.section import Section, StageRecipe
 from grpo.recipe.servers import ServersConfig, ahead_conflicts, corrected_if_stale, server_conflicts
@@ -95,8 +96,8 @@ class PolicyConfig(ModelConfig):
     quantization: Annotated[str | None, AfterValidator(check_quantization)] = None  # of the base (QLoRA): refused
 
 
-class RolloutConfig(EngineSection):
-    """How groups of completions are sampled."""
+class RolloutConfig(EngineSection, Truncation):
+    """How groups of completions are sampled. Truncated distributions need `algorithm.sampling_mask`."""
 
     engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf, or server
     servers: ServersConfig | None = None  # for engine `server`
@@ -137,6 +138,7 @@ class EvaluationConfig(Section):
     num_samples: PositiveInt = 4  # completions per problem (k)
     temperature: NonNegativeFloat = 1.0
     top_p: Fraction = 1.0
+    top_k: NonNegativeInt = 0  # 0: no limit
     max_completion_length: PositiveInt | None = None  # None: the rollout's
     data: DataConfig | None = None  # None: the training data's held-out split
     tasks: list[str] = []  # instead: tasks of `grpo eval`, in the template of `data`; num_problems each, 0: all
@@ -209,6 +211,9 @@ class OnPolicyRecipe(StageRecipe):
             num_generations=self.rollout.num_generations,
             max_completion_length=self.rollout.max_completion_length,
             temperature=self.rollout.temperature,
+            top_p=self.rollout.top_p,
+            top_k=self.rollout.top_k,
+            min_p=self.rollout.min_p,
             stop=tuple(self.rollout.stop),
             seed=self.trainer.seed * 1_000_003 + index,
         )
@@ -220,6 +225,7 @@ class OnPolicyRecipe(StageRecipe):
             max_completion_length=self.evaluation.max_completion_length or self.rollout.max_completion_length,
             temperature=self.evaluation.temperature,
             top_p=self.evaluation.top_p,
+            top_k=self.evaluation.top_k,
             stop=tuple(self.rollout.stop),
             seed=self.trainer.seed,
         )
@@ -288,11 +294,14 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     if rollout.max_staleness:
         in_use = {"rollout.dynamic_sampling": rollout.dynamic_sampling, "data.curriculum": recipe.data.curriculum}
         yield from ahead_conflicts(rollout.max_staleness, (key for key, on in in_use.items() if on))
-    if algorithm.routing_replay == "R3" and not ENGINES[rollout.engine].returns_routes:
-        able = ", ".join(name for name, entry in ENGINES.items() if entry.returns_routes)
+    able = [name for name, entry in ENGINES.items() if entry.records]
+    yield from truncation_conflicts(
+        rollout, rollout.engine, able, masked=algorithm.sampling_mask, learns_rewards=recipe.learns_rewards
+    )
+    if algorithm.routing_replay == "R3" and rollout.engine not in able:
         yield (
             f"algorithm.routing_replay='R3' with rollout.engine={rollout.engine!r}: this engine does not return the "
-            f"experts that tokens took. Set rollout.engine to one of {able}, or algorithm.routing_replay=R2."
+            f"experts that tokens took. Set rollout.engine to one of {', '.join(able)}, or algorithm.routing_replay=R2."
         )
     if trainer.max_tokens_per_micro_batch < train_tokens:
         yield (

@@ -41,6 +41,7 @@ from grpo.report.records import (
     read_rows,
 )
 from grpo.report.terminal import Terminal
+from rewards.runner.values import Spans
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -243,6 +244,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _spans(scored: "ScoredGroup", index: int) -> Row:
+    """By reward: [[start, end, value], …] where it returned spans."""
+    values = {name: of_all[index] for name, of_all in scored.breakdown.items()}
+    return {name: value.spans for name, value in values.items() if isinstance(value, Spans)}
+
+
 def _sample_row(step: int, scored: "ScoredGroup", advantages: Sequence[float]) -> Row:
     problem = scored.group.problem
     return {
@@ -263,6 +270,7 @@ def _sample_row(step: int, scored: "ScoredGroup", advantages: Sequence[float]) -
                     if (closed := [name for name, gates in scored.gated.items() if gates[index]])
                     else {}
                 ),
+                **({"spans": spans} if (spans := _spans(scored, index)) else {}),
                 **({"extras": {c: _finite(v[index]) for c, v in scored.extras.items()}} if scored.extras else {}),
             }
             for index, completion in enumerate(scored.group.completions)

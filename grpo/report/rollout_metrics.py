@@ -35,6 +35,9 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Metric]:
         "completions/repeated_ratio": Mean.of([_repeated(scored) for scored in groups]),
         "num_tokens": Sum(float(lengths.sum() + prompt_tokens)),
     }
+    if sizes := [np.diff(completion.kept.offsets) for completion in completions if completion.kept is not None]:
+        metrics["sampling/kept_tokens/mean"] = Mean.of(np.concatenate(sizes))
+        metrics["sampling/kept_tokens/max"] = Max(float(np.concatenate(sizes).max()))
     for name in groups[0].breakdown:
         scores = np.array([scored.breakdown[name] for scored in groups], dtype=np.float64)  # None becomes NaN
         applicable = scores[~np.isnan(scores)]

@@ -36,7 +36,7 @@ from grpo.stages.problems import prompter_of, source_of, training_stream
 from grpo.stages.rollouts.tracked import TrackedStream
 from rewards.runner.score import Rewards
 from rollout.data.stream import PromptStream, held_out
-from rollout.engines.base import Engine, Publisher, Sleeper, load_tokenizer
+from rollout.engines.base import Engine, Publisher, Sleeper, completion_texts, end_token_ids, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,8 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     refuse_fp8(recipe.model.model_name_or_path, recipe.model.revision, recipe.model.trust_remote_code)
     problems = _problems(recipe, tokenizer, accelerator)
     rewards = _rewards(recipe, reward_functions)
+    ends = end_token_ids(source[0], tokenizer, source[1])
+    rewards.decode = lambda ids: completion_texts(tokenizer, ends, [ids])[0]
     _check_mixture(recipe, rewards)
     held_out = _held_out(recipe, tokenizer, rewards, accelerator)
     parts.preflight([stream.source for stream in problems.streams.values()], held_out, rewards, accelerator)
@@ -108,9 +110,11 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         engine,
         problems,
         step=first_step,
-        temperature=recipe.rollout.temperature,
+        sampling=recipe.rollout_sampling(0),
         bound=recipe.max_logp_difference,
     )
+    if held_out and recipe.policy_gradient.sampling_mask:
+        engine.generate([], recipe.evaluation_sampling())  # refused now if this engine cannot sample so
     if accelerator.device.type != "cpu":  # where memory is what ends a run, and this costs no seconds
         policy.rehearse(recipe.data.max_prompt_length, recipe.rollout.max_completion_length)
     report = Report(recipe.output_dir, recipe, accelerator=accelerator, resume_step=first_step if checkpoint else None)
@@ -269,4 +273,5 @@ def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
         servers=rollout.servers,
         sleep_level=rollout.sleep_level,
         return_routes=recipe.policy_gradient.routing_replay == "R3",
+        return_kept=recipe.policy_gradient.sampling_mask,
     )

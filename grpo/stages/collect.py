@@ -155,7 +155,7 @@ def teaches(group: ScoredGroup, algorithm: AlgorithmConfig, reward_weights: Sequ
         seed=0,
         reward_weights=reward_weights,
     )
-    return bool(((alone.advantages != 0) & (alone.token_weights > 0)).any())
+    return bool((alone.has_advantage & (alone.token_weights > 0)).any())
 
 
 def refill(

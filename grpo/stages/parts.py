@@ -92,6 +92,7 @@ def engine(
     servers: ServersConfig | None = None,
     sleep_level: int = 0,
     return_routes: bool = False,
+    return_kept: bool = False,
 ) -> Engine:
     """The named engine with the model loaded, in the model's precision."""
     return build_engine(
@@ -110,4 +111,5 @@ def engine(
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         return_routes=return_routes,
+        return_kept=return_kept,
     )

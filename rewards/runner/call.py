@@ -196,7 +196,7 @@ class Caller:
                 )
             scores.extras[f"{name}/{column}" if column in scores.extras else column] = values
         try:
-            return as_values(name, returned, len(answers.texts), answers.describe)
+            return as_values(name, returned, [len(text) for text in answers.texts], answers.describe)
         except ValueError as error:
             raise RewardError(str(error)) from None
 

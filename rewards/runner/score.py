@@ -12,6 +12,7 @@ from rewards.runner.call import Answers, Call, Caller, RewardError, Scores, Trai
 from rewards.runner.limit import OutOfTime, time_limit
 from rewards.runner.load import ON_REQUEST, PASSED, RewardFunction, option_names, required_columns, run_check
 from rewards.runner.remote import Raised, RemoteCaller
+from rewards.runner.values import Decode, Spans, Steps, steps_of
 from rollout.types import Group, Problem
 
 __all__ = ["RewardError", "RewardSpec", "Rewards", "ScoredGroup", "Submitted", "TrainerState"]
@@ -51,6 +52,7 @@ class ScoredGroup:
         metrics={"accuracy/unverifiable": [0.5]},                # values passed to log_metric
         extras={"accuracy/verdict": ["right", "wrong"]},         # and to log_extra, one value per completion
         seconds={"accuracy": 0.004, "format": 0.001},            # spent in each function
+        steps=[],                                                # if one returned spans: [[(token, reward), …], …]
     )
     """
 
@@ -61,6 +63,7 @@ class ScoredGroup:
     metrics: dict[str, list[float]] = field(default_factory=dict)
     extras: dict[str, list[Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    steps: list[Steps] = field(default_factory=list)  # weighted; see rewards.runner.values.steps_of
 
     @property
     def counted(self) -> dict[str, list[float | None]]:
@@ -85,6 +88,7 @@ class Rewards:
         names: the functions' names, in order.
         reward_weights: their weights.
         state: passed to functions as `trainer_state`; the trainer sets it before each rollout.
+        decode: finds the tokens of spans; None: groups have no steps.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class Rewards:
         self.names = [spec.name or _own_name(spec.function) for spec in specs]
         self.reward_weights = [spec.weight for spec in specs]
         self.state = TrainerState()
+        self.decode: Decode | None = None
         self._gates = {name: spec.requires for name, spec in zip(self.names, specs, strict=True) if spec.requires}
         _check_names(self.names, self._gates)
         self._calls = [
@@ -230,7 +235,11 @@ class Rewards:
             metrics.setdefault(name, []).extend(logged)
         breakdown = {name: values[name] for name in self.names}
         gated = {name: [not _holds(v) for v in breakdown[gate]] for name, gate in self._gates.items()}
-        rows = zip(*_counted(breakdown, gated).values(), strict=True)
+        rows = list(zip(*_counted(breakdown, gated).values(), strict=True))
+        steps = []
+        if self.decode is not None and any(isinstance(value, Spans) for row in rows for value in row):
+            pairs = zip(submitted.group.completions, rows, strict=True)
+            steps = [steps_of(completion, row, self.reward_weights, self.decode) for completion, row in pairs]
         return ScoredGroup(
             submitted.group,
             rewards=[self._sum(row) for row in rows] if breakdown else [math.nan] * len(submitted.answers.texts),
@@ -239,6 +248,7 @@ class Rewards:
             metrics=metrics,
             extras={column: logged for part in parts for column, logged in part.extras.items()},
             seconds={name: seconds[name] for name in self.names},
+            steps=steps,
         )
 
     def _sum(self, values: Sequence[float | None]) -> float:

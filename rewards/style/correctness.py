@@ -15,7 +15,7 @@ from rewards.runner.load import (
     run_check,
 )
 from rewards.runner.values import Values, as_values
-from rewards.text import Text
+from rewards.text import Text, completion_text
 
 
 def check_correctness(reward: str, columns: Mapping[str, Any]) -> str | None:
@@ -55,7 +55,8 @@ def correctness_of(
         "completion_prefix": completion_prefix,
     }
     returned = function(**arguments_of(function, {}, columns, given))
-    return as_values(reward, returned, len(completions), lambda index: f"completion {index + 1} of {len(completions)}")
+    lengths = [len(completion_text(completion)) for completion in completions]
+    return as_values(reward, returned, lengths, lambda index: f"completion {index + 1} of {len(completions)}")
 
 
 @lru_cache

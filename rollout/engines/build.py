@@ -23,14 +23,14 @@ class EngineEntry:
 
     reference: str  # the class that samples
     trains: str | None  # the one that also takes new weights (`Publisher`)
-    returns_routes: bool  # its completions can carry the experts that their tokens took
+    records: bool  # its completions can carry the experts that their tokens took, and the tokens that were kept
 
 
 ENGINES = {
-    "vllm": EngineEntry("rollout.engines.vllm:VLLMEngine", "rollout.engines.vllm:VLLMEngine", returns_routes=True),
-    "hf": EngineEntry("rollout.engines.hf:HFEngine", "rollout.engines.hf:HFEngine", returns_routes=True),
+    "vllm": EngineEntry("rollout.engines.vllm:VLLMEngine", "rollout.engines.vllm:VLLMEngine", records=True),
+    "hf": EngineEntry("rollout.engines.hf:HFEngine", "rollout.engines.hf:HFEngine", records=True),
     "server": EngineEntry(
-        "rollout.engines.server:ServerEngine", "rollout.engines.servers.engine:ServersEngine", returns_routes=False
+        "rollout.engines.server:ServerEngine", "rollout.engines.servers.engine:ServersEngine", records=False
     ),
 }
 
@@ -74,6 +74,7 @@ def build_engine(
     revision: str | None = None,
     trust_remote_code: bool = False,
     return_routes: bool = False,
+    return_kept: bool = False,
 ) -> Engine:
     """The named engine with the model loaded; each engine ignores the settings that do not apply to it.
 
@@ -90,7 +91,8 @@ def build_engine(
         sleep_level: of "vllm", see `VLLMEngine`.
         base_url: URL of the server, including /v1; for "server" that only samples.
         servers: for "server" that trains.
-        return_routes: completions carry the experts that their tokens took; for engines that `returns_routes`.
+        return_routes: completions carry the experts that their tokens took; for engines that can (`records`).
+        return_kept: completions carry the tokens that they were drawn from, where the sampling truncates; likewise.
 
     Raises:
         ValueError: unknown engine, a context the model does not have, or the engine cannot start; see its class.
@@ -109,6 +111,7 @@ def build_engine(
         "revision": revision,
         "trust_remote_code": trust_remote_code,
         "return_routes": return_routes,
+        "return_kept": return_kept,
     }
     entry = ENGINES[check_name(name)]
     constructor = load_object(entry.trains if servers and entry.trains else entry.reference, kind="engine")

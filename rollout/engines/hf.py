@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -16,6 +17,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -33,7 +35,7 @@ from rollout.engines.base import (
     request_seed,
 )
 from rollout.engines.hf_routes import recorded_routes
-from rollout.types import Completion, Group, Prompt, Sampling
+from rollout.types import Completion, Group, KeptTokens, Prompt, Sampling
 
 
 class HFEngine:
@@ -46,6 +48,7 @@ class HFEngine:
         max_num_seqs: sequences decoded concurrently.
         max_model_len: context length in tokens, prompt and completion together.
         return_routes: completions carry the experts that their tokens took; for a mixture of experts.
+        return_kept: completions carry the tokens that they were drawn from, where the sampling truncates.
 
     Raises:
         ValueError: the tokenizer needs remote code.
@@ -62,6 +65,7 @@ class HFEngine:
         revision: str | None = None,
         trust_remote_code: bool = False,
         return_routes: bool = False,
+        return_kept: bool = False,
     ) -> None:
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         self._tokenizer = load_tokenizer(model_path, revision, trust_remote_code)
@@ -78,6 +82,7 @@ class HFEngine:
         self._max_num_seqs = max_num_seqs
         self._max_model_len = max_model_len
         self._return_routes = return_routes
+        self._return_kept = return_kept
         self._policy_version = 0
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
@@ -112,7 +117,7 @@ class HFEngine:
         padding = [prompt_length - len(ids) for ids in prompt_ids]
         rows = [[self._pad_id] * left + list(ids) for left, ids in zip(padding, prompt_ids, strict=True)]
         mask = [[0] * left + [1] * (prompt_length - left) for left in padding]
-        sampler = _Sampler(sampling, seeds, self._model.device)
+        sampler = _Sampler(sampling, seeds, self._model.device, record_kept=self._return_kept and sampling.truncates)
         stop = _StopTexts(self._tokenizer, sampling.stop, prompt_length)
         with recorded_routes(self._model) if self._return_routes else nullcontext() as recorded:
             output = self._model.generate(
@@ -132,6 +137,7 @@ class HFEngine:
         lengths = torch.minimum(first_end + 1, budgets).tolist()
         stopped = (first_end < budgets).tolist()
         token_ids = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+        kept = sampler.kept_tokens(lengths)
         texts = completion_texts(self._tokenizer, self._end_ids, token_ids)
         routes: list[Any] = [None] * len(rows)
         if recorded is not None:  # the last token of a row was never fed
@@ -146,8 +152,11 @@ class HFEngine:
                 finish_reason="stop" if stop else "length",
                 policy_version=self._policy_version,
                 routes=taken,
+                kept=drawn_from,
             )
-            for ids, row, text, stop, taken in zip(token_ids, logprobs, texts, stopped, routes, strict=True)
+            for ids, row, text, stop, taken, drawn_from in zip(
+                token_ids, logprobs, texts, stopped, routes, kept, strict=True
+            )
         ]
 
     def publish(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
@@ -186,13 +195,17 @@ class _Sampler(LogitsProcessor):
     rest of the batch, and only the sampled tokens' log-probs are kept, not all logits.
     """
 
-    def __init__(self, sampling: Sampling, seeds: list[int], device: torch.device) -> None:
+    def __init__(self, sampling: Sampling, seeds: list[int], device: torch.device, *, record_kept: bool) -> None:
         self.logprobs: list[Tensor] = []  # one [B] per generated token
+        self._num_rows = len(seeds)
+        self._kept: list[np.ndarray] | None = [] if record_kept else None  # likewise: [K, 2] row and token id, by row
         self._warpers = LogitsProcessorList()
         self._generators = []
         if sampling.temperature > 0:
             self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
             self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.min_p > 0:
+                self._warpers.append(MinPLogitsWarper(sampling.min_p))
             if sampling.top_k > 0:
                 self._warpers.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
@@ -207,7 +220,19 @@ class _Sampler(LogitsProcessor):
                 row.exponential_(generator=generator)
             keys = logprobs - noise.log_()
         self.logprobs.append(logprobs.gather(1, keys.argmax(1, keepdim=True))[:, 0])
+        if self._kept is not None:
+            self._kept.append(logprobs.isfinite().nonzero().to(torch.int32).cpu().numpy())
         return keys
+
+    def kept_tokens(self, lengths: Sequence[int]) -> list[KeptTokens | None]:
+        """What each row's tokens were drawn from, as many as `lengths` says; None where nothing was recorded."""
+        if self._kept is None:
+            return [None] * self._num_rows
+        sizes = np.stack([np.bincount(part[:, 0], minlength=self._num_rows) for part in self._kept], 1)  # [B, T]
+        pairs = np.concatenate(self._kept)
+        rows = np.split(pairs[np.argsort(pairs[:, 0], kind="stable"), 1], sizes.sum(1).cumsum()[:-1])
+        offsets = [np.concatenate([[0], row[:length].cumsum()]) for row, length in zip(sizes, lengths, strict=True)]
+        return [KeptTokens(ids[: ends[-1]].copy(), ends) for ids, ends in zip(rows, offsets, strict=True)]
 
 
 class _RowBudget(StoppingCriteria):

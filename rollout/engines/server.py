@@ -93,6 +93,7 @@ class ServerEngine:
             "stop": list(sampling.stop) or None,
             # Extensions of vLLM and SGLang, sent only if needed: other servers reject unknown fields.
             **({"top_k": sampling.top_k} if sampling.top_k else {}),
+            **({"min_p": sampling.min_p} if sampling.min_p else {}),
             **({"return_token_ids": True, "skip_special_tokens": False} if self._is_vllm else {}),
         }
         for choice in self._request("POST", "/completions", body)["choices"]:

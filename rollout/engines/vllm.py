@@ -20,6 +20,7 @@ from rollout.engines.base import (
     load_tokenizer,
     request_seed,
 )
+from rollout.engines.vllm_kept import engine_kept
 from rollout.engines.vllm_routes import engine_routes
 from rollout.engines.vllm_setup import free_memory, repack_for_cpu, start, stop
 from rollout.types import Completion, Group, Prompt, Sampling
@@ -45,6 +46,8 @@ class VLLMEngine:
         sleep_level: what `sleep` frees, on GPU: the KV cache, and the weights, which 1 keeps in CPU memory and 2 drops.
             0: there is no `sleep`.
         return_routes: completions carry the experts that their tokens took; for a mixture of experts.
+        return_kept: completions carry the tokens that they were drawn from, where the sampling truncates. On GPU, all
+            sampling then needs a temperature and a top_k above 0.
         seed: vLLM seeds the process's global random generators with it at start-up. Samples do not depend on it.
 
     Raises:
@@ -66,6 +69,7 @@ class VLLMEngine:
         revision: str | None = None,
         trust_remote_code: bool = False,
         return_routes: bool = False,
+        return_kept: bool = False,
         seed: int = 0,
     ) -> None:
         vllm_options = vllm_options or {}
@@ -82,10 +86,12 @@ class VLLMEngine:
             sleep_level=sleep_level,
             source=source,
             return_routes=return_routes,
+            return_kept=return_kept,
             seed=seed,
         )
         self._sleep_level, self._asleep = sleep_level, False
         self._routes = engine_routes(self._llm) if return_routes else None
+        self._kept = engine_kept(self._llm) if return_kept else None
         self._max_model_len = max_model_len
         self._tokenizer = load_tokenizer(model_path, **source)
         self._end_ids = end_token_ids(model_path, self._tokenizer, source["revision"])
@@ -95,6 +101,8 @@ class VLLMEngine:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
         """Yield each prompt's Group as soon as its last completion ends. See `Engine.generate`."""
         budgets = completion_budgets(prompts, sampling, self._max_model_len)
+        if self._kept:
+            self._kept.begin(sampling)
         return self._stream(prompts, budgets, sampling)
 
     def _stream(self, prompts: Sequence[Prompt], budgets: Sequence[int], sampling: Sampling) -> Iterator[Group]:
@@ -117,6 +125,7 @@ class VLLMEngine:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
+                min_p=sampling.min_p,
                 max_tokens=budget,
                 seed=request_seed(sampling, prompt),
                 stop_token_ids=self._end_ids,
@@ -154,6 +163,7 @@ class VLLMEngine:
                     finish_reason="stop" if sample.finish_reason == "stop" else "length",
                     policy_version=self._policy_version,
                     routes=self._routes.take(output, sample) if self._routes else None,
+                    kept=self._kept.take(output, sample) if self._kept else None,
                 )
             )
         return completions

@@ -29,15 +29,25 @@ class EngineRoutes(Protocol):
 
 def engine_routes(llm: "LLM") -> EngineRoutes:
     """Of an engine in this process that was started to return routes."""
-    (worker,) = llm.collective_rpc(_itself)
+    (worker,) = llm.collective_rpc(itself)
     modules: list[Any] = _moe_modules(worker)
     if worker.device.type == "cpu":
         return _CapturedRoutes(worker.model_runner, [module.router for module in modules])
     return _ReturnedRoutes([module.layer_id for module in modules])
 
 
-def _itself(worker: Any) -> Any:
+def itself(worker: Any) -> Any:
     return worker
+
+
+def running_name(name: str) -> str:
+    """What a request was called that runs as `name`: vLLM appends "-" and random letters."""
+    return name.partition("-")[0]
+
+
+def finished_name(output: "RequestOutput", sample: "CompletionOutput") -> str:
+    """The same of a finished sample: vLLM makes a request of each of several, and names it by its index."""
+    return f"{sample.index}_{output.request_id}" if len(output.outputs) > 1 else output.request_id
 
 
 def _moe_modules(worker: Any) -> list[Any]:
@@ -80,13 +90,10 @@ class _CapturedRoutes:
         bounds = self._runner.query_start_loc.np[: batch.num_reqs + 1]
         positions = self._runner.positions
         for name, start, end in zip(batch.req_ids, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            # vLLM appends "-" and random letters to the name of a request.
-            self._parts.setdefault(name.partition("-")[0], []).append((int(positions[start]), taken[start:end]))
+            self._parts.setdefault(running_name(name), []).append((int(positions[start]), taken[start:end]))
 
     def take(self, output: "RequestOutput", sample: "CompletionOutput") -> np.ndarray:
-        # vLLM makes a request of each of several samples, and names it by its index.
-        name = f"{sample.index}_{output.request_id}" if len(output.outputs) > 1 else output.request_id
-        parts = self._parts.pop(name)
+        parts = self._parts.pop(finished_name(output, sample))
         assert output.prompt_token_ids is not None
         length = len(output.prompt_token_ids) + len(sample.token_ids) - 1
         routes = np.empty((length, *parts[0][1].shape[1:]), np.int16)

@@ -43,6 +43,7 @@ def start(
     sleep_level: int,
     source: dict[str, Any],
     return_routes: bool,
+    return_kept: bool,
     seed: int,
 ) -> "LLM":
     """Start vLLM in this process. Arguments and errors as in `VLLMEngine`; source: revision and trust_remote_code."""
@@ -80,6 +81,9 @@ def start(
         options["gpu_memory_utilization"] = gpu_memory_utilization
     if return_routes:
         options |= _route_options(on_cpu)
+    if return_kept and not on_cpu:  # vLLM's second runner returns them; on CPU vllm_kept reads them
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+        options["return_sampling_mask"] = True
     llm = _construct(options | source | vllm_options, memory, on_cpu)
     llm.collective_rpc(_separate_classes)
     _running.append(llm)

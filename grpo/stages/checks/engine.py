@@ -1,5 +1,7 @@
 """Before the first step: the engine, given the trainer's weights, computes the trainer's log-probs."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from grpo.learner.batch import Sample
@@ -19,15 +21,17 @@ def verify_engine(
     problems: PromptStream,
     *,
     step: int,
-    temperature: float,
+    sampling: Sampling,
     bound: float,
 ) -> None:
     """Publish the policy's weights and compare log-probs on a few completions, before and after.
 
+    sampling: the rollouts', whose distribution is compared.
+
     Raises:
         ValueError: the mean |log p_trainer - log p_engine| exceeds `bound`.
     """
-    sampling = Sampling(num_generations=2, max_completion_length=MAX_TOKENS, temperature=temperature)
+    sampling = replace(sampling, num_generations=2, max_completion_length=MAX_TOKENS, seed=0, stop=())
     before = _difference(policy, engine, problems, sampling) if step == 0 else None  # else the engine has the base
     publisher.publish(policy.weights(), step)
     after = _difference(policy, engine, problems, sampling)
@@ -57,6 +61,7 @@ def _difference(policy: Policy, engine: Engine, problems: PromptStream, sampling
             advantages=0.0,
             token_weights=0.0,
             routes=completion.routes,
+            kept=completion.kept,
         )
         for group in engine.generate(prompts, sampling)
         for completion in group.completions

@@ -190,6 +190,7 @@ class ServersEngine:
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
                 "top_k": sampling.top_k,
+                "min_p": sampling.min_p,
                 "max_tokens": budget,
                 "seed": request_seed(sampling, prompt),
                 "stop_token_ids": self._end_ids,

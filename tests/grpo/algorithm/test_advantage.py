@@ -157,7 +157,8 @@ def test_difficulty_weights_by_hand() -> None:
 
 def test_estimator_and_difficulty_weights_reach_the_plan() -> None:
     rewards = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
-    shapes = Shapes(rewards, rewards[..., None], np.ones((2, 4), dtype=int), np.zeros((2, 4), dtype=bool))
+    nothing = np.full((2, 4), None)
+    shapes = Shapes(rewards, rewards[..., None], np.ones((2, 4), dtype=int), np.zeros((2, 4), dtype=bool), nothing)
 
     def advantages(**settings: object) -> np.ndarray:
         return Plan.of(shapes, AlgorithmConfig(**settings), max_completion_length=4, seed=0).advantages  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from grpo.learner.batch import PER_TOKEN, Sample, assemble, collate, pack
 from grpo.model.packed import Segments
 from grpo.recipe.algorithm import AlgorithmConfig
 from rewards.runner.score import ScoredGroup
-from rollout.types import Completion, Group, Problem
+from rollout.types import Completion, Group, KeptTokens, Problem
 
 
 def sample(prompt: list[int], completion: list[int], **fields: Any) -> Sample:
@@ -83,6 +83,17 @@ def test_collate_of_nothing_is_one_padding_row_without_tokens() -> None:
     assert batch.input_ids.tolist() == [[3]]
     assert not batch.valid.any()
     assert batch.targets.tolist() == [] and batch.token_weights.tolist() == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_collate_joins_the_kept_tokens_of_sampled_tokens(packed: bool) -> None:
+    first = KeptTokens(np.array([5, 6, 7, 8, 2], dtype=np.int32), np.array([0, 2, 4, 5]))
+    second = KeptTokens(np.array([9, 3, 1], dtype=np.int32), np.array([0, 3]))
+    samples = [sample([1, 7], [5, 8, 2], kept=first, mask=[True, False, True]), sample([1], [9], kept=second)]
+    kept = collate(samples, pad_token_id=0, packed=packed).kept
+    assert kept is not None
+    assert (kept.ids.tolist(), kept.offsets.tolist()) == ([5, 6, 2, 9, 3, 1], [0, 2, 3, 6])
+    assert collate([sample([1], [9])], pad_token_id=0).kept is None
 
 
 def test_pack_respects_the_budget_with_padding_and_keeps_every_sample_once() -> None:

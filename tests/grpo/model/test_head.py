@@ -1,10 +1,11 @@
 """Log-probs from hidden states in chunks, against plain log_softmax."""
 
+import numpy as np
 import pytest
 import torch
 
 from grpo.model import head
-from grpo.model.head import token_logprobs
+from grpo.model.head import Kept, token_logprobs
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 7 * 11, 10**6])
@@ -40,4 +41,58 @@ def test_no_tokens_still_join_the_graph() -> None:
     hidden, weight = torch.randn(0, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
     logprobs, _ = token_logprobs(hidden, weight, torch.empty(0, dtype=torch.long))
     logprobs.sum().backward()
+    assert weight.grad is not None and not weight.grad.any()
+
+
+def masked_oracle(
+    hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, temperature: float, sets: list[list[int]]
+) -> tuple[np.ndarray, ...]:
+    """Float64: log-probs and entropies over each token's own set, and the gradients of sum_t u_t (log p_t + H_t / 2).
+
+    d log p(y) / dz_v = [v = y] - p_v,  dH / dz_v = -p_v (log p_v + H) for v in the set, and 0 for all others.
+    """
+    logits = hidden @ weight.T / temperature
+    logprobs, entropies, gradient = np.zeros(len(targets)), np.zeros(len(targets)), np.zeros_like(logits)
+    for t, (kept, target) in enumerate(zip(sets, targets, strict=True)):
+        z = logits[t, kept]
+        log_p = z - z.max() - np.log(np.exp(z - z.max()).sum())
+        p = np.exp(log_p)
+        logprobs[t], entropies[t] = log_p[kept.index(target)], -(p * log_p).sum()
+        upstream = 0.1 * (t + 1)
+        gradient[t, kept] = -upstream * (p + 0.5 * p * (log_p + entropies[t]))
+        gradient[t, target] += upstream
+    gradient /= temperature
+    return logprobs, entropies, gradient @ weight, gradient.T @ hidden
+
+
+def kept_of(sets: list[list[int]]) -> Kept:
+    return Kept(torch.tensor([i for kept in sets for i in kept], dtype=torch.int32), np.cumsum([0, *map(len, sets)]))
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 7 * 11, 10**6])
+def test_over_kept_tokens_values_and_gradients_equal_the_formula(
+    chunk_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", chunk_elements)
+    rng = np.random.default_rng(0)
+    hidden, weight, targets = rng.normal(size=(20, 5)), rng.normal(size=(11, 5)), rng.integers(0, 11, 20)
+    others = [rng.permutation(11)[: rng.integers(0, 11)].tolist() for _ in targets]
+    sets = [list(dict.fromkeys([*some, int(target)])) for some, target in zip(others, targets, strict=True)]
+    assert min(map(len, sets)) == 1 and max(map(len, sets)) >= 10
+    h, w = (torch.tensor(array, dtype=torch.float32, requires_grad=True) for array in (hidden, weight))
+    logprobs, entropy = token_logprobs(h, w, torch.tensor(targets), 0.7, kept=kept_of(sets), train_entropy=True)
+    ((logprobs + 0.5 * entropy) * 0.1 * torch.arange(1, 21)).sum().backward()
+    expected = masked_oracle(hidden, weight, targets, 0.7, sets)
+    for got, value in zip((logprobs, entropy, h.grad, w.grad), expected, strict=True):
+        assert got is not None
+        np.testing.assert_allclose(got.detach().numpy(), value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_token_without_an_alternative_has_log_prob_0_and_no_gradient() -> None:
+    hidden, weight = torch.randn(3, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
+    targets = torch.tensor([4, 0, 10])
+    logprobs, entropy = token_logprobs(hidden, weight, targets, kept=kept_of([[4], [0], [10]]), train_entropy=True)
+    assert logprobs.tolist() == [0, 0, 0] and entropy.tolist() == [0, 0, 0]
+    (logprobs + entropy).sum().backward()
+    assert hidden.grad is not None and not hidden.grad.any()
     assert weight.grad is not None and not weight.grad.any()

@@ -13,6 +13,7 @@ from grpo.stages.checks.engine import verify_engine
 from grpo.stages.problems import stream_of
 from rollout.engines.base import Publisher
 from rollout.engines.hf import HFEngine
+from rollout.types import Sampling
 from tests.conftest import byte_tokenizer, save_tiny
 from tests.grpo.learner.policy_gradients import policy_for, recipe_for
 
@@ -52,8 +53,10 @@ def test_experts_that_arrive_wrong_are_refused(family: str, request: pytest.Fixt
     data = DataConfig(task="countdown", template="{prompt}", max_prompt_length=200)
     problems = stream_of(data, byte_tokenizer(), seed=0)
 
+    sampling = Sampling(num_generations=2, max_completion_length=16)
+
     def verify(publisher: Publisher) -> None:
-        verify_engine(policy, engine, publisher, problems, step=0, temperature=1.0, bound=1e-3)
+        verify_engine(policy, engine, publisher, problems, step=0, sampling=sampling, bound=1e-3)
 
     verify(engine)
     with pytest.raises(ValueError, match="after it received the trainer's weights, and agreed before: they arrive wro"):
