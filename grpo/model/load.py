@@ -1,7 +1,7 @@
 """Loading a causal language model as a policy, and seeing it as a function from tokens to log-probs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from grpo.model.adapters import is_adapter
 from grpo.model.fp8 import fp8_block, load_dequantized
 from grpo.model.head import token_logprobs
 from grpo.model.moe import moe_layers
+from grpo.model.mtp import DeepseekV3ForCausalLM, check_loaded, check_mtp, mtp_layer
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
 from grpo.model.teacher import Target, token_divergence
 from grpo.recipe.config import ModelConfig
@@ -19,7 +20,12 @@ from grpo.recipe.stages.sft import SFTModel
 
 
 def load_model(
-    config: ModelConfig | SFTModel, path: str | Path | None = None, mesh: DeviceMesh | None = None, **changes: Any
+    config: ModelConfig | SFTModel,
+    path: str | Path | None = None,
+    mesh: DeviceMesh | None = None,
+    *,
+    mtp: Literal["stored", "new"] | None = None,
+    **changes: Any,
 ) -> PreTrainedModel:
     """A causal language model to train: float32 weights, whatever precision it computes in.
 
@@ -28,10 +34,11 @@ def load_model(
 
     path: a folder whose weights replace those of `config`, such as a checkpoint.
     mesh: the processes to shard over: each reads its part of every parameter, see `reading_parts`.
+    mtp: with the folder's multi-token prediction; `new`: with a random one if the folder has none.
     changes: keys of the model's config.json with other values.
 
     Raises:
-        ValueError: it is an adapter's folder, or quantized otherwise.
+        ValueError: it is an adapter's folder, or quantized otherwise, or cannot have a multi-token prediction.
     """
     name = path or config.model_name_or_path
     assert name is not None
@@ -47,7 +54,10 @@ def load_model(
         "trust_remote_code": remote,
     }
     stored = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote, **changes)
-    if (block := fp8_block(getattr(stored, "quantization_config", None), str(name))) is not None:
+    block = fp8_block(getattr(stored, "quantization_config", None), str(name))
+    if mtp:
+        model = _load_with_mtp(stored, str(name), block, revision, may_start=mtp == "new", **keywords, **changes)
+    elif block is not None:
         model = load_dequantized(stored, block, revision, **keywords)  # read whole, also with a mesh
     else:
         with reading_parts(mesh) as how:
@@ -57,11 +67,27 @@ def load_model(
     return _prepared(model, config)
 
 
+def _load_with_mtp(
+    stored: PretrainedConfig, name: str, block: object, revision: str | None, *, may_start: bool, **keywords: Any
+) -> PreTrainedModel:
+    check_mtp(stored, name)
+    if block is not None:
+        raise ValueError(
+            f"model.mtp: {name} has FP8 weights, which are read without the multi-token prediction. Write them out "
+            f"first: grpo dequantize {name} OUT."
+        )
+    model, loaded = DeepseekV3ForCausalLM.from_pretrained(name, revision=revision, output_loading_info=True, **keywords)
+    check_loaded(set(loaded["missing_keys"]), stored, name, may_start=may_start)
+    return model
+
+
 def new_model(config: SFTModel, architecture: PretrainedConfig) -> PreTrainedModel:
     """A causal language model with random float32 weights."""
-    model = AutoModelForCausalLM.from_config(
-        architecture, dtype=torch.float32, attn_implementation=config.attn_implementation
-    )
+    make: Any = AutoModelForCausalLM.from_config
+    if config.mtp is not None:
+        check_mtp(architecture, config.name)
+        make = DeepseekV3ForCausalLM._from_config
+    model = make(architecture, dtype=torch.float32, attn_implementation=config.attn_implementation)
     model.config.name_or_path = config.name  # for messages
     return _prepared(model, config)
 
@@ -73,8 +99,8 @@ def _prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrai
     if config.disable_dropout:
         disable_dropout(model)
     text: Any = model.config.get_text_config()
-    if getattr(text, "num_nextn_predict_layers", None):
-        text.num_nextn_predict_layers = 0  # transformers loads no multi-token prediction, so none is saved
+    if getattr(text, "num_nextn_predict_layers", None) and mtp_layer(model) is None:
+        text.num_nextn_predict_layers = 0  # none is loaded, so none is saved
     return model
 
 
