@@ -9,6 +9,7 @@ the trunk's last, `model.layers.{num_hidden_layers}`, as in the published files.
 Left out: further depths, and models that are not a `deepseek_v3`.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +142,37 @@ def draft_states(
     )
 
 
-def draft_loss(
-    model: PreTrainedModel, input_ids: Tensor, hidden: Tensor, labels: Tensor, attention_mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """-log p summed over the labels, each predicted from two tokens before (eq. 24 without its 1/T), and their number.
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """What the module says of T tokens, and what the trunk does."""
 
-    labels: [B, L] the token itself, or -100 where it is not learnt.
+    states: Tensor  # [T, H] from which the head reads the module's prediction, with gradient
+    hidden: Tensor  # [T, H] from which it reads the trunk's own
+    targets: Tensor  # [T] the tokens
+    weight: Tensor  # [V, H] the head's
+    temperature: float = 1.0
+
+    def loss(self) -> Tensor:
+        """-log q summed over the tokens (2412.19437, eq. 24 without its 1/T)."""
+        return -token_logprobs(self.states, self.weight, self.targets, self.temperature)[0].sum()
+
+    def acceptance(self) -> tuple[Tensor, Tensor]:
+        """How many of the drafts speculative decoding would keep, greedy and sampled; both []."""
+        greedy, sampled = acceptance(self.hidden, self.states, self.weight, self.temperature)
+        return greedy.sum(), sampled.sum()
+
+
+def drafts_of_labels(
+    model: PreTrainedModel, input_ids: Tensor, hidden: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+) -> Drafts:
+    """Drafts of the labels, each from the token two before it.
+
+    labels: [B, L] the token itself, or -100 where it is not learnt; those of the first two columns have no draft.
     """
     states = draft_states(model, input_ids, hidden, attention_mask=attention_mask)
     learnt = labels[:, 2:] != -100
-    logprobs, _ = token_logprobs(states[:, :-2][learnt], model.get_output_embeddings().weight, labels[:, 2:][learnt])
-    return -logprobs.sum(), learnt.sum()
+    head: Any = model.get_output_embeddings()
+    return Drafts(states[:, :-2][learnt], hidden[:, 1:-1][learnt].detach(), labels[:, 2:][learnt], head.weight)
 
 
 @torch.no_grad()

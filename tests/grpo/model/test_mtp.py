@@ -20,7 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from grpo.model.load import load_model, new_model
 from grpo.model.moe import moe_layers, record_routes
-from grpo.model.mtp import acceptance, draft_loss, draft_states, mtp_layer
+from grpo.model.mtp import acceptance, draft_states, drafts_of_labels, mtp_layer
 from grpo.model.weights import checkpoint_weights, save_model
 from grpo.recipe.config import ModelConfig
 from grpo.recipe.stages.sft import SFTModel
@@ -107,9 +107,10 @@ def test_loss_and_gradients_equal_a_float64_oracle(folder: Path) -> None:
     labels = ids.masked_fill(attention_mask == 0, -100)
     labels[0, :4] = labels[1, :1] = -100
     hidden = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    loss, count = draft_loss(model, ids, hidden, labels, attention_mask)
+    drafts = drafts_of_labels(model, ids, hidden, labels, attention_mask)
+    loss = drafts.loss()
     loss.backward()
-    assert count == 5 + 5
+    assert len(drafts.targets) == 5 + 5
 
     stored = {n.removeprefix(LAYER): t for n, t in load_file(folder / "model.safetensors").items() if LAYER in n}
     weights = {name: tensor.double().requires_grad_() for name, tensor in stored.items()}
@@ -166,10 +167,10 @@ def test_a_position_predicts_the_second_next_token_from_itself_and_the_next() ->
     for label, foreseen in {2: False, 3: True, 4: True, 5: False}.items():
         labels = torch.full_like(ids, -100)
         labels[0, label] = ids[0, label]
-        loss, count = draft_loss(of_next, ids, hidden, labels)
-        assert count == 1 and (loss < 0.01) == foreseen
-    _, count = draft_loss(of_next, ids, hidden, torch.tensor([[3, 1, -100, -100, -100, -100]]))
-    assert count == 0  # the first two tokens of a row have nothing two before them
+        drafts = drafts_of_labels(of_next, ids, hidden, labels)
+        assert drafts.targets.tolist() == [ids[0, label]] and (drafts.loss() < 0.01) == foreseen
+    first_two = torch.tensor([[3, 1, -100, -100, -100, -100]])  # have nothing two before them
+    assert drafts_of_labels(of_next, ids, hidden, first_two).loss() == 0
 
 
 def test_detached_only_the_module_gets_a_gradient(folder: Path) -> None:
