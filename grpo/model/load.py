@@ -12,7 +12,7 @@ from grpo.model.adapters import is_adapter
 from grpo.model.fp8 import fp8_block, load_dequantized
 from grpo.model.head import token_logprobs
 from grpo.model.moe import moe_layers
-from grpo.model.mtp import DeepseekV3ForCausalLM, check_loaded, check_mtp, mtp_layer
+from grpo.model.mtp import DeepseekV3ForCausalLM, check_loaded, check_mtp, drafts_of_completions, mtp_layer
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
 from grpo.model.teacher import Target, token_divergence
 from grpo.recipe.config import ModelConfig
@@ -128,10 +128,13 @@ class CompletionLogProbs(nn.Module):
     One module with one forward, so that DDP sees the whole computation.
     """
 
-    def __init__(self, model: PreTrainedModel, temperature: float, *, train_entropy: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, temperature: float, *, train_entropy: bool = False, train_mtp: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.train_entropy = train_entropy
+        self.train_mtp = train_mtp
         self.set_temperature(temperature)
 
     def set_temperature(self, temperature: float) -> None:
@@ -151,20 +154,30 @@ class CompletionLogProbs(nn.Module):
         """logprobs [T] with gradient and entropy [T], with gradient if asked for; see `MicroBatch` for the shapes.
 
         With a teacher's `target`: logprobs and entropy without gradient, then the divergence [T] from the teacher with
-        gradient, and the teacher's log-probs [T].
+        gradient, and the teacher's log-probs [T]. Last, where a multi-token prediction is trained, its `Drafts`.
         """
-        hidden = self.hidden(input_ids, position_ids, logit_positions)
+        states = self._states(input_ids, position_ids)
+        hidden = states.flatten(0, 1)[logit_positions]
         head: Any = self.model.get_output_embeddings()
+        found: tuple
         if target is None:
-            return token_logprobs(
+            found = token_logprobs(
                 hidden, head.weight, targets, self.temperature, head.bias, train_entropy=self.train_entropy
             )
-        divergence, logprobs, entropy, teacher_logprobs = token_divergence(
-            hidden, head.weight, targets, target, self.temperature, head.bias
-        )
-        return logprobs, entropy, divergence, teacher_logprobs
+        else:
+            divergence, logprobs, entropy, teacher_logprobs = token_divergence(
+                hidden, head.weight, targets, target, self.temperature, head.bias
+            )
+            found = logprobs, entropy, divergence, teacher_logprobs
+        if not (self.train_mtp and torch.is_grad_enabled()):
+            return found
+        batch = (input_ids, position_ids, states, logit_positions, targets)
+        return *found, drafts_of_completions(self.model, *batch, self.temperature)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, logit_positions: Tensor) -> Tensor:
         """[T, H] the last hidden states from which the tokens are predicted."""
-        output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
-        return output.last_hidden_state.flatten(0, 1)[logit_positions]
+        return self._states(input_ids, position_ids).flatten(0, 1)[logit_positions]
+
+    def _states(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """[B, L, H] the last hidden states."""
+        return self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state

@@ -104,6 +104,10 @@ def mtp_prefix(model: nn.Module) -> str | None:
     return next((f"{name}." for name, module in model.named_modules() if isinstance(module, MTPLayer)), None)
 
 
+def _head(model: PreTrainedModel) -> Any:
+    return model.get_output_embeddings()
+
+
 def draft_states(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -171,8 +175,28 @@ def drafts_of_labels(
     """
     states = draft_states(model, input_ids, hidden, attention_mask=attention_mask)
     learnt = labels[:, 2:] != -100
-    head: Any = model.get_output_embeddings()
-    return Drafts(states[:, :-2][learnt], hidden[:, 1:-1][learnt].detach(), labels[:, 2:][learnt], head.weight)
+    own = hidden.detach()[:, 1:-1][learnt]
+    return Drafts(states[:, :-2][learnt], own, labels[:, 2:][learnt], _head(model).weight)
+
+
+def drafts_of_completions(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    hidden: Tensor,
+    logit_positions: Tensor,
+    targets: Tensor,
+    temperature: float,
+) -> Drafts:
+    """Drafts of the sampled tokens whose predecessor was sampled too; only the module gets a gradient.
+
+    hidden: [B, L, H] the trunk's last hidden states; the others as in `MicroBatch`.
+    """
+    states = draft_states(model, input_ids, hidden, position_ids=position_ids, detach=True)
+    second = 1 + (logit_positions[1:] == logit_positions[:-1] + 1).nonzero()[:, 0]  # [T'] indices into [T]
+    at, head = logit_positions[second], _head(model)
+    own = hidden.detach().flatten(0, 1)[at]
+    return Drafts(states.flatten(0, 1)[at - 1], own, targets[second], head.weight.detach(), temperature)
 
 
 @torch.no_grad()
