@@ -81,7 +81,8 @@ class Policy:
         self.mesh = mesh
         self.mtp: list[Tensor] = []  # trained parameters of the multi-token prediction
         if (layer := mtp_layer(model)) is not None:
-            self.mtp = list(layer.requires_grad_(train_mtp).parameters()) if train_mtp else []
+            layer.requires_grad_(train_mtp)
+            self.mtp = [parameter for parameter in layer.parameters() if train_mtp]
         scorer: Any = CompletionLogProbs(model, temperature, train_entropy=train_entropy, train_mtp=train_mtp).train()
         if mesh is None:
             self.scorer = accelerator.prepare_model(scorer)

@@ -38,7 +38,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(texts: Path, output: Path, coefficient: Any, *, packing: bool = False, **trainer: Any) -> SFTRecipe:
-    settings = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
+    settings = {"max_steps": 5, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
     section = {"config": TINY, "tokenizer": str(texts / "tokenizer"), "mtp": {"coefficient": coefficient}}
     return SFTRecipe.model_validate(
         {
@@ -93,7 +93,8 @@ def test_a_run_with_a_schedule_resumes_exactly_and_saves_the_module(texts: Path,
     assert losses[-1] < losses[0] - 0.1
     assert len(rows_of(whole)[0]["moe/load"]) == 2  # the trunk's one layer with experts, and the module's
     model = load_model(ModelConfig(model_name_or_path=str(whole)), mtp="stored")
-    assert mtp_layer(model).mlp.gate.e_score_correction_bias.abs().max() > 0
+    layer = mtp_layer(model)  # five steps of ±0.01 do not add up to 0
+    assert layer is not None and layer.mlp.gate.e_score_correction_bias.abs().max() > 0
 
 
 def test_the_coefficient_holds_from_its_step_on() -> None:
