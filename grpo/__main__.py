@@ -176,6 +176,26 @@ def dequantize(arguments: Sequence[str]) -> None:
         _fail(str(error))
 
 
+def drafts(arguments: Sequence[str]) -> None:
+    """`grpo drafts`: how many drafts of a model's multi-token prediction speculative decoding would keep."""
+    options, path, overrides = _split(arguments)
+    if options:
+        _fail_usage(f"drafts: unknown options {' '.join(options)}.")
+    from grpo.launch.processes import quieten
+    from grpo.recipe.config import OnPolicyRecipe
+    from grpo.recipe.load import load_recipe
+    from grpo.stages.checks.drafts import measure_drafts
+
+    quieten()
+    try:
+        recipe = load_recipe(path, overrides)
+        if not isinstance(recipe, OnPolicyRecipe):
+            _fail(f"{path}: drafts are measured on rollouts, which stage {recipe.stage} has none of.")
+        print("\n".join(measure_drafts(recipe)))
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
 def report(arguments: Sequence[str]) -> None:
     """`grpo report`: rebuild a run's page from its files."""
     from grpo.report.page.write import write_page
@@ -279,6 +299,11 @@ COMMANDS = {
     ),
     "merge": Command(merge, "ADAPTER OUT", "write a LoRA adapter and its base as a whole model"),
     "dequantize": Command(dequantize, "MODEL OUT", "write a model with FP8 weights in bfloat16"),
+    "drafts": Command(
+        drafts,
+        "recipe.yaml [section.key=value …]",
+        "count the drafts of a model's multi-token prediction that speculative decoding would keep",
+    ),
     "report": Command(report, "RUN", "rebuild a run's page from its files"),
     "diagnose": Command(
         diagnose,

@@ -24,6 +24,7 @@ from grpo.learner.optim import adamw, moments
 from grpo.learner.scoring import Around, Batching, completion_logprobs, equally_many, forward
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import Routes, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
+from grpo.model.mtp import mtp_layer
 from grpo.model.replay import Replayed, RoutesError, RoutingReplay
 from grpo.model.sharding import first_entry, local, shard, whole
 from grpo.model.weights import checkpoint_weights, save_model
@@ -49,6 +50,7 @@ class Policy:
         balance_bias_update_speed: gamma of 2408.15664 for the experts' bias; 0 freezes it.
         sequence_balance_coefficient: alpha of V3's sequence-wise balance loss; 0: none.
         train_entropy: the loss has a term with the entropy's gradient.
+        train_mtp: the model's multi-token prediction learns too, with the trunk detached; else it is frozen.
         replay: of the routes that samples carry; None: none does.
         mesh: the processes the model is sharded over, see grpo/stages/mesh.py; None: it is whole in each.
     """
@@ -65,13 +67,14 @@ class Policy:
         balance_bias_update_speed: float = 0.0,
         sequence_balance_coefficient: float = 0.0,
         train_entropy: bool = False,
+        train_mtp: bool = False,
         replay: RoutingReplay | None = None,
         mesh: DeviceMesh | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
         self.batching = batching.for_model(model, accelerator.device)
-        if sequence_balance_coefficient:  # of whole samples
+        if sequence_balance_coefficient or train_mtp:  # of whole samples
             self.batching = replace(self.batching, shared=False)
         self.max_grad_norm = optimizer.max_grad_norm
         self.balance_bias_update_speed = balance_bias_update_speed
@@ -79,7 +82,11 @@ class Policy:
         self.is_moe = bool(moe_layers(model))
         self.replay = replay
         self.mesh = mesh
-        scorer: Any = CompletionLogProbs(model, temperature, train_entropy=train_entropy).train()
+        self.mtp: list[Tensor] = []  # trained parameters of the multi-token prediction
+        if (layer := mtp_layer(model)) is not None:
+            layer.requires_grad_(train_mtp)
+            self.mtp = [parameter for parameter in layer.parameters() if train_mtp]
+        scorer: Any = CompletionLogProbs(model, temperature, train_entropy=train_entropy, train_mtp=train_mtp).train()
         if mesh is None:
             self.scorer = accelerator.prepare_model(scorer)
         else:  # accelerate only adds its autocast
@@ -146,12 +153,13 @@ class Policy:
         batches = equally_many([[samples[i] for i in indices] for indices in self.batching.split(samples)])
         count = len(batches)
         num_samples = sum(gather_object([len(samples)])) if self.sequence_balance_coefficient else 0
+        num_drafts = self._num_drafts(samples) if self.mtp else 0
         metrics: list[dict[str, Metric]] = []
         faults: list[str] = []
         for index, part in enumerate(batches):
             with self._reduction(is_last=index == count - 1):
                 batch = self.batching.collate(part, self.accelerator.device)
-                metrics.append(self._accumulate(batch, loss_function, num_samples))
+                metrics.append(self._accumulate(batch, loss_function, num_samples, num_drafts))
             if not math.isfinite(loss := metrics[-1]["loss"].value):  # type: ignore[arg-type]
                 faults.append(
                     f"micro-batch {index + 1} of {count}: the loss is {loss}. {_suspect(batch)}"
@@ -207,8 +215,9 @@ class Policy:
             moments(self.model, self.optimizer)
             with torch.random.fork_rng(devices, device_type=device.type), self._reduction(is_last=True):
                 batch = replace(self.batching, shared=False).collate([sample] * rows, device)
-                logprobs, entropy = forward(self.scorer, batch)
-                self.accelerator.backward(0.0 * (logprobs.sum() + entropy.sum()))
+                logprobs, entropy, *drafts = forward(self.scorer, batch)
+                total = logprobs.sum() + entropy.sum() + sum(one.loss() for one in drafts)
+                self.accelerator.backward(0.0 * total)
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"trainer.max_tokens_per_micro_batch={self.batching.max_tokens}: a micro-batch of {rows} × {longest} "
@@ -227,7 +236,7 @@ class Policy:
     def _some_weights(self) -> Tensor:
         """Evenly spaced entries of every trained tensor, at most WEIGHTS_WATCHED of each: those that are here."""
         parts = []
-        for parameter in (p for p in self.model.parameters() if p.requires_grad):
+        for parameter in (p for p in self._trunk() if p.requires_grad):
             spacing = -(-parameter.numel() // WEIGHTS_WATCHED)
             parts.append(local(parameter).flatten()[-first_entry(parameter) % spacing :: spacing])
         return torch.cat(parts).float()
@@ -254,27 +263,52 @@ class Policy:
 
     def _clip_gradient(self) -> float:
         """Clip to `max_grad_norm`; returns the norm before, of all processes' parts."""
-        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        norm: Any = self.accelerator.clip_grad_norm_(self._trunk(), self.max_grad_norm)
+        if self.mtp:  # on its own, so that the trunk's step is what it would be without
+            own: Any = self.accelerator.clip_grad_norm_(self.mtp, self.max_grad_norm)
+            norm = norm if own.isfinite() else own
         return float(whole(norm))
+
+    def _trunk(self) -> list[Tensor]:
+        """The parameters without a multi-token prediction's."""
+        own = set(map(id, self.mtp))
+        return [parameter for parameter in self.model.parameters() if id(parameter) not in own]
+
+    def _num_drafts(self, samples: Sequence[Sample]) -> int:
+        """Sampled tokens after a sampled token, in all processes."""
+        return sum(gather_object([sum(int((s.sampled[1:] & s.sampled[:-1]).sum()) for s in samples)]))
 
     def _without_finite_gradient(self) -> list[str]:
         """Parameters with a gradient that is not finite in some process."""
         gradients = [(name, local(p.grad)) for name, p in self.model.named_parameters() if p.grad is not None]
         return list(dict.fromkeys(gather_object([name for name, part in gradients if not part.isfinite().all()])))
 
-    def _accumulate(self, batch: MicroBatch, loss_function: LossFunction, num_samples: int) -> dict[str, Metric]:
-        """Forward and backward of one micro-batch. num_samples: of the mini-batch, in all processes, if balanced."""
+    def _accumulate(
+        self, batch: MicroBatch, loss_function: LossFunction, num_samples: int, num_drafts: int
+    ) -> dict[str, Metric]:
+        """Forward and backward of one micro-batch.
+
+        num_samples: of the mini-batch, in all processes, if balanced; num_drafts: likewise, if they are trained.
+        """
         # Open until after the backward: gradient checkpointing runs the layers again and must find the same hooks.
         watched = record_routes(self.model) if self.is_moe else nullcontext()
         with self._replaying(batch) as replayed, watched as routes:
-            logprobs, entropy, *against_teacher = forward(self.scorer, batch)
-            output = loss_function(logprobs, entropy, batch, *against_teacher)
+            logprobs, entropy, *others = forward(self.scorer, batch)
+            drafts: Any = others.pop() if self.mtp else None
+            output = loss_function(logprobs, entropy, batch, *others)
             loss, measured = output.loss, output.metrics
             if routes is not None and self.sequence_balance_coefficient:
                 balance = self._balance_loss(routes, batch) / max(1, num_samples)
                 loss, measured = loss + balance, {**measured, "moe/sequence_balance_loss": Sum(balance.item())}
+            total = loss
+            if drafts is not None:
+                draft_loss = drafts.loss()
+                total = loss + draft_loss / max(1, num_drafts)
+                greedy, sampled = drafts.acceptance()
+                sums = {"loss": draft_loss, "greedy_acceptance": greedy, "acceptance": sampled}
+                measured |= {f"mtp/{name}": Mean(part.item(), len(drafts.targets)) for name, part in sums.items()}
             # The loss is normalised over all processes, so the sum of their gradients is wanted; DDP takes the mean.
-            self.accelerator.backward(loss * (self.accelerator.num_processes if self.mesh is None else 1))
+            self.accelerator.backward(total * (self.accelerator.num_processes if self.mesh is None else 1))
         metrics: dict[str, Metric] = {
             **measured,
             "loss": Sum(loss.item()),

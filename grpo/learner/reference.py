@@ -48,7 +48,8 @@ class Reference:
 
     def refresh(self, policy: PreTrainedModel) -> None:
         """Take over the weights of the policy, which is sharded as the reference is."""
-        self.model.load_state_dict(policy.state_dict())
+        own = self.model.state_dict().keys()  # without a multi-token prediction
+        self.model.load_state_dict({name: tensor for name, tensor in policy.state_dict().items() if name in own})
 
     def save(self, checkpoint: Path) -> None:
         """Write a Hugging Face folder into the checkpoint. All processes call it, the main one writes."""

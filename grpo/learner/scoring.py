@@ -59,7 +59,7 @@ class Batching:
 
 
 def forward(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, ...]:
-    """logprobs [T] and entropy [T] of a micro-batch; with a target also the divergence from it and its log-probs."""
+    """logprobs [T] and entropy [T] of a micro-batch; what follows them is in `CompletionLogProbs.forward`."""
     tokens = (batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets)
     return scorer(*tokens, target=batch.target, segments=batch.segments, kept=batch.kept)
 

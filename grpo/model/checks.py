@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import has_balance_bias, moe_layers, record_routes
+from grpo.model.mtp import mtp_prefix
 from grpo.model.sharding import computing, in_parts, local
 from grpo.recipe.errors import NonFiniteError
 from rollout.engines.base import check_context
@@ -136,8 +137,10 @@ def _leaves(output: Tensor) -> Iterator[Any]:
 def _freeze_unreached(model: PreTrainedModel, reached: set[int]) -> None:
     """Freeze what text never reaches, such as a vision tower: DDP waits for gradients of every parameter.
 
-    Experts may be unreached by a few tokens and be reached by others, so they are never frozen.
+    Experts may be unreached by a few tokens and be reached by others, so they are never frozen; nor is a multi-token
+    prediction, which the trunk's forward does not run.
     """
+    draft = mtp_prefix(model)
     for name, parameter in model.named_parameters():
-        if id(parameter) not in reached and ".experts." not in name:
+        if id(parameter) not in reached and ".experts." not in name and not (draft and name.startswith(draft)):
             parameter.requires_grad_(False)

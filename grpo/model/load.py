@@ -1,7 +1,7 @@
 """Loading a causal language model as a policy, and seeing it as a function from tokens to log-probs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from grpo.model.adapters import is_adapter
 from grpo.model.fp8 import fp8_block, load_dequantized
 from grpo.model.head import Kept, token_logprobs
 from grpo.model.moe import moe_layers
-from grpo.model.packed import Segments, takes_segments
+from grpo.model.mtp import DeepseekV3ForCausalLM, check_loaded, check_mtp, drafts_of_completions, mtp_layer
+from grpo.model.packed import Segments, segments_for
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
 from grpo.model.teacher import Target, token_divergence
 from grpo.recipe.config import ModelConfig
@@ -20,7 +21,12 @@ from grpo.recipe.stages.sft import SFTModel
 
 
 def load_model(
-    config: ModelConfig | SFTModel, path: str | Path | None = None, mesh: DeviceMesh | None = None, **changes: Any
+    config: ModelConfig | SFTModel,
+    path: str | Path | None = None,
+    mesh: DeviceMesh | None = None,
+    *,
+    mtp: Literal["stored", "new"] | None = None,
+    **changes: Any,
 ) -> PreTrainedModel:
     """A causal language model to train: float32 weights, whatever precision it computes in.
 
@@ -29,10 +35,11 @@ def load_model(
 
     path: a folder whose weights replace those of `config`, such as a checkpoint.
     mesh: the processes to shard over: each reads its part of every parameter, see `reading_parts`.
+    mtp: with the folder's multi-token prediction; `new`: with a random one if the folder has none.
     changes: keys of the model's config.json with other values.
 
     Raises:
-        ValueError: it is an adapter's folder, or quantized otherwise.
+        ValueError: it is an adapter's folder, or quantized otherwise, or cannot have a multi-token prediction.
     """
     name = path or config.model_name_or_path
     assert name is not None
@@ -48,7 +55,10 @@ def load_model(
         "trust_remote_code": remote,
     }
     stored = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=remote, **changes)
-    if (block := fp8_block(getattr(stored, "quantization_config", None), str(name))) is not None:
+    block = fp8_block(getattr(stored, "quantization_config", None), str(name))
+    if mtp:
+        model = _load_with_mtp(stored, str(name), block, revision, may_start=mtp == "new", **keywords, **changes)
+    elif block is not None:
         model = load_dequantized(stored, block, revision, **keywords)  # read whole, also with a mesh
     else:
         with reading_parts(mesh) as how:
@@ -58,11 +68,27 @@ def load_model(
     return _prepared(model, config)
 
 
+def _load_with_mtp(
+    stored: PretrainedConfig, name: str, block: object, revision: str | None, *, may_start: bool, **keywords: Any
+) -> PreTrainedModel:
+    check_mtp(stored, name)
+    if block is not None:
+        raise ValueError(
+            f"model.mtp: {name} has FP8 weights, which are read without the multi-token prediction. Write them out "
+            f"first: grpo dequantize {name} OUT."
+        )
+    model, loaded = DeepseekV3ForCausalLM.from_pretrained(name, revision=revision, output_loading_info=True, **keywords)
+    check_loaded(set(loaded["missing_keys"]), stored, name, may_start=may_start)
+    return model
+
+
 def new_model(config: SFTModel, architecture: PretrainedConfig) -> PreTrainedModel:
     """A causal language model with random float32 weights."""
-    model = AutoModelForCausalLM.from_config(
-        architecture, dtype=torch.float32, attn_implementation=config.attn_implementation
-    )
+    make: Any = AutoModelForCausalLM.from_config
+    if config.mtp is not None:
+        check_mtp(architecture, config.name)
+        make = DeepseekV3ForCausalLM._from_config
+    model = make(architecture, dtype=torch.float32, attn_implementation=config.attn_implementation)
     model.config.name_or_path = config.name  # for messages
     return _prepared(model, config)
 
@@ -74,8 +100,8 @@ def _prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrai
     if config.disable_dropout:
         disable_dropout(model)
     text: Any = model.config.get_text_config()
-    if getattr(text, "num_nextn_predict_layers", None):
-        text.num_nextn_predict_layers = 0  # transformers loads no multi-token prediction, so none is saved
+    if getattr(text, "num_nextn_predict_layers", None) and mtp_layer(model) is None:
+        text.num_nextn_predict_layers = 0  # none is loaded, so none is saved
     return model
 
 
@@ -103,10 +129,13 @@ class CompletionLogProbs(nn.Module):
     One module with one forward, so that DDP sees the whole computation.
     """
 
-    def __init__(self, model: PreTrainedModel, temperature: float, *, train_entropy: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, temperature: float, *, train_entropy: bool = False, train_mtp: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.train_entropy = train_entropy
+        self.train_mtp = train_mtp
         self.set_temperature(temperature)
 
     def set_temperature(self, temperature: float) -> None:
@@ -130,23 +159,34 @@ class CompletionLogProbs(nn.Module):
         With `kept`, both are those of the distribution over the tokens that the sampler kept.
 
         With a teacher's `target`: logprobs and entropy without gradient, then the divergence [T] from the teacher with
-        gradient, and the teacher's log-probs [T].
+        gradient, and the teacher's log-probs [T]. Last, where a multi-token prediction is trained, its `Drafts`.
         """
-        hidden = self.hidden(input_ids, position_ids, logit_positions, segments)
+        states = self._states(input_ids, position_ids, segments)
+        hidden = states.flatten(0, 1)[logit_positions]
         head: Any = self.model.get_output_embeddings()
+        found: tuple
         if target is None:
-            return token_logprobs(
+            found = token_logprobs(
                 hidden, head.weight, targets, self.temperature, head.bias, kept=kept, train_entropy=self.train_entropy
             )
-        divergence, logprobs, entropy, teacher_logprobs = token_divergence(
-            hidden, head.weight, targets, target, self.temperature, head.bias
-        )
-        return logprobs, entropy, divergence, teacher_logprobs
+        else:
+            divergence, logprobs, entropy, teacher_logprobs = token_divergence(
+                hidden, head.weight, targets, target, self.temperature, head.bias
+            )
+            found = logprobs, entropy, divergence, teacher_logprobs
+        if not (self.train_mtp and torch.is_grad_enabled()):
+            return found
+        batch = (input_ids, position_ids, states, logit_positions, targets)
+        return *found, drafts_of_completions(self.model, *batch, self.temperature, segments)
 
     def hidden(
         self, input_ids: Tensor, position_ids: Tensor, logit_positions: Tensor, segments: Segments | None = None
     ) -> Tensor:
         """[T, H] the last hidden states from which the tokens are predicted."""
-        how = {"segments": segments} if takes_segments(self.model) else {}  # flash attention sees the positions restart
+        return self._states(input_ids, position_ids, segments).flatten(0, 1)[logit_positions]
+
+    def _states(self, input_ids: Tensor, position_ids: Tensor, segments: Segments | None) -> Tensor:
+        """[B, L, H] the last hidden states."""
+        how = segments_for(self.model, segments)
         output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **how)
-        return output.last_hidden_state.flatten(0, 1)[logit_positions]
+        return output.last_hidden_state

@@ -61,8 +61,13 @@ class Routes:
 
 
 def moe_layers(model: nn.Module) -> dict[str, Any]:
-    """Name -> MoE block, in the order of the layers; empty for a dense model."""
-    return {name: m for name, m in model.named_modules() if hasattr(m, "gate") and hasattr(m, "experts")}
+    """Name -> MoE block, in the order of the layers; empty for a dense model.
+
+    A multi-token prediction is a model of its own: the trunk's forward does not run its experts.
+    """
+    apart = tuple(f"{name}." for name, module in model.named_modules() if name and hasattr(module, "eh_proj"))
+    blocks = {name: m for name, m in model.named_modules() if hasattr(m, "gate") and hasattr(m, "experts")}
+    return {name: block for name, block in blocks.items() if not name.startswith(apart)}
 
 
 def has_balance_bias(model: nn.Module) -> bool:

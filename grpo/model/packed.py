@@ -85,8 +85,9 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
-def takes_segments(model: PreTrainedModel) -> bool:
-    return model.config._attn_implementation == NAME
+def segments_for(model: PreTrainedModel, segments: Segments | None) -> dict[str, Segments]:
+    """The keyword for a model's forward. Flash attention takes none: it sees the positions restart."""
+    return {"segments": segments} if segments and model.config._attn_implementation == NAME else {}
 
 
 Heads = tuple[Tensor, ...]  # query [1, H, n, d], key [1, K, n, d] and value [1, K, n, d'] of n tokens

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from grpo.model.adapters import has_adapters, merged_weights, save_adapters
+from grpo.model.mtp import mtp_prefix
 from grpo.model.sharding import in_parts, whole
 
 MAX_FILE_BYTES = 4 * 2**30  # of weights in one file
@@ -22,7 +23,8 @@ def checkpoint_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
     transformers fuses the experts of a layer into `experts.gate_up_proj [E, 2I, H]` and `experts.down_proj [E, H, I]`;
     checkpoints, and with them vLLM, have `experts.{e}.gate_proj.weight [I, H]` and so on. Buffers that a checkpoint
-    holds are included (DeepSeek-V3's `e_score_correction_bias`), tied weights come once.
+    holds are included (DeepSeek-V3's `e_score_correction_bias`), tied weights come once. A multi-token prediction
+    is left out: engines do not run it.
 
     The tensors are detached and mostly views of the parameters: use them before the next optimizer step.
     Adapters are merged, a layer at a time, into copies. A sharded model's weights are gathered layer by layer, so at
@@ -31,8 +33,9 @@ def checkpoint_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     if has_adapters(model):
         yield from merged_weights(model)
         return
-    tied = model.all_tied_weights_keys
-    weights = [(name, tensor) for name, tensor in model.state_dict().items() if name not in tied]
+    tied, draft = model.all_tied_weights_keys, mtp_prefix(model)
+    named = model.state_dict().items()
+    weights = [(n, tensor) for n, tensor in named if n not in tied and not (draft and n.startswith(draft))]
     for _, layer in groupby(weights, key=lambda pair: _layer_of(pair[0])):
         yield from revert_weight_conversion(model, {name: whole(tensor) for name, tensor in layer}).items()
 

@@ -22,6 +22,7 @@ from grpo.recipe.data import DataConfig
 from grpo.recipe.loop.curriculum import curriculum_conflicts
 from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
 from grpo.recipe.loop.mixture import mixture_conflicts
+from grpo.recipe.loop.mtp import mtp_conflicts
 from grpo.recipe.loop.rewards import RewardConfig
 from grpo.recipe.loop.schedules import Schedules, recipe_at, schedule_conflicts, sized_by_largest
 from grpo.recipe.loop.truncation import Truncation, truncation_conflicts
@@ -94,6 +95,8 @@ class PolicyConfig(ModelConfig):
 
     lora: LoRAConfig | None = None  # train and save adapters only (docs/lora.md); None: all weights
     quantization: Annotated[str | None, AfterValidator(check_quantization)] = None  # of the base (QLoRA): refused
+    # V3's multi-token prediction: kept as it is, or trained with the trunk detached; None: dropped (docs/moe.md)
+    mtp: Literal["frozen", "detached"] | None = None
 
 
 class RolloutConfig(EngineSection, Truncation):
@@ -322,6 +325,7 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             "there is no reference model. Set algorithm.beta above 0 (R1-Zero: 0.001), or ref_model_sync_steps=0."
         )
     yield from conflicts(algorithm)
+    yield from mtp_conflicts(recipe.model.mtp, adapters=recipe.model.lora is not None, sharding=trainer.sharding)
     if (model := recipe.model).lora is not None:
         yield from lora_conflicts(
             model.lora, model.disable_dropout, model.balance_bias_update_speed, beta=algorithm.beta

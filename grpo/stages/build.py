@@ -26,6 +26,7 @@ from grpo.model.load import load_model
 from grpo.model.replay import RoutingReplay
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.data import MixedSource
+from grpo.recipe.loop.mtp import SHARDED
 from grpo.report.report import Report
 from grpo.report.rollout_metrics import Totals
 from grpo.stages import parts
@@ -204,7 +205,9 @@ def _model(
     """The model, with a checkpoint's weights; with adapters, the base and adapters that have not been trained."""
     lora = recipe.model.lora
     if lora is None:
-        return load_model(recipe.model, checkpoint, mesh)
+        if recipe.model.mtp and mesh is not None:  # as with accelerate launch --use_fsdp
+            raise ValueError(f"model.mtp={recipe.model.mtp} with FSDP: {SHARDED}. Remove model.mtp, or launch without.")
+        return load_model(recipe.model, checkpoint, mesh, mtp="stored" if recipe.model.mtp else None)
     if mesh is not None and lora.use_dora:
         raise ValueError(
             "model.lora.use_dora with trainer.sharding=fsdp2: DoRA starts from the norms of whole weights, and no "
@@ -241,6 +244,7 @@ def _policy(
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         train_entropy=recipe.policy_gradient.trains_entropy,
         sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
+        train_mtp=recipe.model.mtp == "detached",
         replay=RoutingReplay(model) if recipe.policy_gradient.routing_replay != "none" else None,
         mesh=mesh,
     )

@@ -1,4 +1,4 @@
-"""Parts of the recipe of GRPO's loop: rewards, dynamic sampling, a curriculum, schedules. Sections, and their rules.
+"""Parts of the recipe of GRPO's loop: rewards, dynamic sampling, curriculum, schedules, drafts. Sections, their rules.
 
 What they do is in `rewards`, `grpo.stages.collect`, `rollout.data.curriculum` and the loop itself.
 """

@@ -5,7 +5,30 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from grpo.recipe.config import AdamWConfig, Schedule
+from grpo.recipe.loop.schedules import Step
 from grpo.recipe.section import Section, StageRecipe
+
+
+class MTPConfig(Section):
+    """Multi-token prediction of depth 1 (2412.19437, section 2.2), trained with the model; V3's architecture only."""
+
+    # lambda, of its loss: one number, or {step: number}, each from that optimizer step on. V3: 0.3 for the first 10 of
+    # its 14.8 trillion tokens, then 0.1.
+    coefficient: PositiveFloat | dict[Step, PositiveFloat]
+
+    @model_validator(mode="after")
+    def _holds_from_the_first_step(self) -> "MTPConfig":
+        if isinstance(self.coefficient, dict) and 0 not in self.coefficient:
+            raise ValueError(
+                f"coefficient: steps {sorted(self.coefficient)} leave the first step without a value. Add step 0."
+            )
+        return self
+
+    def at(self, step: int) -> float:
+        """lambda of the update after `step` optimizer steps."""
+        if not isinstance(self.coefficient, dict):
+            return self.coefficient
+        return self.coefficient[max(one for one in self.coefficient if one <= step)]
 
 
 class SFTModel(Section):
@@ -22,6 +45,7 @@ class SFTModel(Section):
     experts_implementation: str = "grouped_mm"  # MoE only
     disable_dropout: bool = True
     trust_remote_code: bool = False
+    mtp: MTPConfig | None = None  # docs/moe.md; None: a model's multi-token prediction is neither trained nor saved
 
     @model_validator(mode="after")
     def _one_start(self) -> "SFTModel":

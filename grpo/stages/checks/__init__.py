@@ -1,1 +1,1 @@
-"""What is checked about a run before its first step: its prompts, and its engine against its trainer."""
+"""What is checked about a run before its first step: its prompts, its engine against its trainer; and drafts."""

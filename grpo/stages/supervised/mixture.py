@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import pack_dataset
 
 from grpo.recipe.stages.sft import SFTData, SFTTrainerConfig
-from grpo.stages.supervised.rows import TOKENS, Encoder, name_of, read
+from grpo.stages.supervised.rows import PACKED, Encoder, name_of, read
 from rollout.data.prompts import Prompter
 
 _WINDOW = 16  # batches cut at once from rows sorted by length: more means less padding and less mixing
@@ -64,7 +64,7 @@ def pack(rows: Dataset, max_length: int) -> Dataset:
     """
     packed = pack_dataset(rows.remove_columns("length"), max_length, strategy="bfd")
     lengths = [len(ids) for ids in packed["input_ids"]]
-    return packed.remove_columns("seq_lengths").add_column("length", lengths).cast(TOKENS)  # type: ignore[call-arg]
+    return packed.add_column("length", lengths).select_columns(list(PACKED)).cast(PACKED)  # type: ignore[call-arg]
 
 
 def mix(sizes: Sequence[int], weights: Sequence[float], *, max_rows: int | None, seed: int) -> list[int]:

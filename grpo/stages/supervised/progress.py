@@ -64,6 +64,7 @@ class Progress(TrainerCallback):
         now, tokens = time.perf_counter(), self.earlier_tokens + int(logs["num_tokens"])
         row = {"step": state.global_step, "epoch": state.global_step * self.epochs_per_step, "num_tokens": tokens}
         row |= {k: logs[k] for k in ("learning_rate", "loss", "grad_norm", "entropy", "mean_token_accuracy")}
+        row |= {name: value for name, value in logs.items() if name.startswith("mtp/")}
         if self.loads is not None:
             row |= load_metrics(self.loads)
             shares = self.loads.double() / self.loads.sum(-1, keepdim=True)

@@ -21,6 +21,7 @@ from rollout.support.loading import load_object
 from rollout.types import Prompt
 
 TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), "length": Value("int32")})
+PACKED = Features({**TOKENS, "seq_lengths": List(Value("int32"))})  # of the samples in a row
 Batch = Mapping[str, list[Any]]  # columns, as `datasets` hands them over
 
 

@@ -4,7 +4,7 @@
 
 Used for a base from nothing, for a cold start, for the second SFT on a weighted mixture, and for distilling into dense
 students. Checkpoints are transformers' own, with the mark of a complete one; a resumed run ends with the same weights.
-Left out: adapters, multi-token prediction.
+Left out: adapters.
 """
 
 from pathlib import Path
@@ -20,7 +20,6 @@ from grpo.learner.checkpoint import find_checkpoint
 from grpo.learner.savable import check_saving
 from grpo.model.checks import check_balance, check_finite, check_model
 from grpo.model.load import load_model, new_model
-from grpo.model.moe import record_routes
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.sft import SFTModel, SFTRecipe
 from grpo.report.page.write import write_page
@@ -54,12 +53,12 @@ def run_sft(recipe: SFTRecipe) -> Path:
     batches = training_batches(rows["length"][:], settings, arguments.world_size)
     arguments.max_steps = len(batches) // (settings.gradient_accumulation_steps * arguments.world_size)
     trainer = BalancedTrainer(
-        settings, batches, model=model, args=arguments, train_dataset=rows, processing_class=tokenizer
+        settings, batches, recipe.model.mtp, model=model, args=arguments, train_dataset=rows, processing_class=tokenizer
     )
     trainer.remove_callback(PrinterCallback)
     epochs = sum(map(len, batches)) / len(rows)
     trainer.add_callback(Progress(trainer, checkpoint, epochs_per_step=epochs / arguments.max_steps))
-    with record_routes(model) as trainer.routes:
+    with trainer.recording():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     check_finite(model)
     if arguments.process_index == 0:
@@ -117,7 +116,9 @@ def _start(
             "longer context, or extend this one's: model.config={max_position_embeddings: …}."
         ) from error
     if section.model_name_or_path or checkpoint:
-        model = load_model(section, checkpoint, **section.config if section.model_name_or_path else {})
+        changes = section.config if section.model_name_or_path else {}
+        mtp = None if section.mtp is None else "stored" if checkpoint else "new"
+        model = load_model(section, checkpoint, mtp=mtp, **changes)
     else:
         model = new_model(section, config)
     check_balance(model, "trainer", settings.balance_bias_update_speed, settings.sequence_balance_coefficient)
