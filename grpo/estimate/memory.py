@@ -28,13 +28,19 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
     state = shape.total * BYTES["float32"] // training.shards
     trained = shape.trained * BYTES["float32"] // training.shards
     parts = {"weights": state, "gradients": trained, "AdamW": 2 * trained}
-    if width < BYTES["float32"]:
-        at_once = layers if training.shards > 1 and training.checkpointed else 1
-        parts["weights, cast for the forward"] = shape.total * width // at_once
     if training.shards > 1:
-        parts["layers, gathered"] = 2 * shape.total * BYTES["float32"] // layers  # one computes, one is on its way
-        parts["a layer's gradient"] = shape.trained * BYTES["float32"] // layers  # whole, until it is summed
-    elif num_processes > 1:
+        gathered = width if shape.cast_in_parts else BYTES["float32"]
+        if gathered > width and training.checkpointed:
+            parts["weights, cast for the forward"] = shape.total * width // layers
+        elif gathered > width:
+            parts["weights, cast for the forward"] = shape.total * width
+        parts["layers, gathered"] = 2 * shape.total * gathered // layers  # one computes, one is on its way
+        parts["head, gathered"] = BYTES["float32"] * config.vocab_size * config.hidden_size
+        # As computed, and as copied in float32 to be summed.
+        parts["a layer's gradient"] = shape.trained * (gathered + BYTES["float32"]) // layers
+    elif width < BYTES["float32"]:
+        parts["weights, cast for the forward"] = shape.total * width
+    if training.shards == 1 and num_processes > 1:
         parts["gradient buckets"] = trained
     if training.reference:
         parts["reference"] = state
@@ -148,6 +154,7 @@ def shardable(parts: Parts) -> int:
         "attention",
         "LM head",
         "layers",
+        "head, gathered",
         "a layer's",
         "engine: KV",
         "engine: weights and KV",

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, get_scheduler
 from grpo.algorithm.loss import LossOutput
 from grpo.learner.batch import MicroBatch, Sample
 from grpo.learner.optim import adamw, moments
-from grpo.learner.scoring import Around, Batching, completion_logprobs, equally_many, forward
+from grpo.learner.scoring import Around, Batching, completion_logprobs, compute_dtype, equally_many, forward
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import Routes, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
 from grpo.model.replay import Replayed, RoutesError, RoutingReplay
@@ -80,7 +80,9 @@ class Policy:
         if mesh is None:
             self.scorer = accelerator.prepare_model(scorer)
         else:  # accelerate only adds its autocast
-            self.scorer = accelerator.prepare_model(shard(scorer, model, mesh), evaluation_mode=True)
+            self.scorer = accelerator.prepare_model(
+                shard(scorer, model, mesh, compute_dtype(accelerator)), evaluation_mode=True
+            )
         self.optimizer = adamw(model, optimizer)  # of the parameters as they are now: sharded, on the device
         self.scheduler = get_scheduler(optimizer.lr_scheduler_type, self.optimizer, optimizer.warmup_steps, max_steps)
         accelerator.register_for_checkpointing(self.scheduler)

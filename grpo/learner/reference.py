@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from grpo.learner.batch import Sample
 from grpo.learner.policy import Policy
-from grpo.learner.scoring import Batching, completion_logprobs
+from grpo.learner.scoring import Batching, completion_logprobs, compute_dtype
 from grpo.model.adapters import base_only, holding, trained_weights
 from grpo.model.load import CompletionLogProbs
 from grpo.model.sharding import shard
@@ -36,7 +36,9 @@ class Reference:
         self.accelerator = accelerator
         self.batching = batching
         scorer = CompletionLogProbs(model, temperature).requires_grad_(False).eval()
-        self.scorer = scorer.to(accelerator.device) if mesh is None else shard(scorer, model, mesh)
+        self.scorer = (
+            scorer.to(accelerator.device) if mesh is None else shard(scorer, model, mesh, compute_dtype(accelerator))
+        )
 
     def set_temperature(self, temperature: float) -> None:
         """Compute log-probs at another temperature from now on."""

@@ -43,6 +43,11 @@ class Batching:
         return collate(samples, pad_token_id=self.pad_token_id, packed=self.packed).to(device)
 
 
+def compute_dtype(accelerator: Accelerator) -> torch.dtype:
+    """What autocast computes in; float32 without it."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+
+
 def forward(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, ...]:
     """logprobs [T] and entropy [T] of a micro-batch; with a target also the divergence from it and its log-probs."""
     return scorer(batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets, batch.target)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from grpo.model.adapters import is_adapter
 from grpo.model.fp8 import fp8_block, load_dequantized
 from grpo.model.head import token_logprobs
-from grpo.model.moe import moe_layers
+from grpo.model.moe import cast_grouped_products, moe_layers
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
 from grpo.model.teacher import Target, token_divergence
 from grpo.recipe.config import ModelConfig
@@ -70,6 +70,7 @@ def _prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrai
     """The model as it is trained: its experts run as configured, and nothing is dropped unless asked for."""
     if moe_layers(model):
         model.set_experts_implementation(config.experts_implementation)
+        cast_grouped_products()
     if config.disable_dropout:
         disable_dropout(model)
     text: Any = model.config.get_text_config()

@@ -60,6 +60,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "trainer": {"gradient_checkpointing": True},
     },
     "bfloat16": {"model": {"dtype": "bfloat16"}},
+    "bfloat16, adapters": {
+        "model": {"dtype": "bfloat16", "lora": {"r": 3, "init_lora_weights": False, "target_modules": ["o_proj"]}},
+    },
     "adapters": {
         "model": {"lora": {"r": 3, "init_lora_weights": False, **TARGETS}},
         "algorithm": {"loss_type": "dapo", "beta": 0.05, "steps_per_generation": 2},
@@ -148,6 +151,11 @@ def samples_of(
 def updates(recipe: GRPORecipe, accelerator: Accelerator) -> dict[str, Any]:
     """Log-probs, gradients and metrics of each update of a rollout, and the weights afterwards."""
     policy, reference = make_policy(recipe, accelerator)
+    computing: dict[str, tuple[int, str]] = {}  # dimensions and precision of a layer's parameters while it computes
+    layer = policy.model.base_model.layers[1]  # type: ignore[index]
+    layer.register_forward_pre_hook(
+        lambda layer, _: computing.update((name, (p.ndim, str(p.dtype))) for name, p in layer.named_parameters())
+    )
     samples = samples_of(recipe, policy, reference, accelerator)
     loss, steps = loss_function(recipe.algorithm), []
     for index in range(recipe.algorithm.steps_per_generation):
@@ -162,6 +170,7 @@ def updates(recipe: GRPORecipe, accelerator: Accelerator) -> dict[str, Any]:
         "steps": steps,
         "log-probs": sorted(gather_object(own), key=lambda row: row[:2]),
         "weights": {name: tensor.clone() for name, tensor in policy.weights()},
+        "computing": computing,
         "reference": {name: whole(tensor).clone() for name, tensor in moved.items()},
     }
 

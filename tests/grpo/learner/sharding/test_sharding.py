@@ -76,6 +76,9 @@ def test_sharded_over_processes_does_what_one_process_does(
     assert found.keys() == alone.keys()
     for case, expected in alone.items():
         assert_same(found[case], expected, 1e-6)
+        matrices = "torch.bfloat16" if "bfloat16" in case else "torch.float32"  # vectors never are
+        for name, (dimensions, dtype) in found[case]["computing"].items():
+            assert dtype == (matrices if dimensions > 1 else "torch.float32"), (case, name)
 
 
 def test_hybrid_sharding_sums_over_the_copies_too(tiny_v3: Path, tmp_path: Path, alone: dict[str, Any]) -> None:
