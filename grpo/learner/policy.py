@@ -50,6 +50,8 @@ class Policy:
         train_entropy: the loss has a term with the entropy's gradient.
         replay: of the routes that samples carry; None: none does.
         mesh: the processes the model is sharded over, see grpo/stages/mesh.py; None: it is whole in each.
+        offload: what is sharded over them is in host memory.
+        offload_activations: what gradient checkpointing keeps is in host memory.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Policy:
         train_entropy: bool = False,
         replay: RoutingReplay | None = None,
         mesh: DeviceMesh | None = None,
+        offload: bool = False,
+        offload_activations: bool = False,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
@@ -76,14 +80,15 @@ class Policy:
         self.is_moe = bool(moe_layers(model))
         self.replay = replay
         self.mesh = mesh
-        scorer: Any = CompletionLogProbs(model, temperature, train_entropy=train_entropy).train()
+        scorer: Any = CompletionLogProbs(
+            model, temperature, train_entropy=train_entropy, offload_activations=offload_activations
+        ).train()
         if mesh is None:
             self.scorer = accelerator.prepare_model(scorer)
         else:  # accelerate only adds its autocast
-            self.scorer = accelerator.prepare_model(
-                shard(scorer, model, mesh, compute_dtype(accelerator)), evaluation_mode=True
-            )
-        self.optimizer = adamw(model, optimizer)  # of the parameters as they are now: sharded, on the device
+            sharded = shard(scorer, model, mesh, compute_dtype(accelerator), offload=offload)
+            self.scorer = accelerator.prepare_model(sharded, device_placement=not offload, evaluation_mode=True)
+        self.optimizer = adamw(model, optimizer)  # of the parameters as they are now: sharded, where they stay
         self.scheduler = get_scheduler(optimizer.lr_scheduler_type, self.optimizer, optimizer.warmup_steps, max_steps)
         accelerator.register_for_checkpointing(self.scheduler)
         # The weights are in the checkpoint as a Hugging Face folder, the optimizer beside them (restore.py).
@@ -232,7 +237,7 @@ class Policy:
         """|w - w_before| / |w_before| over some entries of all processes' weights."""
         squares = torch.stack([(self._some_weights() - before).square().sum(), before.square().sum()])
         if self.mesh is not None:
-            squares = self.accelerator.reduce(squares, "sum")
+            squares = self.accelerator.reduce(squares.to(self.accelerator.device), "sum")
         change, size = squares.tolist()  # type: ignore[union-attr]
         return math.sqrt(change / size)
 

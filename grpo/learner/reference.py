@@ -21,7 +21,10 @@ FOLDER = "reference"  # inside a checkpoint, where the reference has moved
 
 
 class Reference:
-    """Log-probs under a frozen model, which is sharded over the processes of `mesh` if there is one."""
+    """Log-probs under a frozen model, which is sharded over the processes of `mesh` if there is one.
+
+    offload: its parts are in host memory.
+    """
 
     def __init__(
         self,
@@ -31,14 +34,16 @@ class Reference:
         temperature: float,
         batching: Batching,
         mesh: DeviceMesh | None = None,
+        offload: bool = False,
     ) -> None:
         self.model = model
         self.accelerator = accelerator
         self.batching = batching
         scorer = CompletionLogProbs(model, temperature).requires_grad_(False).eval()
-        self.scorer = (
-            scorer.to(accelerator.device) if mesh is None else shard(scorer, model, mesh, compute_dtype(accelerator))
-        )
+        if mesh is None:
+            self.scorer = scorer.to(accelerator.device)
+        else:
+            self.scorer = shard(scorer, model, mesh, compute_dtype(accelerator), offload=offload)
 
     def set_temperature(self, temperature: float) -> None:
         """Compute log-probs at another temperature from now on."""

@@ -90,8 +90,9 @@ def completion_hidden(
 ) -> list[Tensor]:
     """The last hidden states [sampled tokens, H] of each sample, in host memory: a head turns them into logits."""
     results: list[Tensor] = [torch.empty(0)] * len(samples)
+    batches = batching.split(samples)
     with accelerator.autocast():
-        for indices in batching.split(samples):
+        for indices in equally_many(batches) if is_sharded(scorer) else batches:
             batch = batching.collate([samples[i] for i in indices], accelerator.device)
             hidden = scorer.hidden(batch.input_ids, batch.position_ids, batch.logit_positions).cpu()
             for i, piece in zip(indices, hidden.split([int(samples[i].sampled.sum()) for i in indices]), strict=True):

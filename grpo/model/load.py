@@ -1,10 +1,12 @@
 """Loading a causal language model as a policy, and seeing it as a function from tokens to log-probs."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -101,12 +103,23 @@ class CompletionLogProbs(nn.Module):
     """A causal language model as a function from token rows to log-probs of the sampled tokens.
 
     One module with one forward, so that DDP sees the whole computation.
+
+    offload_activations: what the backbone keeps for its backward pass waits in host memory; with gradient checkpointing
+        that is each layer's input. What a layer computes again in backward stays on the device.
     """
 
-    def __init__(self, model: PreTrainedModel, temperature: float, *, train_entropy: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        temperature: float,
+        *,
+        train_entropy: bool = False,
+        offload_activations: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.train_entropy = train_entropy
+        self.offload_activations = offload_activations
         self.set_temperature(temperature)
 
     def set_temperature(self, temperature: float) -> None:
@@ -141,5 +154,7 @@ class CompletionLogProbs(nn.Module):
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, logit_positions: Tensor) -> Tensor:
         """[T, H] the last hidden states from which the tokens are predicted."""
-        output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        offloaded = self.offload_activations and torch.is_grad_enabled()
+        with save_on_cpu(pin_memory=input_ids.device.type != "cpu") if offloaded else nullcontext():
+            output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         return output.last_hidden_state.flatten(0, 1)[logit_positions]

@@ -16,7 +16,7 @@ import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
@@ -122,7 +122,14 @@ def computing(model: PreTrainedModel) -> Iterator[None]:
 # -- sharding
 
 
-def shard(root: Root, model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> Root:
+def shard(
+    root: Root,
+    model: PreTrainedModel,
+    mesh: DeviceMesh,
+    dtype: torch.dtype = torch.float32,
+    *,
+    offload: bool = False,
+) -> Root:
     """Shard `model` in place, inside the module whose forward is the whole computation; returns that module.
 
     The root must contain all that reads parameters: FSDP gathers them in its forward hooks. `fully_shard(model)` would
@@ -133,6 +140,7 @@ def shard(root: Root, model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dty
     dtype: what autocast computes in. Layers' matrices are gathered in it, with the numbers that autocast gives when it
         casts them afterwards. The root gathers the layers' vectors, which norms multiply with, in float32, as it does
         the head; so is the embedding.
+    offload: parts, gradients and what the optimizer adds are in host memory; parts are copied to be gathered.
 
     Raises:
         ValueError: transformers does not say which modules are the model's layers.
@@ -145,7 +153,9 @@ def shard(root: Root, model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dty
         )
     apart = [] if model.all_tied_weights_keys else [model.get_input_embeddings()]
     cast = dtype != torch.float32 and not adds_to_weights(model)
-    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False) if cast else MixedPrecisionPolicy()
+    in_dtype = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    home = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
+    how = {"mesh": mesh, "reshard_after_forward": True, "offload_policy": home}
 
     def left_to_root(layer: nn.Module) -> set[nn.Parameter]:
         return {parameter for parameter in layer.parameters() if cast and parameter.ndim < 2}
@@ -155,11 +165,17 @@ def shard(root: Root, model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dty
         for layer in layers:
             units -= left_to_root(layer)
         # By default the root would keep what it gathered, and a forward after an update would use the old weights.
-        fully_shard(root, mesh=mesh, reshard_after_forward=True, ignored_params=units)
+        fully_shard(root, **how, ignored_params=units)
         for layer in layers:
-            fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=left_to_root(layer))
+            precision = in_dtype if cast else MixedPrecisionPolicy()
+            fully_shard(layer, **how, mp_policy=precision, ignored_params=left_to_root(layer))
         for module in apart:
-            fully_shard(module, mesh=mesh)
+            fully_shard(module, **how)
+    if offload:
+        parts = _parts(root.modules())
+        moved = {p: nn.Parameter(p.detach().cpu(), requires_grad=p.requires_grad) for _, _, p in parts}
+        for module, name, parameter in parts:
+            setattr(module, name, moved[parameter])
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -228,8 +244,8 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, in every process. A collective for a sharded one."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """All of a tensor, in every process, on the device that gathers. A collective for a sharded one."""
+    return tensor.to(tensor.device_mesh.device_type).full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def divided_like(tensor: Tensor, other: Tensor) -> Tensor:

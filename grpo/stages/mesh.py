@@ -40,6 +40,13 @@ def process_mesh(trainer: TrainerConfig, accelerator: Accelerator) -> DeviceMesh
         RecipeError: the processes cannot be divided into the recipe's replicas, or nothing is to be sharded.
     """
     replicas, processes = trainer.sharding_replicas, accelerator.num_processes
+    is_sharded = (launched_with_fsdp2() or trainer.sharding == "fsdp2") and processes > replicas
+    if trainer.offload_params and not is_sharded:
+        raise RecipeError(
+            "trainer.offload_params=true: only what fsdp2 shards can be in host memory, and nothing is sharded here "
+            f"(trainer.sharding={trainer.sharding}, {processes} processes, {replicas} replicas). Shard over more "
+            "processes, or set it to false."
+        )
     if not launched_with_fsdp2() and trainer.sharding == "none":
         if replicas > 1:
             raise RecipeError(

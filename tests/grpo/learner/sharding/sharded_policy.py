@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         for loss in ("grpo", "dr_grpo", "dapo", "bnpo")
     },
     "one update, clipped": {"algorithm": {"loss_type": "dapo"}, "trainer": {"max_grad_norm": 0.01}},
-    "gradient checkpointing": {"trainer": {"gradient_checkpointing": True}},
+    "offload": {"trainer": {"gradient_checkpointing": True, "activation_offloading": True, "offload_params": True}},
     "balance": {
         "model": {"balance_bias_update_speed": 0.01, "sequence_balance_coefficient": 0.1},
         "algorithm": {"steps_per_generation": 2},
@@ -87,6 +87,8 @@ def recipe_for(model: str, case: str, *, processes: int, replicas: int = 1) -> G
     sections["trainer"]["sharding"] = "fsdp2" if processes > 1 else "none"
     for name, overrides in CASES[case].items():
         sections[name] |= overrides
+    if processes == 1:  # nothing is sharded
+        sections["trainer"].pop("offload_params", None)
     recipe = GRPORecipe.model_validate({**sections, "rewards": [{"function": "countdown"}]})
     # Refused in recipes: every sample alone. The forwards are then the same in any number of processes, which differ in
     # how many they have, and rounding differs in the sums of gradients only.
@@ -119,6 +121,8 @@ def make_policy(
         sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
         replay=RoutingReplay(model) if recipe.algorithm.routing_replay != "none" else None,
         mesh=mesh,
+        offload=recipe.trainer.offload_params,
+        offload_activations=recipe.trainer.activation_offloading,
     )
     if recipe.trainer.gradient_checkpointing:
         policy.rehearse(8, MAX_COMPLETION_LENGTH)
@@ -129,7 +133,8 @@ def make_policy(
     base = load_model(recipe.model, checkpoint and checkpoint / FOLDER, mesh)
     with torch.no_grad():  # a policy that has moved since: the KL term has a gradient
         base.get_output_embeddings().weight.mul_(1.1)  # type: ignore[union-attr]
-    reference = Reference(base, accelerator, temperature=temperature, batching=batching, mesh=mesh)
+    offload = recipe.trainer.offload_params
+    reference = Reference(base, accelerator, temperature=temperature, batching=batching, mesh=mesh, offload=offload)
     return policy, reference
 
 

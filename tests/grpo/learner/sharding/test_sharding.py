@@ -68,7 +68,7 @@ def assert_same(got: dict[str, Any], expected: dict[str, Any], tolerance: float)
 def test_sharded_over_processes_does_what_one_process_does(
     tiny_v3: Path, tmp_path: Path, alone: dict[str, Any], processes: int
 ) -> None:
-    """Losses with a KL term and two mini-batches, clipping, checkpointing, balance, replay, bfloat16, LoRA.
+    """Losses with a KL term and two mini-batches, clipping, offload, balance, replay, bfloat16, LoRA.
 
     Fails if the head is read outside the root's forward, or as a part of its weight.
     """
@@ -148,3 +148,5 @@ def test_one_process_is_not_sharded_and_replicas_need_processes() -> None:
         process_mesh(TrainerConfig(sharding="fsdp2", sharding_replicas=2), accelerator)
     with pytest.raises(RecipeError, match=r"sharding_replicas=2 with trainer\.sharding=none"):
         process_mesh(TrainerConfig(sharding_replicas=2), accelerator)
+    with pytest.raises(RecipeError, match=r"offload_params=true: .*sharding=fsdp2, 1 processes.*Shard over more"):
+        process_mesh(TrainerConfig(sharding="fsdp2", offload_params=True), accelerator)
