@@ -1,10 +1,11 @@
 """Updates of a policy in one process or sharded over several, with everything that is compared between the two.
 
-    torchrun --nproc_per_node 2 sharded_policy.py MODEL OUT.pt replicas=2 [case …]
-    torchrun --nproc_per_node 2 sharded_policy.py MODEL OUT.pt save=CHECKPOINT
-    torchrun --nproc_per_node 3 sharded_policy.py MODEL OUT.pt resume=CHECKPOINT
+    torchrun --nproc_per_node 4 sharded_policy.py MODEL OUT.pt replicas=2 case …
+    torchrun --nproc_per_node 2 sharded_policy.py MODEL OUT.pt tied=OTHER_MODEL save=FOLDER resume=FOLDER
+    torchrun --nproc_per_node 3 sharded_policy.py MODEL OUT.pt resume=FOLDER
 
-Each process takes every n-th group, as in training.
+Runs the cases, by default all, and what the options name: a case on another model, an update after a checkpoint, an
+update from that checkpoint. Each process takes every n-th group, as in training.
 """
 
 import sys
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import gather_object, set_seed
+from torch.distributed.fsdp import FSDPModule
 
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import Sample, assemble, attach
@@ -176,8 +178,15 @@ def updates(recipe: GRPORecipe, accelerator: Accelerator) -> dict[str, Any]:
         "log-probs": sorted(gather_object(own), key=lambda row: row[:2]),
         "weights": {name: tensor.clone() for name, tensor in policy.weights()},
         "computing": computing,
+        "offloaded": any(part.offload_to_cpu for group in _units(policy.model) for part in group.fsdp_params),
         "reference": {name: whole(tensor).clone() for name, tensor in moved.items()},
     }
+
+
+def _units(model: Any) -> list[Any]:
+    """FSDP's groups of parameters."""
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    return [group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups]
 
 
 def run(model: str, case: str, replicas: int = 1) -> dict[str, Any]:
@@ -222,13 +231,13 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     model, out, *words = sys.argv[1:]
     options = dict(word.split("=") for word in words if "=" in word)
-    if folders := {name: Path(options[name]) for name in ("save", "resume") if name in options}:
-        results = {
-            case: continued(model, case, **{name: folder / case for name, folder in folders.items()})
-            for case in CONTINUED
-        }
-    else:
-        cases = [word for word in words if "=" not in word]
-        results = {case: run(model, case, int(options.get("replicas", 1))) for case in cases or CASES}
+    cases = [word for word in words if "=" not in word] or CASES
+    found: dict[str, Any] = {case: run(model, case, int(options.get("replicas", 1))) for case in cases}
+    if "tied" in options:
+        found["tied"] = run(options["tied"], "dapo")
+    for name in ("save", "resume"):  # in this order
+        if name in options:
+            folder = Path(options[name])
+            found[name] = {case: continued(model, case, **{name: folder / case}) for case in CONTINUED}
     if PartialState().is_main_process:
-        torch.save(results, Path(out))
+        torch.save(found, Path(out))
