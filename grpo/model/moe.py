@@ -98,7 +98,7 @@ def _cast_product(device: str, key: str) -> Callable[..., Tensor]:
     ) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
         with torch._C._ExcludeDispatchKeyGuard(autocast):
-            return torch._grouped_mm(left.to(dtype), right.to(dtype), offs=offs, bias=bias, out_dtype=out_dtype)
+            return torch.ops.aten._grouped_mm(left.to(dtype), right.to(dtype), offs, bias, out_dtype)
 
     return product
 

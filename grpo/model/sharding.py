@@ -245,7 +245,10 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, in every process, on the device that gathers. A collective for a sharded one."""
-    return tensor.to(tensor.device_mesh.device_type).full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    part: Any = tensor.to(tensor.device_mesh.device_type)
+    return part.full_tensor()
 
 
 def divided_like(tensor: Tensor, other: Tensor) -> Tensor:
