@@ -159,6 +159,14 @@ def test_other_ways_to_shard_are_refused_and_fsdp2_is_named(environ: dict[str, s
         launched_with_fsdp2(environ)
 
 
+def test_offload_is_the_recipe_s_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match=r"set trainer\.offload_params=true"):
+        process_mesh(TrainerConfig(), Accelerator(cpu=True))
+
+
 def test_one_process_is_not_sharded_and_replicas_need_processes() -> None:
     accelerator = Accelerator(cpu=True)
     assert process_mesh(TrainerConfig(sharding="fsdp2"), accelerator) is None
