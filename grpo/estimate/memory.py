@@ -18,6 +18,7 @@ from grpo.recipe.stages.opd import OPDRecipe
 _MLA_KERNEL_WIDTH = 576  # kv_lora_rank + qk_rope_head_dim; vLLM on CPU caches latents only at this size
 
 Parts = dict[str, int]  # bytes by part
+INPUTS = "layers' inputs, checkpointed"
 
 
 def training_parts(training: Training, shape: ModelShape, width: int, *, device: str, num_processes: int) -> Parts:
@@ -28,20 +29,30 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
     state = shape.total * BYTES["float32"] // training.shards
     trained = shape.trained * BYTES["float32"] // training.shards
     parts = {"weights": state, "gradients": trained, "AdamW": 2 * trained}
-    if width < BYTES["float32"]:
-        at_once = layers if training.shards > 1 and training.checkpointed else 1
-        parts["weights, cast for the forward"] = shape.total * width // at_once
     if training.shards > 1:
-        parts["layers, gathered"] = 2 * shape.total * BYTES["float32"] // layers  # one computes, one is on its way
-        parts["a layer's gradient"] = shape.trained * BYTES["float32"] // layers  # whole, until it is summed
-    elif num_processes > 1:
+        gathered = width if shape.cast_in_parts else BYTES["float32"]
+        if gathered > width and training.checkpointed:
+            parts["weights, cast for the forward"] = shape.total * width // layers
+        elif gathered > width:
+            parts["weights, cast for the forward"] = shape.total * width
+        parts["layers, gathered"] = 2 * shape.total * gathered // layers  # one computes, one is on its way
+        parts["head, gathered"] = BYTES["float32"] * config.vocab_size * config.hidden_size
+        # As computed, and as copied in float32 to be summed.
+        parts["a layer's gradient"] = shape.trained * (gathered + BYTES["float32"]) // layers
+    elif width < BYTES["float32"]:
+        parts["weights, cast for the forward"] = shape.total * width
+    if training.shards == 1 and num_processes > 1:
         parts["gradient buckets"] = trained
     if training.reference:
         parts["reference"] = state
     # In backward, one layer at a time needs about as much again for gradients and intermediate values.
     scores = shape.score_bytes if device == "cpu" else 0
     if training.checkpointed:
-        inputs = rows * length * config.hidden_size * width * layers
+        # Autocast leaves what layers hand on in float32.
+        inputs = rows * length * config.hidden_size * BYTES["float32"] * layers
+        if training.offloads_activations:
+            parts[INPUTS] = inputs
+            inputs = 0
         parts["activations, checkpointed"] = inputs + 2 * shape.kept_bytes // layers
         scores = 2 * scores // layers
     else:
@@ -56,6 +67,12 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
         gradient = 4 * config.vocab_size * config.hidden_size if shape.trained == shape.total else 0
         parts["LM head, in chunks"] = 2 * 4 * chunk + gradient + hidden
     return parts
+
+
+def take_offloaded(training: Training, parts: Parts) -> Parts:
+    """Take out of a device's parts those that wait in host memory, and return them."""
+    names = ["weights", "gradients", "AdamW", "reference"] if training.offloads_params else []
+    return {name: parts.pop(name) for name in [*names, INPUTS] if name in parts}
 
 
 def engine_parts(
@@ -100,22 +117,26 @@ def teacher_shapes(recipe: OPDRecipe, student: ModelShape, models: Models) -> tu
 
 
 def teacher_parts(
-    recipe: OPDRecipe, teachers: Sequence[ModelShape], *, device: str, num_processes: int
+    recipe: OPDRecipe, teachers: Sequence[ModelShape], *, device: str, num_processes: int, shards: int
 ) -> tuple[Parts, Parts]:
     """(on the device, in host memory): weights of all teachers, and what they leave of a rollout.
 
-    A single teacher stays on the device. Several are in host memory, and one at a time is copied to the device.
+    A single teacher stays on the device. Several are in host memory, and one at a time is copied to the device; if they
+    are sharded, one layer of it.
     """
-    states = [teacher.total * BYTES["float32"] for teacher in teachers]
+    states = [teacher.total * BYTES["float32"] // shards for teacher in teachers]
     host = {"teachers": sum(states)} if len(states) > 1 else {}
     if recipe.algorithm.divergence is not None:
         tokens = recipe.problems_per_rollout * recipe.rollout.num_generations * recipe.rollout.max_completion_length
         hidden = max(teacher.config.hidden_size for teacher in teachers)
         host["teachers' hidden states"] = tokens // num_processes * hidden * BYTES[recipe.model.dtype]
-    if len(states) == 1:
-        return {"teacher": states[0]}, host
-    # On CPU the device is host memory, and there is no copy.
-    return ({} if device == "cpu" else {"teacher, one at a time": max(states)}), host
+    on_device = {"teacher": states[0]} if len(states) == 1 else {}
+    if shards > 1:
+        layers = [2 * BYTES[recipe.model.dtype] * t.total // t.config.num_hidden_layers for t in teachers]
+        on_device["a teacher's layers, gathered"] = max(layers)
+    elif len(states) > 1 and device != "cpu":  # where the device is host memory, and there is no copy
+        on_device["teacher, one at a time"] = max(states)
+    return on_device, host
 
 
 def reward_parts(work: Work, models: Models, device: str) -> tuple[Parts, Parts, list[str]]:
@@ -148,7 +169,9 @@ def shardable(parts: Parts) -> int:
         "attention",
         "LM head",
         "layers",
+        "head, gathered",
         "a layer's",
+        "a teacher's layers",
         "engine: KV",
         "engine: weights and KV",
         "teachers' hidden",

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.adapters import attach_adapters
+from grpo.model.sharding import adds_to_weights
 from grpo.recipe.lora import LoRAConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -41,6 +42,7 @@ class ModelShape:
     trained: int
     kept_bytes: int
     score_bytes: int
+    cast_in_parts: bool = True  # sharded layers are gathered in the precision they compute in
 
 
 def measure_shape(
@@ -67,7 +69,7 @@ def measure_shape(
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kept, scores = _kept_by_autograd(config, rows, length, width) if rows else (0, 0)
-    return ModelShape(config, total, round(total - idle), trained, kept, scores)
+    return ModelShape(config, total, round(total - idle), trained, kept, scores, not adds_to_weights(model))
 
 
 def _kept_by_autograd(config: PretrainedConfig, rows: int, length: int, width: int) -> tuple[int, int]:

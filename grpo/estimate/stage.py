@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field
 
 from grpo.estimate.machine import machine_flops
-from grpo.estimate.memory import Parts, engine_parts, reward_parts, teacher_parts, teacher_shapes, training_parts
+from grpo.estimate.memory import (
+    Parts,
+    engine_parts,
+    reward_parts,
+    take_offloaded,
+    teacher_parts,
+    teacher_shapes,
+    training_parts,
+)
 from grpo.estimate.models import Models
 from grpo.estimate.shape import BYTES, ModelShape, forward_flops
 from grpo.estimate.work import Training, Work, work_of
@@ -67,14 +75,17 @@ def estimate_stage(
     shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width, lora=lora)
     found = Estimate(work, shape, dtype, notes=_context_note(work, shape))
     if training:
-        found.parts |= training_parts(training, shape, width, device=device, num_processes=num_processes)
+        trained = training_parts(training, shape, width, device=device, num_processes=num_processes)
+        host = take_offloaded(training, trained)
+        _add(found, trained, host, device)
         found.update_flops = update_flops(training, shape)
         if found.update_flops is None:
             found.notes.append("The FLOPs depend on how many rows the data has.")
     if isinstance(recipe, OPDRecipe):
         teachers, unknown = teacher_shapes(recipe, shape, models)
         found.notes += unknown
-        on_device, host = teacher_parts(recipe, teachers, device=device, num_processes=num_processes)
+        shards = training.shards if training else 1
+        on_device, host = teacher_parts(recipe, teachers, device=device, num_processes=num_processes, shards=shards)
         _add(found, on_device, host, device)
         if training and training.texts and found.update_flops is not None:
             found.update_flops += max(forward_flops(teacher, training.texts) for teacher in teachers)

@@ -28,6 +28,8 @@ class Training:
     length: int  # tokens of each
     checkpointed: bool
     texts: Texts | None  # of the whole stage; None: the data's rows are not known
+    offloads_activations: bool = False  # those that checkpointing keeps
+    offloads_params: bool = False  # and gradients, moments and the reference
     more_forwards: int = 0  # per text, beside the one with gradient: reference, old policy, teacher
     reference: bool = False
     shards: int = 1  # processes that divide weights, gradients and optimizer
@@ -84,7 +86,9 @@ def _on_policy(recipe: OnPolicyRecipe, num_processes: int) -> Work:
     training = Training(
         rows=rows,
         length=length,
-        checkpointed=recipe.trainer.gradient_checkpointing,
+        checkpointed=trainer.gradient_checkpointing,
+        offloads_activations=trainer.activation_offloading,
+        offloads_params=trainer.offload_params,
         texts=texts,
         more_forwards=has_reference + (algorithm.steps_per_generation > 1),
         reference=has_reference and recipe.model.lora is None,  # else it is the base itself

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, get_scheduler
 from grpo.algorithm.loss import LossOutput
 from grpo.learner.batch import MicroBatch, Sample
 from grpo.learner.optim import adamw, moments
-from grpo.learner.scoring import Around, Batching, completion_logprobs, equally_many, forward
+from grpo.learner.scoring import Around, Batching, completion_logprobs, compute_dtype, equally_many, forward
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import Routes, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
 from grpo.model.mtp import mtp_layer
@@ -53,6 +53,8 @@ class Policy:
         train_mtp: the model's multi-token prediction learns too, with the trunk detached; else it is frozen.
         replay: of the routes that samples carry; None: none does.
         mesh: the processes the model is sharded over, see grpo/stages/mesh.py; None: it is whole in each.
+        offload: what is sharded over them is in host memory.
+        offload_activations: what gradient checkpointing keeps is in host memory.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class Policy:
         train_mtp: bool = False,
         replay: RoutingReplay | None = None,
         mesh: DeviceMesh | None = None,
+        offload: bool = False,
+        offload_activations: bool = False,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
@@ -86,12 +90,19 @@ class Policy:
         if (layer := mtp_layer(model)) is not None:
             layer.requires_grad_(train_mtp)
             self.mtp = [parameter for parameter in layer.parameters() if train_mtp]
-        scorer: Any = CompletionLogProbs(model, temperature, train_entropy=train_entropy, train_mtp=train_mtp).train()
+        scorer: Any = CompletionLogProbs(
+            model,
+            temperature,
+            train_entropy=train_entropy,
+            train_mtp=train_mtp,
+            offload_activations=offload_activations,
+        ).train()
         if mesh is None:
             self.scorer = accelerator.prepare_model(scorer)
         else:  # accelerate only adds its autocast
-            self.scorer = accelerator.prepare_model(shard(scorer, model, mesh), evaluation_mode=True)
-        self.optimizer = adamw(model, optimizer)  # of the parameters as they are now: sharded, on the device
+            sharded = shard(scorer, model, mesh, compute_dtype(accelerator), offload=offload)
+            self.scorer = accelerator.prepare_model(sharded, device_placement=not offload, evaluation_mode=True)
+        self.optimizer = adamw(model, optimizer)  # of the parameters as they are now: sharded, where they stay
         self.scheduler = get_scheduler(optimizer.lr_scheduler_type, self.optimizer, optimizer.warmup_steps, max_steps)
         accelerator.register_for_checkpointing(self.scheduler)
         # The weights are in the checkpoint as a Hugging Face folder, the optimizer beside them (restore.py).
@@ -245,7 +256,7 @@ class Policy:
         """|w - w_before| / |w_before| over some entries of all processes' weights."""
         squares = torch.stack([(self._some_weights() - before).square().sum(), before.square().sum()])
         if self.mesh is not None:
-            squares = self.accelerator.reduce(squares, "sum")
+            squares = self.accelerator.reduce(squares.to(self.accelerator.device), "sum")
         change, size = squares.tolist()  # type: ignore[union-attr]
         return math.sqrt(change / size)
 

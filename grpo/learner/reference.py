@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from grpo.learner.batch import Sample
 from grpo.learner.policy import Policy
-from grpo.learner.scoring import Batching, completion_logprobs
+from grpo.learner.scoring import Batching, completion_logprobs, compute_dtype
 from grpo.model.adapters import base_only, holding, trained_weights
 from grpo.model.load import CompletionLogProbs
 from grpo.model.sharding import shard
@@ -21,7 +21,10 @@ FOLDER = "reference"  # inside a checkpoint, where the reference has moved
 
 
 class Reference:
-    """Log-probs under a frozen model, which is sharded over the processes of `mesh` if there is one."""
+    """Log-probs under a frozen model, which is sharded over the processes of `mesh` if there is one.
+
+    offload: its parts are in host memory.
+    """
 
     def __init__(
         self,
@@ -31,12 +34,16 @@ class Reference:
         temperature: float,
         batching: Batching,
         mesh: DeviceMesh | None = None,
+        offload: bool = False,
     ) -> None:
         self.model = model
         self.accelerator = accelerator
         self.batching = batching.for_model(model, accelerator.device)
         scorer = CompletionLogProbs(model, temperature).requires_grad_(False).eval()
-        self.scorer = scorer.to(accelerator.device) if mesh is None else shard(scorer, model, mesh)
+        if mesh is None:
+            self.scorer = scorer.to(accelerator.device)
+        else:
+            self.scorer = shard(scorer, model, mesh, compute_dtype(accelerator), offload=offload)
 
     def set_temperature(self, temperature: float) -> None:
         """Compute log-probs at another temperature from now on."""

@@ -58,6 +58,11 @@ class Batching:
         return batch.to(device)
 
 
+def compute_dtype(accelerator: Accelerator) -> torch.dtype:
+    """What autocast computes in; float32 without it."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+
+
 def forward(scorer: nn.Module, batch: MicroBatch) -> tuple[Tensor, ...]:
     """logprobs [T] and entropy [T] of a micro-batch; what follows them is in `CompletionLogProbs.forward`."""
     tokens = (batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets)
@@ -101,8 +106,9 @@ def completion_hidden(
 ) -> list[Tensor]:
     """The last hidden states [sampled tokens, H] of each sample, in host memory: a head turns them into logits."""
     results: list[Tensor] = [torch.empty(0)] * len(samples)
+    batches = batching.split(samples)
     with accelerator.autocast():
-        for indices in batching.split(samples):
+        for indices in equally_many(batches) if is_sharded(scorer) else batches:
             batch = batching.collate([samples[i] for i in indices], accelerator.device)
             hidden = scorer.hidden(batch.input_ids, batch.position_ids, batch.logit_positions, batch.segments).cpu()
             for i, piece in zip(indices, hidden.split([int(samples[i].sampled.sum()) for i in indices]), strict=True):

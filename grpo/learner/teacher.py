@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from grpo.learner.batch import Sample
-from grpo.learner.scoring import Batching, completion_hidden, completion_logprobs
+from grpo.learner.scoring import Batching, completion_hidden, completion_logprobs, compute_dtype
 from grpo.model.load import CompletionLogProbs
+from grpo.model.sharding import shard, whole
 from grpo.model.teacher import Target, TeacherHead
 
 
@@ -21,6 +24,7 @@ class Teacher:
     Args:
         temperature: of its distribution; the student's is the one that completions are sampled at.
         stays: False: it is in host memory and comes to the device only while it reads, because others do so too.
+        mesh: the processes it is sharded over, a layer on the device at a time; None: it is whole in each.
     """
 
     def __init__(
@@ -31,13 +35,23 @@ class Teacher:
         temperature: float,
         batching: Batching,
         stays: bool = True,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.batching = batching.for_model(model, accelerator.device)
         self.home = accelerator.device if stays else torch.device("cpu")
-        self.scorer = CompletionLogProbs(model, temperature).to(self.home).requires_grad_(False).eval()
+        self.is_sharded = mesh is not None
+        scorer = CompletionLogProbs(model, temperature).requires_grad_(False).eval()
         head: Any = model.get_output_embeddings()
-        self.head = TeacherHead(head.weight, head.bias, self.scorer.temperature)
+        if mesh is None:
+            self.scorer = scorer.to(self.home)
+            weight, bias = head.weight, head.bias
+        else:
+            self.scorer = shard(scorer, model, mesh, compute_dtype(accelerator), offload=not stays)
+            register_fsdp_forward_method(self.scorer, "hidden")
+            weight = whole(head.weight.detach()).to(self.home)
+            bias = None if head.bias is None else whole(head.bias.detach()).to(self.home)
+        self.head = TeacherHead(weight, bias, self.scorer.temperature)
 
     def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """Log-probs [n] of each sample's completion."""
@@ -52,6 +66,9 @@ class Teacher:
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
+        if self.is_sharded:
+            yield
+            return
         self.scorer.to(self.accelerator.device)
         try:
             yield

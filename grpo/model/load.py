@@ -1,17 +1,19 @@
 """Loading a causal language model as a policy, and seeing it as a function from tokens to log-probs."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.adapters import is_adapter
 from grpo.model.fp8 import fp8_block, load_dequantized
 from grpo.model.head import Kept, token_logprobs
-from grpo.model.moe import moe_layers
+from grpo.model.moe import cast_grouped_products, moe_layers
 from grpo.model.mtp import DeepseekV3ForCausalLM, check_loaded, check_mtp, drafts_of_completions, mtp_layer
 from grpo.model.packed import Segments, segments_for
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
@@ -97,6 +99,7 @@ def _prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrai
     """The model as it is trained: its experts run as configured, and nothing is dropped unless asked for."""
     if moe_layers(model):
         model.set_experts_implementation(config.experts_implementation)
+        cast_grouped_products()
     if config.disable_dropout:
         disable_dropout(model)
     text: Any = model.config.get_text_config()
@@ -127,15 +130,25 @@ class CompletionLogProbs(nn.Module):
     """A causal language model as a function from token rows to log-probs of the sampled tokens.
 
     One module with one forward, so that DDP sees the whole computation.
+
+    offload_activations: what the backbone keeps for its backward pass waits in host memory; with gradient checkpointing
+        that is each layer's input. What a layer computes again in backward stays on the device.
     """
 
     def __init__(
-        self, model: PreTrainedModel, temperature: float, *, train_entropy: bool = False, train_mtp: bool = False
+        self,
+        model: PreTrainedModel,
+        temperature: float,
+        *,
+        train_entropy: bool = False,
+        train_mtp: bool = False,
+        offload_activations: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.train_entropy = train_entropy
         self.train_mtp = train_mtp
+        self.offload_activations = offload_activations
         self.set_temperature(temperature)
 
     def set_temperature(self, temperature: float) -> None:
@@ -188,5 +201,7 @@ class CompletionLogProbs(nn.Module):
     def _states(self, input_ids: Tensor, position_ids: Tensor, segments: Segments | None) -> Tensor:
         """[B, L, H] the last hidden states."""
         how = segments_for(self.model, segments)
-        output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **how)
+        offloaded = self.offload_activations and torch.is_grad_enabled()
+        with save_on_cpu(pin_memory=input_ids.device.type != "cpu") if offloaded else nullcontext():
+            output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **how)
         return output.last_hidden_state

@@ -8,6 +8,7 @@ token dropping.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,37 @@ def has_balance_bias(model: nn.Module) -> bool:
     """Whether every router has DeepSeek-V3's balance bias; False for a dense model."""
     blocks = moe_layers(model).values()
     return bool(blocks) and all(hasattr(block.gate, "e_score_correction_bias") for block in blocks)
+
+
+@cache  # which also keeps the library: what it registers ends with it
+def cast_grouped_products() -> torch.library.Library:
+    """Have autocast cast the experts' grouped matrix products as it casts all others, in this process.
+
+    torch 2.13 leaves them out (pytorch/pytorch#174763), and experts with float32 weights would compute in float32.
+    """
+    library = torch.library.Library("aten", "IMPL")
+    for device in ("cpu", "cuda"):
+        key = f"Autocast{device.upper()}"
+        if not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_grouped_mm", key):
+            library.impl("_grouped_mm", _cast_product(device, key), key)
+    return library
+
+
+def _cast_product(device: str, key: str) -> Callable[..., Tensor]:
+    autocast = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def product(
+        left: Tensor,
+        right: Tensor,
+        offs: Tensor | None = None,
+        bias: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        dtype = torch.get_autocast_dtype(device)
+        with torch._C._ExcludeDispatchKeyGuard(autocast):
+            return torch.ops.aten._grouped_mm(left.to(dtype), right.to(dtype), offs, bias, out_dtype)
+
+    return product
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
@@ -121,7 +122,14 @@ def computing(model: PreTrainedModel) -> Iterator[None]:
 # -- sharding
 
 
-def shard(root: Root, model: PreTrainedModel, mesh: DeviceMesh) -> Root:
+def shard(
+    root: Root,
+    model: PreTrainedModel,
+    mesh: DeviceMesh,
+    dtype: torch.dtype = torch.float32,
+    *,
+    offload: bool = False,
+) -> Root:
     """Shard `model` in place, inside the module whose forward is the whole computation; returns that module.
 
     The root must contain all that reads parameters: FSDP gathers them in its forward hooks. `fully_shard(model)` would
@@ -129,6 +137,10 @@ def shard(root: Root, model: PreTrainedModel, mesh: DeviceMesh) -> Root:
     the weight only, whose gradient is not summed over processes. Gradients are summed over processes, not averaged.
 
     mesh: [shards], or [replicas, shards] to keep several whole copies.
+    dtype: what autocast computes in. Layers' matrices are gathered in it, with the numbers that autocast gives when it
+        casts them afterwards. The root gathers the layers' vectors, which norms multiply with, in float32, as it does
+        the head; so is the embedding.
+    offload: parts, gradients and what the optimizer adds are in host memory; parts are copied to be gathered.
 
     Raises:
         ValueError: transformers does not say which modules are the model's layers.
@@ -139,13 +151,31 @@ def shard(root: Root, model: PreTrainedModel, mesh: DeviceMesh) -> Root:
             f"trainer.sharding=fsdp2: {model.config.name_or_path} ({type(model).__name__}) does not name its layers "
             "(_no_split_modules), so there is nothing to gather one at a time. Set trainer.sharding=none."
         )
+    apart = [] if model.all_tied_weights_keys else [model.get_input_embeddings()]
+    cast = dtype != torch.float32 and not adds_to_weights(model)
+    in_dtype = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    home = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
+    how = {"mesh": mesh, "reshard_after_forward": True, "offload_policy": home}
+
+    def left_to_root(layer: nn.Module) -> set[nn.Parameter]:
+        return {parameter for parameter in layer.parameters() if cast and parameter.ndim < 2}
+
     with shapes_only(root, on_meta=True):
+        units = {parameter for module in (*layers, *apart) for parameter in module.parameters()}
         for layer in layers:
-            fully_shard(layer, mesh=mesh)
-        if not model.all_tied_weights_keys:
-            fully_shard(model.get_input_embeddings(), mesh=mesh)
+            units -= left_to_root(layer)
         # By default the root would keep what it gathered, and a forward after an update would use the old weights.
-        fully_shard(root, mesh=mesh, reshard_after_forward=True)
+        fully_shard(root, **how, ignored_params=units)
+        for layer in layers:
+            precision = in_dtype if cast else MixedPrecisionPolicy()
+            fully_shard(layer, **how, mp_policy=precision, ignored_params=left_to_root(layer))
+        for module in apart:
+            fully_shard(module, **how)
+    if offload:
+        parts = _parts(root.modules())
+        moved = {p: nn.Parameter(p.detach().cpu(), requires_grad=p.requires_grad) for _, _, p in parts}
+        for module, name, parameter in parts:
+            setattr(module, name, moved[parameter])
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -191,6 +221,14 @@ def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
     return (module for module in model.modules() if type(module).__name__ in names)
 
 
+def adds_to_weights(model: nn.Module) -> bool:
+    """Whether there are adapters, as on fused experts, whose update is added to a weight: in float32, as when merged.
+
+    The layers of such a model are gathered in float32.
+    """
+    return any(isinstance(module, ParamWrapper) for module in model.modules())
+
+
 def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
@@ -206,8 +244,11 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, in every process. A collective for a sharded one."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """All of a tensor, in every process, on the device that gathers. A collective for a sharded one."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    part: Any = tensor.to(tensor.device_mesh.device_type)
+    return part.full_tensor()
 
 
 def divided_like(tensor: Tensor, other: Tensor) -> Tensor:

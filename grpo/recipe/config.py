@@ -122,8 +122,10 @@ class TrainerConfig(OptimizerConfig):
     max_steps: PositiveInt = 100
     max_tokens_per_micro_batch: PositiveInt = 8192  # per process; prompt and completion
     gradient_checkpointing: bool = False
+    activation_offloading: bool = False  # what gradient_checkpointing keeps waits in host memory for the backward pass
     sharding: Literal["none", "fsdp2"] = "none"  # fsdp2: weights, gradients and optimizer over the processes
     sharding_replicas: PositiveInt = 1  # whole copies of the sharded model; above 1: hybrid sharding
+    offload_params: bool = False  # fsdp2: each process's weights, gradients and optimizer are in host memory
     num_reward_workers: PositiveInt = 2  # processes that run reward functions
     reward_timeout: PositiveFloat | None = 600.0  # seconds for one group's rewards
     seed: NonNegativeInt = 42
@@ -311,6 +313,11 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             f"trainer.max_tokens_per_micro_batch={trainer.max_tokens_per_micro_batch}: must hold a full-length "
             f"sample of {recipe.data.max_prompt_length} + {rollout.max_completion_length} tokens. "
             f"Set it to at least {train_tokens}."
+        )
+    if trainer.activation_offloading and not trainer.gradient_checkpointing:
+        yield (
+            "trainer.activation_offloading=true: moves what gradient checkpointing keeps, each layer's input, and not "
+            "all that a layer computes. Set trainer.gradient_checkpointing=true too."
         )
     if trainer.max_steps % algorithm.steps_per_generation:
         steps = algorithm.steps_per_generation

@@ -71,7 +71,7 @@ class Parts:
 
 def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Parts:
     """Build a run's parts, cheap and fallible ones first: a wrong dataset or reward is found before a model loads."""
-    accelerator = parts.accelerator(recipe.model)
+    accelerator = parts.accelerator(recipe.model, offloads=recipe.trainer.offload_params)
     mesh = process_mesh(recipe.trainer, accelerator)
     set_seed(recipe.trainer.seed)
     checkpoint = checkpoints.find_checkpoint(recipe.output_dir, recipe.trainer.resume_from_checkpoint)
@@ -247,6 +247,8 @@ def _policy(
         train_mtp=recipe.model.mtp == "detached",
         replay=RoutingReplay(model) if recipe.policy_gradient.routing_replay != "none" else None,
         mesh=mesh,
+        offload=recipe.trainer.offload_params,
+        offload_activations=recipe.trainer.activation_offloading,
     )
 
 
@@ -261,8 +263,14 @@ def _reference(
         return AdapterReference(policy, trained_weights(policy.model) if moved else None)
     base = load_model(recipe.model, moved, mesh)
     normalise_generation_config(base)
-    temperature = recipe.rollout.temperature
-    return Reference(base, policy.accelerator, temperature=temperature, batching=policy.batching, mesh=mesh)
+    return Reference(
+        base,
+        policy.accelerator,
+        temperature=recipe.rollout.temperature,
+        batching=policy.batching,
+        mesh=mesh,
+        offload=recipe.trainer.offload_params,
+    )
 
 
 def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:

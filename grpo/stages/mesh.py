@@ -39,8 +39,17 @@ def process_mesh(trainer: TrainerConfig, accelerator: Accelerator) -> DeviceMesh
     Raises:
         RecipeError: the processes cannot be divided into the recipe's replicas, or nothing is to be sharded.
     """
-    replicas, processes = trainer.sharding_replicas, accelerator.num_processes
-    if not launched_with_fsdp2() and trainer.sharding == "none":
+    replicas, processes, launched = trainer.sharding_replicas, accelerator.num_processes, launched_with_fsdp2()
+    if launched and os.environ.get("FSDP_OFFLOAD_PARAMS") == "true" and not trainer.offload_params:
+        raise RecipeError("accelerate's --fsdp_offload_params is not read: set trainer.offload_params=true.")
+    is_sharded = (launched or trainer.sharding == "fsdp2") and processes > replicas
+    if trainer.offload_params and not is_sharded:
+        raise RecipeError(
+            "trainer.offload_params=true: only what fsdp2 shards can be in host memory, and nothing is sharded here "
+            f"(trainer.sharding={trainer.sharding}, {processes} processes, {replicas} replicas). Shard over more "
+            "processes, or set it to false."
+        )
+    if not launched and trainer.sharding == "none":
         if replicas > 1:
             raise RecipeError(
                 f"trainer.sharding_replicas={replicas} with trainer.sharding=none: every process has a whole copy "

@@ -109,14 +109,19 @@ def test_weights_reach_a_server_over_nccl(tmp_path: Path, record_property: Recor
 
 @two_gpus
 def test_two_sharded_processes_train_as_two_whole_ones(tmp_path: Path, record_property: Record) -> None:
-    found = [
-        train(tmp_path / name, "r1_zero.yaml", [*SHORT, f"trainer.sharding={name}", "trainer.max_steps=2"], processes=2)
-        for name in ("none", "fsdp2")
-    ]
-    for name in ("loss", "grad_norm"):
-        values = [rows[0][name] for rows in found]
-        record_property(name, abs(values[1] - values[0]))
-        assert values[1] == pytest.approx(values[0], rel=1e-3, abs=1e-5)
+    offload = [f"trainer.{name}=true" for name in ("offload_params", "gradient_checkpointing", "activation_offloading")]
+    whole, *others = (
+        train(tmp_path / name, "r1_zero.yaml", [*SHORT, "trainer.max_steps=2", *how], processes=2)
+        for name, how in {
+            "whole": [],
+            "sharded": ["trainer.sharding=fsdp2"],
+            "offloaded": ["trainer.sharding=fsdp2", *offload],
+        }.items()
+    )
+    for kind, rows in zip(("sharded", "offloaded"), others, strict=True):
+        for name in ("loss", "grad_norm"):
+            record_property(f"{name}, {kind}", abs(rows[0][name] - whole[0][name]))
+            assert rows[0][name] == pytest.approx(whole[0][name], rel=1e-3, abs=1e-5)
 
 
 def test_fp8_rollouts_train_with_correction(tmp_path: Path, record_property: Record) -> None:

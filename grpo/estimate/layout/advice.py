@@ -11,6 +11,7 @@ from grpo.recipe.load import RecipeError, load_recipe
 
 MOST_GPUS = 4096
 CHECKPOINTING, SHARDING = "trainer.gradient_checkpointing=true", "trainer.sharding=fsdp2"
+OFFLOAD = ("trainer.activation_offloading=true", "trainer.offload_params=true")
 
 Change = tuple[tuple[str, ...], str]  # overrides, and how they are written
 
@@ -26,13 +27,14 @@ def what_fits(path: str | Path, overrides: Sequence[str], models: Models, gpu: G
                 if _fits(path, [*overrides, *changes], models, kind, count):
                     return f"{count:,} x {kind.name} would hold it{words and ' with '}{words}."
             count *= 2
-    return f"Nothing tried would: up to {MOST_GPUS:,} GPUs, sharding, gradient checkpointing, servers apart."
+    return f"Nothing tried would: up to {MOST_GPUS:,} GPUs, sharding, gradient checkpointing, offload, servers apart."
 
 
 def _changes(path: str | Path, overrides: Sequence[str], gpu: Gpu, gpus: int, models: Models) -> Iterator[Change]:
     """From the smallest change to the largest; each also with the batch that the trainers can share."""
     recipe = _load(path, overrides)
-    for changes in ((), (CHECKPOINTING,), (SHARDING,), (SHARDING, CHECKPOINTING)):
+    most = (SHARDING, CHECKPOINTING, *OFFLOAD)
+    for changes in ((), (CHECKPOINTING,), (SHARDING,), (SHARDING, CHECKPOINTING), most):
         changes = (*changes, *_batch(recipe, gpus))
         yield changes, " ".join(changes)
     if recipe.rollout.servers is None and gpu.device != "cpu":

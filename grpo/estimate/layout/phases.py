@@ -83,7 +83,7 @@ def score(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     passes = training.more_forwards * _micro_batches(recipe, layout, lengths)
     times = {
         "FLOP/s": flops / (layout.gpu.flops * layout.gpu.prefill),
-        "links between trainers": passes * _gather(layout),
+        "links between trainers": passes * _gather(recipe, layout),
     }
     bound = max(times, key=lambda name: times[name])
     return Phase("score", times[bound], bound, _trainer_remedy(bound))
@@ -96,8 +96,8 @@ def update(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     flops = (3 + training.checkpointed) * _trained_flops(recipe, layout.shape, lengths) / layout.trainers
     state = layout.shape.trained * MASTER / layout.shards
     if layout.shards > 1:
-        # Gathered for forward and backward; gradients summed after each.
-        traffic = 3 * _micro_batches(recipe, layout, lengths) * _gather(layout)
+        # Gathered for forward and backward; gradients summed after each, in float32.
+        traffic = _micro_batches(recipe, layout, lengths) * (2 * _gather(recipe, layout) + _all_float32(layout))
         if layout.replicas > 1:
             traffic += 2 * state / _speed(gpu, layout.trainers)
     else:
@@ -118,7 +118,7 @@ def sync(recipe: OnPolicyRecipe, layout: Layout) -> Phase:
     """New weights to the engines: gathered if they are sharded, then copied, broadcast, or written and read."""
     gpu, shape, servers = layout.gpu, layout.shape, recipe.rollout.servers
     size = shape.total * BYTES[recipe.model.dtype]
-    times = {"gathering the shards": _gather(layout), "the host, per tensor": _tensors(shape) * gpu.per_tensor}
+    times = {"gathering the shards": _all_float32(layout), "the host, per tensor": _tensors(shape) * gpu.per_tensor}
     if servers is None or gpu.device == "cpu":
         times["memory bandwidth"] = 2 * size / (gpu.bandwidth * gpu.decode)
     elif servers.weights == "nccl":
@@ -151,8 +151,14 @@ def _micro_batches(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> 
     return max(1, math.ceil(samples / max(1, recipe.trainer.max_tokens_per_micro_batch // length)))
 
 
-def _gather(layout: Layout) -> float:
-    """Seconds until every trainer has received all weights once, in float32; or sent all gradients."""
+def _gather(recipe: OnPolicyRecipe, layout: Layout) -> float:
+    """Seconds until every trainer has received all weights once, in the precision that layers are gathered in."""
+    width = BYTES[recipe.model.dtype] if layout.shape.cast_in_parts else MASTER
+    return _all_float32(layout) * width / MASTER
+
+
+def _all_float32(layout: Layout) -> float:
+    """Seconds until every trainer has received all weights once in float32, or sent all gradients."""
     missing = (layout.shards - 1) / layout.shards
     return layout.shape.total * MASTER * missing / _speed(layout.gpu, layout.shards)
 

@@ -42,7 +42,11 @@ def distill(recipe: OPDRecipe, reward_functions: Sequence[Callable[..., Any]] | 
         with _refusals():
             check_column(recipe, parts.problems.streams.values(), parts.accelerator)
             teachers = Teachers(
-                recipe, parts.accelerator, tokenizer_size=len(parts.tokenizer), batching=parts.policy.batching
+                recipe,
+                parts.accelerator,
+                tokenizer_size=len(parts.tokenizer),
+                batching=parts.policy.batching,
+                mesh=parts.policy.mesh,
             )
         return Distiller(parts, recipe, teachers).train()
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from grpo.learner.batch import Sample, attach
@@ -19,15 +20,26 @@ from rollout.types import Problem
 
 
 class Teachers:
-    """All teachers, loaded. One is on the device at a time, while it reads; afterwards one head at a time."""
+    """All teachers, loaded. One is on the device at a time, while it reads; afterwards one head at a time.
 
-    def __init__(self, recipe: OPDRecipe, accelerator: Accelerator, *, tokenizer_size: int, batching: Batching) -> None:
+    mesh: the processes that they are sharded over, as the policy is.
+    """
+
+    def __init__(
+        self,
+        recipe: OPDRecipe,
+        accelerator: Accelerator,
+        *,
+        tokenizer_size: int,
+        batching: Batching,
+        mesh: DeviceMesh | None = None,
+    ) -> None:
         self.recipe = recipe
         self.divergence = recipe.algorithm.divergence
         self.teachers: dict[str, Teacher] = {}
         for name, config in recipe.teachers.items():
             source = {"model_name_or_path": config.model_name_or_path, "revision": config.revision}
-            model = load_model(recipe.model.model_copy(update=source))
+            model = load_model(recipe.model.model_copy(update=source), mesh=mesh)
             check_model(
                 model,
                 tokenizer_size=tokenizer_size,
@@ -40,6 +52,7 @@ class Teachers:
                 temperature=recipe.teacher_temperature,
                 batching=batching,
                 stays=len(recipe.teachers) == 1,
+                mesh=mesh,
             )
 
     def judge(self, samples: Sequence[Sample], names: Sequence[str]) -> list[Sample]:

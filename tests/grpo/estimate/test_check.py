@@ -11,10 +11,11 @@ from grpo.estimate.check import check_recipe
 from grpo.estimate.memory import caches_latents, engine_parts, training_parts
 from grpo.estimate.models import Models
 from grpo.estimate.shape import ModelShape, forward_flops, kv_bytes_per_token, measure_shape
-from grpo.estimate.stage import update_flops
+from grpo.estimate.stage import estimate_stage, update_flops
 from grpo.estimate.work import work_of
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.load import RecipeError, load_recipe
+from grpo.recipe.lora import LoRAConfig
 from grpo.recipe.section import StageRecipe
 from tests.conftest import tiny_llama_config, tiny_v3_config
 
@@ -55,12 +56,12 @@ def recipe(tmp_path: Path, *overrides: str) -> GRPORecipe:
     return loaded
 
 
-def memory_parts(loaded: StageRecipe, shape: ModelShape, *, num_processes: int = 1) -> dict[str, int]:
-    """On CPU, in float32."""
+def memory_parts(loaded: StageRecipe, shape: ModelShape, *, num_processes: int = 1, width: int = 4) -> dict[str, int]:
+    """On CPU, in float32 unless `width` says otherwise."""
     work = work_of(loaded, num_processes=num_processes)
     assert work and work.training and work.generation
-    trained = training_parts(work.training, shape, 4, device="cpu", num_processes=num_processes)
-    return trained | engine_parts(work.generation, shape, 4, device="cpu")
+    trained = training_parts(work.training, shape, width, device="cpu", num_processes=num_processes)
+    return trained | engine_parts(work.generation, shape, width, device="cpu")
 
 
 def test_r1_zero_has_671b_parameters_and_37b_active(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,8 +136,35 @@ def test_sharding_divides_what_is_trained(tmp_path: Path) -> None:
     for part in ("weights", "gradients", "AdamW", "reference"):
         assert sharded[part] == pytest.approx(whole[part] / 4, abs=4)
     assert "gradient buckets" in whole and "gradient buckets" not in sharded
-    assert sharded["layers, gathered"] == 2 * whole["weights"] // 3
+    assert sharded["layers, gathered"] == sharded["a layer's gradient"] == 2 * whole["weights"] // 3
+    assert sharded["head, gathered"] == 4 * 263 * 64
     assert sharded["engine: weights"] == whole["engine: weights"]
+
+
+def test_layers_are_gathered_in_the_precision_they_compute_in(tmp_path: Path) -> None:
+    """But for adapters on experts, whose weights are cast afterwards."""
+    sharded = recipe(tmp_path, "trainer.sharding=fsdp2", "model.dtype=bfloat16")
+    lora = sharded.model.model_copy(update={"lora": LoRAConfig(target_parameters=["experts.down_proj"])})
+    for loaded, gathered in ((sharded, 2), (sharded.model_copy(update={"model": lora}), 4)):
+        shape = measure_shape(tiny_v3_config(), rows=1, length=128, width=2, lora=loaded.model.lora)
+        parts = memory_parts(loaded, shape, num_processes=4, width=2)
+        assert parts["layers, gathered"] == 2 * gathered * shape.total // 3
+        assert parts["a layer's gradient"] == (gathered + 4) * shape.trained // 3
+        assert ("weights, cast for the forward" in parts) == (gathered == 4)
+
+
+def test_offloaded_parts_are_in_host_memory(tmp_path: Path) -> None:
+    tiny_v3_config().save_pretrained(tmp_path / "model")
+    on = ["trainer.sharding=fsdp2", "trainer.gradient_checkpointing=true", "algorithm.beta=0.1"]
+    plain = recipe(tmp_path, *on)
+    moved = recipe(tmp_path, *on, "trainer.offload_params=true", "trainer.activation_offloading=true")
+    before, after = (
+        estimate_stage(one, Models(), device="cuda", num_processes=4, memory=2**34) for one in (plain, moved)
+    )
+    assert before and after and not before.host
+    assert list(after.host) == ["weights", "gradients", "AdamW", "reference", "layers' inputs, checkpointed"]
+    assert sum(after.host.values()) == before.memory - after.memory
+    assert after.host["layers' inputs, checkpointed"] == 3 * 64 * 128 * 64 * 4  # layers x rows x tokens x width
 
 
 def test_checkpointing_keeps_one_layer_s_activations_and_the_others_inputs(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def recipe_for(model: str, **options: object) -> GRPORecipe:
             "trainer": {
                 "max_grad_norm": 1e9,
                 "gradient_checkpointing": options.get("gradient_checkpointing", False),
+                "activation_offloading": options.get("activation_offloading", False),
             },
         }
     )
@@ -95,6 +96,7 @@ def policy_for(recipe: GRPORecipe, accelerator: Accelerator) -> Policy:
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         train_entropy=recipe.algorithm.trains_entropy,
         sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
+        offload_activations=recipe.trainer.activation_offloading,
     )
 
 

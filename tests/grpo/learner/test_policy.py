@@ -96,6 +96,26 @@ def test_gradient_checkpointing_changes_nothing(tiny_v3: Path) -> None:
     assert_equal(gradients(recipe_for(str(tiny_v3), gradient_checkpointing=True, max_tokens=60)), whole)
 
 
+def test_activation_offloading_moves_each_layer_s_input_and_changes_nothing(
+    tiny_v3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPU what is moved to host memory stays where it is; the calls are those of a GPU."""
+    moved: list[tuple[int, ...]] = []
+    to_host = torch.Tensor.cpu
+
+    def seen(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tuple(tensor.shape))
+        return to_host(tensor)
+
+    whole = gradients(recipe_for(str(tiny_v3), gradient_checkpointing=True))
+    recipe = recipe_for(str(tiny_v3), gradient_checkpointing=True, activation_offloading=True)
+    monkeypatch.setattr(torch.Tensor, "cpu", seen)
+    assert_equal(gradients(recipe), whole)
+    inputs = [shape for shape in moved if len(shape) == 3 and shape[-1] == 64]  # rows, tokens, hidden size
+    assert len(inputs) >= 3 and len(set(inputs)) == 1
+    assert not any(shape == (263, 64) for shape in moved)  # no weights
+
+
 def test_gradient_does_not_depend_on_the_number_of_processes(tiny_v3: Path, tmp_path: Path) -> None:
     out = tmp_path / "gradients.pt"
     script = Path(__file__).with_name("policy_gradients.py")

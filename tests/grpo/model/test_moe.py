@@ -18,6 +18,7 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4TopKR
 
 from grpo.model.moe import (
     Routes,
+    cast_grouped_products,
     load_metrics,
     moe_layers,
     record_routes,
@@ -156,6 +157,18 @@ def test_gradient_checkpointing_records_the_same_routes(model):
     with record_routes(model) as routes:
         model(input_ids=tokens, labels=tokens).loss.backward()
     assert not plain.differ(routes).any()
+
+
+def test_autocast_casts_the_experts_too():
+    cast_grouped_products()
+    states, weights = torch.randn(4, 16), torch.randn(2, 16, 8).requires_grad_()
+    ends = torch.tensor([3, 4], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16):
+        product = nn.functional.grouped_mm(states, weights, offs=ends)
+    assert torch.equal(product, nn.functional.grouped_mm(states.bfloat16(), weights.bfloat16(), offs=ends))
+    product.square().sum().backward()
+    assert weights.grad is not None and weights.grad.dtype == torch.float32
+    assert nn.functional.grouped_mm(states, weights, offs=ends).dtype == torch.float32
 
 
 def test_counts_leave_padding_out():

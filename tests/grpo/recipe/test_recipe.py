@@ -144,6 +144,7 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
         (["data.task.name=x"], ["'countdown' is a single value, without keys. Remove .name."]),
         (["data.template={prompt"], ["the value is not valid YAML. Quote it."]),
         (["trainer.gradient_checkpointing=yes"], ["gradient_checkpointing='yes': must be true or false"]),
+        (["trainer.activation_offloading=true"], ["Set trainer.gradient_checkpointing=true too."]),
         (["trainer.output_dir=7"], ["trainer.output_dir=7: must be a string; quote it"]),
         (["trainer.max_steps"], ["section.key=value"]),
         (["trainer.max_steps=many"], ["trainer.max_steps='many'", "must be an integer", "default is 100"]),

@@ -76,7 +76,7 @@ def test_a_sharded_run_killed_and_resumed_writes_what_an_uninterrupted_one_write
 def test_other_sharding_is_refused_in_one_sentence(
     tiny_v3: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    command = launch(*TWO, *options, recipe(tmp_path / "run", tiny_v3))
+    command = launch("--cpu", "--num_processes", "1", *options, recipe(tmp_path / "run", tiny_v3))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(message) and "trainer.sharding=fsdp2" in done.stderr

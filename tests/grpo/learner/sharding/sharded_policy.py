@@ -1,10 +1,11 @@
 """Updates of a policy in one process or sharded over several, with everything that is compared between the two.
 
-    torchrun --nproc_per_node 2 sharded_policy.py MODEL OUT.pt replicas=2 [case …]
-    torchrun --nproc_per_node 2 sharded_policy.py MODEL OUT.pt save=CHECKPOINT
-    torchrun --nproc_per_node 3 sharded_policy.py MODEL OUT.pt resume=CHECKPOINT
+    torchrun --nproc_per_node 4 sharded_policy.py MODEL OUT.pt replicas=2 case …
+    torchrun --nproc_per_node 2 sharded_policy.py MODEL OUT.pt tied=OTHER_MODEL save=FOLDER resume=FOLDER
+    torchrun --nproc_per_node 3 sharded_policy.py MODEL OUT.pt resume=FOLDER
 
-Each process takes every n-th group, as in training.
+Runs the cases, by default all, and what the options name: a case on another model, an update after a checkpoint, an
+update from that checkpoint. Each process takes every n-th group, as in training.
 """
 
 import sys
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import gather_object, set_seed
+from torch.distributed.fsdp import FSDPModule
 
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import Sample, assemble, attach
@@ -50,7 +52,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         for loss in ("grpo", "dr_grpo", "dapo", "bnpo")
     },
     "one update, clipped": {"algorithm": {"loss_type": "dapo"}, "trainer": {"max_grad_norm": 0.01}},
-    "gradient checkpointing": {"trainer": {"gradient_checkpointing": True}},
+    "offload": {"trainer": {"gradient_checkpointing": True, "activation_offloading": True, "offload_params": True}},
     "balance": {
         "model": {"balance_bias_update_speed": 0.01, "sequence_balance_coefficient": 0.1},
         "algorithm": {"steps_per_generation": 2},
@@ -60,6 +62,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "trainer": {"gradient_checkpointing": True},
     },
     "bfloat16": {"model": {"dtype": "bfloat16"}},
+    "bfloat16, adapters": {
+        "model": {"dtype": "bfloat16", "lora": {"r": 3, "init_lora_weights": False, "target_modules": ["o_proj"]}},
+    },
     "adapters": {
         "model": {"lora": {"r": 3, "init_lora_weights": False, **TARGETS}},
         "algorithm": {"loss_type": "dapo", "beta": 0.05, "steps_per_generation": 2},
@@ -84,6 +89,8 @@ def recipe_for(model: str, case: str, *, processes: int, replicas: int = 1) -> G
     sections["trainer"]["sharding"] = "fsdp2" if processes > 1 else "none"
     for name, overrides in CASES[case].items():
         sections[name] |= overrides
+    if processes == 1:  # nothing is sharded
+        sections["trainer"].pop("offload_params", None)
     recipe = GRPORecipe.model_validate({**sections, "rewards": [{"function": "countdown"}]})
     # Refused in recipes: every sample alone. The forwards are then the same in any number of processes, which differ in
     # how many they have, and rounding differs in the sums of gradients only.
@@ -116,6 +123,8 @@ def make_policy(
         sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
         replay=RoutingReplay(model) if recipe.algorithm.routing_replay != "none" else None,
         mesh=mesh,
+        offload=recipe.trainer.offload_params,
+        offload_activations=recipe.trainer.activation_offloading,
     )
     if recipe.trainer.gradient_checkpointing:
         policy.rehearse(8, MAX_COMPLETION_LENGTH)
@@ -126,7 +135,8 @@ def make_policy(
     base = load_model(recipe.model, checkpoint and checkpoint / FOLDER, mesh)
     with torch.no_grad():  # a policy that has moved since: the KL term has a gradient
         base.get_output_embeddings().weight.mul_(1.1)  # type: ignore[union-attr]
-    reference = Reference(base, accelerator, temperature=temperature, batching=batching, mesh=mesh)
+    offload = recipe.trainer.offload_params
+    reference = Reference(base, accelerator, temperature=temperature, batching=batching, mesh=mesh, offload=offload)
     return policy, reference
 
 
@@ -148,6 +158,11 @@ def samples_of(
 def updates(recipe: GRPORecipe, accelerator: Accelerator) -> dict[str, Any]:
     """Log-probs, gradients and metrics of each update of a rollout, and the weights afterwards."""
     policy, reference = make_policy(recipe, accelerator)
+    computing: dict[str, tuple[int, str]] = {}  # dimensions and precision of a layer's parameters while it computes
+    layer = policy.model.base_model.layers[1]  # type: ignore[index]
+    layer.register_forward_pre_hook(
+        lambda layer, _: computing.update((name, (p.ndim, str(p.dtype))) for name, p in layer.named_parameters())
+    )
     samples = samples_of(recipe, policy, reference, accelerator)
     loss, steps = loss_function(recipe.algorithm), []
     for index in range(recipe.algorithm.steps_per_generation):
@@ -162,8 +177,16 @@ def updates(recipe: GRPORecipe, accelerator: Accelerator) -> dict[str, Any]:
         "steps": steps,
         "log-probs": sorted(gather_object(own), key=lambda row: row[:2]),
         "weights": {name: tensor.clone() for name, tensor in policy.weights()},
+        "computing": computing,
+        "offloaded": any(part.offload_to_cpu for group in _units(policy.model) for part in group.fsdp_params),
         "reference": {name: whole(tensor).clone() for name, tensor in moved.items()},
     }
+
+
+def _units(model: Any) -> list[Any]:
+    """FSDP's groups of parameters."""
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    return [group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups]
 
 
 def run(model: str, case: str, replicas: int = 1) -> dict[str, Any]:
@@ -208,13 +231,13 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     model, out, *words = sys.argv[1:]
     options = dict(word.split("=") for word in words if "=" in word)
-    if folders := {name: Path(options[name]) for name in ("save", "resume") if name in options}:
-        results = {
-            case: continued(model, case, **{name: folder / case for name, folder in folders.items()})
-            for case in CONTINUED
-        }
-    else:
-        cases = [word for word in words if "=" not in word]
-        results = {case: run(model, case, int(options.get("replicas", 1))) for case in cases or CASES}
+    cases = [word for word in words if "=" not in word] or CASES
+    found: dict[str, Any] = {case: run(model, case, int(options.get("replicas", 1))) for case in cases}
+    if "tied" in options:
+        found["tied"] = run(options["tied"], "dapo")
+    for name in ("save", "resume"):  # in this order
+        if name in options:
+            folder = Path(options[name])
+            found[name] = {case: continued(model, case, **{name: folder / case}) for case in CONTINUED}
     if PartialState().is_main_process:
-        torch.save(results, Path(out))
+        torch.save(found, Path(out))

@@ -64,18 +64,39 @@ def assert_same(got: dict[str, Any], expected: dict[str, Any], tolerance: float)
             torch.testing.assert_close(got[kind][name], tensor, rtol=0, atol=4e-6, msg=name)  # twice the learning rates
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes write, and two and three read."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def two(tiny_v3: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> dict[str, Any]:
+    """Everything that is asked of two processes: starting them takes longer than most of it."""
+    options = (f"tied={tiny_llama}", f"save={checkpoints}", f"resume={checkpoints}")
+    return launched(tiny_v3, tmp_path_factory.mktemp("two") / "out.pt", *options, processes=2)
+
+
+@pytest.fixture(scope="module")
+def three(tiny_v3: Path, tmp_path_factory: pytest.TempPathFactory, checkpoints: Path, two: Any) -> dict[str, Any]:
+    return launched(tiny_v3, tmp_path_factory.mktemp("three") / "out.pt", f"resume={checkpoints}", processes=3)
+
+
+@pytest.mark.parametrize("processes", ["two", "three"])
 def test_sharded_over_processes_does_what_one_process_does(
-    tiny_v3: Path, tmp_path: Path, alone: dict[str, Any], processes: int
+    alone: dict[str, Any], processes: str, request: pytest.FixtureRequest
 ) -> None:
-    """Losses with a KL term and two mini-batches, clipping, checkpointing, balance, replay, bfloat16, LoRA.
+    """Losses with a KL term and two mini-batches, clipping, offload, balance, replay, bfloat16, LoRA.
 
     Fails if the head is read outside the root's forward, or as a part of its weight.
     """
-    found = launched(tiny_v3, tmp_path / "out.pt", processes=processes)
-    assert found.keys() == alone.keys()
+    found = request.getfixturevalue(processes)
     for case, expected in alone.items():
         assert_same(found[case], expected, 1e-6)
+        matrices = "torch.bfloat16" if "bfloat16" in case else "torch.float32"  # vectors never are
+        for name, (dimensions, dtype) in found[case]["computing"].items():
+            assert dtype == (matrices if dimensions > 1 else "torch.float32"), (case, name)
+        assert found[case]["offloaded"] == (case == "offload")
 
 
 def test_hybrid_sharding_sums_over_the_copies_too(tiny_v3: Path, tmp_path: Path, alone: dict[str, Any]) -> None:
@@ -85,32 +106,32 @@ def test_hybrid_sharding_sums_over_the_copies_too(tiny_v3: Path, tmp_path: Path,
         assert_same(found[case], alone[case], 1e-6)
 
 
-def test_tied_embeddings(tiny_llama: Path, tmp_path: Path) -> None:
-    found = launched(tiny_llama, tmp_path / "out.pt", "dapo", processes=2)
-    assert_same(found["dapo"], sharded_policy.run(str(tiny_llama), "dapo"), 1e-6)
+def test_tied_embeddings(tiny_llama: Path, two: dict[str, Any]) -> None:
+    assert_same(two["tied"], sharded_policy.run(str(tiny_llama), "dapo"), 1e-6)
 
 
 # -- checkpoints
 
 
-def test_a_checkpoint_of_two_processes_continues_in_one_two_and_three(tiny_v3: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_two_processes_continues_in_one_two_and_three(
+    tiny_v3: Path, checkpoints: Path, two: dict[str, Any], three: dict[str, Any]
+) -> None:
     """Of a model, and of adapters on it."""
-    out, folder = tmp_path / "out.pt", tmp_path / "checkpoints"
-    wholes = launched(tiny_v3, out, f"save={folder}", processes=2)
-    full, adapters = (folder / case for case in sharded_policy.CONTINUED)
+    full, adapters = (checkpoints / case for case in sharded_policy.CONTINUED)
     assert len(list(full.glob("model-0000?-of-0000?.safetensors"))) > 1  # a Hugging Face folder in several files
     _, loading = AutoModelForCausalLM.from_pretrained(full, output_loading_info=True)
     assert not any(loading.values())
     assert is_adapter(adapters) and not list(adapters.glob("model*"))
-    agains = launched(tiny_v3, out, f"resume={folder}", processes=2)
-    threes = launched(tiny_v3, out, f"resume={folder}", processes=3)
-    for case, whole in wholes.items():
-        again = agains[case]
+    for case, whole in two["save"].items():
+        again = two["resume"][case]
         assert again["metrics"] == whole["metrics"]
         first, second = whole["faults"]  # an infinite advantage in one process stops both, with the same words
         assert first == second and "the loss is" in first and "advantages are not finite" in first
         assert all(torch.equal(again["weights"][name], tensor) for name, tensor in whole["weights"].items())
-        for other in (sharded_policy.continued(str(tiny_v3), case, resume=folder / case), threes[case]):
+        for other in (
+            sharded_policy.continued(str(tiny_v3), case, resume=checkpoints / case),
+            three["resume"][case],
+        ):
             assert_same_metrics(other["metrics"], whole["metrics"], 1e-6)
             for name, tensor in whole["weights"].items():
                 torch.testing.assert_close(other["weights"][name], tensor, rtol=0, atol=1e-6, msg=name)
@@ -138,6 +159,14 @@ def test_other_ways_to_shard_are_refused_and_fsdp2_is_named(environ: dict[str, s
         launched_with_fsdp2(environ)
 
 
+def test_offload_is_the_recipe_s_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match=r"set trainer\.offload_params=true"):
+        process_mesh(TrainerConfig(), Accelerator(cpu=True))
+
+
 def test_one_process_is_not_sharded_and_replicas_need_processes() -> None:
     accelerator = Accelerator(cpu=True)
     assert process_mesh(TrainerConfig(sharding="fsdp2"), accelerator) is None
@@ -145,3 +174,5 @@ def test_one_process_is_not_sharded_and_replicas_need_processes() -> None:
         process_mesh(TrainerConfig(sharding="fsdp2", sharding_replicas=2), accelerator)
     with pytest.raises(RecipeError, match=r"sharding_replicas=2 with trainer\.sharding=none"):
         process_mesh(TrainerConfig(sharding_replicas=2), accelerator)
+    with pytest.raises(RecipeError, match=r"offload_params=true: .*sharding=fsdp2, 1 processes.*Shard over more"):
+        process_mesh(TrainerConfig(sharding="fsdp2", offload_params=True), accelerator)

@@ -118,9 +118,13 @@ def test_a_source_of_a_mixture_names_its_teacher(
     assert row["divergence"] > 0
 
 
-def test_two_processes_do_what_one_does(tiny_v3: Path, tiny_llama: Path, questions: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_two_processes_do_what_one_does(
+    tiny_v3: Path, tiny_llama: Path, questions: Path, tmp_path: Path, sharding: str
+) -> None:
+    """Sharded: with teachers in parts in host memory, of which each judges in one process only."""
     teachers = {"sums": tiny_llama, "words": tiny_v3}
-    two = write(tmp_path / "two", tiny_v3, teachers, questions, trainer={"max_steps": 1})
+    two = write(tmp_path / "two", tiny_v3, teachers, questions, trainer={"max_steps": 1, "sharding": sharding})
     one = write(tmp_path / "one", tiny_v3, teachers, questions, trainer={"max_steps": 1})
     run(launch("--cpu", "--num_processes", "2", two))
     grpo.train(one)
