@@ -26,6 +26,7 @@ ROUTING_KEYS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"norm_topk_prob": False},
     "deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "deepseek_v32": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "deepseek_v4": {"topk_method": "noaux_tc", "scoring_func": "sqrtsoftplus"},
 }
 
 _running: "list[LLM]" = []  # in this process
