@@ -1,11 +1,11 @@
 """What `grpo plan` says a trainer holds on CPU, against what it holds: docs/scale.md.
 
-    python benchmarks/plan_memory.py [--processes 1 2 4] recipes/r1_zero.yaml [section.key=value …]
+    python benchmarks/plan_memory.py [--processes 1 2 4] [--give-back] recipes/r1_zero.yaml [section.key=value …]
 
 In each of so many processes over gloo, the recipe's model takes two optimizer steps on one full micro-batch of
-full-length samples. `measured` is the process's peak resident memory above what it held before the model, in the process
-that holds most; `plan` is the sum of `grpo plan`'s parts without the engine's, which are reserved as stated. Freed blocks
-above 64 KiB go back at once (MALLOC_MMAP_THRESHOLD_): glibc would keep some.
+full-length samples. `measured` is the peak of resident memory above what was held before the model, in the process that
+holds most; `plan` is the sum of `grpo plan`'s parts without the engine's, which are reserved as stated. glibc's
+malloc keeps some of what is freed; with `--give-back`, freed blocks above 64 KiB go back at once.
 """
 
 import argparse
@@ -44,17 +44,19 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--give-back", action="store_true")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_intermixed_args()
     if given.one:
         measure(given.recipe, given.overrides)
         return
+    returned = {"MALLOC_MMAP_THRESHOLD_": "65536"} if given.give_back else {}
     print("processes  plan  measured (MiB)  plan is above by", flush=True)
     for count in given.processes:
         # One process without a launcher, which would set up a process group.
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)] if count > 1 else []
         command = [sys.executable, *launcher, __file__, "--one", given.recipe, *given.overrides]
-        subprocess.run(command, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}, check=True)
+        subprocess.run(command, env=os.environ | returned, check=True)
 
 
 def measure(path: str, overrides: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from transformers import (
     DeepseekV2Config,
     DeepseekV3ForCausalLM,
     DeepseekV32Config,
+    DeepseekV4Config,
     LlamaForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -270,6 +271,7 @@ def test_v3_config_without_vllms_routing_keys_is_an_error(tiny_v3: Path, tmp_pat
         (DeepseekV2Config(norm_topk_prob=True), '"norm_topk_prob": false'),
         (DeepseekV32Config(scoring_func="sigmoid"), '"topk_method": "noaux_tc"'),
         (DeepseekV32Config(topk_method="noaux_tc", scoring_func="softmax"), '"scoring_func": "sigmoid"'),
+        (DeepseekV4Config(), '"topk_method": "noaux_tc"'),
     ],
 )
 def test_configs_that_vllm_would_route_differently_by_are_errors(config: PretrainedConfig, message: str):

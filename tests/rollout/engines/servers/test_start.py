@@ -70,6 +70,8 @@ def test_servers_of_a_run_on_several_machines_are_started_by_hand(
 
 
 def recipe(model: Path, folder: Path, servers: dict[str, Any], *, max_staleness: int, **trainer: Any) -> Path:
+    reward = folder.with_suffix(".py")
+    reward.write_text("def first(completions, **_):\n    return [float(i == 0) for i in range(len(completions))]\n")
     values = {
         "model": {"model_name_or_path": str(model)},
         "data": {"task": "countdown", "template": "{prompt} :", "max_prompt_length": 32},
@@ -81,9 +83,7 @@ def recipe(model: Path, folder: Path, servers: dict[str, Any], *, max_staleness:
             "num_generations": 4,
             "max_completion_length": 12,
         },
-        "rewards": [
-            {"function": "soft_overlong_punishment", "options": {"max_completion_len": 12, "soft_punish_cache": 8}}
-        ],
+        "rewards": [{"function": f"{reward}:first"}],
         "trainer": {"output_dir": str(folder), "learning_rate": 1e-3, "num_reward_workers": 1, **trainer},
         "report": {"num_logged_groups": 2},
         "evaluation": {"num_problems": 0},
