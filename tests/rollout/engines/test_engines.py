@@ -15,8 +15,8 @@ import torch
 from transformers import (
     DeepseekV2Config,
     DeepseekV3ForCausalLM,
-    DeepseekV32Config,
     DeepseekV4Config,
+    DeepseekV32Config,
     LlamaForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
