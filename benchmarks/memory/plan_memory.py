@@ -1,6 +1,6 @@
 """What `grpo plan` says a trainer holds on CPU, against what it holds: docs/scale.md.
 
-    python benchmarks/plan_memory.py [--processes 1 2 4] [--give-back] recipes/r1_zero.yaml [section.key=value …]
+    python benchmarks/memory/plan_memory.py [--processes 1 2 4] [--give-back] recipes/r1_zero.yaml [section.key=value …]
 
 In each of so many processes over gloo, the recipe's model takes two optimizer steps on one full micro-batch of
 full-length samples. `measured` is the peak of resident memory above what was held before the model, in the process that
