@@ -41,6 +41,14 @@ OPENAI = {"n_embd": 64, "n_layer": 2, "n_head": 2}
 # model_type -> its configuration, vocabulary and special tokens aside
 MODELS: dict[str, dict[str, Any]] = {
     "deepseek_v3": MLA | {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True},
+    "deepseek_v32": MLA
+    | {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True}
+    | {"index_head_dim": 16, "index_n_heads": 2, "index_topk": 2048},
+    "deepseek_v4": {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "head_dim": 32}
+    | {"qk_rope_head_dim": 8, "q_lora_rank": 32, "o_groups": 2, "o_lora_rank": 16, "hc_mult": 2}
+    | {"index_head_dim": 16, "index_n_heads": 2, "index_topk": 512, "compress_ratios": [0, 4, 128, 4]}
+    | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_hash_layers": 1}
+    | {"topk_method": "noaux_tc"},
     "deepseek_v2": MLA | {"topk_method": "greedy", "n_group": 1},
     "llama": GROUPED,
     "mistral": GROUPED,

@@ -144,6 +144,12 @@ def _opened(name: str, block: Block, revision: str | None) -> Iterator[dict[str,
         for path in _weight_files(name, revision):
             file: Any = stack.enter_context(safe_open(path, framework="pt"))
             stored |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118, not a mapping
+        for key, value in stored.items():
+            if value.get_dtype().startswith("F8_E4M3") and key + SCALE not in stored:
+                raise ValueError(
+                    f"{name}: {key} is FP8 without {key + SCALE}, so its scales are stored in another layout than "
+                    "DeepSeek-V3's (as DeepSeek-V4's are), and it cannot be dequantized. Use the model in bfloat16."
+                )
         yield {
             key: _Scaled(key, value, stored[key + SCALE], block) if key + SCALE in stored else value
             for key, value in stored.items()

@@ -67,7 +67,7 @@ def load_model(
             model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **keywords, **how, **changes)
         if mesh is not None and in_parts(model):
             buffers_to(model, mesh.device_type)
-    return _prepared(model, config)
+    return prepared(model, config)
 
 
 def _load_with_mtp(
@@ -92,10 +92,10 @@ def new_model(config: SFTModel, architecture: PretrainedConfig) -> PreTrainedMod
         make = DeepseekV3ForCausalLM._from_config
     model = make(architecture, dtype=torch.float32, attn_implementation=config.attn_implementation)
     model.config.name_or_path = config.name  # for messages
-    return _prepared(model, config)
+    return prepared(model, config)
 
 
-def _prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrainedModel:
+def prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrainedModel:
     """The model as it is trained: its experts run as configured, and nothing is dropped unless asked for."""
     if moe_layers(model):
         model.set_experts_implementation(config.experts_implementation)
@@ -105,6 +105,9 @@ def _prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrai
     text: Any = model.config.get_text_config()
     if getattr(text, "num_nextn_predict_layers", None) and mtp_layer(model) is None:
         text.num_nextn_predict_layers = 0  # none is loaded, so none is saved
+    if text.model_type == "deepseek_v4":  # transformers reads these published keys, and does not keep them
+        text.compress_ratios = [text.compress_rates.get(kind, 0) for kind in text.layer_types]
+        text.num_hash_layers = text.mlp_layer_types.count("hash_moe")
     return model
 
 

@@ -1,6 +1,7 @@
 """A model's weights under the names they have on disk."""
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +18,16 @@ from grpo.model.sharding import in_parts, whole
 
 MAX_FILE_BYTES = 4 * 2**30  # of weights in one file
 
+# model_type -> names that reverting transformers' conversion leaves as they are not published, and the published ones.
+PUBLISHED_NAMES = {
+    "deepseek_v4": {
+        r"^model\.embed_tokens\.": "embed.",
+        r"^model\.hc_head\.hc_": "hc_head_",
+        r"^model\.": "",
+        r"\.attn\.norm\.": ".attn.kv_norm.",
+    }
+}
+
 
 def checkpoint_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) as in the model's checkpoint folder, in the layout that rollout engines load.
@@ -30,6 +41,13 @@ def checkpoint_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     Adapters are merged, a layer at a time, into copies. A sharded model's weights are gathered layer by layer, so at
     most one layer is whole at a time; all processes must take all of them. Not for wrapped models (unwrap first).
     """
+    for name, tensor in _reverted(model):
+        for pattern, published in PUBLISHED_NAMES.get(model.config.model_type, {}).items():
+            name = re.sub(pattern, published, name)
+        yield name, tensor
+
+
+def _reverted(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     if has_adapters(model):
         yield from merged_weights(model)
         return
@@ -55,7 +73,7 @@ def save_model(model: PreTrainedModel, folder: Path, *, is_writer: bool, max_fil
     if has_adapters(model):
         save_adapters(model, folder, is_writer=is_writer)
         return
-    if not in_parts(model):
+    if not in_parts(model) and model.config.model_type not in PUBLISHED_NAMES:
         if is_writer:
             model.save_pretrained(folder)
         return

@@ -7,6 +7,7 @@ Left out: continuous batching, sharing the prefill between a prompt's samples.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,7 @@ class HFEngine:
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].token_ids))
         rows = [(i, sample) for i in order for sample in range(sampling.num_generations)]
         done: dict[int, list[Completion]] = {i: [] for i in order}
-        for start in range(0, len(rows), self._max_num_seqs):
-            batch = rows[start : start + self._max_num_seqs]
+        for batch in self._batches(rows, prompts):
             completions = self._complete(
                 [prompts[i].token_ids for i, _ in batch],
                 [request_seed(sampling, prompts[i]) + sample for i, sample in batch],
@@ -107,6 +107,20 @@ class HFEngine:
                 done[i].append(completion)
                 if len(done[i]) == sampling.num_generations:
                     yield prompts[i].group(done.pop(i))
+
+    def _batches(self, rows: list[tuple[int, int]], prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, int]]]:
+        """Rows that are decoded together; with prompts of one length if padding would become part of the model's state.
+
+        DeepSeek-V4 compresses every 4 or 128 positions of a row, and padding on the left would move what is in them.
+        """
+
+        def length(row: tuple[int, int]) -> int:
+            return len(prompts[row[0]].token_ids) if self._model._is_stateful else 0
+
+        for _, group in groupby(rows, key=length):
+            alike = list(group)
+            for start in range(0, len(alike), self._max_num_seqs):
+                yield alike[start : start + self._max_num_seqs]
 
     def _complete(
         self, prompt_ids: list[Sequence[int]], seeds: list[int], budgets: Tensor, sampling: Sampling

@@ -13,7 +13,13 @@ from typing import NoReturn
 from transformers import AutoConfig
 
 from rollout.engines.servers.plugin import BACKEND
-from rollout.engines.vllm_setup import MAX_BATCHED_TOKENS, check_routing_keys, import_vllm, mla_setting
+from rollout.engines.vllm_setup import (
+    MAX_BATCHED_TOKENS,
+    check_routing_keys,
+    check_sparse_attention,
+    import_vllm,
+    mla_setting,
+)
 
 FOR_TRAINING = "--for-training"  # our one option
 
@@ -46,7 +52,9 @@ def server_command(
     command += ["--generation-config", "vllm"]
     command += ["--revision", revision] if revision else []
     command += ["--trust-remote-code"] if trust_remote_code else []
-    if import_vllm():
+    on_cpu = import_vllm()
+    check_sparse_attention(model_path, config, on_cpu=on_cpu)
+    if on_cpu:
         longest = getattr(config.get_text_config(), "max_position_embeddings", MAX_BATCHED_TOKENS)
         command += ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"]
         command += ["--max-num-batched-tokens", str(max(longest, MAX_BATCHED_TOKENS))]

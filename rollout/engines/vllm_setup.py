@@ -26,6 +26,7 @@ ROUTING_KEYS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"norm_topk_prob": False},
     "deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "deepseek_v32": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "deepseek_v4": {"topk_method": "noaux_tc", "scoring_func": "sqrtsoftplus"},
 }
 
 _running: "list[LLM]" = []  # in this process
@@ -51,6 +52,7 @@ def start(
     check_routing_keys(model_path, config)
     _set_environment(config)
     on_cpu = import_vllm()
+    check_sparse_attention(model_path, config, on_cpu=on_cpu)
     options: dict[str, Any] = {
         "model": model_path,
         "dtype": dtype,
@@ -183,6 +185,19 @@ def check_routing_keys(model_path: str, config: PretrainedConfig) -> None:
                 f"{model_path}/config.json has {key}={value!r}: {config.model_type} needs {needed!r}, and vLLM would "
                 f'silently route differently. Add "{key}": {json.dumps(needed)} to it.'
             )
+
+
+def check_sparse_attention(model_path: str, config: PretrainedConfig, *, on_cpu: bool) -> None:
+    """DeepSeek's attention to a few chosen tokens, where vLLM would fail or compute it otherwise than the trainer."""
+    reason = ""
+    if config.model_type == "deepseek_v32" and on_cpu:
+        reason = "vLLM has no sparse attention on CPU"
+    elif config.model_type == "deepseek_v32" and not _has_mla_kernel(config):
+        reason = "vLLM has its sparse attention for latents of 512 + 64 dimensions only"
+    elif config.model_type == "deepseek_v4" and on_cpu:
+        reason = "vLLM on CPU keeps its keys and values in FP8, so log-probs would not be the trainer's"
+    if reason:
+        raise ValueError(f"{model_path} ({config.model_type}): {reason}. Set rollout.engine=hf.")
 
 
 def _check_head_size(model_path: str, config: PretrainedConfig) -> None:

@@ -6,6 +6,7 @@ checkpoints, traffic within a server, kernel launches while training, unevenly l
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grpo.estimate.layout.gpus import Gpu
@@ -35,6 +36,20 @@ def phases(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> list[Pha
         update(recipe, layout, lengths),
         sync(recipe, layout),
     ]
+
+
+def overlap(recipe: OnPolicyRecipe, layout: Layout) -> bool:
+    """Whether servers sample while the trainers update; on CPU, both would share the same cores."""
+    return recipe.rollout.max_staleness > 0 and layout.gpu.device != "cpu"
+
+
+def awaited(found: Sequence[Phase], *, overlap: bool) -> list[Phase]:
+    """The phases whose seconds make the step: all; with `overlap` those of the longer side, and sync, which both do."""
+    if not overlap:
+        return list(found)
+    sampling, *training, sync = found
+    longer = [sampling] if sampling.seconds > sum(phase.seconds for phase in training) else training
+    return [*longer, sync]
 
 
 def concurrent(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> float:

@@ -12,7 +12,7 @@ from grpo.estimate.layout.advice import what_fits
 from grpo.estimate.layout.gpus import GPUS, find_gpu
 from grpo.estimate.layout.layout import Layout, lay_out
 from grpo.estimate.layout.lengths import Lengths, full_length, read_run
-from grpo.estimate.layout.phases import Phase, concurrent, phases
+from grpo.estimate.layout.phases import Phase, awaited, concurrent, overlap, phases
 from grpo.estimate.memory import Parts
 from grpo.estimate.models import Models, UnknownModelError
 from grpo.estimate.shape import describe
@@ -64,7 +64,7 @@ def plan_recipe(
 
 
 def bottleneck(found: Sequence[Phase]) -> str:
-    """One sentence or two: the longest phase, what bounds it, what helps."""
+    """One sentence or two: of the phases that make the step, the longest, what bounds it, what helps."""
     longest = max(found, key=lambda phase: phase.seconds)
     share = longest.seconds / sum(phase.seconds for phase in found)
     return f"Bottleneck: {longest.name} takes {share:.0%} of a step, bound by {longest.bound}. {longest.remedy}".strip()
@@ -86,8 +86,11 @@ def _print(console: Console, recipe: OnPolicyRecipe, layout: Layout, lengths: Le
         f"{lengths.longest:,.0f}), {lengths.trained:.0%} of them trained on; an engine decodes up to "
         f"{concurrent(recipe, layout, lengths):,.0f} sequences at once."
     )
-    _print_phases(console, found, samples * lengths.completion)
-    console.print(bottleneck(found))
+    step = awaited(found, overlap=overlap(recipe, layout))
+    _print_phases(console, found, sum(phase.seconds for phase in step), samples * lengths.completion)
+    if overlap(recipe, layout):
+        console.print(_waiting(recipe.rollout.max_staleness, found, step))
+    console.print(bottleneck(step))
     console.print(
         f"Assumed: {gpu.update:.0%} of {gpu.flops:.3g} FLOP/s in the update, {gpu.prefill:.0%} without gradient, "
         f"{gpu.decode:.0%} of {gpu.bandwidth:.3g} B/s of memory, {gpu.links:.0%} of {gpu.link:.3g} B/s within a "
@@ -128,11 +131,23 @@ def _print_memory(console: Console, title: str, parts: Parts, memory: int) -> No
     console.print()
 
 
-def _print_phases(console: Console, found: Sequence[Phase], tokens: float) -> None:
+def _waiting(max_staleness: int, found: Sequence[Phase], step: Sequence[Phase]) -> str:
+    """Who waits for whom when sampling runs beside the update."""
+    sampling, *training, _ = (phase.seconds for phase in found)
+    whole = sum(phase.seconds for phase in step)
+    waiting, idle = (
+        ("trainers", sampling - sum(training)) if step[0] is found[0] else ("servers", sum(training) - sampling)
+    )
+    return (
+        f"With max_staleness={max_staleness} sampling runs beside the update: a step takes the longer of both, and "
+        f"sync. The {waiting} wait for {idle / whole:.0%} of it."
+    )
+
+
+def _print_phases(console: Console, found: Sequence[Phase], whole: float, tokens: float) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("phase", "time per step", "share", "sampled tokens/s", "bound by"):
         table.add_column(column, justify="left" if column in ("phase", "bound by") else "right")
-    whole = sum(phase.seconds for phase in found)
     for phase in found:
         if phase.seconds > 0:
             share, speed = f"{phase.seconds / whole:.0%}", f"{tokens / phase.seconds:,.0f}"

@@ -34,7 +34,7 @@ def measure_drafts(recipe: OnPolicyRecipe) -> list[str]:
     tokenizer, accelerator = load_tokenizer(*source), parts.accelerator(recipe.model)
     model = load_model(recipe.model, mtp="stored").to(accelerator.device).eval()  # type: ignore[arg-type]
     prompts = training_stream(recipe, tokenizer, process_index=0, num_processes=1).first(NUM_PROMPTS)
-    batching = Batching(recipe.trainer.max_tokens_per_micro_batch, tokenizer.pad_token_id or 0, packed=False)  # type: ignore[arg-type]
+    batching = Batching(recipe.trainer.max_tokens_per_micro_batch, tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
     engine = parts.engine(
         recipe.rollout.engine,
         recipe.rollout,

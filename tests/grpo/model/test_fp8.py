@@ -131,3 +131,17 @@ def test_other_quantizations_are_refused(tiny_llama: Path, tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"is quantized \(awq\), and such weights cannot be trained"):
         load_model(ModelConfig(model_name_or_path=str(tmp_path)))
+
+
+def test_fp8_weights_whose_scales_have_other_names_are_refused(tiny_v3: Path, tmp_path: Path) -> None:
+    """As DeepSeek-V4's: without the scales, the weights would be taken for what they are not."""
+    config = json.loads((tiny_v3 / "config.json").read_text()) | {"quantization_config": QUANTIZATION}
+    (tmp_path / "v4").mkdir()
+    (tmp_path / "v4/config.json").write_text(json.dumps(config))
+    stored, scales = quantized(torch.randn(4, 6))
+    save_file(
+        {"layers.0.attn.wo_b.weight": stored, "layers.0.attn.wo_b.scale": scales}, tmp_path / "v4/model.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"wo_b.weight is FP8 without .*_scale_inv, .*as DeepSeek-V4's are"):
+        write_dequantized(tmp_path / "v4", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -13,11 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
-    DeepseekV2Config,
     DeepseekV3ForCausalLM,
-    DeepseekV32Config,
     LlamaForCausalLM,
-    PretrainedConfig,
     PreTrainedModel,
 )
 
@@ -25,7 +22,6 @@ from grpo.model.weights import checkpoint_weights
 from rollout.engines.base import Engine
 from rollout.engines.hf import HFEngine
 from rollout.engines.vllm import VLLMEngine
-from rollout.engines.vllm_setup import check_routing_keys
 from rollout.types import Group, Problem, Prompt, Sampling
 from tests.conftest import save_tiny, tiny_llama_config, tiny_v3_config
 from tests.rollout.engines.agreement import (
@@ -262,21 +258,6 @@ def test_v3_config_without_vllms_routing_keys_is_an_error(tiny_v3: Path, tmp_pat
     folder = with_config(tiny_v3, tmp_path / "model", **{key: None})
     with pytest.raises(ValueError, match=rf'has {key}=None: .*Add "{key}": "{needed}"'):
         start_vllm(folder)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (DeepseekV2Config(norm_topk_prob=True), '"norm_topk_prob": false'),
-        (DeepseekV32Config(scoring_func="sigmoid"), '"topk_method": "noaux_tc"'),
-        (DeepseekV32Config(topk_method="noaux_tc", scoring_func="softmax"), '"scoring_func": "sigmoid"'),
-    ],
-)
-def test_configs_that_vllm_would_route_differently_by_are_errors(config: PretrainedConfig, message: str):
-    with pytest.raises(ValueError, match=f"would silently route differently. Add {message} to it"):
-        check_routing_keys("model", config)
-    check_routing_keys("model", DeepseekV32Config(topk_method="noaux_tc", scoring_func="sigmoid"))
-    check_routing_keys("model", DeepseekV2Config())
 
 
 @pytest.mark.vllm

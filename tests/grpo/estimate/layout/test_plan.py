@@ -10,7 +10,7 @@ from grpo.__main__ import main
 from grpo.estimate.layout.gpus import GPUS, cpu
 from grpo.estimate.layout.layout import Layout, lay_out
 from grpo.estimate.layout.lengths import Lengths
-from grpo.estimate.layout.phases import phases
+from grpo.estimate.layout.phases import Phase, awaited, overlap, phases
 from grpo.estimate.layout.show import bottleneck, plan_recipe
 from grpo.estimate.models import Models
 from grpo.recipe.config import OnPolicyRecipe
@@ -141,6 +141,37 @@ def test_the_bottleneck_is_one_phase_its_bound_and_what_helps(path: Path) -> Non
     assert found[0].bound == "the engine's own work per iteration and token"
     assert "Bottleneck: generate takes" in bottleneck(found)
     assert "The longest completion sets the number of iterations" in bottleneck(found)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lockstep", "ahead", "longest"),
+    [
+        ((10.0, 2.0, 5.0, 1.0), 18.0, 11.0, "generate"),
+        ((10.0, 6.0, 7.0, 1.0), 24.0, 14.0, "update"),  # generate is longer than each, and the trainers' side longer
+    ],
+)
+def test_a_step_ahead_of_the_update_takes_the_longer_side(
+    seconds: tuple[float, ...], lockstep: float, ahead: float, longest: str
+) -> None:
+    names = ("generate", "score", "update", "sync")
+    found = [Phase(name, each, "FLOP/s", "") for name, each in zip(names, seconds, strict=True)]
+    assert sum(phase.seconds for phase in awaited(found, overlap=False)) == lockstep
+    assert sum(phase.seconds for phase in awaited(found, overlap=True)) == ahead
+    assert f"Bottleneck: {longest} takes" in bottleneck(awaited(found, overlap=True))
+
+
+def test_max_staleness_overlaps_sampling_and_update_on_gpus_alone(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ahead = load_recipe(path, [*SERVERS, "rollout.max_staleness=1"])
+    assert isinstance(ahead, OnPolicyRecipe)
+    assert overlap(ahead, lay_out(ahead, Models(), GPUS["h200"], 10))
+    assert not overlap(ahead, lay_out(ahead, Models(), cpu(1, 24 * 2**30), 1))  # they share the cores
+    plan_recipe(path, [*SERVERS, "rollout.max_staleness=1"], gpus=10, gpu="h200")
+    printed = capsys.readouterr().out
+    assert "With max_staleness=1 sampling runs beside the update" in printed and "The trainers wait for" in printed
+    plan_recipe(path, [*SERVERS], gpus=10, gpu="h200")
+    assert "beside the update" not in capsys.readouterr().out
 
 
 def test_plan_is_a_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

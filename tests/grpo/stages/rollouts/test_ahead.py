@@ -113,8 +113,10 @@ def test_closing_cancels_what_is_being_generated() -> None:
     assert all(future.cancelled() for _, future in engine.pending.values())
 
 
+@pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("slow", ["server", "reward", "trainer"])
-def test_no_side_waits_for_ever_whichever_is_slow(slow: str, tmp_path: Path) -> None:
+def test_no_side_waits_for_ever_whichever_is_slow(slow: str, k: int, tmp_path: Path) -> None:
+    """With real threads and workers; who waits for whom: test_waiting.py."""
     pause = 0.01 if slow == "reward" else 0
     (tmp_path / "mine.py").write_text(
         f"import time\ndef mine(completions, **_):\n    time.sleep({pause})\n    return [1.0] * len(completions)\n"
@@ -130,7 +132,7 @@ def test_no_side_waits_for_ever_whichever_is_slow(slow: str, tmp_path: Path) -> 
                 future.set_result(made)
 
             engine.after = lambda future, made: threads.submit(later, future, made)
-            rollouts = ahead(engine, problems(), rewards, max_staleness=2, count=4)
+            rollouts = ahead(engine, problems(), rewards, max_staleness=k, count=4)
             for step in range(8):
                 engine.version = step
                 trained.append([number(one) for one in rollouts.next(step)])

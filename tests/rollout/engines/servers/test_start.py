@@ -1,16 +1,21 @@
-"""A run that starts its own vLLM server: real processes, weights over shared files."""
+"""vLLM servers that a run starts: real processes, weights over shared files, in lockstep and ahead of the update."""
 
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+import grpo
+from grpo.recipe.config import GRPORecipe
+from grpo.recipe.load import load_recipe
+from grpo.stages import parts
 from rollout.engines.servers import start
 
 SERVER = """
@@ -64,38 +69,72 @@ def test_servers_of_a_run_on_several_machines_are_started_by_hand(
         start.StartedServers(1, str(tmp_path), {}, timeout=60, api_key_env=None, revision=None, trust_remote_code=False)
 
 
-@pytest.mark.slow
-@pytest.mark.vllm
-def test_a_run_starts_its_server_trains_with_it_and_leaves_nothing_behind(tiny_v3: Path, tmp_path: Path) -> None:
-    recipe = {
-        "model": {"model_name_or_path": str(tiny_v3)},
+def recipe(model: Path, folder: Path, servers: dict[str, Any], *, max_staleness: int, **trainer: Any) -> Path:
+    reward = folder.with_suffix(".py")
+    reward.write_text("def first(completions, **_):\n    return [float(i == 0) for i in range(len(completions))]\n")
+    values = {
+        "model": {"model_name_or_path": str(model)},
         "data": {"task": "countdown", "template": "{prompt} :", "max_prompt_length": 32},
         "rollout": {
             "engine": "server",
-            "servers": {"start": 1},
+            "servers": servers,
+            "max_staleness": max_staleness,
             "problems_per_step": 2,
             "num_generations": 4,
             "max_completion_length": 12,
         },
-        "rewards": [
-            {"function": "soft_overlong_punishment", "options": {"max_completion_len": 12, "soft_punish_cache": 8}}
-        ],
-        "trainer": {"output_dir": str(tmp_path / "run"), "max_steps": 3, "learning_rate": 1e-3},
+        "rewards": [{"function": f"{reward}:first"}],
+        "trainer": {"output_dir": str(folder), "learning_rate": 1e-3, "num_reward_workers": 1, **trainer},
+        "report": {"num_logged_groups": 2},
+        "evaluation": {"num_problems": 0},
     }
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "grpo", "train", str(file)]
-    done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "starting 1 vLLM server …" in done.stderr
-    steps = [
-        row
-        for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-        if "reward" in (row := json.loads(line))
-    ]
-    assert [row["step"] for row in steps] == [1, 2, 3]
-    for row in steps:  # the second and third were sampled from weights that travelled
-        assert row["sampling/sampling_logp_difference/mean"] < 1e-5
-        assert row["grad_norm"] > 0
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_runs_in_lockstep_and_ahead_train_on_a_started_server_which_ends(tiny_v3: Path, tmp_path: Path) -> None:
+    starting = load_recipe(recipe(tiny_v3, tmp_path / "starting", {"start": 1}, max_staleness=0))
+    assert isinstance(starting, GRPORecipe)
+    section = starting.rollout
+    length = starting.max_model_len
+    engine: Any = parts.engine(
+        "server", section, starting.model, max_model_len=length, device="cpu", servers=section.servers
+    )
+    servers = {"urls": engine._started.urls}
+    with closing(engine):
+        grpo.train(recipe(tiny_v3, tmp_path / "lockstep", servers, max_staleness=0, max_steps=3))
+        ahead = tmp_path / "ahead"
+        grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=3))
+        grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=6, resume_from_checkpoint=True))
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
     assert not any(str(tiny_v3).encode() in words for words in commands)
+
+    assert [row["step"] for row in rows(tmp_path / "lockstep")] == [1, 2, 3]
+    for row in rows(tmp_path / "lockstep"):  # the second and third were sampled from weights that travelled
+        assert row["sampling/sampling_logp_difference/mean"] < 1e-5
+        assert row["grad_norm"] > 0
+        assert "rollout/staleness_max" not in row
+
+    assert [row["step"] for row in rows(ahead)] == [1, 2, 3, 4, 5, 6]
+    for row in rows(ahead):
+        assert row["rollout/staleness_max"] <= (0 if row["step"] in (1, 4) else 1)  # the first after a start is fresh
+        fresh, stale = (row[f"rollout/staleness_share_{age}"] for age in (0, 1))
+        assert fresh + stale == pytest.approx(1.0)
+        assert row["rollout/dropped_stale"] == 0
+        assert row["sampling/importance_sampling_ratio/clipped_share"] < 0.5
+        assert 0 < row["sampling/importance_sampling_ratio/min"] <= row["sampling/importance_sampling_ratio/mean"]
+        assert 0 < row["sampling/importance_sampling_ratio/effective_sample_size"] <= 1
+        assert row["grad_norm"] > 0
+        if fresh:  # trainer against engine, on what the current weights sampled
+            assert row["sampling/sampling_logp_difference/mean"] < 1e-5
+    trained = [row["problem_id"] for row in rows(ahead, "samples.jsonl")]
+    # Twelve of the first fourteen: two were ahead of the last step.
+    assert len(trained) == len(set(trained)) == 12
+    assert {int(one.rpartition("/")[2]) for one in trained} <= set(range(14))
