@@ -21,7 +21,8 @@ from grpo.learner.scoring import Batching
 from grpo.model.load import load_model
 from grpo.model.replay import RoutingReplay
 from grpo.recipe.algorithm import AlgorithmConfig
-from grpo.recipe.config import ModelConfig, OptimizerConfig
+from grpo.recipe.config import ModelConfig
+from grpo.recipe.optimizer import OptimizerConfig
 
 MODES = ("none", "R2", "R3")
 UPDATES = 2  # per rollout, as R2 needs

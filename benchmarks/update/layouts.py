@@ -20,7 +20,8 @@ from grpo.learner.objective import loss_function
 from grpo.learner.policy import Policy
 from grpo.learner.scoring import Batching
 from grpo.model.load import load_model
-from grpo.recipe.config import AlgorithmConfig, ModelConfig, OptimizerConfig
+from grpo.recipe.config import AlgorithmConfig, ModelConfig
+from grpo.recipe.optimizer import OptimizerConfig
 
 BASE = Path(__file__).parents[2] / "recipes/v3_base"
 SIZE = 16

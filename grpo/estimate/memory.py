@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from grpo.estimate.models import Models, UnknownModelError
 from grpo.estimate.shape import BYTES, ModelShape, kv_bytes_per_token
 from grpo.estimate.work import Generation, Training, Work
-from grpo.model.head import CHUNK_ELEMENTS
+from grpo.model.forward.head import CHUNK_ELEMENTS
 from grpo.recipe.stages.opd import OPDRecipe
 
 _MLA_KERNEL_WIDTH = 576  # kv_lora_rank + qk_rope_head_dim; vLLM on CPU caches latents only at this size

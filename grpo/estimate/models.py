@@ -9,7 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from grpo.estimate.shape import ModelShape, measure_shape
 from grpo.recipe.load import RecipeError
-from grpo.recipe.lora import LoRAConfig
+from grpo.recipe.loop.lora import LoRAConfig
 from grpo.recipe.section import StageRecipe
 from grpo.recipe.stages.preference import PairsRecipe
 from grpo.recipe.stages.rejection import RejectionRecipe

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.adapters import attach_adapters
 from grpo.model.sharding import adds_to_weights
-from grpo.recipe.lora import LoRAConfig
+from grpo.recipe.loop.lora import LoRAConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
 Texts = tuple[tuple[int, int], ...]  # (how many, tokens of each)

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from grpo.recipe.config import EngineSection, Fraction
+from grpo.recipe.config import EngineSection
+from grpo.recipe.optimizer import Fraction
 from grpo.recipe.section import Section, StageRecipe
 from rollout.engines.build import check_name
 from rollout.support.names import nearest

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.plan import Plan
-from grpo.model.head import Kept
-from grpo.model.packed import Segments
-from grpo.model.teacher import Target
+from grpo.model.forward.head import Kept
+from grpo.model.forward.packed import Segments
+from grpo.model.forward.teacher import Target
 from rollout.types import KeptTokens
 
 if TYPE_CHECKING:

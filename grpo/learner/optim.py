@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from grpo.recipe.config import AdamWConfig
+from grpo.recipe.optimizer import AdamWConfig
 
 
 def adamw(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:

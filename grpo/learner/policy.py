@@ -22,14 +22,14 @@ from grpo.algorithm.loss import LossOutput
 from grpo.learner.batch import MicroBatch, Sample
 from grpo.learner.optim import adamw, moments
 from grpo.learner.scoring import Around, Batching, completion_logprobs, compute_dtype, equally_many, forward
+from grpo.model.forward.mtp import mtp_layer
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import Routes, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
-from grpo.model.mtp import mtp_layer
 from grpo.model.replay import Replayed, RoutesError, RoutingReplay
 from grpo.model.sharding import first_entry, local, shard, whole
 from grpo.model.weights import checkpoint_weights, save_model
-from grpo.recipe.config import OptimizerConfig
 from grpo.recipe.errors import NonFiniteError
+from grpo.recipe.optimizer import OptimizerConfig
 from grpo.report.metrics import ExpertLoad, Mean, Metric, Sum, merge
 
 # (logprobs, entropy, batch); where the batch has a target also (…, divergence, teacher_logprobs), see

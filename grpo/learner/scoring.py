@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo.learner.batch import MicroBatch, Sample, collate, pack
+from grpo.model.forward.packed import can_pack, use_packed_attention
+from grpo.model.forward.teacher import TeacherHead
 from grpo.model.load import CompletionLogProbs
-from grpo.model.packed import can_pack, use_packed_attention
 from grpo.model.sharding import is_sharded
-from grpo.model.teacher import TeacherHead
 
 Item = TypeVar("Item")
 Around = Callable[[Sequence[int], MicroBatch], AbstractContextManager[object]]  # (which samples, their micro-batch)

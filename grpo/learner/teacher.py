@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from grpo.learner.batch import Sample
 from grpo.learner.scoring import Batching, completion_hidden, completion_logprobs, compute_dtype
+from grpo.model.forward.teacher import Target, TeacherHead
 from grpo.model.load import CompletionLogProbs
 from grpo.model.sharding import shard, whole
-from grpo.model.teacher import Target, TeacherHead
 
 
 class Teacher:

@@ -11,9 +11,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from grpo.model.forward.mtp import mtp_prefix
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import has_balance_bias, moe_layers, record_routes
-from grpo.model.mtp import mtp_prefix
 from grpo.model.sharding import computing, in_parts, local
 from grpo.recipe.errors import NonFiniteError
 from rollout.engines.base import check_context

@@ -11,13 +11,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.adapters import is_adapter
+from grpo.model.forward.head import Kept, token_logprobs
+from grpo.model.forward.mtp import DeepseekV3ForCausalLM, check_loaded, check_mtp, drafts_of_completions, mtp_layer
+from grpo.model.forward.packed import Segments, segments_for
+from grpo.model.forward.teacher import Target, token_divergence
 from grpo.model.fp8 import fp8_block, load_dequantized
-from grpo.model.head import Kept, token_logprobs
 from grpo.model.moe import cast_grouped_products, moe_layers
-from grpo.model.mtp import DeepseekV3ForCausalLM, check_loaded, check_mtp, drafts_of_completions, mtp_layer
-from grpo.model.packed import Segments, segments_for
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
-from grpo.model.teacher import Target, token_divergence
 from grpo.recipe.config import ModelConfig
 from grpo.recipe.stages.sft import SFTModel
 

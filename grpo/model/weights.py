@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from grpo.model.adapters import has_adapters, merged_weights, save_adapters
-from grpo.model.mtp import mtp_prefix
+from grpo.model.forward.mtp import mtp_prefix
 from grpo.model.sharding import in_parts, whole
 
 MAX_FILE_BYTES = 4 * 2**30  # of weights in one file

@@ -21,23 +21,17 @@ from grpo.recipe.algorithm import AlgorithmConfig, conflicts
 from grpo.recipe.data import DataConfig
 from grpo.recipe.loop.curriculum import curriculum_conflicts
 from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
+from grpo.recipe.loop.lora import LoRAConfig, check_quantization, lora_conflicts
 from grpo.recipe.loop.mixture import mixture_conflicts
 from grpo.recipe.loop.mtp import mtp_conflicts
 from grpo.recipe.loop.rewards import RewardConfig
 from grpo.recipe.loop.schedules import Schedules, recipe_at, schedule_conflicts, sized_by_largest
 from grpo.recipe.loop.truncation import Truncation, truncation_conflicts
-from grpo.recipe.lora import LoRAConfig, check_quantization, lora_conflicts
+from grpo.recipe.optimizer import Fraction, OptimizerConfig
 from grpo.recipe.section import Section, StageRecipe
 from grpo.recipe.servers import ServersConfig, ahead_conflicts, corrected_if_stale, server_conflicts
 from rollout.engines.build import ENGINES, check_trainable
 from rollout.types import Sampling
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-# The transformers schedules that need no arguments beyond warm-up and length.
-Schedule = Literal[
-    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
-]
-
 
 # Measured means: 1e-6 in float32; 7e-3 to 2e-2 in bfloat16 on a random MoE, where near-ties between experts flip.
 MAX_LOGP_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.05}
@@ -46,24 +40,6 @@ MAX_LOGP_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.05}
 def default_logp_bound(dtype: str, *, is_corrected: bool) -> float:
     """The mean |log p_trainer - log p_engine| above which a run stops. is_corrected: the loss weighs the difference."""
     return MAX_LOGP_DIFFERENCE[dtype] * (10.0 if is_corrected else 1.0)
-
-
-class AdamWConfig(Section):
-    """AdamW, for every stage that trains."""
-
-    learning_rate: PositiveFloat = 1e-6  # the peak
-    warmup_steps: NonNegativeInt = 0
-    weight_decay: NonNegativeFloat = 0.0
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
-    adam_epsilon: PositiveFloat = 1e-8
-    max_grad_norm: PositiveFloat = 1.0
-
-
-class OptimizerConfig(AdamWConfig):
-    """AdamW with one of transformers' learning-rate schedules."""
-
-    lr_scheduler_type: Schedule = "constant_with_warmup"
 
 
 class EngineSection(Section):

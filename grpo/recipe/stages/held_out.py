@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
-from grpo.recipe.config import EngineSection, Fraction, ModelConfig, RewardConfig
+from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig
 from grpo.recipe.data import ProblemsConfig
+from grpo.recipe.optimizer import Fraction
 from grpo.recipe.section import FolderRecipe, Section
 from rollout.engines.build import check_name
 

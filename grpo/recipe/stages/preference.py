@@ -12,8 +12,9 @@ from pydantic import (
     model_validator,
 )
 
-from grpo.recipe.config import EngineSection, Fraction, ModelConfig, OptimizerConfig
+from grpo.recipe.config import EngineSection, ModelConfig
 from grpo.recipe.data import ProblemsConfig
+from grpo.recipe.optimizer import Fraction, OptimizerConfig
 from grpo.recipe.section import Endpoint, SamplingRecipe, Section, StageRecipe
 from rollout.engines.build import check_in_process
 

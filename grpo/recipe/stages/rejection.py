@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from grpo.recipe.config import EngineSection, Fraction, ModelConfig, RewardConfig
+from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig
 from grpo.recipe.data import ProblemsConfig
+from grpo.recipe.optimizer import Fraction
 from grpo.recipe.section import Endpoint, SamplingRecipe, Section
 from rollout.engines.build import check_name
 from rollout.support.names import nearest

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from grpo.recipe.config import AdamWConfig, Schedule
 from grpo.recipe.loop.schedules import Step
+from grpo.recipe.optimizer import AdamWConfig, Schedule
 from grpo.recipe.section import Section, StageRecipe
 
 

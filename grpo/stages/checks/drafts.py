@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from grpo.learner.batch import Sample
 from grpo.learner.scoring import Batching
+from grpo.model.forward.mtp import drafts_of_completions
 from grpo.model.load import load_model
-from grpo.model.mtp import drafts_of_completions
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.stages import parts
 from grpo.stages.problems import training_stream

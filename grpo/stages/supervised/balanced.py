@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from trl.trainer.sft_trainer import SFTTrainer
 
 from grpo.learner.optim import adamw
+from grpo.model.forward.mtp import drafts_of_labels, mtp_layer
 from grpo.model.moe import Routes, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
-from grpo.model.mtp import drafts_of_labels, mtp_layer
 from grpo.recipe.stages.sft import MTPConfig, SFTTrainerConfig
 
 

@@ -15,7 +15,7 @@ from grpo.estimate.stage import estimate_stage, update_flops
 from grpo.estimate.work import work_of
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.load import RecipeError, load_recipe
-from grpo.recipe.lora import LoRAConfig
+from grpo.recipe.loop.lora import LoRAConfig
 from grpo.recipe.section import StageRecipe
 from tests.conftest import tiny_llama_config, tiny_v3_config
 

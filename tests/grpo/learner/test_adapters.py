@@ -19,7 +19,7 @@ from grpo.model.adapters import attach_adapters
 from grpo.model.load import load_model
 from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.recipe.config import GRPORecipe
-from grpo.recipe.lora import LoRAConfig
+from grpo.recipe.loop.lora import LoRAConfig
 from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups, recipe_for, with_noise
 
 BATCHING = Batching(200, pad_token_id=0)  # several micro-batches

@@ -9,7 +9,7 @@ import torch
 
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import PER_TOKEN, Sample, assemble, collate, pack
-from grpo.model.packed import Segments
+from grpo.model.forward.packed import Segments
 from grpo.recipe.algorithm import AlgorithmConfig
 from rewards.runner.score import ScoredGroup
 from rollout.types import Completion, Group, KeptTokens, Problem

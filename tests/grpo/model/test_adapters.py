@@ -23,7 +23,7 @@ from grpo.model.adapters import (
 from grpo.model.load import load_model
 from grpo.model.weights import checkpoint_weights
 from grpo.recipe.config import ModelConfig
-from grpo.recipe.lora import LoRAConfig
+from grpo.recipe.loop.lora import LoRAConfig
 from rollout.engines.hf import HFEngine
 from rollout.types import Problem, Prompt, Sampling
 

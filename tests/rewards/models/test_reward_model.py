@@ -91,7 +91,7 @@ def test_a_classifier_with_several_labels_is_rejected(tmp_path):
 
 def test_values_match_trls_trainer(tiny_reward_model, tiny_llama, tmp_path):
     pytest.importorskip("trl")
-    from tests.grpo.learner.test_trl_parity import trl_trainer
+    from tests.grpo.learner.objectives.test_trl_parity import trl_trainer
 
     trainer, _ = trl_trainer(tiny_llama, tmp_path, reward_funcs=[tiny_reward_model])
     trainer.train()

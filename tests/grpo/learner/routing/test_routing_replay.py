@@ -18,7 +18,7 @@ from grpo.model.load import load_model
 from grpo.model.moe import moe_layers
 from grpo.model.replay import RoutingReplay
 from grpo.recipe.algorithm import AlgorithmConfig
-from grpo.recipe.lora import LoRAConfig
+from grpo.recipe.loop.lora import LoRAConfig
 from rollout.engines.hf import HFEngine
 from rollout.types import Sampling
 from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, make_groups, other_routes, recipe_for, with_noise

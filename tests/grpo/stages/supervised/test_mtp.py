@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from grpo.model.forward.mtp import mtp_layer
 from grpo.model.load import load_model
-from grpo.model.mtp import mtp_layer
 from grpo.recipe.config import ModelConfig
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.sft import MTPConfig, SFTModel, SFTRecipe

@@ -14,8 +14,8 @@ from grpo.learner.batch import Sample, assemble
 from grpo.learner.objective import loss_function
 from grpo.learner.policy import Policy
 from grpo.learner.scoring import Batching
+from grpo.model.forward.mtp import draft_states
 from grpo.model.load import load_model, new_model
-from grpo.model.mtp import draft_states
 from grpo.model.weights import save_model
 from grpo.recipe.stages.sft import SFTModel
 from grpo.report.metrics import Metric, values

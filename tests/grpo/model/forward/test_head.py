@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from grpo.model import head
-from grpo.model.head import Kept, token_logprobs
+from grpo.model.forward.head import Kept, token_logprobs
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 7 * 11, 10**6])

@@ -15,7 +15,8 @@ from grpo.learner.scoring import Batching
 from grpo.learner.teacher import Teacher
 from grpo.model.load import load_model
 from grpo.recipe.algorithm import AlgorithmConfig
-from grpo.recipe.config import ModelConfig, OptimizerConfig
+from grpo.recipe.config import ModelConfig
+from grpo.recipe.optimizer import OptimizerConfig
 from tests.conftest import save_tiny, tiny_llama_config
 from tests.grpo.algorithm import oracle
 

@@ -20,8 +20,8 @@ from transformers import DeepseekV3ForCausalLM as Trunk
 from transformers.masking_utils import create_causal_mask
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
 
-from grpo.model.head import CHUNK_ELEMENTS, head_logits, token_logprobs
-from grpo.model.packed import Segments, segments_for
+from grpo.model.forward.head import CHUNK_ELEMENTS, head_logits, token_logprobs
+from grpo.model.forward.packed import Segments, segments_for
 
 SHARED = ("embed_tokens.weight", "shared_head.head.weight")  # the trunk's own, repeated in published files
 

@@ -1,7 +1,8 @@
 """The student's head against a teacher's, in chunks: neither model's full-vocabulary logits ever exist.
 
-As in `grpo.model.head`, the forward pass keeps only log-normalisers, and the backward pass computes a chunk's logits
-again and turns them into the gradient in place. What is needed of a teacher is its last hidden states and its head.
+As in `grpo.model.forward.head`, the forward pass keeps only log-normalisers, and the backward pass computes a chunk's
+logits again and turns them into the gradient in place. What is needed of a teacher is its last hidden states and its
+head.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.distillation import divergence, divergence_gradient_
-from grpo.model.head import CHUNK_ELEMENTS, head_logits
+from grpo.model.forward.head import CHUNK_ELEMENTS, head_logits
 
 
 @dataclass(frozen=True, eq=False, slots=True)

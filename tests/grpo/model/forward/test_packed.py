@@ -18,8 +18,8 @@ from transformers import (
 
 from grpo.learner.batch import Sample, collate
 from grpo.learner.scoring import Batching, forward
+from grpo.model.forward.packed import Segments, can_pack, use_packed_attention
 from grpo.model.load import CompletionLogProbs, load_model
-from grpo.model.packed import Segments, can_pack, use_packed_attention
 from grpo.recipe.config import ModelConfig
 
 SMALL: dict[str, Any] = {"vocab_size": 8, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2}

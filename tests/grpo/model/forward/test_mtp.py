@@ -18,9 +18,9 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
+from grpo.model.forward.mtp import acceptance, draft_states, drafts_of_labels, mtp_layer
 from grpo.model.load import load_model, new_model
 from grpo.model.moe import moe_layers, record_routes
-from grpo.model.mtp import acceptance, draft_states, drafts_of_labels, mtp_layer
 from grpo.model.weights import checkpoint_weights, save_model
 from grpo.recipe.config import ModelConfig
 from grpo.recipe.stages.sft import SFTModel

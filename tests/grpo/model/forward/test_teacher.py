@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grpo.model import teacher as module
-from grpo.model.teacher import Target, TeacherHead, token_divergence
+from grpo.model.forward.teacher import Target, TeacherHead, token_divergence
 from tests.grpo.algorithm import oracle
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"

@@ -1,0 +1,31 @@
+"""AdamW and its schedule: the optimizer of every stage that trains."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+
+from grpo.recipe.section import Section
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# The transformers schedules that need no arguments beyond warm-up and length.
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
+
+
+class AdamWConfig(Section):
+    """AdamW, for every stage that trains."""
+
+    learning_rate: PositiveFloat = 1e-6  # the peak
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class OptimizerConfig(AdamWConfig):
+    """AdamW with one of transformers' learning-rate schedules."""
+
+    lr_scheduler_type: Schedule = "constant_with_warmup"
