@@ -94,7 +94,7 @@ class Plan:
         """Whether any token of the completion has one: [groups, G]."""
         if self.steps is None:
             return self.advantages != 0
-        return np.frompyfunc(lambda steps: any(advantage for _, advantage in steps), 1, 1)(self.steps).astype(bool)
+        return np.array([[any(a for _, a in steps) for steps in row] for row in self.steps], dtype=bool)
 
     def of_tokens(self, place: tuple[int, int], length: int) -> float | np.ndarray:
         """The advantage of all tokens of one completion, or one of each: [length]."""
@@ -133,7 +133,7 @@ class Plan:
         if any(own is not None for own in shapes.steps.flat):
             check_steps(algorithm)
             of_steps = _step_advantages(shapes, algorithm)
-            advantages = np.frompyfunc(lambda own: own[0][1] if own else 0.0, 1, 1)(of_steps).astype(np.float64)
+            advantages = np.array([[own[0][1] if own else 0.0 for own in row] for row in of_steps], dtype=np.float64)
         elif algorithm.multi_objective_aggregation == "normalize_then_sum":
             advantages = decoupled_advantages(shapes.values, np.array(reward_weights))
         else:
@@ -180,8 +180,9 @@ def _step_advantages(shapes: Shapes, algorithm: AlgorithmConfig) -> np.ndarray:
     def whole(own: Steps | None, reward: float) -> Steps:
         return own if own is not None else [] if np.isnan(reward) else [(LAST, reward)]
 
-    every = np.frompyfunc(whole, 2, 1)(shapes.steps, shapes.rewards)
-    return _objects(step_advantages(every.tolist(), algorithm.scale_rewards))
+    pairs = zip(shapes.steps, shapes.rewards, strict=True)
+    every = [[whole(own, reward) for own, reward in zip(*pair, strict=True)] for pair in pairs]
+    return _objects(step_advantages(every, algorithm.scale_rewards))
 
 
 def _objects(rows: Sequence[Sequence[object]]) -> np.ndarray:

@@ -57,7 +57,7 @@ def as_values(name: str, returned: Any, lengths: Sequence[int], describe: Callab
 
 
 def _as_value(name: str, value: Any, length: int, index: int, describe: Callable[[int], str]) -> float | None:
-    plain = _plain(value)
+    plain: Any = _plain(value)
     if isinstance(plain, list | tuple) and all(isinstance(part, list | tuple) for part in plain):
         return Spans([_as_span(name, part, length, index, describe) for part in plain])
     if plain is None or (isinstance(plain, float) and math.isnan(plain)):
@@ -67,7 +67,7 @@ def _as_value(name: str, value: Any, length: int, index: int, describe: Callable
             f"reward {name!r} returned {_short(plain)} ({type(value).__name__}) for {describe(index)}. "
             f"A reward must be a number between -{LARGEST:.0e} and {LARGEST:.0e}, or None if it does not apply."
         )
-    return float(plain)
+    return float(plain)  # type: ignore[arg-type]
 
 
 def _as_span(name: str, part: Sequence[Any], length: int, index: int, describe: Callable[[int], str]) -> Span:
