@@ -11,7 +11,7 @@ import grpo
 from grpo.__main__ import main
 from grpo.model.load import new_model
 from grpo.model.weights import save_model
-from grpo.recipe.errors import RecipeError
+from grpo.recipe.load import RecipeError
 from grpo.recipe.stages.sft import SFTModel
 from tests.conftest import byte_tokenizer, sharpen, tiny_v3_config
 from tests.grpo.stages.test_run_folder import base
