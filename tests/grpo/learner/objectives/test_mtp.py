@@ -96,7 +96,7 @@ def test_drafts_learn_the_sampled_tokens_however_they_are_batched(folder: Path, 
         p = (hidden[0] @ head.T / 0.7).softmax(-1)
         for j in range(len(sample.prompt_ids) + 1, ids.shape[1]):
             total = total - q[j - 2, ids[0, j]]
-            kept += float(torch.minimum(q[j - 2].exp(), p[j - 1]).sum())
+            kept += torch.minimum(q[j - 2].exp(), p[j - 1]).sum().item()
             count += 1
     assert values(metrics)["mtp/loss"] == pytest.approx(total.item() / count, rel=1e-4)
     assert values(metrics)["mtp/acceptance"] == pytest.approx(kept / count, rel=1e-4)
