@@ -226,8 +226,8 @@ class Policy:
             moments(self.model, self.optimizer)
             with torch.random.fork_rng(devices, device_type=device.type), self._reduction(is_last=True):
                 batch = replace(self.batching, shared=False).collate([sample] * rows, device)
-                logprobs, entropy, *drafts = forward(self.scorer, batch)
-                total = logprobs.sum() + entropy.sum() + sum(one.loss() for one in drafts)
+                found: tuple[Any, ...] = forward(self.scorer, batch)  # drafts last, if they are trained
+                total = found[0].sum() + found[1].sum() + sum(drafts.loss() for drafts in found[2:])
                 self.accelerator.backward(0.0 * total)
         except torch.OutOfMemoryError as error:
             raise ValueError(
@@ -317,7 +317,8 @@ class Policy:
                 total = loss + draft_loss / max(1, num_drafts)
                 greedy, sampled = drafts.acceptance()
                 sums = {"loss": draft_loss, "greedy_acceptance": greedy, "acceptance": sampled}
-                measured |= {f"mtp/{name}": Mean(part.item(), len(drafts.targets)) for name, part in sums.items()}
+                of_drafts = {f"mtp/{name}": Mean(part.item(), len(drafts.targets)) for name, part in sums.items()}
+                measured = {**measured, **of_drafts}
             # The loss is normalised over all processes, so the sum of their gradients is wanted; DDP takes the mean.
             self.accelerator.backward(total * (self.accelerator.num_processes if self.mesh is None else 1))
         metrics: dict[str, Metric] = {

@@ -71,7 +71,7 @@ def load_model(
 
 
 def _load_with_mtp(
-    stored: PretrainedConfig, name: str, block: object, revision: str | None, *, may_start: bool, **keywords: Any
+    stored: Any, name: str, block: object, revision: str | None, *, may_start: bool, **keywords: Any
 ) -> PreTrainedModel:
     check_mtp(stored, name)
     if block is not None:
@@ -79,7 +79,8 @@ def _load_with_mtp(
             f"model.mtp: {name} has FP8 weights, which are read without the multi-token prediction. Write them out "
             f"first: grpo dequantize {name} OUT."
         )
-    model, loaded = DeepseekV3ForCausalLM.from_pretrained(name, revision=revision, output_loading_info=True, **keywords)
+    read: Any = DeepseekV3ForCausalLM.from_pretrained
+    model, loaded = read(name, revision=revision, output_loading_info=True, **keywords)
     check_loaded(set(loaded["missing_keys"]), stored, name, may_start=may_start)
     return model
 

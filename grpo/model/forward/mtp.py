@@ -105,6 +105,10 @@ def mtp_prefix(model: nn.Module) -> str | None:
     return next((f"{name}." for name, module in model.named_modules() if isinstance(module, MTPLayer)), None)
 
 
+def _base(model: PreTrainedModel) -> Any:
+    return model.base_model
+
+
 def _head(model: PreTrainedModel) -> Any:
     return model.get_output_embeddings()
 
@@ -124,7 +128,7 @@ def draft_states(
     input_ids: [B, L], padded on the right; hidden: [B, L, H] the trunk's last hidden states; position_ids, segments
     and attention_mask: the trunk's. detach: only the module gets a gradient, neither the trunk nor its embedding.
     """
-    layer, base = mtp_layer(model), model.base_model
+    layer, base = mtp_layer(model), _base(model)
     assert layer is not None
     # The last column has no next token. What stands there is seen by no other position.
     embeddings = base.embed_tokens(input_ids.roll(-1, dims=1))
