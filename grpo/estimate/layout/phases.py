@@ -94,7 +94,7 @@ def score(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     """Log-probs of the reference model and, with several steps per rollout, of the old policy."""
     training = layout.estimate.work.training
     assert training
-    flops = training.more_forwards * _trained_flops(recipe, layout.shape, lengths) / layout.trainers
+    flops = training.more_forwards * _trained_flops(recipe, layout, lengths) / layout.trainers
     passes = training.more_forwards * _micro_batches(recipe, layout, lengths)
     times = {
         "FLOP/s": flops / (layout.gpu.flops * layout.gpu.prefill),
@@ -108,7 +108,7 @@ def update(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     """Forward and backward of every micro-batch, sums over trainers, and the optimizer's step."""
     gpu, training = layout.gpu, layout.estimate.work.training
     assert training
-    flops = (3 + training.checkpointed) * _trained_flops(recipe, layout.shape, lengths) / layout.trainers
+    flops = (3 + training.checkpointed) * _trained_flops(recipe, layout, lengths) / layout.trainers
     state = layout.shape.trained * MASTER / layout.shards
     if layout.shards > 1:
         # Gathered for forward and backward; gradients summed after each, in float32.
@@ -153,10 +153,11 @@ def _samples_per_rollout(recipe: OnPolicyRecipe) -> int:
     return recipe.problems_per_rollout * recipe.rollout.num_generations
 
 
-def _trained_flops(recipe: OnPolicyRecipe, shape: ModelShape, lengths: Lengths) -> float:
-    """Of one forward over an optimizer step's samples."""
+def _trained_flops(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> float:
+    """Of one forward over an optimizer step's samples; on CPU, a group has its prompt once."""
     samples = recipe.rollout.problems_per_step * recipe.rollout.num_generations * lengths.trained
-    return forward_flops(shape, ((1, round(lengths.prompt + lengths.completion)),)) * samples
+    prompt = lengths.prompt / (recipe.rollout.num_generations if layout.gpu.device == "cpu" else 1)
+    return forward_flops(layout.shape, ((1, round(prompt + lengths.completion)),)) * samples
 
 
 def _micro_batches(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> int:
