@@ -29,6 +29,7 @@ from grpo.evaluation.results.table import markdown
 from grpo.evaluation.resume import resume
 from grpo.evaluation.timing import Clock, merge_timing
 from grpo.evaluation.work import Work, prepare
+from grpo.recipe.errors import RefusedError
 from grpo.recipe.record import write_resolved
 from grpo.report.lock import lock, owner
 from grpo.report.progress import Progress
@@ -104,8 +105,15 @@ def _run(recipe: EvalRecipe, processes: "Accelerator") -> Results:
 
 
 def run_stage(recipe: EvalRecipe) -> Path:
-    """Run `run_evaluation` as a recipe's stage: print the table and return the folder."""
-    results = run_evaluation(recipe)
+    """Run `run_evaluation` as a recipe's stage: print the table and return the folder.
+
+    Raises:
+        grpo.recipe.errors.RefusedError: the data, the model or the folder cannot give a right result.
+    """
+    try:
+        results = run_evaluation(recipe)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
     if os.environ.get("RANK", "0") == "0":
         print(markdown(results.model, results.protocol, results.tasks))
         print(f"page: {results.folder / PAGE_FILE}")

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import grpo
 from grpo.evaluation.cli import load_eval_recipe
@@ -129,6 +132,16 @@ def test_invalid_recipes_fail_before_generation(
     with pytest.raises(ValueError, match=message):
         run_evaluation(recipe(tiny_llama, sums, **sections))
     assert not (sums.parent / "run" / "samples.jsonl").exists()
+
+
+def test_a_launched_evaluation_that_is_refused_shows_its_sentence_alone(tiny_llama: Path, sums: Path) -> None:
+    values = recipe(tiny_llama, sums, template="chat").model_dump(mode="json", exclude_unset=True)
+    (sums.parent / "eval.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "grpo", "train", "--num_processes", "1", sums.parent / "eval.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "the tokenizer has no chat template" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_right_sample_without_extracted_answer_is_not_counted_as_no_answer(tmp_path: Path) -> None:
