@@ -31,11 +31,12 @@ from grpo.learner.objective import loss_function, select_tokens
 from grpo.learner.reference import Reference
 from grpo.model.moe import load_metrics
 from grpo.recipe.config import GRPORecipe
-from grpo.recipe.errors import RefusedError, RunError
+from grpo.recipe.errors import RunError
 from grpo.report.metrics import ExpertLoad, Mean, Metric, merge, per_step, values
 from grpo.report.records import METRICS_FILE, is_evaluation, read_rows
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
+from grpo.stages.parts import refusals
 from grpo.stages.rollouts.ahead import Ahead
 from grpo.stages.rollouts.base import Rollouts
 from grpo.stages.rollouts.lockstep import Lockstep
@@ -53,12 +54,8 @@ def train(recipe: GRPORecipe, reward_functions: Sequence[Callable[..., Any]] | N
     Raises:
         RefusedError: the run cannot be right; nothing was trained.
     """
-    try:
+    with refusals():
         parts = build(recipe, reward_functions)
-    except RunError:
-        raise
-    except (ValueError, OSError, EngineLostError) as error:  # OSError: files of the model
-        raise RefusedError(str(error)) from error
     with closing(parts), keeping_newest_on_failure(parts):
         trainer = Trainer(parts)
         with closing(trainer.rollouts):

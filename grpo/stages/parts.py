@@ -1,7 +1,8 @@
 """The parts that training and sampling stages share: each from the sections of a recipe that describe it."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
@@ -21,14 +22,30 @@ from torch import device as Device
 
 from grpo.evaluation.training import HeldOut
 from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig, ServersConfig
+from grpo.recipe.errors import RefusedError, RunError
 from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.check import MAX_ENDLESS
 from rollout.data.sources import Source
 from rollout.data.stream import usable
-from rollout.engines.base import Engine
+from rollout.engines.base import Engine, EngineLostError
 from rollout.engines.build import build_engine
 from rollout.engines.servers.settings import ServerSettings
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Around what a stage does before its first step: what a user can mend ends it with the sentence alone.
+
+    Raises:
+        RefusedError: in place of a ValueError, an OSError (files of a model) or a lost engine.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except (ValueError, OSError, EngineLostError) as error:
+        raise RefusedError(str(error)) from error
 
 
 def accelerator(model: ModelConfig, *, offloads: bool = False) -> Accelerator:

@@ -89,18 +89,16 @@ def load_tokenizer(model_name_or_path: str, revision: str | None, trust_remote_c
 
     try:
         return AutoTokenizer.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"model.trust_remote_code=false: the tokenizer of {model_name_or_path!r} runs code from that "
+                "repository. Read the code, then set model.trust_remote_code=true, or use another tokenizer."
+            ) from error
         reason = str(error).partition("\n")[0] if Path(model_name_or_path).is_dir() else "no such folder or Hub model"
         raise ValueError(
-            f"model {model_name_or_path!r} has no tokenizer: {reason}. Name a Hugging Face folder, or a Hub model that "
-            "this machine has or can reach."
-        ) from error
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"model.trust_remote_code=false: the tokenizer of {model_name_or_path!r} runs code from that repository. "
-            "Read the code, then set model.trust_remote_code=true, or use another tokenizer."
+            f"model {model_name_or_path!r} has no tokenizer: {reason.rstrip(' :.')}. Name a Hugging Face folder, or a "
+            "Hub model that this machine has or can reach."
         ) from error
 
 

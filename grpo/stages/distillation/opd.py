@@ -8,8 +8,8 @@ The student samples, so it is corrected where it goes itself, and on every token
 Rewards, if the recipe has any, are measured and not learnt.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,15 @@ import numpy as np
 
 from grpo.learner.batch import Sample, assemble
 from grpo.learner.objective import distillation_function
-from grpo.recipe.errors import RefusedError, RunError
 from grpo.recipe.stages.opd import OPDRecipe
 from grpo.report.metrics import Mean, Metric
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
 from grpo.stages.distillation.teachers import Teachers, check_column, check_tokenizers, teacher_of
 from grpo.stages.grpo import Trainer
+from grpo.stages.parts import refusals
 from grpo.stages.saving import keeping_newest_on_failure
 from rewards.runner.score import ScoredGroup
-from rollout.engines.base import EngineLostError
 
 
 def distill(recipe: OPDRecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Path:
@@ -35,11 +34,11 @@ def distill(recipe: OPDRecipe, reward_functions: Sequence[Callable[..., Any]] | 
     Raises:
         RefusedError: the run cannot be right; nothing was trained.
     """
-    with _refusals():
+    with refusals():
         check_tokenizers(recipe)
         parts = build(recipe, reward_functions)
     with closing(parts), keeping_newest_on_failure(parts):
-        with _refusals():
+        with refusals():
             check_column(recipe, parts.problems.streams.values(), parts.accelerator)
             teachers = Teachers(
                 recipe,
@@ -49,16 +48,6 @@ def distill(recipe: OPDRecipe, reward_functions: Sequence[Callable[..., Any]] | 
                 mesh=parts.policy.mesh,
             )
         return Distiller(parts, recipe, teachers).train()
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    try:
-        yield
-    except RunError:
-        raise
-    except (ValueError, EngineLostError) as error:
-        raise RefusedError(str(error)) from error
 
 
 class Distiller(Trainer):

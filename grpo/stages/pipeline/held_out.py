@@ -24,18 +24,19 @@ SAMPLES_FILE = "samples.jsonl"
 
 
 def run_held_out(recipe: HeldOutRecipe) -> Path:
-    """Evaluate, and write the results; returns their folder."""
+    """Evaluate, and write the results; returns their folder. RefusedError: data or model cannot be used."""
     accelerator, model, rollout = Accelerator(), recipe.model, recipe.rollout
-    tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
-    sets = {name: _held_out(part, tokenizer) for name, part in recipe.sets.items()}
     longest = max(part.data.max_prompt_length for part in recipe.sets.values())
-    engine = parts.engine(
-        rollout.engine,
-        rollout,
-        model,
-        max_model_len=rollout.max_model_len or longest + rollout.max_completion_length,
-        device=accelerator.device,
-    )
+    with parts.refusals():
+        tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
+        sets = {name: _held_out(part, tokenizer) for name, part in recipe.sets.items()}
+        engine = parts.engine(
+            rollout.engine,
+            rollout,
+            model,
+            max_model_len=rollout.max_model_len or longest + rollout.max_completion_length,
+            device=accelerator.device,
+        )
     sampling = Sampling(
         num_generations=rollout.num_samples,
         max_completion_length=rollout.max_completion_length,

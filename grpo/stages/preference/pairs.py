@@ -43,10 +43,11 @@ def run_pairs(recipe: PairsRecipe) -> Path:
         RefusedError: the judge lacks a column or returns a score out of range; no pairs are left by the margin; or all
             have the longer answer chosen, or the shorter.
     """
-    state = PartialState()
-    tokenizer = load_tokenizer(recipe.model.model_name_or_path, recipe.model.revision, recipe.model.trust_remote_code)
-    problems = stream_of(recipe.data, tokenizer, seed=recipe.seed)
-    check_judge(recipe.judge, problems.first(1)[0].problem.columns)
+    state, model, rollout = PartialState(), recipe.model, recipe.rollout
+    with parts.refusals():
+        tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
+        problems = stream_of(recipe.data, tokenizer, seed=recipe.seed)
+        check_judge(recipe.judge, problems.first(1)[0].problem.columns)
     output = recipe.output_dir
     done = sorted((output / CHUNKS).glob("*.jsonl"))
     if done:
@@ -55,12 +56,11 @@ def run_pairs(recipe: PairsRecipe) -> Path:
         cut_after(output / METRICS_FILE, len(done))
     chunks = range(len(done), -(-recipe.pairs.num_problems // recipe.pairs.chunk_size))
     if chunks:
-        rollout = recipe.rollout
-        with closing(
-            parts.engine(
-                rollout.engine, rollout, recipe.model, max_model_len=recipe.max_model_len, device=str(state.device)
+        with parts.refusals():
+            engine = parts.engine(
+                rollout.engine, rollout, model, max_model_len=recipe.max_model_len, device=str(state.device)
             )
-        ) as engine:
+        with closing(engine):
             for index in chunks:
                 _write_chunk(recipe, output, index, problems, engine, load_judge(recipe.judge), state)
     if state.is_main_process:

@@ -29,6 +29,7 @@ from grpo.model.moe import moe_layers
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.preference import PreferenceData, RewardModelRecipe
 from grpo.report.records import METRICS_FILE, cut_after
+from grpo.stages.parts import refusals
 from grpo.stages.run_folder import run_id
 from rewards.models.reward_input import RewardInput
 from rewards.text import Text, completion_text
@@ -46,7 +47,7 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
     """Train, and write a folder that AutoModelForSequenceClassification and the reward `reward_model` open.
 
     Raises:
-        ValueError: the pairs lack a column, none is short enough, or the batch cannot be shared among the processes.
+        RefusedError: the pairs lack a column, none is short enough, or the batch cannot be shared among the processes.
     """
     from trl.trainer.reward_trainer import RewardTrainer
 
@@ -56,20 +57,22 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
 
     output, section = recipe.output_dir, recipe.model
     state = PartialState()
-    tokenizer = load_tokenizer(section.model_name_or_path, section.revision, section.trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     shown = reward_input(recipe.data)
-    pairs = load_pairs(recipe.data, tokenizer, shown)
-    train, held_out = split(pairs, recipe.data.num_held_out)
+    with refusals():
+        tokenizer = load_tokenizer(section.model_name_or_path, section.revision, section.trust_remote_code)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        pairs = load_pairs(recipe.data, tokenizer, shown)
+        train, held_out = split(pairs, recipe.data.num_held_out)
     if state.is_main_process:
         dropped = pairs.num_rows - len(pairs.rows)
         print(f"{len(train)} pairs to train on, {len(held_out)} held out, {dropped} dropped as too long", flush=True)
     checkpoint = checkpoints.find_checkpoint(output, recipe.trainer.resume_from_checkpoint)
     arguments = _arguments(recipe, state.num_processes, evaluate=bool(held_out), starts=checkpoint is None)
     set_seed(recipe.trainer.seed)  # the new head's weights
-    model = _load(recipe, tokenizer, shown, checkpoint)
-    check_saving(model, tokenizer, output, copies=4)
+    with refusals():
+        model = _load(recipe, tokenizer, shown, checkpoint)
+        check_saving(model, tokenizer, output, copies=4)
     if state.is_main_process:
         cut_after(output / METRICS_FILE, checkpoints.step_of(checkpoint) if checkpoint else -1)
     trainer = Trainer(

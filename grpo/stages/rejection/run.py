@@ -68,33 +68,35 @@ def _by_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
 def _sample(recipe: RejectionRecipe, candidates: Candidates, done: int, accelerator: Accelerator) -> None:
     """Sample, score and write the batches from number `done` on; cheap and fallible parts first."""
     model, rollout = recipe.model, recipe.rollout
-    tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
-    problems = stream_of(
-        recipe.data,
-        tokenizer,
-        seed=recipe.seed,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-    weights = fingerprint(EvalModelConfig(model_name_or_path=model.model_name_or_path))
-    _check(recipe, problems, candidates.state(), weights)
-    if (section := recipe.rewrite) is not None:
-        _by_main(accelerator, lambda: check_endpoint(section))
-    check_prompts("data", problems.source, problems.prompter, accelerator)
-    rewards = parts.rewards(recipe.rewards, num_workers=recipe.num_reward_workers, timeout=recipe.reward_timeout)
-    try:
-        parts.preflight([problems.source], (), rewards, accelerator)
-        if state := candidates.state():
-            problems.load_state_dict(state["problems"])
-        accelerator.wait_for_everyone()  # all have read the state before the first one writes
-        engine = parts.engine(
-            rollout.engine,
-            rollout,
-            model,
-            max_model_len=recipe.max_model_len,
-            device=accelerator.device,
-            base_url=rollout.base_url,
+    with parts.refusals():
+        tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
+        problems = stream_of(
+            recipe.data,
+            tokenizer,
+            seed=recipe.seed,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
         )
+        weights = fingerprint(EvalModelConfig(model_name_or_path=model.model_name_or_path))
+        _check(recipe, problems, candidates.state(), weights)
+        if (section := recipe.rewrite) is not None:
+            _by_main(accelerator, lambda: check_endpoint(section))
+        check_prompts("data", problems.source, problems.prompter, accelerator)
+        rewards = parts.rewards(recipe.rewards, num_workers=recipe.num_reward_workers, timeout=recipe.reward_timeout)
+    try:
+        with parts.refusals():
+            parts.preflight([problems.source], (), rewards, accelerator)
+            if state := candidates.state():
+                problems.load_state_dict(state["problems"])
+            accelerator.wait_for_everyone()  # all have read the state before the first one writes
+            engine = parts.engine(
+                rollout.engine,
+                rollout,
+                model,
+                max_model_len=recipe.max_model_len,
+                device=accelerator.device,
+                base_url=rollout.base_url,
+            )
         try:
             for number in range(done, len(recipe.batches)):
                 prompts = [prompt for prompt in problems.take(recipe.batches[number]) if not _is_repeated(prompt)]

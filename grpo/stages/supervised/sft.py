@@ -20,9 +20,9 @@ from grpo.learner.checkpoint import find_checkpoint
 from grpo.learner.savable import check_saving
 from grpo.model.checks import check_balance, check_finite, check_model
 from grpo.model.load import load_model, new_model
-from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.sft import SFTModel, SFTRecipe
 from grpo.report.page.write import write_page
+from grpo.stages.parts import refusals
 from grpo.stages.supervised.balanced import BalancedTrainer
 from grpo.stages.supervised.mixture import load_mixture, training_batches
 from grpo.stages.supervised.progress import Progress
@@ -46,10 +46,8 @@ def run_sft(recipe: SFTRecipe) -> Path:
     checkpoint = find_checkpoint(output, settings.resume_from_checkpoint)
     arguments = _arguments(recipe)  # first: it starts the process group
     set_seed(settings.seed)
-    try:
+    with refusals():
         tokenizer, model, rows = _start(recipe, checkpoint, is_main=arguments.process_index == 0)
-    except ValueError as error:
-        raise RefusedError(str(error)) from error
     batches = training_batches(rows["length"][:], settings, arguments.world_size)
     arguments.max_steps = len(batches) // (settings.gradient_accumulation_steps * arguments.world_size)
     trainer = BalancedTrainer(
