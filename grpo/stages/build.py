@@ -81,7 +81,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     refuse_fp8(recipe.model.model_name_or_path, recipe.model.revision, recipe.model.trust_remote_code)
     problems = _problems(recipe, tokenizer, accelerator)
     rewards = _rewards(recipe, reward_functions)
-    ends = end_token_ids(source[0], tokenizer, source[1])
+    ends = end_token_ids(recipe.model.model_name_or_path, tokenizer, recipe.model.revision)
     rewards.decode = lambda ids: completion_texts(tokenizer, ends, [ids])[0]
     _check_mixture(recipe, rewards)
     held_out = _held_out(recipe, tokenizer, rewards, accelerator)

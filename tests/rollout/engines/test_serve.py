@@ -10,6 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from grpo.model.load import load_model
+from grpo.model.weights import checkpoint_weights
+from grpo.recipe.config import ModelConfig
 from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
 from tests.rollout.engines.agreement import make_prompts
@@ -30,6 +33,7 @@ def test_an_openai_client_gets_the_engines_greedy_tokens(vllm_v3: VLLMEngine, ti
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         prompts = make_prompts(3)
         greedy = Sampling(num_generations=1, max_completion_length=12, temperature=0.0)
+        vllm_v3.publish(checkpoint_weights(load_model(ModelConfig(model_name_or_path=str(tiny_v3)))), 1)
         expected = {g.problem.id: list(g.completions[0].token_ids) for g in vllm_v3.generate(prompts, greedy)}
         for prompt in prompts:
             answer = client.completions.create(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.model import head
+from grpo.model.forward import head
 from grpo.model.forward.head import Kept, token_logprobs
 
 

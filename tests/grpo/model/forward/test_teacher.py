@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.model import teacher as module
+from grpo.model.forward import teacher as module
 from grpo.model.forward.teacher import Target, TeacherHead, token_divergence
 from tests.grpo.algorithm import oracle
 
