@@ -6,7 +6,7 @@ Samples whose gradient is zero are dropped before any forward; the token weights
 so the gradient is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
@@ -22,6 +22,7 @@ from rollout.types import KeptTokens
 
 if TYPE_CHECKING:
     from rewards.runner.score import ScoredGroup
+    from rollout.types import Group
 
 TokenValues = float | Sequence[float] | np.ndarray  # one value for all tokens of a completion, or one for each
 
@@ -173,6 +174,25 @@ def assemble(groups: "Sequence[ScoredGroup]", local: Plan, *, keep_zero_advantag
     return samples
 
 
+def unweighted(groups: "Iterable[Group]") -> list[Sample]:
+    """Every completion as a sample that only has log-probs computed: it counts in no loss."""
+    return [
+        Sample(
+            problem_id=group.problem.id,
+            prompt_ids=group.prompt_ids,
+            completion_ids=completion.token_ids,
+            mini_batch=0,
+            sampling_logprobs=completion.logprobs,
+            advantages=0.0,
+            token_weights=0.0,
+            routes=completion.routes,
+            kept=completion.kept,
+        )
+        for group in groups
+        for completion in group.completions
+    ]
+
+
 def attach(samples: Sequence[Sample], **values: Sequence[Any]) -> list[Sample]:
     """The samples with fields filled in: attach(samples, old_logprobs=[[n], …])."""
     columns = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
@@ -209,9 +229,10 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = Fals
     segments = Segments.of(samples, shared=shared) if packed and samples else None
     lengths = [sample.length for sample in samples] or [1]
     rows, width = (1, sum(segments.lengths)) if segments else (len(lengths), max(lengths))
-    starts = range(0, rows * width, width)
-    padded = [(start, start + len(sample.prompt_ids)) for start, sample in zip(starts, samples, strict=False)]
-    places = segments.places if segments else padded
+    if segments:
+        places = segments.places
+    else:
+        places = [(i * width, i * width + len(sample.prompt_ids)) for i, sample in enumerate(samples)]
     input_ids = np.full(rows * width, pad_token_id, dtype=np.int64)
     position_ids = np.tile(np.arange(width), rows)
     copies = np.zeros(rows * width, dtype=np.int64)

@@ -109,7 +109,8 @@ def packed_attention(
     unpadded = value.shape[-1]
     value = nn.functional.pad(value, (0, query.shape[-1] - unpadded))  # torch fuses attention to one head size only
     # Split and concatenated, not sliced: each slice's gradient would be as long as the row.
-    pieces = zip(*(x.split(segments.lengths, dim=2) for x in (query, key, value)), strict=True)
+    lengths = segments.lengths
+    pieces = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     attended = []
     for completions in segments.completions:
         prompt = next(pieces)

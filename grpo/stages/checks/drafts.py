@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from grpo.learner.batch import Sample
+from grpo.learner.batch import Sample, unweighted
 from grpo.learner.scoring import Batching
 from grpo.model.forward.mtp import drafts_of_completions
 from grpo.model.load import load_model
@@ -62,19 +62,7 @@ def _completions(engine: Engine, prompts: list[Prompt], sampling: Sampling, temp
         stop=sampling.stop,
         seed=sampling.seed,
     )
-    return [
-        Sample(
-            problem_id=group.problem.id,
-            prompt_ids=group.prompt_ids,
-            completion_ids=completion.token_ids,
-            mini_batch=0,
-            sampling_logprobs=completion.logprobs,
-            advantages=0.0,
-            token_weights=0.0,
-        )
-        for group in engine.generate(prompts, sampling)
-        for completion in group.completions
-    ]
+    return unweighted(engine.generate(prompts, sampling))
 
 
 @torch.no_grad()

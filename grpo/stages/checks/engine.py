@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from grpo.learner.batch import Sample
+from grpo.learner.batch import unweighted
 from grpo.learner.policy import Policy
 from rollout.data.stream import PromptStream
 from rollout.engines.base import Engine, Publisher
@@ -51,21 +51,7 @@ def verify_engine(
 def _difference(policy: Policy, engine: Engine, problems: PromptStream, sampling: Sampling) -> float:
     """Mean |log p_trainer - log p_engine| over the tokens of a few completions."""
     prompts = problems.first(NUM_PROMPTS)
-    samples = [
-        Sample(
-            problem_id=group.problem.id,
-            prompt_ids=group.prompt_ids,
-            completion_ids=completion.token_ids,
-            mini_batch=0,
-            sampling_logprobs=completion.logprobs,
-            advantages=0.0,
-            token_weights=0.0,
-            routes=completion.routes,
-            kept=completion.kept,
-        )
-        for group in engine.generate(prompts, sampling)
-        for completion in group.completions
-    ]
+    samples = unweighted(engine.generate(prompts, sampling))
     policy.check_routes(samples)
     ours = np.concatenate(policy.logprobs(samples))
     return float(np.abs(ours - np.concatenate([sample.per_token("sampling_logprobs") for sample in samples])).mean())
