@@ -96,12 +96,14 @@ def train(folder: Path, problems: Path, steps: int, broken: str, overrides: list
     )
 
 
-def report(folder: Path, problems: int) -> bool:
+def report(folder: Path, problems: int, overrides: list[str]) -> bool:
     """Print the training accuracy, pass by pass; whether the last pass is above 95%."""
+    from grpo.recipe.load import load_recipe
     from grpo.report.records import METRICS_FILE, read_rows
 
+    recipe: Any = load_recipe(RECIPE, overrides)
     rows = [row for row in read_rows(folder / METRICS_FILE) if "rewards/countdown/mean" in row]
-    per_pass = max(1, round(problems / 32))  # rollouts
+    per_pass = max(1, round(problems / recipe.problems_per_rollout))  # rollouts
     accuracy = [row["rewards/countdown/mean"] for row in rows]
     passes = [statistics.mean(accuracy[i : i + per_pass]) for i in range(0, len(accuracy), per_pass)]
     print("training accuracy by pass over the problems:", " ".join(f"{value:.3f}" for value in passes))
@@ -132,7 +134,7 @@ def main() -> None:
         phases = ["train"] if problems.exists() else ["select", "train"]
         for phase in phases:
             subprocess.run([sys.executable, __file__, "--phase", phase, *sys.argv[1:]], check=True)
-        sys.exit(0 if report(out, options.problems) else 1)
+        sys.exit(0 if report(out, options.problems, options.overrides) else 1)
 
 
 if __name__ == "__main__":
