@@ -95,8 +95,8 @@ def test_an_unknown_gpu_is_refused_with_the_nearest(path: Path) -> None:
         plan_recipe(path, gpus=1, gpu="h20")
 
 
-# Means over steps 2 to 30 of two finished runs of recipes/r1_zero.yaml with 32 x 16 completions, in one process on two cores,
-# to whose single steps the constants of `cpu` were fitted: this holds the model of a step to them.
+# Means over steps 2 to 30 of two finished runs of recipes/r1_zero.yaml with 32 x 16 completions, in one process on two
+# cores, to whose single steps the constants of `cpu` were fitted: this holds the model of a step to them.
 @pytest.mark.parametrize(
     ("lengths", "measured"),
     [
