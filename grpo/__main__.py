@@ -78,11 +78,10 @@ def check(arguments: Sequence[str]) -> None:
     if not processes.isdigit() or processes == "0":
         _fail(f"--num_processes {processes}: must be a positive integer.")
     from grpo.estimate.check import check_recipe
-    from grpo.recipe.load import RecipeError
 
     try:
         check_recipe(path, overrides, num_processes=int(processes))
-    except RecipeError as error:
+    except ValueError as error:
         _fail(str(error))
 
 
@@ -97,7 +96,6 @@ def plan(arguments: Sequence[str]) -> None:
         if settings[name] and (not settings[name].isdigit() or int(settings[name]) == 0):
             _fail(f"{name} {settings[name]}: must be a positive integer.")
     from grpo.estimate.layout.show import plan_recipe
-    from grpo.recipe.load import RecipeError
 
     completion, run = settings["--completion-tokens"], settings["--like"]
     try:
@@ -109,7 +107,7 @@ def plan(arguments: Sequence[str]) -> None:
             completion=int(completion) if completion else None,
             run=Path(run) if run else None,
         )
-    except RecipeError as error:
+    except ValueError as error:
         _fail(str(error))
 
 

@@ -131,7 +131,6 @@ class Plan:
         )
         of_steps = None
         if any(own is not None for own in shapes.steps.flat):
-            check_steps(algorithm)
             of_steps = _step_advantages(shapes, algorithm)
             advantages = np.array([[own[0][1] if own else 0.0 for own in row] for row in of_steps], dtype=np.float64)
         elif algorithm.multi_objective_aggregation == "normalize_then_sum":
@@ -155,8 +154,8 @@ class Plan:
         return Plan(*(None if part is None else part[index::count] for part in parts))  # type: ignore[arg-type]
 
 
-def check_steps(algorithm: AlgorithmConfig) -> None:
-    """Raise ValueError if the algorithm needs one advantage per completion."""
+def check_steps(algorithm: AlgorithmConfig, reward: str) -> None:
+    """Raise ValueError if the algorithm needs one advantage per completion, which `reward`, with its spans, has not."""
     level = algorithm.importance_sampling_level or objective(algorithm).level
     aggregation = algorithm.multi_objective_aggregation
     reasons = {
@@ -169,8 +168,8 @@ def check_steps(algorithm: AlgorithmConfig) -> None:
     }
     if reason := next((name for name, holds in reasons.items() if holds), None):
         raise ValueError(
-            f"a reward returned spans, so tokens of one completion have different advantages, and algorithm.{reason} "
-            "needs one of the whole completion. Return numbers, or remove it."
+            f"reward {reward!r} returns spans, so tokens of one completion have different advantages, and "
+            f"algorithm.{reason} needs one of the whole completion. Return numbers, or remove it."
         )
 
 

@@ -25,9 +25,9 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
     """Weights and their states, activations of a micro-batch, and the head; `width`: bytes per value computed in."""
     rows, length, config = training.rows, training.length, shape.config
     # Trained in float32, whatever it computes in.
-    layers = shape.config.num_hidden_layers
-    state = shape.total * BYTES["float32"] // training.shards
+    layers = shape.layers
     trained = shape.trained * BYTES["float32"] // training.shards
+    state = shape.held * BYTES["float32"] // training.shards
     parts = {"weights": state, "gradients": trained, "AdamW": 2 * trained}
     if training.shards > 1:
         gathered = width if shape.cast_in_parts else BYTES["float32"]
@@ -40,11 +40,11 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
         # As computed, and as copied in float32 to be summed.
         parts["a layer's gradient"] = shape.trained * (gathered + BYTES["float32"]) // layers
     elif width < BYTES["float32"]:
-        parts["weights, cast for the forward"] = shape.total * width
+        parts["weights, cast for the forward"] = shape.run * width
     if training.shards == 1 and num_processes > 1:
         parts["gradient buckets"] = trained
     if training.reference:
-        parts["reference"] = state
+        parts["reference"] = shape.total * BYTES["float32"] // training.shards
     # In backward, one layer at a time needs about as much again for gradients and intermediate values.
     scores = shape.score_bytes if device == "cpu" else 0
     if training.checkpointed:
@@ -60,11 +60,12 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
         scores = scores * (layers + 1) // layers
     if scores:
         parts["attention scores"] = scores
-    hidden = 2 * rows * length * config.hidden_size * width
+    heads = 2 if layers > config.num_hidden_layers else 1  # a trained multi-token prediction reads the head too
+    hidden = 2 * heads * rows * length * config.hidden_size * width
     if training.head == "chunked":
         # A chunk's logits twice, the gradient of a trained head in float32, hidden states and their gradient.
         chunk = min(CHUNK_ELEMENTS.get(device, 2**27), rows * length * config.vocab_size)
-        gradient = 4 * config.vocab_size * config.hidden_size if shape.trained == shape.total else 0
+        gradient = 4 * config.vocab_size * config.hidden_size if shape.trained >= shape.total else 0
         parts["LM head, in chunks"] = 2 * 4 * chunk + gradient + hidden
     return parts
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from grpo.estimate.shape import ModelShape, measure_shape
+from grpo.estimate.shape import MTP, ModelShape, measure_shape
 from grpo.recipe.load import RecipeError
 from grpo.recipe.loop.lora import LoRAConfig
 from grpo.recipe.section import StageRecipe
@@ -32,7 +32,7 @@ class Models:
     def __init__(self, stages: Mapping[str, StageRecipe] | None = None) -> None:
         self.stages = stages or {}
         self._found: dict[str, PretrainedConfig | UnknownModelError] = {}
-        self._shapes: dict[tuple[str, int, int, int, str], ModelShape] = {}
+        self._shapes: dict[tuple[str, int, int, int, str, MTP | None], ModelShape] = {}
 
     def of_recipe(self, recipe: StageRecipe) -> PretrainedConfig:
         """The model that a stage trains or samples: that of the stage it starts from, with its own changes.
@@ -70,11 +70,12 @@ class Models:
         length: int = 0,
         width: int = 4,
         lora: LoRAConfig | None = None,
+        mtp: MTP | None = None,
     ) -> ModelShape:
         """`measure_shape`, once for the same arguments."""
-        key = (json.dumps(config.to_dict(), default=str), rows, length, width, repr(lora))
+        key = (json.dumps(config.to_dict(), default=str), rows, length, width, repr(lora), mtp)
         if key not in self._shapes:
-            self._shapes[key] = measure_shape(config, rows=rows, length=length, width=width, lora=lora)
+            self._shapes[key] = measure_shape(config, rows=rows, length=length, width=width, lora=lora, mtp=mtp)
         return self._shapes[key]
 
     def rows(self, dataset: str) -> int | None:

@@ -79,7 +79,9 @@ def _estimate(name: str, recipe: StageRecipe, models: Models, device: str, num_p
     try:
         check_world(recipe, num_processes)
         return estimate_stage(recipe, models, device=device, num_processes=num_processes)
-    except RunError as error:
+    except UnknownModelError:
+        raise
+    except (RunError, ValueError) as error:
         raise RecipeError(f"stages.{name}: {error}") from None
 
 

@@ -8,7 +8,7 @@ from grpo.estimate.memory import caches_latents, shardable
 from grpo.estimate.models import Models, UnknownModelError
 from grpo.estimate.shape import BYTES, describe, kv_bytes_per_token
 from grpo.estimate.stage import Estimate, estimate_stage
-from grpo.estimate.wording import NOT_COUNTED, assumed_speed, count, duration, gib
+from grpo.estimate.wording import NOT_COUNTED, assumed_speed, count, duration, further, gib
 from grpo.estimate.work import Generation
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.section import StageRecipe
@@ -27,7 +27,9 @@ def show_stage(console: Console, recipe: StageRecipe, num_processes: int) -> boo
     shape = found.shape
     console.print(f"\nModel: {describe(shape.config)}")
     trained = f", {count(shape.trained)} trained" if shape.trained < shape.total else ""
-    console.print(f"Parameters: {count(shape.total)} total, {count(shape.active)} active per token{trained}\n")
+    console.print(
+        f"Parameters: {count(shape.total)} total, {count(shape.active)} active per token{trained}{further(shape.mtp)}\n"
+    )
     _print_memory(console, found, available, name)
     if found.work.generation:
         _print_cache(console, found.work.generation, found, device)

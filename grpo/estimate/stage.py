@@ -13,7 +13,7 @@ from grpo.estimate.memory import (
     training_parts,
 )
 from grpo.estimate.models import Models
-from grpo.estimate.shape import BYTES, ModelShape, forward_flops
+from grpo.estimate.shape import BYTES, ModelShape, forward_flops, mtp_flops
 from grpo.estimate.work import Training, Work, work_of
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.section import StageRecipe
@@ -64,6 +64,7 @@ def estimate_stage(
     Raises:
         RecipeError: a local folder holds no configuration.
         UnknownModelError: the stage's model cannot be known now.
+        ValueError: adapters, or a multi-token prediction, do not fit the model.
     """
     work = work_of(recipe, models.rows, num_processes)
     if work is None:
@@ -72,7 +73,8 @@ def estimate_stage(
     width, training = BYTES[dtype], work.training
     rows, length = (training.rows, training.length) if training else (0, 0)
     lora = recipe.model.lora if isinstance(recipe, OnPolicyRecipe) else None
-    shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width, lora=lora)
+    mtp = training.mtp if training else None
+    shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width, lora=lora, mtp=mtp)
     found = Estimate(work, shape, dtype, notes=_context_note(work, shape))
     if training:
         trained = training_parts(training, shape, width, device=device, num_processes=num_processes)
@@ -102,11 +104,13 @@ def update_flops(training: Training, shape: ModelShape) -> float | None:
     """FLOPs of all updates; None: the data's rows are not known.
 
     Backward takes two forwards; checkpointing, the reference model and, with several steps per rollout, the old policy
-    take one more each.
+    take one more each. A multi-token prediction runs only where it learns.
     """
     if training.texts is None:
         return None
-    return (3 + training.checkpointed + training.more_forwards) * forward_flops(shape, training.texts)
+    learning = 3 + training.checkpointed
+    forwards = (learning + training.more_forwards) * forward_flops(shape, training.texts)
+    return forwards + learning * mtp_flops(shape, training.texts)
 
 
 def _context_note(work: Work, shape: ModelShape) -> list[str]:

@@ -1,6 +1,7 @@
 """How sizes, times and assumptions are written."""
 
 from grpo.estimate.machine import machine_flops
+from grpo.estimate.shape import MTPShape
 from grpo.estimate.stage import SAMPLING_UTILISATION, UPDATE_UTILISATION
 
 NOT_COUNTED = "rewards, judges, evaluations during training, start-up"
@@ -30,3 +31,10 @@ def count(number: int) -> str:
     """`671.03B`"""
     unit, name = next((u, n) for u, n in ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, "")) if number >= u)
     return f"{number / unit:.2f}{name}"
+
+
+def further(mtp: MTPShape | None) -> str:
+    """`, and 11.51B in a multi-token prediction, trained`; empty without one."""
+    if mtp is None:
+        return ""
+    return f", and {count(mtp.total)} in a multi-token prediction, {'trained' if mtp.trained else 'frozen'}"

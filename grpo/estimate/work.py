@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from grpo.estimate.shape import Texts
+from grpo.estimate.shape import MTP, Texts
 from grpo.recipe.config import EngineSection, GRPORecipe, OnPolicyRecipe, RewardConfig
 from grpo.recipe.section import StageRecipe
 from grpo.recipe.stages.held_out import HeldOutRecipe
@@ -34,6 +34,7 @@ class Training:
     reference: bool = False
     shards: int = 1  # processes that divide weights, gradients and optimizer
     head: Literal["chunked", "one output"] = "chunked"
+    mtp: MTP | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ def _on_policy(recipe: OnPolicyRecipe, num_processes: int) -> Work:
         more_forwards=has_reference + (algorithm.steps_per_generation > 1),
         reference=has_reference and recipe.model.lora is None,  # else it is the base itself
         shards=max(1, num_processes // trainer.sharding_replicas) if trainer.sharding == "fsdp2" else 1,
+        mtp={None: None, "frozen": "kept", "detached": "trained"}[recipe.model.mtp],
     )
     generation = Generation(rollout.engine, rollout, recipe.max_model_len, texts)
     return Work(training, generation, tuple(recipe.rewards), recipe.trainer.num_reward_workers)
@@ -111,6 +113,7 @@ def _sft(recipe: SFTRecipe, rows: Rows, num_processes: int) -> Training:
         length=data.max_length,
         checkpointed=settings.gradient_checkpointing,
         texts=None if count is None else ((count, data.max_length),),
+        mtp="trained" if recipe.model.mtp else None,
     )
 
 

@@ -77,6 +77,26 @@ class Sample:
         """[n] bool: the completion tokens that the policy sampled."""
         return np.broadcast_to(np.asarray(self.mask, dtype=bool), len(self.completion_ids))
 
+    def of_positions(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """A field's values of all positions: those of prompt tokens, then those of the completion's before its last."""
+        values = getattr(self, name)
+        if values is None:
+            return None
+        start = max(0, len(values) - len(self.completion_ids) + 1)
+        return values[:start], values[start:]
+
+    def shares_prompt(self, other: "Sample") -> bool:
+        """Whether one forward of the prompt serves both: the same tokens, and the same values of its positions."""
+        if self.prompt_ids != other.prompt_ids:
+            return False
+        for name in PER_POSITION:
+            mine, theirs = self.of_positions(name), other.of_positions(name)
+            if (mine is None) != (theirs is None):
+                return False
+            if mine is not None and theirs is not None and not np.array_equal(mine[0], theirs[0]):
+                return False
+        return True
+
     def per_token(self, name: str) -> np.ndarray:
         """The values of a field for the tokens that the policy sampled."""
         return np.broadcast_to(getattr(self, name), len(self.completion_ids))[self.sampled]
@@ -213,7 +233,7 @@ def pack(samples: Sequence[Sample], *, max_tokens: int, packed: bool = False, sh
     used = 0
     for i in order:
         cost = samples[i].length if packed or not batches else samples[batches[-1][0]].length
-        if shared and batches and samples[i].prompt_ids == samples[batches[-1][-1]].prompt_ids:
+        if shared and batches and samples[i].shares_prompt(samples[batches[-1][-1]]):
             cost = len(samples[i].completion_ids)
         if not batches or used + cost > max_tokens:
             batches.append([])
@@ -225,14 +245,10 @@ def pack(samples: Sequence[Sample], *, max_tokens: int, packed: bool = False, sh
 
 def collate(samples: Sequence[Sample], *, pad_token_id: int, packed: bool = False, shared: bool = False) -> MicroBatch:
     """Tensors of one micro-batch. Without samples: one row of padding and T = 0, for a process that has run out."""
-    shared = shared and all(sample.routes is None for sample in samples)  # a prompt has one route
     segments = Segments.of(samples, shared=shared) if packed and samples else None
     lengths = [sample.length for sample in samples] or [1]
     rows, width = (1, sum(segments.lengths)) if segments else (len(lengths), max(lengths))
-    if segments:
-        places = segments.places
-    else:
-        places = [(i * width, i * width + len(sample.prompt_ids)) for i, sample in enumerate(samples)]
+    places = _places(samples, segments, width)
     input_ids = np.full(rows * width, pad_token_id, dtype=np.int64)
     position_ids = np.tile(np.arange(width), rows)
     copies = np.zeros(rows * width, dtype=np.int64)
@@ -295,13 +311,33 @@ def _concatenated(samples: Sequence[Sample], name: str, dtype: torch.dtype) -> A
 def _placed(
     samples: Sequence[Sample], name: str, mark: OfPosition, places: Sequence[tuple[int, int]], grid: tuple[int, int]
 ) -> Any:
-    """[B, L, ...] values of a field, or None where no sample has it. No prompt is shared then."""
-    values = {i: value for i, sample in enumerate(samples) if (value := getattr(sample, name)) is not None}
+    """[B, L, ...] values of a field, or None where no sample has it. Samples with one prompt have the same there."""
+    values = {i: parts for i, sample in enumerate(samples) if (parts := sample.of_positions(name)) is not None}
     if not values:
         return None
-    inner = next(iter(values.values())).shape[1:]
+    inner = next(iter(values.values()))[0].shape[1:]
     placed = np.full((grid[0] * grid[1], *inner), mark.missing, dtype=mark.dtype)
-    for i, value in values.items():
-        end = places[i][0] + samples[i].length - 1
-        placed[end - len(value) : end] = value
+    for i, parts in values.items():
+        prompt, completion = places[i]
+        ends = (prompt + len(samples[i].prompt_ids), completion + len(samples[i].completion_ids) - 1)
+        for end, part in zip(ends, parts, strict=True):
+            placed[end - len(part) : end] = part
     return torch.from_numpy(placed).view(*grid, *inner)
+
+
+def gathered(samples: Sequence[Sample], batch: MicroBatch, values: np.ndarray) -> list[np.ndarray]:
+    """Each sample's part of values [B * L, ...] of the positions of its micro-batch: [length - 1, ...]."""
+    parts = []
+    for sample, (prompt, completion) in zip(
+        samples, _places(samples, batch.segments, batch.copies.shape[1]), strict=True
+    ):
+        own = values[completion : completion + len(sample.completion_ids) - 1]
+        parts.append(np.concatenate([values[prompt : prompt + len(sample.prompt_ids)], own]))
+    return parts
+
+
+def _places(samples: Sequence[Sample], segments: Segments | None, width: int) -> list[tuple[int, int]]:
+    """Where each sample's prompt and its completion start among the B * L positions."""
+    if segments:
+        return segments.places
+    return [(i * width, i * width + len(sample.prompt_ids)) for i, sample in enumerate(samples)]

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, get_scheduler
 
 from grpo.algorithm.loss import LossOutput
-from grpo.learner.batch import MicroBatch, Sample
+from grpo.learner.batch import MicroBatch, Sample, gathered
 from grpo.learner.optim import adamw, moments
 from grpo.learner.scoring import Around, Batching, completion_logprobs, compute_dtype, equally_many, forward
 from grpo.model.forward.mtp import mtp_layer
@@ -128,11 +128,10 @@ class Policy:
         def recording(indices: Sequence[int], batch: MicroBatch) -> Iterator[None]:
             with record_routes(self.model) as recorded:
                 yield
-            taken = recorded.compact()[batch.valid.flatten().cpu().numpy()]
-            ends = np.cumsum([samples[i].length for i in indices])
-            routes.update((i, taken[end - samples[i].length : end - 1]) for i, end in zip(indices, ends, strict=True))
+            taken = gathered([samples[i] for i in indices], batch, recorded.compact())
+            routes.update(zip(indices, taken, strict=True))
 
-        logprobs = self._logprobs(samples, recording, replace(self.batching, shared=False))
+        logprobs = self._logprobs(samples, recording)
         return logprobs, [routes[i] for i in range(len(samples))]
 
     def check_routes(self, samples: Sequence[Sample]) -> None:
@@ -149,11 +148,9 @@ class Policy:
         if faults := gather_object(faults):
             raise RoutesError(faults[0])
 
-    def _logprobs(
-        self, samples: Sequence[Sample], around: Around, batching: Batching | None = None
-    ) -> list[np.ndarray]:
+    def _logprobs(self, samples: Sequence[Sample], around: Around) -> list[np.ndarray]:
         scorer = self.accelerator.unwrap_model(self.scorer)
-        return completion_logprobs(scorer, samples, batching or self.batching, self.accelerator, around=around)
+        return completion_logprobs(scorer, samples, self.batching, self.accelerator, around=around)
 
     def _replaying(self, batch: MicroBatch) -> AbstractContextManager[Replayed]:
         return nullcontext(Replayed()) if self.replay is None else self.replay(batch.routes)

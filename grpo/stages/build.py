@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.algorithm.entropy import EntropyBonus
+from grpo.algorithm.plan import check_steps
 from grpo.evaluation.training import HeldOut, reward_held_out, task_held_out
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.policy import Policy
@@ -83,6 +84,8 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     rewards = _rewards(recipe, reward_functions)
     ends = end_token_ids(recipe.model.model_name_or_path, tokenizer, recipe.model.revision)
     rewards.decode = lambda ids: completion_texts(tokenizer, ends, [ids])[0]
+    if with_spans := rewards.with_spans:
+        check_steps(recipe.policy_gradient, with_spans[0])
     _check_mixture(recipe, rewards)
     held_out = _held_out(recipe, tokenizer, rewards, accelerator)
     parts.preflight([stream.source for stream in problems.streams.values()], held_out, rewards, accelerator)

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from rewards.runner.limit import OutOfTime, time_limit
-from rewards.runner.load import RewardFunction, arguments_of, bind, check_options, check_signature, load_function
+from rewards.runner.load import (
+    RewardFunction,
+    arguments_of,
+    bind,
+    check_options,
+    check_signature,
+    declares_spans,
+    load_function,
+)
 from rewards.runner.values import Values, as_values
 from rollout.types import Group, Problem
 
@@ -195,8 +203,9 @@ class Caller:
                     f"completions. Pass one per completion. It was given {answers.describe(0)}."
                 )
             scores.extras[f"{name}/{column}" if column in scores.extras else column] = values
+        lengths = [len(text) for text in answers.texts]
         try:
-            return as_values(name, returned, [len(text) for text in answers.texts], answers.describe)
+            return as_values(name, returned, lengths, answers.describe, spans=declares_spans(function))
         except ValueError as error:
             raise RewardError(str(error)) from None
 

@@ -96,6 +96,20 @@ def checked_by(check: Callable[..., str | None]) -> Callable[[RewardFunction], R
     return mark
 
 
+def returns_spans(function: RewardFunction) -> RewardFunction:
+    """Decorator for a reward function that rewards spans of a completion: it may return lists of (start, end, value).
+
+    A run whose algorithm cannot take them is refused at start. Equivalent to `function.returns_spans = True`.
+    """
+    vars(function)["returns_spans"] = True
+    return function
+
+
+def declares_spans(function: RewardFunction) -> bool:
+    """Whether the function is marked by `returns_spans`."""
+    return getattr(function, "returns_spans", False)
+
+
 def run_check(function: RewardFunction, columns: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
     """Why the function cannot grade a problem with these columns; None if it can or has no check."""
     check = getattr(function, "check_columns", None)

@@ -10,7 +10,15 @@ from typing import Any
 
 from rewards.runner.call import Answers, Call, Caller, RewardError, Scores, TrainerState
 from rewards.runner.limit import OutOfTime, time_limit
-from rewards.runner.load import ON_REQUEST, PASSED, RewardFunction, option_names, required_columns, run_check
+from rewards.runner.load import (
+    ON_REQUEST,
+    PASSED,
+    RewardFunction,
+    declares_spans,
+    option_names,
+    required_columns,
+    run_check,
+)
 from rewards.runner.remote import Raised, RemoteCaller
 from rewards.runner.values import Decode, Spans, Steps, steps_of
 from rollout.types import Group, Problem
@@ -52,7 +60,7 @@ class ScoredGroup:
         metrics={"accuracy/unverifiable": [0.5]},                # values passed to log_metric
         extras={"accuracy/verdict": ["right", "wrong"]},         # and to log_extra, one value per completion
         seconds={"accuracy": 0.004, "format": 0.001},            # spent in each function
-        steps=[],                                                # if one returned spans: [[(token, reward), …], …]
+        steps=[],  # if a function with a weight returned spans: [[(token, reward), …], …]
     )
     """
 
@@ -133,6 +141,12 @@ class Rewards:
     def only_for_sources(self) -> bool:
         """Whether there are rewards, each limited to some data sources."""
         return bool(self._calls) and all(call.data_sources is not None for call in self._calls)
+
+    @property
+    def with_spans(self) -> list[str]:
+        """Names of the rewards with a weight that declare that they return spans."""
+        parts = zip(self.names, self._loaded, self.reward_weights, strict=True)
+        return [name for name, (function, _), weight in parts if weight and declares_spans(function)]
 
     def count_for(self, data_source: str) -> list[str]:
         """Names of the rewards with a weight for this data source's problems, those that name it first."""
@@ -237,7 +251,8 @@ class Rewards:
         gated = {name: [not _holds(v) for v in breakdown[gate]] for name, gate in self._gates.items()}
         rows = list(zip(*_counted(breakdown, gated).values(), strict=True))
         steps = []
-        if self.decode is not None and any(isinstance(value, Spans) for row in rows for value in row):
+        weighted = [[v for v, weight in zip(row, self.reward_weights, strict=True) if weight] for row in rows]
+        if self.decode is not None and any(isinstance(value, Spans) for row in weighted for value in row):
             pairs = zip(submitted.group.completions, rows, strict=True)
             steps = [steps_of(completion, row, self.reward_weights, self.decode) for completion, row in pairs]
         return ScoredGroup(

@@ -33,17 +33,20 @@ class Spans(float):
         return (self.spans,)
 
 
-def as_values(name: str, returned: Any, lengths: Sequence[int], describe: Callable[[int], str]) -> Values:
+def as_values(
+    name: str, returned: Any, lengths: Sequence[int], describe: Callable[[int], str], *, spans: bool
+) -> Values:
     """The values a reward returned, from a list, a NumPy array or a torch tensor. NaN means None, as in TRL.
 
     Args:
         name: the reward's, for errors.
         lengths: characters of each completion's text.
         describe: names the completion with this index, for errors.
+        spans: whether it declares that it returns spans.
 
     Raises:
         ValueError: it did not return one number, list of spans or None per completion, a number is infinite or above
-            LARGEST, or a span is not one of the completion's text.
+            LARGEST, or a span is not declared or not one of the completion's text.
     """
     count = len(lengths)
     if hasattr(returned, "tolist"):  # a tensor or an array
@@ -53,7 +56,14 @@ def as_values(name: str, returned: Any, lengths: Sequence[int], describe: Callab
     values = list(returned)
     if len(values) != count:
         raise ValueError(_wrong(name, f"{len(values)} values", count, describe))
-    return [_as_value(name, value, lengths[index], index, describe) for index, value in enumerate(values)]
+    found = [_as_value(name, value, lengths[index], index, describe) for index, value in enumerate(values)]
+    undeclared = None if spans else next((i for i, value in enumerate(found) if isinstance(value, Spans)), None)
+    if undeclared is not None:
+        raise ValueError(
+            f"reward {name!r} returned spans for {describe(undeclared)}, and does not say so beforehand, when the run "
+            "checks that its algorithm takes them. Mark the function with @returns_spans of rewards.runner.load."
+        )
+    return found
 
 
 def _as_value(name: str, value: Any, length: int, index: int, describe: Callable[[int], str]) -> float | None:

@@ -10,6 +10,7 @@ from rewards.runner.load import (
     RewardFunction,
     arguments_of,
     bind,
+    declares_spans,
     load_function,
     required_columns,
     run_check,
@@ -56,7 +57,13 @@ def correctness_of(
     }
     returned = function(**arguments_of(function, {}, columns, given))
     lengths = [len(completion_text(completion)) for completion in completions]
-    return as_values(reward, returned, lengths, lambda index: f"completion {index + 1} of {len(completions)}")
+    return as_values(
+        reward,
+        returned,
+        lengths,
+        lambda index: f"completion {index + 1} of {len(completions)}",
+        spans=declares_spans(function),
+    )
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from grpo.estimate.layout.gpus import Gpu
 from grpo.estimate.layout.layout import Layout, kv_per_token
 from grpo.estimate.layout.lengths import Lengths
-from grpo.estimate.shape import BYTES, ModelShape, forward_flops
+from grpo.estimate.shape import BYTES, ModelShape, forward_flops, mtp_flops
 from grpo.recipe.config import OnPolicyRecipe
 
 MASTER = BYTES["float32"]  # what trains
@@ -108,7 +108,7 @@ def update(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     """Forward and backward of every micro-batch, sums over trainers, and the optimizer's step."""
     gpu, training = layout.gpu, layout.estimate.work.training
     assert training
-    flops = (3 + training.checkpointed) * _trained_flops(recipe, layout, lengths) / layout.trainers
+    flops = (3 + training.checkpointed) * _trained_flops(recipe, layout, lengths, mtp=True) / layout.trainers
     state = layout.shape.trained * MASTER / layout.shards
     if layout.shards > 1:
         # Gathered for forward and backward; gradients summed after each, in float32.
@@ -118,7 +118,7 @@ def update(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     else:
         traffic = 2 * state * (layout.trainers > 1) / _speed(gpu, layout.trainers)
     # Weights are read forward and backward, gradients read and written; once per micro-batch.
-    moved = 4 * _micro_batches(recipe, layout, lengths) * layout.shape.total * MASTER
+    moved = 4 * _micro_batches(recipe, layout, lengths) * layout.shape.run * MASTER
     times = {
         "FLOP/s": flops / (gpu.flops * gpu.update),
         "memory bandwidth": moved / (gpu.bandwidth * gpu.decode),
@@ -153,11 +153,16 @@ def _samples_per_rollout(recipe: OnPolicyRecipe) -> int:
     return recipe.problems_per_rollout * recipe.rollout.num_generations
 
 
-def _trained_flops(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> float:
-    """Of one forward over an optimizer step's samples; on CPU, a group has its prompt once."""
+def _trained_flops(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths, *, mtp: bool = False) -> float:
+    """Of one forward over an optimizer step's samples; on CPU, a group has its prompt once, unless drafts learn.
+
+    mtp: with that of a multi-token prediction which learns.
+    """
     samples = recipe.rollout.problems_per_step * recipe.rollout.num_generations * lengths.trained
-    prompt = lengths.prompt / (recipe.rollout.num_generations if layout.gpu.device == "cpu" else 1)
-    return forward_flops(layout.shape, ((1, round(prompt + lengths.completion)),)) * samples
+    once = layout.gpu.device == "cpu" and recipe.model.mtp != "detached"
+    prompt = lengths.prompt / (recipe.rollout.num_generations if once else 1)
+    texts = ((1, round(prompt + lengths.completion)),)
+    return (forward_flops(layout.shape, texts) + mtp * mtp_flops(layout.shape, texts)) * samples
 
 
 def _micro_batches(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> int:

@@ -16,7 +16,7 @@ from grpo.estimate.layout.phases import Phase, awaited, concurrent, overlap, pha
 from grpo.estimate.memory import Parts
 from grpo.estimate.models import Models, UnknownModelError
 from grpo.estimate.shape import describe
-from grpo.estimate.wording import count, duration, gib
+from grpo.estimate.wording import count, duration, further, gib
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.report.terminal import PLAIN_WIDTH
@@ -72,7 +72,10 @@ def bottleneck(found: Sequence[Phase]) -> str:
 
 def _print(console: Console, recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> None:
     shape, gpu = layout.shape, layout.gpu
-    console.print(f"Model: {describe(shape.config)}; {count(shape.total)} parameters, {count(shape.active)} active\n")
+    console.print(
+        f"Model: {describe(shape.config)}; {count(shape.total)} parameters, {count(shape.active)} active"
+        f"{further(shape.mtp)}\n"
+    )
     console.print("\n".join(_lines(layout)) + "\n")
     _print_memory(console, f"A trainer's {gpu.name} (estimate)", layout.on_trainer, gpu.memory)
     if layout.servers:

@@ -24,6 +24,7 @@ class Sample(Protocol):
     def prompt_ids(self) -> Sequence[int]: ...
     @property
     def completion_ids(self) -> Sequence[int]: ...
+    def shares_prompt(self, other: Any) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,10 @@ class Segments:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], *, shared: bool) -> "Segments":
-        """shared: neighbours with the same prompt share it."""
+        """shared: neighbours share their prompt where they can."""
         segments = cls([], [])
         for i, sample in enumerate(samples):
-            if not (shared and i and sample.prompt_ids == samples[i - 1].prompt_ids):
+            if not (shared and i and sample.shares_prompt(samples[i - 1])):
                 segments.prompts.append(len(sample.prompt_ids))
                 segments.completions.append([])
             segments.completions[-1].append(len(sample.completion_ids))

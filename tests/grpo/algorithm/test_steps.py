@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grpo.algorithm.advantage import group_relative_advantages, step_advantages
-from grpo.algorithm.plan import Plan, Shapes
+from grpo.algorithm.plan import Plan, Shapes, check_steps
 from grpo.learner.batch import assemble
 from grpo.recipe.algorithm import AlgorithmConfig
 from rewards.runner.score import ScoredGroup
@@ -110,6 +110,6 @@ def test_processes_see_the_same_plan() -> None:
     ],
 )
 def test_what_needs_one_advantage_per_completion_refuses_spans(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"a reward returned spans, so tokens .* have different advantages"):
-        plan([scored([[(1, 1.0), (LAST, 0.0)], [(LAST, 0.0)]])], **settings)
-    plan([scored([[(1, 1.0), (LAST, 0.0)], [(LAST, 0.0)]])], loss_type="gspo_token")
+    with pytest.raises(ValueError, match=r"reward 'mine' returns spans, so tokens .* have different advantages"):
+        check_steps(AlgorithmConfig(**settings), "mine")
+    check_steps(AlgorithmConfig(loss_type="gspo_token"), "mine")

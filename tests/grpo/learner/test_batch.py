@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grpo.algorithm.plan import Plan, Shapes
-from grpo.learner.batch import PER_TOKEN, Sample, assemble, collate, pack
+from grpo.learner.batch import PER_TOKEN, Sample, assemble, collate, gathered, pack
 from grpo.model.forward.packed import Segments
 from grpo.recipe.algorithm import AlgorithmConfig
 from rewards.runner.score import ScoredGroup
@@ -63,11 +63,22 @@ def test_neighbours_with_the_same_prompt_share_its_tokens() -> None:
     assert batch.segments == Segments([2, 1], [[2, 1], [1]])
 
 
-def test_a_prompt_is_not_shared_by_samples_with_routes() -> None:
-    samples = [sample([1, 7], [5, 2], routes=np.zeros((3, 1, 2), dtype=np.uint8)), sample([1, 7], [6])]
+def test_a_prompt_is_shared_by_samples_with_the_same_routes_there() -> None:
+    """The second has the first's; the others have another, a part of them, and none."""
+    routes = np.arange(6, dtype=np.uint8).reshape(3, 1, 2)
+    own = [routes, routes[:2], routes[1:] + 1, routes[1:2], None]
+    completions = [[5, 2], [6], [8, 4], [9], [3]]
+    samples = [sample([1, 7], ids, routes=each) for ids, each in zip(completions, own, strict=True)]
     batch = collate(samples, pad_token_id=0, packed=True, shared=True)
-    assert batch.input_ids.tolist() == [[1, 7, 5, 2, 1, 7, 6]]
-    assert batch.segments == Segments([2, 2], [[2], [1]])
+    assert batch.segments == Segments([2, 2, 2, 2], [[2, 1], [2], [1], [1]])
+    assert batch.input_ids.tolist() == [[1, 7, 5, 2, 6, 1, 7, 8, 4, 1, 7, 9, 1, 7, 3]]
+    assert batch.routes is not None
+    first, third = [[0, 1], [2, 3], [4, 5], [-1, -1], [-1, -1]], [[-1, -1], [3, 4], [5, 6], [-1, -1]]
+    assert batch.routes[0, :, 0].tolist() == [*first, *third, [-1, -1], [2, 3], *[[-1, -1]] * 4]
+    back = gathered(samples, batch, batch.routes.flatten(0, 1).numpy())
+    assert [part[:, 0].tolist() for part in back[:2]] == [routes[:, 0].tolist(), routes[:2, 0].tolist()]
+    assert pack(samples[:2], max_tokens=5, packed=True, shared=True) == [[0, 1]]
+    assert pack(samples[::2], max_tokens=6, packed=True, shared=True) == [[0], [1], [2]]
 
 
 def test_shared_prompts_keep_groups_together_and_count_once_against_the_budget() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rewards.runner.load import returns_spans
 from rewards.runner.score import RewardError, Rewards, RewardSpec, ScoredGroup
 from rewards.runner.values import LAST, Spans
 from rollout.types import Completion, Group, Problem
@@ -32,7 +33,8 @@ def stepped(text: str, specs: list[dict[str, Any]], decode=decode, ids: Sequence
 
 
 def returning(value: Any, name: str = "mine", **spec: Any) -> dict[str, Any]:
-    return {"function": lambda completions, **_: [value] * len(completions), "name": name, **spec}
+    function = returns_spans(lambda completions, **_: [value] * len(completions))
+    return {"function": function, "name": name, **spec}
 
 
 def test_the_reward_is_the_sum_of_the_spans():
@@ -92,7 +94,47 @@ def test_without_spans_there_are_no_steps():
 
 def test_spans_come_out_of_a_worker(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("def mine(completions, **kwargs):\n    return [[(0, 1, 0.5), (1, 2, 0.25)] for _ in completions]\n")
+    file.write_text(
+        "from rewards.runner.load import returns_spans\n@returns_spans\ndef mine(completions, **kwargs):\n"
+        "    return [[(0, 1, 0.5), (1, 2, 0.25)] for _ in completions]\n"
+    )
     (scored,) = score_all([{"function": f"{file}:mine"}], [group(["ab"])], num_workers=1)
     value = scored.breakdown["mine"][0]
     assert value == 0.75 and isinstance(value, Spans) and value.spans == ((0, 1, 0.5), (1, 2, 0.25))
+
+
+@pytest.mark.parametrize("spans", [[(0, 1, 0.5)], []])
+def test_spans_of_a_function_that_does_not_declare_them_are_refused(spans: list) -> None:
+    def mine(completions, **_):
+        return [None] * (len(completions) - 1) + [spans]
+
+    with pytest.raises(RewardError) as error:
+        score_all([{"function": mine}], [group(["ab", "c"])])
+    assert str(error.value) == (
+        "reward 'mine' returned spans for completion 2 of 2 for problem 'p/0', which begins 'c', and does not say so "
+        "beforehand, when the run checks that its algorithm takes them. Mark the function with @returns_spans of "
+        "rewards.runner.load."
+    )
+
+
+def test_rewards_with_a_weight_that_declare_spans_are_known_before_they_run(tmp_path) -> None:
+    """Functions, also those that a factory makes, and objects; without a weight they have no steps either."""
+
+    class Grader:
+        returns_spans = True
+
+        def __call__(self, completions, **_):
+            return [[(0, 1, 1.0)]] * len(completions)
+
+    file = tmp_path / "made.py"
+    file.write_text(
+        "from rewards.runner.load import returns_spans\ndef make(size=1):\n    @returns_spans\n"
+        "    def made(completions, **kwargs):\n        return [[(0, size, 1.0)] for _ in completions]\n"
+        "    return made\n"
+    )
+    measured = returning([(0, 1, 1.0)], "measured", weight=0.0)
+    specs = [measured, {"function": Grader(), "name": "object"}, {"function": f"{file}:make"}, {"function": "format"}]
+    rewards = Rewards([RewardSpec(**spec) for spec in specs], num_workers=0)
+    assert rewards.with_spans == ["object", "make"]
+    rewards.close()
+    assert stepped("abc", [measured, {"function": "random"}]).steps == []

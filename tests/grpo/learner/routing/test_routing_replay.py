@@ -1,5 +1,6 @@
 """Routes travel with their samples: recorded in the old-log-prob pass, replayed in every update of the rollout."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,20 @@ def test_a_trainer_with_other_routers_agrees_with_the_engine_whose_routes_it_rep
     assert np.abs(np.concatenate(policy.logprobs(samples)) - engines).mean() < 1e-6
     assert np.abs(np.concatenate(policy.logprobs(samples, replay=False)) - engines).mean() > 1e-2
     assert policy.update(samples, loss)["moe/replay_missing_ratio"].value == 0
+
+
+def test_replay_shares_the_prompts_whose_routes_are_the_same(tiny_v3: Path) -> None:
+    """Recorded once for a group, and replayed once: the gradients are those of samples that share nothing."""
+    policy, samples = make_policy(tiny_v3), make_samples()
+    assert policy.batching.shared
+    logprobs, routes = policy.logprobs_and_routes(samples)
+    samples = attach(samples, old_logprobs=logprobs, routes=routes)
+    one = policy.batching.collate(samples, torch.device("cpu"))
+    assert one.segments is not None and len(one.segments.prompts) < len(samples)
+    move_router(policy)
+    shared = gradients(policy, samples)
+    alone = make_policy(tiny_v3)
+    alone.batching = replace(alone.batching, shared=False)
+    move_router(alone)
+    for name, gradient in gradients(alone, samples).items():
+        torch.testing.assert_close(shared[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
