@@ -2,7 +2,7 @@
 
 The model stays a `PreTrainedModel` whose targeted modules are peft's layers, so everything that reads its modules goes
 on working, and its `save_pretrained` writes adapters only. In a sharded model adapters are sharded like its other
-parameters. Left out: several adapters at once, quantized bases.
+parameters; a quantized base is merged as what it computes with. Left out: several adapters at once.
 """
 
 import json
@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from grpo.model.quantized import count_parameters, dequantized, in_4_bits, is_quantized, load_as_recorded, quantized_numbers, record_quantization
 from grpo.model.sharding import divided_like, gathered, in_parts, local, shapes_only, whole
 from grpo.recipe.loop.lora import LoRAConfig
 
@@ -69,6 +70,12 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
     outside = {name for name, module in model.named_modules() if module in ends}
     _check_names("target_parameters", config.target_parameters, parameters)
     _check_names("modules_to_save", config.modules_to_save, [name for name, _ in model.named_modules()])
+    copied = [(name, module) for name, module in model.named_modules() if _matches(name, config.modules_to_save)]
+    if quantized := [name for name, module in copied if any(in_4_bits(part) for part in module.modules())]:
+        raise ValueError(
+            f"model.lora.modules_to_save matches {quantized[0]}, which model.quantization holds in 4 bits: such weights "
+            "cannot be trained. Leave it out, or remove quantization."
+        )
     if isinstance(config.target_modules, list):
         _check_names("target_modules", config.target_modules, [*linear, *outside])
         targeted = {name for name in outside if _matches(name, config.target_modules)}
@@ -112,12 +119,13 @@ def _no_match(field: str, wanted: str, names: list[str]) -> str:
 def describe_adapters(model: PreTrainedModel) -> str:
     """What trains and what does not, in one line for the log."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    total = count_parameters(model)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     adapted = sorted({_end(f"{name}.{getattr(module, 'parameter_name', '')}") for name, module in layers})
+    packed = f" {quantized_numbers(model):,} of the base's are in 4 bits." if is_quantized(model) else ""
     return (
-        f"model.lora: {trained:,} of {total:,} parameters train, in {', '.join(adapted)}. The engine is sent merged "
-        "weights."
+        f"model.lora: {trained:,} of {total:,} parameters train, in {', '.join(adapted)}.{packed} The engine is sent "
+        "merged weights."
     )
 
 
@@ -151,6 +159,8 @@ def save_adapters(model: PreTrainedModel, folder: Path, *, is_writer: bool) -> N
     weights = {name: whole(tensor) for name, tensor in model.state_dict().items() if name not in frozen}
     if is_writer:
         model.save_pretrained(folder, state_dict=weights)
+        if is_quantized(model):
+            record_quantization(model, folder)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -204,11 +214,12 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             layers.setdefault(found.group())
     for layer in layers:
         module = model.get_submodule(layer)
-        with gathered(module), _merged(module):
+        with gathered(module), dequantized(module), _merged(module):
             weights = _plain_names(module.state_dict(prefix=f"{layer}."))
         yield from revert_weight_conversion(model, weights).items()
     rest = {n: t for n, t in model.state_dict().items() if not n.startswith(tuple(f"{layer}." for layer in layers))}
-    assert not any(isinstance(m, LoraLayer) for n, m in model.named_modules() if not n.startswith(tuple(layers)))
+    outside = [module for name, module in model.named_modules() if not name.startswith(tuple(layers))]
+    assert not any(isinstance(module, LoraLayer) or in_4_bits(module) for module in outside)
     tied = model.all_tied_weights_keys
     weights = {name: whole(tensor) for name, tensor in _plain_names(rest).items() if name not in tied}
     yield from revert_weight_conversion(model, weights).items()
@@ -228,7 +239,8 @@ def _merged(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _merged_layer(layer: Any) -> Iterator[None]:
     own = [(p, p.data) for p in layer.get_base_layer().parameters(recurse=False)]
-    layer.merge(safe_merge=True)  # into a copy
+    plain = type(layer).__name__ == "Linear4bit"  # of a base that is dequantized now; its own merge quantizes again
+    (Linear if plain else type(layer)).merge(layer, safe_merge=True)  # into a copy
     try:
         yield
     finally:
@@ -252,12 +264,13 @@ def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def merge_adapter(adapter: Path, out: Path, *, trust_remote_code: bool = False) -> None:
     """Write the base with the adapter merged as a plain Hugging Face folder, without a tokenizer, in the base's dtype.
 
+    A base that was quantized in training is merged as it was then: quantized, and dequantized again.
     The sum is computed in float32 and rounded once, as when a trainer sends its weights to an engine.
     """
     adapter_config = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8"))
     name = adapter_config["base_model_name_or_path"]
     source = {"revision": adapter_config.get("revision"), "trust_remote_code": trust_remote_code}
     dtype = AutoConfig.from_pretrained(name, **source).dtype or torch.float32
-    base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **source)
+    base = load_as_recorded(name, adapter, **source)
     merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     merged.to(dtype).save_pretrained(out)
