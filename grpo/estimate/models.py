@@ -70,11 +70,13 @@ class Models:
         length: int = 0,
         width: int = 4,
         lora: LoRAConfig | None = None,
+        quantization: str | None = None,
     ) -> ModelShape:
         """`measure_shape`, once for the same arguments."""
-        key = (json.dumps(config.to_dict(), default=str), rows, length, width, repr(lora))
+        key = (json.dumps(config.to_dict(), default=str), rows, length, width, repr((lora, quantization)))
         if key not in self._shapes:
-            self._shapes[key] = measure_shape(config, rows=rows, length=length, width=width, lora=lora)
+            adapted = {"lora": lora, "quantization": quantization}
+            self._shapes[key] = measure_shape(config, rows=rows, length=length, width=width, **adapted)
         return self._shapes[key]
 
     def rows(self, dataset: str) -> int | None:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.adapters import attach_adapters
+from grpo.model.quantized import quantizable_numbers
 from grpo.model.sharding import adds_to_weights
 from grpo.recipe.loop.lora import LoRAConfig
 
@@ -43,10 +44,17 @@ class ModelShape:
     kept_bytes: int
     score_bytes: int
     cast_in_parts: bool = True  # sharded layers are gathered in the precision they compute in
+    quantized: int = 0  # of the parameters, those held in 4 bits
 
 
 def measure_shape(
-    config: PretrainedConfig, *, rows: int, length: int, width: int, lora: LoRAConfig | None = None
+    config: PretrainedConfig,
+    *,
+    rows: int,
+    length: int,
+    width: int,
+    lora: LoRAConfig | None = None,
+    quantization: str | None = None,
 ) -> ModelShape:
     """Count parameters, and the bytes autograd saves in a forward over `rows` x `length` tokens, `width` per value.
 
@@ -59,6 +67,7 @@ def measure_shape(
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        quantized = quantizable_numbers(model) if quantization else 0
         if lora:
             attach_adapters(model, lora)
     total = sum(p.numel() for p in model.parameters())
@@ -69,7 +78,7 @@ def measure_shape(
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     kept, scores = _kept_by_autograd(config, rows, length, width) if rows else (0, 0)
-    return ModelShape(config, total, round(total - idle), trained, kept, scores, not adds_to_weights(model))
+    return ModelShape(config, total, round(total - idle), trained, kept, scores, not adds_to_weights(model), quantized)
 
 
 def _kept_by_autograd(config: PretrainedConfig, rows: int, length: int, width: int) -> tuple[int, int]:

@@ -71,8 +71,10 @@ def estimate_stage(
     dtype = getattr(recipe.model, "dtype", "float32")  # type: ignore[attr-defined]
     width, training = BYTES[dtype], work.training
     rows, length = (training.rows, training.length) if training else (0, 0)
-    lora = recipe.model.lora if isinstance(recipe, OnPolicyRecipe) else None
-    shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width, lora=lora)
+    adapted = {}
+    if isinstance(recipe, OnPolicyRecipe):
+        adapted = {"lora": recipe.model.lora, "quantization": recipe.model.quantization}
+    shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width, **adapted)
     found = Estimate(work, shape, dtype, notes=_context_note(work, shape))
     if training:
         trained = training_parts(training, shape, width, device=device, num_processes=num_processes)

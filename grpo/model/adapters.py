@@ -7,6 +7,7 @@ parameters; a quantized base is merged as what it computes with. Left out: sever
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,7 +23,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from grpo.model.quantized import count_parameters, dequantized, in_4_bits, is_quantized, load_as_recorded, quantized_numbers, record_quantization
+from grpo.model.quantized import (
+    count_parameters,
+    dequantized,
+    in_4_bits,
+    is_quantized,
+    load_as_recorded,
+    quantized_numbers,
+    record_quantization,
+)
 from grpo.model.sharding import divided_like, gathered, in_parts, local, shapes_only, whole
 from grpo.recipe.loop.lora import LoRAConfig
 
@@ -51,7 +60,9 @@ def attach_adapters(model: PreTrainedModel, config: LoRAConfig, *, revision: str
     adapter = LoraConfig(**arguments, task_type="CAUSAL_LM", revision=revision)
     copied = [module for name, module in model.named_modules() if _matches(name, config.modules_to_save)]
     try:
-        with ExitStack() as stack:
+        with ExitStack() as stack, warnings.catch_warnings():
+            # Of patterns it made itself for fused experts, and does apply.
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             for module in copied:  # with what is in them
                 stack.enter_context(gathered(module))
             stack.enter_context(shapes_only(model, on_meta=False))  # peft would take the shapes of parts
@@ -73,8 +84,8 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
     copied = [(name, module) for name, module in model.named_modules() if _matches(name, config.modules_to_save)]
     if quantized := [name for name, module in copied if any(in_4_bits(part) for part in module.modules())]:
         raise ValueError(
-            f"model.lora.modules_to_save matches {quantized[0]}, which model.quantization holds in 4 bits: such weights "
-            "cannot be trained. Leave it out, or remove quantization."
+            f"model.lora.modules_to_save matches {quantized[0]}, which model.quantization holds in 4 bits: such "
+            "weights cannot be trained. Leave it out, or remove quantization."
         )
     if isinstance(config.target_modules, list):
         _check_names("target_modules", config.target_modules, [*linear, *outside])

@@ -49,7 +49,9 @@ def load_as_recorded(name: str, adapter: Path, **keywords: Any) -> PreTrainedMod
 
 def _load(name: str, config: Any, **keywords: Any) -> PreTrainedModel:
     if not is_bitsandbytes_available():
-        raise ValueError(f"{name} in 4 bits (model.quantization): requires bitsandbytes. Run: pip install bitsandbytes.")
+        raise ValueError(
+            f"{name} in 4 bits (model.quantization): requires bitsandbytes. Run: pip install bitsandbytes."
+        )
     model = AutoModelForCausalLM.from_pretrained(name, quantization_config=config, **keywords)
     for layer in _layers(model):
         # On CPUs with AVX512-BF16, bitsandbytes packs the weights of a layer in evaluation mode for inference, for
@@ -75,6 +77,12 @@ def in_4_bits(layer: nn.Module) -> bool:
 def quantized_numbers(model: nn.Module) -> int:
     """How many of the model's parameters are held in 4 bits."""
     return sum(layer.weight.quant_state.shape.numel() for layer in _layers(model))
+
+
+def quantizable_numbers(model: PreTrainedModel) -> int:
+    """How many parameters of a model without adapters would be."""
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    return sum(layer.weight.numel() for layer in layers if layer is not model.get_output_embeddings())
 
 
 def count_parameters(model: nn.Module) -> int:
