@@ -49,9 +49,7 @@ def load_as_recorded(name: str, adapter: Path, **keywords: Any) -> PreTrainedMod
 
 def _load(name: str, config: Any, **keywords: Any) -> PreTrainedModel:
     if not is_bitsandbytes_available():
-        raise ValueError(
-            f"{name} in 4 bits (model.quantization): requires bitsandbytes. Run: pip install bitsandbytes."
-        )
+        raise ValueError(f"{name} in 4 bits (model.quantization) requires bitsandbytes. Run: pip install bitsandbytes")
     model = AutoModelForCausalLM.from_pretrained(name, quantization_config=config, **keywords)
     for layer in _layers(model):
         # On CPUs with AVX512-BF16, bitsandbytes packs the weights of a layer in evaluation mode for inference, for
@@ -110,6 +108,6 @@ def _layers(module: nn.Module) -> list[Any]:
 
 
 def _dequantized(weight: Any) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]  # an extra
 
     return dequantize_4bit(weight.data, weight.quant_state)

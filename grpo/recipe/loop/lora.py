@@ -49,13 +49,13 @@ def quantization_conflicts(quantization: str | None, lora: LoRAConfig | None, *,
         return
     if lora is None:
         yield (
-            f"model.quantization={quantization} without model.lora: quantized weights cannot be trained. Set model.lora, "
-            "such as {r: 16}, or remove quantization."
+            f"model.quantization={quantization} without model.lora: quantized weights cannot be trained. Set "
+            "model.lora, such as {r: 16}, or remove quantization."
         )
     if sharding != "none":
         yield (
-            f"model.quantization={quantization} with trainer.sharding={sharding}: quantized weights are not divided over "
-            "processes. Set sharding=none, or remove quantization."
+            f"model.quantization={quantization} with trainer.sharding={sharding}: quantized weights are not divided "
+            "over processes. Set sharding=none, or remove quantization."
         )
     if lora and lora.bias != "none":
         yield (

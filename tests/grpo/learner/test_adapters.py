@@ -58,6 +58,7 @@ def peft_gradients(
 ) -> list[torch.Tensor]:
     """peft's own model, one forward per sample, full logits, the clipped loss written out."""
     base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, quantization_config=quantization)
+    base.train()  # in evaluation mode bitsandbytes packs quantized weights for inference
     model: Any = get_peft_model(base, LoraConfig(**lora.peft_arguments(), task_type="CAUSAL_LM"))
     randomize(model)
     total = torch.zeros(())
@@ -96,7 +97,7 @@ def test_gradients_are_those_of_plain_peft(tiny_v3: Path, lora: LoRAConfig, chec
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_on_a_quantized_base_are_those_of_plain_peft(tiny_v3: Path, checkpointing: bool) -> None:
-    """Also after the reference's pass, in which bitsandbytes would pack the weights on some CPUs, for inference only."""
+    """Also after the reference's pass, in which bitsandbytes would pack the weights for inference on some CPUs."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     lora = LoRAConfig(r=2, target_parameters=EXPERTS)
     recipe = recipe_for(str(tiny_v3), gradient_checkpointing=checkpointing)
