@@ -10,12 +10,14 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
@@ -56,9 +58,11 @@ def attach_adapters(model: PreTrainedModel, config: LoRAConfig, *, revision: str
         ValueError: a target matches nothing or cannot be adapted.
     """
     check_targets(model, config)
-    arguments = config.peft_arguments()
+    whole_modules = {n: module for n, module in model.named_modules() if _matches(n, config.modules_to_save)}
+    # By their whole names: of an end, peft also takes the middle of a word, so `norm` would be every layernorm.
+    arguments = config.peft_arguments() | {"modules_to_save": list(whole_modules)}
     adapter = LoraConfig(**arguments, task_type="CAUSAL_LM", revision=revision)
-    copied = [module for name, module in model.named_modules() if _matches(name, config.modules_to_save)]
+    copied = list(whole_modules.values())
     try:
         with ExitStack() as stack, warnings.catch_warnings():
             # Of patterns it made itself for fused experts, and does apply.
@@ -69,6 +73,7 @@ def attach_adapters(model: PreTrainedModel, config: LoRAConfig, *, revision: str
             model.add_adapter(adapter)
     except ValueError as error:
         raise ValueError(f"model.lora: peft cannot adapt {model.config.name_or_path}: {error}") from error
+    _check_excluded(model, config.exclude_modules)
     for module in copied:
         module.requires_grad_(False)  # what stays of them
 
@@ -107,6 +112,22 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
             f"model.lora.modules_to_save={config.modules_to_save}: the head of {model.config.name_or_path} is its "
             "embedding, and training a copy of one would separate them. Leave them out."
         )
+
+
+def _check_excluded(model: PreTrainedModel, excluded: str | list[str]) -> None:
+    """peft leaves out modules only: what it adapts as parameters, experts and routers, it adapts all the same."""
+    for name, layer in model.named_modules():
+        if not isinstance(layer, ParamWrapper):
+            continue
+        module = name.replace(".base_layer", "")
+        names = [module, f"{module}.{layer.parameter_name}"]
+        if layer.parameter_name == "gate_up_proj":
+            names += [f"{module}.gate_proj", f"{module}.up_proj"]
+        if any(re.fullmatch(excluded, n) if isinstance(excluded, str) else _matches(n, excluded) for n in names):
+            raise ValueError(
+                f"model.lora.exclude_modules={excluded}: peft leaves out no parameters, and would adapt "
+                f"{_end(names[1])}. List what is adapted in target_modules, without it."
+            )
 
 
 def _matches(name: str, ends: list[str]) -> bool:
@@ -284,4 +305,8 @@ def merge_adapter(adapter: Path, out: Path, *, trust_remote_code: bool = False) 
     dtype = AutoConfig.from_pretrained(name, **source).dtype or torch.float32
     base = load_as_recorded(name, adapter, **source)
     merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    merged.to(dtype).save_pretrained(out)
+    for name, tensor in chain(merged.named_parameters(), merged.named_buffers()):
+        # As when it is loaded: a balance bias rounded to bfloat16 would choose other experts.
+        if tensor.is_floating_point() and not any(kept in name for kept in merged._keep_in_fp32_modules_strict):
+            tensor.data = tensor.data.to(dtype)
+    merged.save_pretrained(out)
