@@ -13,6 +13,7 @@ from grpo.estimate.models import Models, UnknownModelError
 from grpo.estimate.shape import BYTES, ModelShape, kv_bytes_per_token
 from grpo.estimate.work import Generation, Training, Work
 from grpo.model.forward.head import CHUNK_ELEMENTS
+from grpo.model.quantized import BYTES_PER_WEIGHT
 from grpo.recipe.stages.opd import OPDRecipe
 
 _MLA_KERNEL_WIDTH = 576  # kv_lora_rank + qk_rope_head_dim; vLLM on CPU caches latents only at this size
@@ -26,8 +27,9 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
     rows, length, config = training.rows, training.length, shape.config
     # Trained in float32, whatever it computes in.
     layers = shape.layers
+    quantized = round(shape.quantized * BYTES_PER_WEIGHT)
     trained = shape.trained * BYTES["float32"] // training.shards
-    state = shape.held * BYTES["float32"] // training.shards
+    state = ((shape.held - shape.quantized) * BYTES["float32"] + quantized) // training.shards
     parts = {"weights": state, "gradients": trained, "AdamW": 2 * trained}
     if training.shards > 1:
         gathered = width if shape.cast_in_parts else BYTES["float32"]
@@ -39,8 +41,8 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
         parts["head, gathered"] = BYTES["float32"] * config.vocab_size * config.hidden_size
         # As computed, and as copied in float32 to be summed.
         parts["a layer's gradient"] = shape.trained * (gathered + BYTES["float32"]) // layers
-    elif width < BYTES["float32"]:
-        parts["weights, cast for the forward"] = shape.run * width
+    elif width < BYTES["float32"]:  # quantized ones are dequantized for each product
+        parts["weights, cast for the forward"] = (shape.run - shape.quantized) * width
     if training.shards == 1 and num_processes > 1:
         parts["gradient buckets"] = trained
     if training.reference:

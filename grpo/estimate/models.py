@@ -32,7 +32,7 @@ class Models:
     def __init__(self, stages: Mapping[str, StageRecipe] | None = None) -> None:
         self.stages = stages or {}
         self._found: dict[str, PretrainedConfig | UnknownModelError] = {}
-        self._shapes: dict[tuple[str, int, int, int, str, MTP | None], ModelShape] = {}
+        self._shapes: dict[tuple[str, int, int, int, str], ModelShape] = {}
 
     def of_recipe(self, recipe: StageRecipe) -> PretrainedConfig:
         """The model that a stage trains or samples: that of the stage it starts from, with its own changes.
@@ -70,12 +70,14 @@ class Models:
         length: int = 0,
         width: int = 4,
         lora: LoRAConfig | None = None,
+        quantization: str | None = None,
         mtp: MTP | None = None,
     ) -> ModelShape:
         """`measure_shape`, once for the same arguments."""
-        key = (json.dumps(config.to_dict(), default=str), rows, length, width, repr(lora), mtp)
+        key = (json.dumps(config.to_dict(), default=str), rows, length, width, repr((lora, quantization, mtp)))
         if key not in self._shapes:
-            self._shapes[key] = measure_shape(config, rows=rows, length=length, width=width, lora=lora, mtp=mtp)
+            of_model = {"lora": lora, "quantization": quantization, "mtp": mtp}
+            self._shapes[key] = measure_shape(config, rows=rows, length=length, width=width, **of_model)
         return self._shapes[key]
 
     def rows(self, dataset: str) -> int | None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.adapters import attach_adapters
 from grpo.model.forward.mtp import DeepseekV3ForCausalLM, check_mtp, mtp_layer
+from grpo.model.quantized import quantizable_numbers
 from grpo.model.sharding import adds_to_weights
 from grpo.recipe.loop.lora import LoRAConfig
 
@@ -60,6 +61,7 @@ class ModelShape:
     score_bytes: int
     cast_in_parts: bool = True  # sharded layers are gathered in the precision they compute in
     mtp: MTPShape | None = None
+    quantized: int = 0  # of the parameters, those held in 4 bits
 
     @property
     def held(self) -> int:
@@ -84,6 +86,7 @@ def measure_shape(
     length: int,
     width: int,
     lora: LoRAConfig | None = None,
+    quantization: str | None = None,
     mtp: MTP | None = None,
 ) -> ModelShape:
     """Count parameters, and the bytes autograd saves in a forward over `rows` x `length` tokens, `width` per value.
@@ -102,6 +105,7 @@ def measure_shape(
     with torch.device("meta"):
         make: Any = DeepseekV3ForCausalLM._from_config if mtp else AutoModelForCausalLM.from_config
         model = make(config, dtype=torch.bfloat16)
+        quantized = quantizable_numbers(model) if quantization else 0
         if lora:
             attach_adapters(model, lora)
     total, active = _count(model.named_parameters(), config)
@@ -112,7 +116,7 @@ def measure_shape(
         total, active = total - module.total, active - module.active
         trained -= 0 if module.trained else module.total
     kept, scores = _kept_by_autograd(config, rows, length, width, mtp=mtp == "trained") if rows else (0, 0)
-    return ModelShape(config, total, active, trained, kept, scores, not adds_to_weights(model), module)
+    return ModelShape(config, total, active, trained, kept, scores, not adds_to_weights(model), module, quantized)
 
 
 def _count(parameters: Iterable[tuple[str, nn.Parameter]], config: PretrainedConfig) -> tuple[int, int]:

@@ -72,9 +72,12 @@ def estimate_stage(
     dtype = getattr(recipe.model, "dtype", "float32")  # type: ignore[attr-defined]
     width, training = BYTES[dtype], work.training
     rows, length = (training.rows, training.length) if training else (0, 0)
-    lora = recipe.model.lora if isinstance(recipe, OnPolicyRecipe) else None
-    mtp = training.mtp if training else None
-    shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width, lora=lora, mtp=mtp)
+    of_model = {}
+    if isinstance(recipe, OnPolicyRecipe):
+        of_model = {"lora": recipe.model.lora, "quantization": recipe.model.quantization}
+    if training:
+        of_model["mtp"] = training.mtp
+    shape = models.shape(models.of_recipe(recipe), rows=rows, length=length, width=width, **of_model)
     found = Estimate(work, shape, dtype, notes=_context_note(work, shape))
     if training:
         trained = training_parts(training, shape, width, device=device, num_processes=num_processes)

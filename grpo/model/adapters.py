@@ -2,26 +2,38 @@
 
 The model stays a `PreTrainedModel` whose targeted modules are peft's layers, so everything that reads its modules goes
 on working, and its `save_pretrained` writes adapters only. In a sharded model adapters are sharded like its other
-parameters. Left out: several adapters at once, quantized bases.
+parameters; a quantized base is merged as what it computes with. Left out: several adapters at once.
 """
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from grpo.model.quantized import (
+    count_parameters,
+    dequantized,
+    in_4_bits,
+    is_quantized,
+    load_as_recorded,
+    quantized_numbers,
+    record_quantization,
+)
 from grpo.model.sharding import divided_like, gathered, in_parts, local, shapes_only, whole
 from grpo.recipe.loop.lora import LoRAConfig
 
@@ -46,17 +58,22 @@ def attach_adapters(model: PreTrainedModel, config: LoRAConfig, *, revision: str
         ValueError: a target matches nothing or cannot be adapted.
     """
     check_targets(model, config)
-    arguments = config.peft_arguments()
+    whole_modules = {n: module for n, module in model.named_modules() if _matches(n, config.modules_to_save)}
+    # By their whole names: of an end, peft also takes the middle of a word, so `norm` would be every layernorm.
+    arguments = config.peft_arguments() | {"modules_to_save": list(whole_modules)}
     adapter = LoraConfig(**arguments, task_type="CAUSAL_LM", revision=revision)
-    copied = [module for name, module in model.named_modules() if _matches(name, config.modules_to_save)]
+    copied = list(whole_modules.values())
     try:
-        with ExitStack() as stack:
+        with ExitStack() as stack, warnings.catch_warnings():
+            # Of patterns it made itself for fused experts, and does apply.
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             for module in copied:  # with what is in them
                 stack.enter_context(gathered(module))
             stack.enter_context(shapes_only(model, on_meta=False))  # peft would take the shapes of parts
             model.add_adapter(adapter)
     except ValueError as error:
         raise ValueError(f"model.lora: peft cannot adapt {model.config.name_or_path}: {error}") from error
+    _check_excluded(model, config.exclude_modules)
     for module in copied:
         module.requires_grad_(False)  # what stays of them
 
@@ -69,6 +86,12 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
     outside = {name for name, module in model.named_modules() if module in ends}
     _check_names("target_parameters", config.target_parameters, parameters)
     _check_names("modules_to_save", config.modules_to_save, [name for name, _ in model.named_modules()])
+    copied = [(name, module) for name, module in model.named_modules() if _matches(name, config.modules_to_save)]
+    if quantized := [name for name, module in copied if any(in_4_bits(part) for part in module.modules())]:
+        raise ValueError(
+            f"model.lora.modules_to_save matches {quantized[0]}, which model.quantization holds in 4 bits: such "
+            "weights cannot be trained. Leave it out, or remove quantization."
+        )
     if isinstance(config.target_modules, list):
         _check_names("target_modules", config.target_modules, [*linear, *outside])
         targeted = {name for name in outside if _matches(name, config.target_modules)}
@@ -89,6 +112,22 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
             f"model.lora.modules_to_save={config.modules_to_save}: the head of {model.config.name_or_path} is its "
             "embedding, and training a copy of one would separate them. Leave them out."
         )
+
+
+def _check_excluded(model: PreTrainedModel, excluded: str | list[str]) -> None:
+    """peft leaves out modules only: what it adapts as parameters, experts and routers, it adapts all the same."""
+    for name, layer in model.named_modules():
+        if not isinstance(layer, ParamWrapper):
+            continue
+        module = name.replace(".base_layer", "")
+        names = [module, f"{module}.{layer.parameter_name}"]
+        if layer.parameter_name == "gate_up_proj":
+            names += [f"{module}.gate_proj", f"{module}.up_proj"]
+        if any(re.fullmatch(excluded, n) if isinstance(excluded, str) else _matches(n, excluded) for n in names):
+            raise ValueError(
+                f"model.lora.exclude_modules={excluded}: peft leaves out no parameters, and would adapt "
+                f"{_end(names[1])}. List what is adapted in target_modules, without it."
+            )
 
 
 def _matches(name: str, ends: list[str]) -> bool:
@@ -112,12 +151,13 @@ def _no_match(field: str, wanted: str, names: list[str]) -> str:
 def describe_adapters(model: PreTrainedModel) -> str:
     """What trains and what does not, in one line for the log."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    total = count_parameters(model)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     adapted = sorted({_end(f"{name}.{getattr(module, 'parameter_name', '')}") for name, module in layers})
+    packed = f" {quantized_numbers(model):,} of the base's are in 4 bits." if is_quantized(model) else ""
     return (
-        f"model.lora: {trained:,} of {total:,} parameters train, in {', '.join(adapted)}. The engine is sent merged "
-        "weights."
+        f"model.lora: {trained:,} of {total:,} parameters train, in {', '.join(adapted)}.{packed} The engine is sent "
+        "merged weights."
     )
 
 
@@ -151,6 +191,8 @@ def save_adapters(model: PreTrainedModel, folder: Path, *, is_writer: bool) -> N
     weights = {name: whole(tensor) for name, tensor in model.state_dict().items() if name not in frozen}
     if is_writer:
         model.save_pretrained(folder, state_dict=weights)
+        if is_quantized(model):
+            record_quantization(model, folder)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -204,11 +246,12 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             layers.setdefault(found.group())
     for layer in layers:
         module = model.get_submodule(layer)
-        with gathered(module), _merged(module):
+        with gathered(module), dequantized(module), _merged(module):
             weights = _plain_names(module.state_dict(prefix=f"{layer}."))
         yield from revert_weight_conversion(model, weights).items()
     rest = {n: t for n, t in model.state_dict().items() if not n.startswith(tuple(f"{layer}." for layer in layers))}
-    assert not any(isinstance(m, LoraLayer) for n, m in model.named_modules() if not n.startswith(tuple(layers)))
+    outside = [module for name, module in model.named_modules() if not name.startswith(tuple(layers))]
+    assert not any(isinstance(module, LoraLayer) or in_4_bits(module) for module in outside)
     tied = model.all_tied_weights_keys
     weights = {name: whole(tensor) for name, tensor in _plain_names(rest).items() if name not in tied}
     yield from revert_weight_conversion(model, weights).items()
@@ -228,7 +271,8 @@ def _merged(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _merged_layer(layer: Any) -> Iterator[None]:
     own = [(p, p.data) for p in layer.get_base_layer().parameters(recurse=False)]
-    layer.merge(safe_merge=True)  # into a copy
+    plain = type(layer).__name__ == "Linear4bit"  # of a base that is dequantized now; its own merge quantizes again
+    (Linear if plain else type(layer)).merge(layer, safe_merge=True)  # into a copy
     try:
         yield
     finally:
@@ -252,12 +296,17 @@ def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def merge_adapter(adapter: Path, out: Path, *, trust_remote_code: bool = False) -> None:
     """Write the base with the adapter merged as a plain Hugging Face folder, without a tokenizer, in the base's dtype.
 
+    A base that was quantized in training is merged as it was then: quantized, and dequantized again.
     The sum is computed in float32 and rounded once, as when a trainer sends its weights to an engine.
     """
     adapter_config = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8"))
     name = adapter_config["base_model_name_or_path"]
     source = {"revision": adapter_config.get("revision"), "trust_remote_code": trust_remote_code}
     dtype = AutoConfig.from_pretrained(name, **source).dtype or torch.float32
-    base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **source)
+    base = load_as_recorded(name, adapter, **source)
     merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    merged.to(dtype).save_pretrained(out)
+    for name, tensor in chain(merged.named_parameters(), merged.named_buffers()):
+        # As when it is loaded: a balance bias rounded to bfloat16 would choose other experts.
+        if tensor.is_floating_point() and not any(kept in name for kept in merged._keep_in_fp32_modules_strict):
+            tensor.data = tensor.data.to(dtype)
+    merged.save_pretrained(out)

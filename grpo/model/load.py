@@ -17,8 +17,9 @@ from grpo.model.forward.packed import Segments, segments_for
 from grpo.model.forward.teacher import Target, token_divergence
 from grpo.model.fp8 import fp8_block, load_dequantized
 from grpo.model.moe import cast_grouped_products, moe_layers
+from grpo.model.quantized import load_quantized
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
-from grpo.recipe.config import ModelConfig
+from grpo.recipe.config import ModelConfig, PolicyConfig
 from grpo.recipe.stages.sft import SFTModel
 
 
@@ -33,7 +34,8 @@ def load_model(
     """A causal language model to train: float32 weights, whatever precision it computes in.
 
     With `dtype: bfloat16` the forward runs in bfloat16 (autocast) and the optimizer updates float32 weights: in
-    bfloat16 itself, updates of RL's learning rates round to nothing. FP8 weights in blocks are dequantized.
+    bfloat16 itself, updates of RL's learning rates round to nothing. FP8 weights in blocks are dequantized. With
+    `quantization: 4bit` linear layers cannot be trained, only adapters on them.
 
     path: a folder whose weights replace those of `config`, such as a checkpoint.
     mesh: the processes to shard over: each reads its part of every parameter, see `reading_parts`.
@@ -60,6 +62,9 @@ def load_model(
     block = fp8_block(getattr(stored, "quantization_config", None), str(name))
     if mtp:
         model = _load_with_mtp(stored, str(name), block, revision, may_start=mtp == "new", **keywords, **changes)
+    elif isinstance(config, PolicyConfig) and config.quantization:
+        how = {"revision": revision, **keywords, **changes}
+        model = load_quantized(str(name), getattr(torch, config.dtype), **how)
     elif block is not None:
         model = load_dequantized(stored, block, revision, **keywords)  # read whole, also with a mesh
     else:

@@ -21,7 +21,7 @@ from grpo.recipe.algorithm import AlgorithmConfig, conflicts
 from grpo.recipe.data import DataConfig
 from grpo.recipe.loop.curriculum import curriculum_conflicts
 from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
-from grpo.recipe.loop.lora import LoRAConfig, check_quantization, lora_conflicts
+from grpo.recipe.loop.lora import LoRAConfig, lora_conflicts, quantization_conflicts
 from grpo.recipe.loop.mixture import mixture_conflicts
 from grpo.recipe.loop.mtp import mtp_conflicts
 from grpo.recipe.loop.rewards import RewardConfig
@@ -70,7 +70,7 @@ class PolicyConfig(ModelConfig):
     """A policy that GRPO's loop trains: whole, or by adapters."""
 
     lora: LoRAConfig | None = None  # train and save adapters only (docs/lora.md); None: all weights
-    quantization: Annotated[str | None, AfterValidator(check_quantization)] = None  # of the base (QLoRA): refused
+    quantization: Literal["4bit"] | None = None  # of the base under adapters (QLoRA), docs/lora.md
     # V3's multi-token prediction: kept as it is, or trained with the trunk detached; None: dropped (docs/moe.md)
     mtp: Literal["frozen", "detached"] | None = None
 
@@ -309,7 +309,9 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
         )
     yield from conflicts(algorithm)
     yield from mtp_conflicts(recipe.model.mtp, adapters=recipe.model.lora is not None, sharding=trainer.sharding)
-    if (model := recipe.model).lora is not None:
+    model = recipe.model
+    yield from quantization_conflicts(model.quantization, model.lora, sharding=trainer.sharding)
+    if model.lora is not None:
         yield from lora_conflicts(
             model.lora, model.disable_dropout, model.balance_bias_update_speed, beta=algorithm.beta
         )

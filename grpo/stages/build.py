@@ -216,6 +216,11 @@ def _model(
             "model.lora.use_dora with trainer.sharding=fsdp2: DoRA starts from the norms of whole weights, and no "
             "process has them. Set use_dora: false, or trainer.sharding=none."
         )
+    if mesh is not None and recipe.model.quantization:  # as with accelerate launch --use_fsdp
+        raise ValueError(
+            f"model.quantization={recipe.model.quantization} with FSDP: quantized weights are not divided over "
+            "processes. Launch without, or remove quantization."
+        )
     model = load_model(recipe.model, mesh=mesh)
     attach_adapters(model, lora, revision=recipe.model.revision)
     if accelerator.is_main_process:

@@ -43,14 +43,25 @@ class LoRAConfig(Section):
         return self.model_dump()
 
 
-def check_quantization(kind: str | None) -> str | None:
-    if kind is not None:
-        raise ValueError(
-            f"{kind!r}: a quantized base requires bitsandbytes, which is not among the packages this toolkit is tested "
-            "with, and the engine is sent whole weights. Remove it: model.lora alone already saves gradients, "
-            "optimizer state and the reference model."
+def quantization_conflicts(quantization: str | None, lora: LoRAConfig | None, *, sharding: str) -> Iterator[str]:
+    """What the rest of a recipe must not say with a quantized base."""
+    if quantization is None:
+        return
+    if lora is None:
+        yield (
+            f"model.quantization={quantization} without model.lora: quantized weights cannot be trained. Set "
+            "model.lora, such as {r: 16}, or remove quantization."
         )
-    return kind
+    if sharding != "none":
+        yield (
+            f"model.quantization={quantization} with trainer.sharding={sharding}: quantized weights are not divided "
+            "over processes. Set sharding=none, or remove quantization."
+        )
+    if lora and lora.bias != "none":
+        yield (
+            f"model.quantization={quantization} with model.lora.bias={lora.bias}: bitsandbytes rounds biases to the "
+            "precision it computes in, also trained ones. Set bias=none."
+        )
 
 
 def lora_conflicts(

@@ -1,13 +1,13 @@
 """Training adapters: their gradients are peft's own, and the reference is the model they are attached to."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import Sample, assemble
@@ -35,8 +35,8 @@ def randomize(model: Any) -> None:
             parameter.data = start + 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
-def policy_for(recipe: GRPORecipe, lora: LoRAConfig) -> Policy:
-    model = load_model(recipe.model)
+def policy_for(recipe: GRPORecipe, lora: LoRAConfig, quantization: Literal["4bit"] | None = None) -> Policy:
+    model = load_model(recipe.model.model_copy(update={"lora": lora, "quantization": quantization}))
     attach_adapters(model, lora)
     randomize(model)
     if recipe.trainer.gradient_checkpointing:
@@ -53,10 +53,13 @@ def samples_for(recipe: GRPORecipe) -> list[Sample]:
 loss = loss_function(AlgorithmConfig())
 
 
-def peft_gradients(model_path: Path, lora: LoRAConfig, samples: list[Sample]) -> list[torch.Tensor]:
+def peft_gradients(
+    model_path: Path, lora: LoRAConfig, samples: list[Sample], quantization: Any = None
+) -> list[torch.Tensor]:
     """peft's own model, one forward per sample, full logits, the clipped loss written out."""
-    base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    model = get_peft_model(base, LoraConfig(**lora.peft_arguments(), task_type="CAUSAL_LM"))
+    base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, quantization_config=quantization)
+    base.train()  # in evaluation mode bitsandbytes packs quantized weights for inference
+    model: Any = get_peft_model(base, LoraConfig(**lora.peft_arguments(), task_type="CAUSAL_LM"))
     randomize(model)
     total = torch.zeros(())
     for sample in samples:
@@ -85,6 +88,25 @@ def test_gradients_are_those_of_plain_peft(tiny_v3: Path, lora: LoRAConfig, chec
     policy.update(samples, loss)
     got = [p.grad for p in policy.model.parameters() if p.requires_grad]
     expected = peft_gradients(tiny_v3, lora, samples)
+    assert len(got) == len(expected) > 0
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_on_a_quantized_base_are_those_of_plain_peft(tiny_v3: Path, checkpointing: bool) -> None:
+    """Also after the reference's pass, in which bitsandbytes would pack the weights for inference on some CPUs."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    lora = LoRAConfig(r=2, target_parameters=EXPERTS)
+    recipe = recipe_for(str(tiny_v3), gradient_checkpointing=checkpointing)
+    samples, policy = samples_for(recipe), policy_for(recipe, lora, quantization="4bit")
+    AdapterReference(policy).logprobs(samples)
+    policy.update(samples, loss)
+    got = [p.grad for p in policy.model.parameters() if p.requires_grad]
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    expected = peft_gradients(tiny_v3, lora, samples, nf4)
     assert len(got) == len(expected) > 0
     largest = max(float(gradient.abs().max()) for gradient in expected)
     for ours, theirs in zip(got, expected, strict=True):

@@ -18,6 +18,8 @@ from grpo.model.adapters import (
     describe_adapters,
     holding,
     load_adapters,
+    merge_adapter,
+    save_adapters,
     trained_weights,
 )
 from grpo.model.load import load_model
@@ -120,6 +122,27 @@ def test_merged_folder_computes_what_the_adapter_does(tiny_v3: Path, tmp_path: P
         merge(tiny_v3, tmp_path / "other")
 
 
+def test_merging_keeps_what_the_base_has_in_float32(tiny_v3: Path, tmp_path: Path) -> None:
+    """Biases near 5 that differ by less than bfloat16's step of 1/32 decide which experts are taken."""
+    base = DeepseekV3ForCausalLM.from_pretrained(tiny_v3, dtype=torch.bfloat16)
+    bias = torch.tensor([5.0, 5.01, 5.02, 5.005, 5.015, 5.025, 5.03, 5.001])
+    base.get_buffer("model.layers.1.mlp.gate.e_score_correction_bias").copy_(bias)
+    base.save_pretrained(tmp_path / "base")
+    save_adapters(adapted(tmp_path / "base", KINDS["attention"]), tmp_path / "adapter", is_writer=True)
+    merge_adapter(tmp_path / "adapter", tmp_path / "whole")
+    merged = load_file(tmp_path / "whole/model.safetensors")
+    assert torch.equal(merged["model.layers.1.mlp.gate.e_score_correction_bias"], bias)
+    assert merged["model.layers.1.self_attn.o_proj.weight"].dtype == torch.bfloat16
+    assert merged["lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_a_module_trained_whole_is_the_one_named(tiny_v3: Path) -> None:
+    """peft compares the ends of strings, where `norm` is also every layernorm."""
+    model = adapted(tiny_v3, LoRAConfig(r=4, target_modules=["o_proj"], modules_to_save=["norm"]))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert trained == {"model.norm.modules_to_save.default.weight"}
+
+
 def test_adapters_of_another_shape_are_refused(tiny_v3: Path, tmp_path: Path) -> None:
     adapted(tiny_v3, KINDS["attention"]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not those of"):
@@ -141,6 +164,9 @@ def test_an_adapter_is_no_base_of_training(tiny_v3: Path, tmp_path: Path) -> Non
         ({"target_modules": ["lm_head"]}, "lm_head: embeddings and head"),
         ({"target_modules": ".*(o_proj|embed_tokens)"}, "embed_tokens: embeddings and head"),
         ({"modules_to_save": ["head"]}, "modules_to_save: 'head' matches nothing"),
+        ({"exclude_modules": ["gate"]}, "would adapt mlp.gate.weight"),
+        ({"exclude_modules": ["up_proj"]}, "would adapt mlp.experts.gate_up_proj"),
+        ({"exclude_modules": ".*experts.*"}, "would adapt mlp.experts"),
     ],
 )
 def test_targets_that_cannot_work_are_refused_with_what_there_is(
@@ -161,7 +187,8 @@ def test_the_log_says_what_trains(tiny_v3: Path) -> None:
     """peft takes a MoE's gate, up and down projections, also those of all-linear, for its routed experts."""
     attention, everything = (describe_adapters(adapted(tiny_v3, KINDS[name])) for name in ("attention", "all-linear"))
     assert "self_attn.o_proj" in attention and "experts" not in attention
-    assert "mlp.experts.down_proj, mlp.experts.gate_up_proj" in everything and "shared" not in everything
+    assert "mlp.experts.down_proj, mlp.experts.gate_up_proj, mlp.gate.weight" in everything
+    assert "shared" not in everything
 
 
 def test_dora_on_experts_is_refused(tiny_v3: Path) -> None:

@@ -39,7 +39,10 @@ def test_peft_names_are_passed_through(path: Path) -> None:
         (["model.lora.lora_dropout=0.1"], "dropout would be off"),
         (["model.lora.bias=all", "algorithm.beta=0.1"], "keep the trained biases"),
         (["model.balance_bias_update_speed=0.001"], "adapters are saved without it"),
-        (["model.quantization=4bit"], "requires bitsandbytes"),
+        (["model.quantization=4bit", "model.lora=null"], "quantized weights cannot be trained"),
+        (["model.quantization=4bit", "trainer.sharding=fsdp2"], "are not divided over processes"),
+        (["model.quantization=4bit", "model.lora.bias=all"], "also trained ones"),
+        (["model.quantization=8bit"], "model.quantization"),
     ],
 )
 def test_what_cannot_work_is_refused(path: Path, overrides: list[str], message: str) -> None:

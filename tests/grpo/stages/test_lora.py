@@ -22,7 +22,7 @@ from tests.grpo.stages.test_trainer import rollout_of, rows, write_recipe
 LORA = {"r": 2, "target_modules": "all-linear", "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 
 
-def recipe_for(folder: Path, model: Path, **trainer: Any) -> Path:
+def recipe_for(folder: Path, model: Path, quantization: str | None = None, **trainer: Any) -> Path:
     folder.mkdir(exist_ok=True)
     path = write_recipe(
         folder,
@@ -33,7 +33,7 @@ def recipe_for(folder: Path, model: Path, **trainer: Any) -> Path:
         trainer={"output_dir": str(folder / "run"), "learning_rate": 1e-2, **trainer},
     )
     recipe = yaml.safe_load(path.read_text())
-    recipe["model"]["lora"] = LORA
+    recipe["model"] |= {"lora": LORA, "quantization": quantization}
     path.write_text(yaml.safe_dump(recipe))
     return path
 
@@ -93,6 +93,53 @@ def test_check_counts_what_trains(tiny_v3: Path, tmp_path: Path, whole: Path) ->
     assert lora.parts["AdamW"] == 2 * lora.parts["gradients"] == 8 * trained
     assert full.parts["reference"] == full.parts["weights"]
     assert "reference" not in lora.parts
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny_v3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of three steps on a base in 4 bits."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    folder = tmp_path_factory.mktemp("quantized")
+    grpo.train(str(recipe_for(folder, tiny_v3, "4bit", max_steps=3, save_steps=1, save_total_limit=3)))
+    return folder / "run"
+
+
+def test_the_engine_agrees_with_a_trainer_on_a_quantized_base(quantized: Path) -> None:
+    """It samples from dequantized weights with the adapters merged; those of the stored model are far away."""
+    steps = [row for row in rows(quantized) if "reward" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    for row in steps:
+        assert row["sampling/sampling_logp_difference/mean"] < 2e-5
+    assert steps[0]["kl"] < 1e-6  # the reference is the quantized base
+
+
+def test_a_resumed_run_on_a_quantized_base_ends_with_the_same_bits(
+    quantized: Path, tiny_v3: Path, tmp_path: Path
+) -> None:
+    checkpoint = quantized / "checkpoint-3"
+    assert json.loads((checkpoint / "quantization_config.json").read_text())["bnb_4bit_quant_type"] == "nf4"
+    assert not (checkpoint / "model.safetensors").exists()
+    recipe = recipe_for(tmp_path / "again", tiny_v3, "4bit", max_steps=3, save_steps=1, save_total_limit=3)
+    shutil.copytree(quantized, tmp_path / "again/run")
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / f"again/run/checkpoint-{step}")
+    overrides = {"resume_from_checkpoint": True, "allow_changes": ["trainer.output_dir"]}
+    resumed = grpo.train(str(recipe), trainer=overrides)
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (resumed, checkpoint))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_check_counts_4_bits(tiny_v3: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, tiny_v3)
+    plain, packed = (
+        estimate_stage(load_recipe(recipe, overrides), Models(), device="cpu")
+        for overrides in ([], ["model.quantization=4bit"])
+    )
+    assert plain is not None and packed is not None
+    assert (plain.shape.quantized, packed.shape.quantized) == (0, 90_624)
+    # 4 bits, 8 of scale for 64 numbers, 32 for 256 scales.
+    assert plain.parts["weights"] - packed.parts["weights"] == 4 * 90_624 - round(90_624 * (0.5 + 1 / 64 + 1 / 4096))
 
 
 def test_dora_is_refused_for_a_sharded_base(tiny_v3: Path, tmp_path: Path) -> None:
