@@ -1,14 +1,18 @@
 """vLLM servers that a run starts: real processes, weights over shared files, in lockstep and ahead of the update."""
 
+import ctypes
 import json
 import os
 import signal
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -17,6 +21,11 @@ from grpo.recipe.config import GRPORecipe
 from grpo.recipe.load import load_recipe
 from grpo.stages import parts
 from rollout.engines.servers import start
+from rollout.engines.servers.plugin import BACKEND
+
+PLUGINS = {plugin.name for plugin in entry_points(group="vllm.general_plugins")}
+needs_plugin = pytest.mark.skipif(BACKEND not in PLUGINS, reason=f"vLLM finds {BACKEND} only in an installed package")
+PR_SET_CHILD_SUBREAPER = 36
 
 SERVER = """
 import sys
@@ -97,6 +106,38 @@ def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
+@contextmanager
+def all_children() -> Iterator[set[psutil.Process]]:
+    """The processes started in the block that are alive, once it has ended, even if their parents are not."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    before, left = set(psutil.Process().children(recursive=True)), set[psutil.Process]()
+    try:
+        yield left
+        left |= set(psutil.Process().children(recursive=True)) - before
+    finally:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+@needs_plugin
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_a_run_starts_a_server_trains_on_it_and_ends_it(
+    tiny_v3: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with all_children() as left:
+        saved = grpo.train(recipe(tiny_v3, tmp_path / "run", {"start": 1}, max_staleness=0, max_steps=2))
+    assert "server http://127.0.0.1" in capfd.readouterr().err  # it was up
+    gone, _ = psutil.wait_procs(left, timeout=60)  # killed, and about to be gone
+    assert left == set(gone)
+    assert saved == tmp_path / "run" / "checkpoint-2"
+    assert (saved / "model.safetensors").exists()
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2]
+    for row in rows(tmp_path / "run"):  # the second was sampled from weights that travelled
+        assert row["sampling/sampling_logp_difference/mean"] < 1e-5
+        assert row["grad_norm"] > 0
+
+
+@needs_plugin
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_runs_in_lockstep_and_ahead_train_on_a_started_server_which_ends(tiny_v3: Path, tmp_path: Path) -> None:
