@@ -12,6 +12,7 @@ checkpoint: the command can be stopped and repeated. Use another --folder for ot
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -160,14 +161,14 @@ def run(k: int, seed: int, options: argparse.Namespace, server: Server) -> Resul
 
 
 def follow(training: "subprocess.Popen[bytes]", metrics: Path, steps: int) -> None:
-    """Print each step until the run has ended."""
-    shown = 0
+    """Print each new step until the run has ended."""
+    shown = max((row["step"] for row in read_rows(metrics)), default=0)
     while training.poll() is None:
         time.sleep(1)
-        rows = [row for row in read_rows(metrics) if "step_time" in row]
-        for row in rows[shown:]:
-            print(f"  step {row['step']} of {steps}: {row['step_time']:.1f} s, reward {row['reward']:.3f}", flush=True)
-        shown = max(shown, len(rows))
+        for row in read_rows(metrics):
+            if "step_time" in row and row["step"] > shown:
+                shown = row["step"]
+                print(f"  step {shown} of {steps}: {row['step_time']:.1f} s, reward {row['reward']:.3f}", flush=True)
 
 
 # -- results
@@ -272,12 +273,15 @@ def draw(results: dict[int, list[Result]], path: Path) -> None:
         bottom = [height + share for height, share in zip(bottom, shares, strict=True)]
     missed.set_title("% of tokens by missed updates", fontsize=10)
     missed.legend(frameon=False, fontsize=9, ncols=ages, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    if 0 in results:
+        lockstep = interval(results[0])[0]
+        score.axhspan(lockstep - 0.02, lockstep + 0.02, color="#888888", alpha=0.15, linewidth=0)
     for place, runs in zip(places, results.values(), strict=True):
         middle, low, high = interval(runs)
         score.plot([place, place], [low, high], color="#7aa6d6", linewidth=3, solid_capstyle="round")
         score.plot([place] * len(runs), [r.after for r in runs], "_", color=BARS[0], markersize=9)
         score.plot([place], [middle], "o", color=BARS[0], markersize=5)
-    score.set_title("held-out pass@1 at the end", fontsize=10)
+    score.set_title("held-out pass@1 (grey: lockstep ± 0.02)", fontsize=10)
     score.set_xlim(-0.5, len(results) - 0.5)
     for panel in panels:
         panel.set_xticks(places, names)
@@ -298,6 +302,7 @@ def main() -> None:
     options, options.overrides = parser.parse_known_args()  # of the recipe, such as rollout.problems_per_step=8
     if unknown := [word for word in options.overrides if "=" not in word or word.startswith("-")]:
         parser.error(f"{unknown[0]!r} is neither an option nor an override such as rollout.problems_per_step=8.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends server and run
     options.folder.mkdir(parents=True, exist_ok=True)
     results: dict[int, list[Result]] = {}
     chart = options.output.parent / options.output.stem / "chart.svg"
