@@ -281,7 +281,7 @@ def draw(results: dict[int, list[Result]], path: Path) -> None:
         score.plot([place, place], [low, high], color="#7aa6d6", linewidth=3, solid_capstyle="round")
         score.plot([place] * len(runs), [r.after for r in runs], "_", color=BARS[0], markersize=9)
         score.plot([place], [middle], "o", color=BARS[0], markersize=5)
-    score.set_title("held-out pass@1 (grey: lockstep ± 0.02)", fontsize=10)
+    score.set_title("pass@1 (grey: lockstep ± 0.02)", fontsize=10)
     score.set_xlim(-0.5, len(results) - 0.5)
     for panel in panels:
         panel.set_xticks(places, names)

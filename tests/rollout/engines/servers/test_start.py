@@ -135,13 +135,14 @@ def test_a_run_starts_a_server_trains_on_it_and_ends_it(
     for row in rows(tmp_path / "run"):  # the second was sampled from weights that travelled
         assert row["sampling/sampling_logp_difference/mean"] < 1e-5
         assert row["grad_norm"] > 0
+        assert "rollout/staleness_max" not in row
 
 
 @needs_plugin
 @pytest.mark.slow
 @pytest.mark.vllm
-def test_runs_in_lockstep_and_ahead_train_on_a_started_server_which_ends(tiny_v3: Path, tmp_path: Path) -> None:
-    starting = load_recipe(recipe(tiny_v3, tmp_path / "starting", {"start": 1}, max_staleness=0))
+def test_a_run_ahead_and_its_continuation_train_on_one_server(tiny_v3: Path, tmp_path: Path) -> None:
+    starting = load_recipe(recipe(tiny_v3, tmp_path / "starting", {"start": 1}, max_staleness=1))
     assert isinstance(starting, GRPORecipe)
     section = starting.rollout
     length = starting.max_model_len
@@ -150,18 +151,9 @@ def test_runs_in_lockstep_and_ahead_train_on_a_started_server_which_ends(tiny_v3
     )
     servers = {"urls": engine._started.urls}
     with closing(engine):
-        grpo.train(recipe(tiny_v3, tmp_path / "lockstep", servers, max_staleness=0, max_steps=3))
         ahead = tmp_path / "ahead"
         grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=3))
         grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=6, resume_from_checkpoint=True))
-    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
-    assert not any(str(tiny_v3).encode() in words for words in commands)
-
-    assert [row["step"] for row in rows(tmp_path / "lockstep")] == [1, 2, 3]
-    for row in rows(tmp_path / "lockstep"):  # the second and third were sampled from weights that travelled
-        assert row["sampling/sampling_logp_difference/mean"] < 1e-5
-        assert row["grad_norm"] > 0
-        assert "rollout/staleness_max" not in row
 
     assert [row["step"] for row in rows(ahead)] == [1, 2, 3, 4, 5, 6]
     for row in rows(ahead):
