@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -37,36 +37,57 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), SimpleHTTPRequestHandler).serve_fore
 """
 
 
-def test_a_server_that_dies_is_started_again_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A web server in place of vLLM, which takes a minute to start: what is tested is the process around it."""
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], start.StartedServers]]:
+    """Web servers in place of vLLM, which takes a minute to start: what is tested is the process around it."""
 
     def command(model: str, options: list[str], **source: object) -> tuple[list[str], dict[str, str]]:
         return [sys.executable, "-c", SERVER, options[-1]], {**os.environ}
 
     monkeypatch.setattr(start, "server_command", command)
-    servers = start.StartedServers(
-        2, str(tmp_path), {}, timeout=60, api_key_env=None, revision=None, trust_remote_code=False
-    )
-    try:
-        url = servers.urls[0]
-        assert servers.revive(url) == ""
-        for times in (1, 2):
-            process = servers._processes[0]
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            assert servers.revive(url) == "ended with code -9"
-            while times == 1 and not start._is_up(url):
-                time.sleep(0.05)
-        servers.revive(url)
-        assert not start._is_up(url)
-        assert start._is_up(servers.urls[1])
-        said = capfd.readouterr().err
-        assert said.count(f"server {url} ended with code -9") == said.count("Its last lines:\nhello from") == 2
-        assert said.count("it is started again, once") == 1
-    finally:
-        servers.close()
+    with ExitStack() as stack:
+
+        def servers(count: int) -> start.StartedServers:
+            found = start.StartedServers(
+                count, str(tmp_path), {}, timeout=60, api_key_env=None, revision=None, trust_remote_code=False
+            )
+            return stack.enter_context(closing(found))
+
+        yield servers
+
+
+def kill(servers: start.StartedServers) -> None:
+    process = servers._processes[0]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_server_that_dies_is_started_again_once(
+    started: Callable[[int], start.StartedServers], capfd: pytest.CaptureFixture[str]
+) -> None:
+    servers = started(2)
+    url = servers.urls[0]
+    assert servers.revive(url) == ""
+    for times in (1, 2):
+        kill(servers)
+        assert servers.revive(url) == "ended with code -9"
+        while times == 1 and not start._is_up(url):
+            time.sleep(0.05)
+    servers.revive(url)
+    assert not start._is_up(url)
+    assert start._is_up(servers.urls[1])
+    said = capfd.readouterr().err
+    assert said.count(f"server {url} ended with code -9") == said.count("Its last lines:\nhello from") == 2
+    assert said.count("it is started again, once") == 1
+
+
+def test_the_only_server_is_not_started_again_as_no_update_would_follow(
+    started: Callable[[int], start.StartedServers], capfd: pytest.CaptureFixture[str]
+) -> None:
+    servers = started(1)
+    kill(servers)
+    assert servers.revive(servers.urls[0]) == servers.revive(servers.urls[0]) == "ended with code -9"
+    assert "ended with code -9. Its last lines:\nhello from" in capfd.readouterr().err
 
 
 def test_servers_of_a_run_on_several_machines_are_started_by_hand(
