@@ -141,7 +141,7 @@ def all_dead(folder: Path, servers: dict[str, subprocess.Popen[bytes]], seconds:
         for name in alive:
             send(servers[name], signal.SIGCONT)
         log = (folder / "dead-trainer.log").read_text()
-        said = [line for line in log.splitlines() if "stopped at step" in line]
+        said = [line for line in log.splitlines() if line.startswith("stopped at step")]
         kept = sorted(path.name for path in (folder / "dead").glob("checkpoint-*"))
         right = right and bool(code and len(kept) == number + 1 and said) and "Traceback" not in log
         seen.append(f"in {moment}, it kept {', '.join(kept)} and said: {said[0] if said else log[-1500:]}")
