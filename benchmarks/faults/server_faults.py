@@ -254,9 +254,9 @@ class Faults:
         ended = threading.Event()
 
         def crawl() -> None:
-            while not ended.wait(0.02):
+            while not ended.wait(0.05):
                 send(self.processes["a"], signal.SIGSTOP)
-                ended.wait(0.18)
+                ended.wait(0.95)
                 send(self.processes["a"], signal.SIGCONT)
 
         before = self.taken[url("a")] if self.sample() else 0
@@ -269,7 +269,8 @@ class Faults:
             thread.join()
             send(self.processes["a"], signal.SIGCONT)
         text = ", ".join(f"{share} of {GROUPS} in {seconds:.0f} s" for seconds, share in shares)
-        return shares[-1][1] < before, f"groups of server a: {before} of {GROUPS}; stopped 9/10 of the time: {text}"
+        right = max(share for _, share in shares[1:]) < before / 2  # the first measures it
+        return right, f"groups of server a: {before} of {GROUPS}; stopped 19/20 of the time: {text}"
 
     def hang(self) -> tuple[bool, str]:
         found, said, seconds = self.sample(lambda: send(self.processes["a"], signal.SIGSTOP))

@@ -17,9 +17,6 @@ import pytest
 import yaml
 
 import grpo
-from grpo.recipe.config import GRPORecipe
-from grpo.recipe.load import load_recipe
-from grpo.stages import parts
 from rollout.engines.servers import start
 from rollout.engines.servers.plugin import BACKEND
 
@@ -142,39 +139,34 @@ def all_children() -> Iterator[set[psutil.Process]]:
 @needs_plugin
 @pytest.mark.slow
 @pytest.mark.vllm
-def test_a_run_starts_a_server_trains_on_it_and_ends_it(
-    tiny_v3: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_runs_in_lockstep_and_ahead_train_on_a_server_that_the_first_starts_and_ends(
+    tiny_v3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It takes half a minute to start, so the first run's call that ends it waits for the other runs."""
+    ended: list[start.StartedServers] = []
+    lockstep, ahead = tmp_path / "lockstep", tmp_path / "ahead"
     with all_children() as left:
-        saved = grpo.train(recipe(tiny_v3, tmp_path / "run", {"start": 1}, max_staleness=0, max_steps=2))
-    assert "server http://127.0.0.1" in capfd.readouterr().err  # it was up
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(start.StartedServers, "close", lambda servers: ended.append(servers))
+                saved = grpo.train(recipe(tiny_v3, lockstep, {"start": 1}, max_staleness=0, max_steps=2))
+            assert len(ended) == 1
+            servers = {"urls": ended[0].urls}
+            grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=3))
+            grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=6, resume_from_checkpoint=True))
+        finally:
+            for server in ended:
+                server.close()
     gone, _ = psutil.wait_procs(left, timeout=60)  # killed, and about to be gone
     assert left == set(gone)
-    assert saved == tmp_path / "run" / "checkpoint-2"
+
+    assert saved == lockstep / "checkpoint-2"
     assert (saved / "model.safetensors").exists()
-    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2]
-    for row in rows(tmp_path / "run"):  # the second was sampled from weights that travelled
+    assert [row["step"] for row in rows(lockstep)] == [1, 2]
+    for row in rows(lockstep):  # the second was sampled from weights that travelled
         assert row["sampling/sampling_logp_difference/mean"] < 1e-5
         assert row["grad_norm"] > 0
         assert "rollout/staleness_max" not in row
-
-
-@needs_plugin
-@pytest.mark.slow
-@pytest.mark.vllm
-def test_a_run_ahead_and_its_continuation_train_on_one_server(tiny_v3: Path, tmp_path: Path) -> None:
-    starting = load_recipe(recipe(tiny_v3, tmp_path / "starting", {"start": 1}, max_staleness=1))
-    assert isinstance(starting, GRPORecipe)
-    section = starting.rollout
-    length = starting.max_model_len
-    engine: Any = parts.engine(
-        "server", section, starting.model, max_model_len=length, device="cpu", servers=section.servers
-    )
-    servers = {"urls": engine._started.urls}
-    with closing(engine):
-        ahead = tmp_path / "ahead"
-        grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=3))
-        grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=6, resume_from_checkpoint=True))
 
     assert [row["step"] for row in rows(ahead)] == [1, 2, 3, 4, 5, 6]
     for row in rows(ahead):
