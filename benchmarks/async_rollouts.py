@@ -199,8 +199,9 @@ def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: 
         "trainer process, one core each. k is `rollout.max_staleness`, 0 is lockstep. Times are means over steps and "
         "seeds [range over seeds], without the first step after a start. Trainer waits: for groups. Server rests: "
         "nothing is being generated. Sync: the weights are written and taken; at k = 0 the server rests meanwhile. "
-        "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. Held-"
-        f"out pass@1 with {bounds}; the base has {before:.3f}.",
+        "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
+        "effective sample size of the weights that correct for it, as a share. Held-out pass@1 with "
+        f"{bounds}; the base has {before:.3f}.",
         "",
         f"![time, waiting, staleness and pass@1]({chart.parent.name}/{chart.name})",
         "",

@@ -66,7 +66,7 @@ def main() -> None:
         print(f"two servers are up after {time.monotonic() - started:.0f} s", flush=True)
         if "hosts" in chosen:
             right.append(report("hosts", *two_hosts(folder, given.steps)))
-        faults = Faults(servers, given.seconds, given.links)
+        faults = Faults(folder, servers, given.seconds, given.links)
         for name in ("stale", "slow", "hang", "cut", "update", "half", "kill"):
             if name in chosen:
                 right.append(report(name, *getattr(faults, name)()))
@@ -179,8 +179,8 @@ def restart(folder: Path) -> tuple[bool, str]:
 class Faults:
     """Each fault happens after the first group of a generation; what it returns: right?, and what was seen."""
 
-    def __init__(self, servers: dict[str, subprocess.Popen[bytes]], seconds: float, cut: float) -> None:
-        self.processes, self.cut_seconds = servers, cut
+    def __init__(self, folder: Path, servers: dict[str, subprocess.Popen[bytes]], seconds: float, cut: float) -> None:
+        self.folder, self.processes, self.cut_seconds = folder, servers, cut
         settings = ServerSettings(urls=[url("a"), url("b")], health_timeout=seconds, update_timeout=60, patience=120)
         self.engine = ServersEngine(
             MODEL,
@@ -305,6 +305,20 @@ class Faults:
 
     def half(self) -> tuple[bool, str]:
         """A trainer died in the middle of an update and left half of its weights, which are noise."""
+        self.leave_half()
+        said = self.publish()
+        found, also, _ = self.sample()
+        right = not said + also and self.taken[url("a")] > 0 and found == self.expected
+        self.leave_half()
+        (run,) = train(self.folder, "after", "a", "trainer.max_steps=1")
+        code, rows = run.wait(), steps(self.folder / "after")
+        mismatch = rows[0]["sampling/sampling_logp_difference/mean"] if rows else float("nan")
+        return right and code == 0 and mismatch < 1e-5, (
+            f"{said + also or 'the next update is whole'}; {self.same(found)}; left so again, a new run on it ends with "
+            f"code {code} and mean |log p_trainer - log p_engine| {mismatch:.1e}"
+        )
+
+    def leave_half(self) -> None:
         weights = list(checkpoint_weights(self.model))[::2]
         noise = {name: torch.randn_like(weight).contiguous() for name, weight in weights}
         with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
@@ -318,10 +332,6 @@ class Faults:
             }
             for path, body in requests.items():
                 httpx.post(url("a") + path, json=body, timeout=120).raise_for_status()
-        said = self.publish()
-        found, also, _ = self.sample()
-        right = not said + also and self.taken[url("a")] > 0 and found == self.expected
-        return right, f"{said + also or 'the next update is whole'}; {self.same(found)}"
 
     def kill(self) -> tuple[bool, str]:
         found, said, seconds = self.sample(lambda: send(self.processes["a"], signal.SIGKILL))
