@@ -1,154 +1,320 @@
-"""Generation ahead of the update against lockstep: recipes/r1_zero.yaml, one server process and one trainer process.
+"""Generation ahead of the update against lockstep, on the embedded base: docs/results/async.md and its chart.
 
-    python benchmarks/async_rollouts.py [--steps 30] [--staleness 0 1 2 4] [--seeds 42] [rollout.problems_per_step=8 …]
+    python benchmarks/async_rollouts.py                                          # k = 0, 1, 2, 4, three seeds each
+    python benchmarks/async_rollouts.py --staleness 0 1 --seeds 42 --steps 4 rollout.problems_per_step=8 \
+        --output /tmp/async.md
 
-Server and trainer have one core each. Prints per k: seconds per step, the share of it in which each side waited, the
-share of tokens by staleness, groups dropped, and held-out pass@1 with its interval; draws the same into `chart.svg`.
-Steps 2 to N count: the first also fills the queue. A folder that has the run already is read, not run again.
+One server process and one trainer process, each on a core of its own. Each run is recipes/r1_zero.yaml in a folder of
+its own, evaluated before and after. A finished run is read from its folder, an interrupted one goes on from its last
+checkpoint: the command can be stopped and repeated. Use another --folder for other overrides.
 """
 
 import argparse
-import json
+import contextlib
 import os
+import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).parent.parent
+from grpo.report.records import METRICS_FILE, Row, is_evaluation, read_rows
+
+ROOT = Path(__file__).parents[1]
 SERVER_OPTIONS = ("--host", "127.0.0.1", "--max-model-len", "176", "--max-num-seqs", "512")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-ENDS = ("", "_low", "_high")  # of a metric and its confidence interval
-Row = dict[str, Any]
+TRAINER, SERVER = (lambda cores: (cores[0], cores[-1]))(sorted(os.sched_getaffinity(0)))
+BARS = ("#1f5fa8", "#e08a2b")
+Spread = tuple[float, float, float]  # mean over seeds, least, most
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a finished run measured: means over its steps, without the first after a start, which fills the queue."""
+
+    seconds: float  # per step
+    trainer_waits: float  # share of a step
+    server_rests: float
+    update: float
+    sync: float  # both sides: weights are written and taken
+    stale: list[float]  # share of tokens that have missed 0, 1, … updates
+    dropped: int  # groups, in all steps
+    length: float
+    effective: float | None  # sample size after the correction of stale tokens
+    before: float  # held-out pass@1
+    after: float
+    low: float  # bounds of the run's own interval for `after`
+    high: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], k: int) -> "Result":
+        evaluations = [row for row in rows if is_evaluation(row)]
+        every = [row for row in rows if "step_time" in row]
+        steps = [row for row in every if row["step"] > 1 and (not k or row["rollout/staleness_share_0"] < 1)]
+
+        def mean(value: Callable[[Row], float]) -> float:
+            return statistics.mean(value(row) for row in steps)
+
+        def share(*phases: str) -> float:
+            return mean(lambda row: sum(row.get(f"time/{phase}", 0.0) for phase in phases) / row["step_time"])
+
+        effective = [row.get("sampling/importance_sampling_ratio/effective_sample_size") for row in steps]
+        last = evaluations[-1]
+        return cls(
+            seconds=mean(lambda row: row["step_time"]),
+            trainer_waits=mean(lambda row: row["rollout/idle_trainer"]) if k else share("generate", "reward"),
+            server_rests=mean(lambda row: row["rollout/idle_generator"]) if k else 1 - share("generate"),
+            update=share("score", "update"),
+            sync=share("sync"),
+            stale=[mean(lambda row, age=age: row[f"rollout/staleness_share_{age}"]) for age in range(k + 1)]
+            if k
+            else [1.0],
+            dropped=int(sum(row.get("rollout/dropped_stale", 0) for row in every)),
+            length=mean(lambda row: row["completions/mean_length"]),
+            effective=statistics.mean(found) if (found := [one for one in effective if one is not None]) else None,
+            before=evaluations[0]["eval/pass@1"],
+            after=last["eval/pass@1"],
+            low=last["eval/pass@1_low"],
+            high=last["eval/pass@1_high"],
+        )
+
+
+# -- runs
+
+
+class Server:
+    """The server, started for the first run that needs it and ended by `close`."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._process, self._url = log, None, ""
+
+    def url(self) -> str:
+        if self._process is None:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            self._url = f"http://127.0.0.1:{port}"
+            words = ["serve", str(ROOT / "recipes" / "v3_base"), "--for-training", "--port", str(port)]
+            print("starting the server", flush=True)
+            self._process = start([*words, *SERVER_OPTIONS], self._log, SERVER)
+            while not self._is_up():
+                if self._process.poll() is not None:
+                    raise SystemExit(f"the server has ended; see {self._log}")
+                time.sleep(1)
+        return self._url
+
+    def _is_up(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self._url}/health", timeout=5).is_success
+        return False
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+
+def start(words: Sequence[str], log: Path, core: int) -> "subprocess.Popen[bytes]":
+    """`grpo …` on one core, with its output added to a file."""
+    command = ["taskset", "-c", str(core), sys.executable, "-m", "grpo", *words]
+    with log.open("ab") as output:
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **ONE_THREAD}, stdout=output, stderr=output)
+
+
+def run(k: int, seed: int, options: argparse.Namespace, server: Server) -> Result:
+    """Train, or read what has been trained."""
+    out = (options.folder / f"k{k}_{seed}_{options.steps}").resolve()
+    metrics, log = out / METRICS_FILE, out.with_suffix(".log")
+
+    def is_finished() -> bool:
+        return any(is_evaluation(row) and row["step"] == options.steps for row in read_rows(metrics))
+
+    if not is_finished():
+        settings = [
+            "rollout.engine=server",
+            f"rollout.servers=[{server.url()}]",
+            f"rollout.max_staleness={k}",
+            *options.overrides,
+            f"trainer.output_dir={out}",
+            f"trainer.seed={seed}",
+            f"trainer.max_steps={options.steps}",
+            "trainer.resume_from_checkpoint=true",
+            "evaluation.eval_steps=0",
+        ]
+        print(f"training {out}", flush=True)
+        training = start(["train", str(ROOT / "recipes" / "r1_zero.yaml"), *settings], log, TRAINER)
+        try:
+            follow(training, metrics, options.steps)
+        finally:
+            training.terminate()
+            training.wait()
+    if not is_finished():
+        raise SystemExit(f"{metrics} has no evaluation at step {options.steps}. See {log}.")
+    return Result.of(list(read_rows(metrics)), k)
+
+
+def follow(training: "subprocess.Popen[bytes]", metrics: Path, steps: int) -> None:
+    """Print each new step until the run has ended."""
+    shown = max((row["step"] for row in read_rows(metrics)), default=0)
+    while training.poll() is None:
+        time.sleep(1)
+        for row in read_rows(metrics):
+            if "step_time" in row and row["step"] > shown:
+                shown = row["step"]
+                print(f"  step {shown} of {steps}: {row['step_time']:.1f} s, reward {row['reward']:.3f}", flush=True)
+
+
+# -- results
+
+
+def interval(results: Sequence[Result]) -> Spread:
+    """Held-out pass@1 and its bounds: the range over seeds, or of one run its own 95% interval."""
+    if len(results) == 1:
+        return results[0].after, results[0].low, results[0].high
+    return spread(results, lambda result: result.after)
+
+
+def spread(results: Sequence[Result], value: Callable[[Result], float]) -> Spread:
+    values = [value(result) for result in results]
+    return statistics.mean(values), min(values), max(values)
+
+
+def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: Path) -> str:
+    seeds = ", ".join(map(str, options.seeds))
+    bounds = "its 95% interval" if len(options.seeds) == 1 else f"the range over seeds {seeds}"
+    before = statistics.mean(result.before for runs in results.values() for result in runs)
+    lines = [
+        "# Asynchronous rollouts on the embedded base",
+        "",
+        f"    python {' '.join(['benchmarks/async_rollouts.py', *sys.argv[1:]])}",
+        "",
+        f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; one server process and one "
+        "trainer process, one core each. k is `rollout.max_staleness`, 0 is lockstep. Times are means over steps and "
+        "seeds [range over seeds], without the first step after a start. Trainer waits: for groups. Server rests: "
+        "nothing is being generated. Sync: the weights are written and taken; at k = 0 the server rests meanwhile. "
+        "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
+        "effective sample size of the weights that correct for it, as a share. Held-out pass@1 with "
+        f"{bounds}; the base has {before:.3f}.",
+        "",
+        f"![time, waiting, staleness and pass@1]({chart.parent.name}/{chart.name})",
+        "",
+        "| k | s/step | trainer waits | server rests | update | sync | missed updates 0, 1, … | dropped | ESS | length "
+        "| pass@1 |",
+        "|" + "---|" * 11,
+    ]
+    for k, runs in results.items():
+        seconds, low, high = spread(runs, lambda r: r.seconds)
+        shares = [spread(runs, value)[0] for value in (waits, rests, lambda r: r.update, lambda r: r.sync)]
+        effective = [r.effective for r in runs if r.effective is not None]
+        middle, least, most = interval(runs)
+        lines.append(
+            f"| {k} | {seconds:.1f} [{low:.1f}, {high:.1f}] | {' | '.join(f'{share:.1%}' for share in shares)} "
+            f"| {', '.join(f'{share:.1%}' for share in stale(runs))} | {sum(r.dropped for r in runs)} "
+            f"| {f'{statistics.mean(effective):.3f}' if effective else '–'} "
+            f"| {spread(runs, lambda r: r.length)[0]:.1f} | {middle:.3f} [{least:.3f}, {most:.3f}] |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def waits(result: Result) -> float:
+    return result.trainer_waits
+
+
+def rests(result: Result) -> float:
+    return result.server_rests
+
+
+def stale(runs: Sequence[Result]) -> list[float]:
+    """Share of tokens by missed updates, over seeds."""
+    return [statistics.mean(shares) for shares in zip(*(result.stale for result in runs), strict=True)]
+
+
+def draw(results: dict[int, list[Result]], path: Path) -> None:
+    """Four panels with a place per k: time, waiting, staleness and pass@1; means over seeds, ranges as lines."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "async"  # the same bytes for the same numbers
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
+    places, names = range(len(results)), [f"k = {k}" for k in results]
+
+    def bars(panel: Any, shift: float, width: float, spreads: Sequence[Spread], **style: Any) -> None:
+        for place, (middle, low, high) in zip(places, spreads, strict=True):
+            panel.bar(place + shift, middle, width, **style)
+            panel.plot([place + shift] * 2, [low, high], color="#333333", linewidth=1.2)
+            style.pop("label", None)
+
+    def of(value: Callable[[Result], float]) -> list[Spread]:
+        return [spread(runs, value) for runs in results.values()]
+
+    seconds, idle, missed, score = panels
+    bars(seconds, 0, 0.6, of(lambda r: r.seconds), color=BARS[0])
+    seconds.set_title("seconds per step", fontsize=10)
+    bars(idle, -0.2, 0.38, of(lambda r: 100 * waits(r)), color=BARS[0], label="trainer waits")
+    bars(idle, 0.2, 0.38, of(lambda r: 100 * rests(r)), color=BARS[1], label="server rests")
+    idle.axhline(15, color="#888888", linewidth=1, linestyle="--")
+    idle.set_ylim(0, 100)
+    idle.set_title("% of a step (dashed: 15)", fontsize=10)
+    idle.legend(frameon=False, fontsize=9)
+    ages = max(len(stale(runs)) for runs in results.values())
+    bottom = [0.0] * len(results)
+    for age in range(ages):
+        shares = [100 * shares[age] if age < len(shares) else 0.0 for shares in map(stale, results.values())]
+        tone = pyplot.get_cmap("viridis_r")(0.1 + 0.8 * age / max(ages - 1, 1))
+        missed.bar(places, shares, 0.6, bottom=bottom, color=tone, label=str(age))
+        bottom = [height + share for height, share in zip(bottom, shares, strict=True)]
+    missed.set_title("% of tokens by missed updates", fontsize=10)
+    missed.legend(frameon=False, fontsize=9, ncols=ages, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    if 0 in results:
+        lockstep = interval(results[0])[0]
+        score.axhspan(lockstep - 0.02, lockstep + 0.02, color="#888888", alpha=0.15, linewidth=0)
+    for place, runs in zip(places, results.values(), strict=True):
+        middle, low, high = interval(runs)
+        score.plot([place, place], [low, high], color="#7aa6d6", linewidth=3, solid_capstyle="round")
+        score.plot([place] * len(runs), [r.after for r in runs], "_", color=BARS[0], markersize=9)
+        score.plot([place], [middle], "o", color=BARS[0], markersize=5)
+    score.set_title("pass@1 (grey: lockstep ± 0.02)", fontsize=10)
+    score.set_xlim(-0.5, len(results) - 0.5)
+    for panel in panels:
+        panel.set_xticks(places, names)
+        panel.grid(axis="y", alpha=0.25)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4], metavar="K")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--folder", type=Path, default=Path("runs/async_rollouts"))
-    given, overrides = parser.parse_known_args()
-    cores = sorted(os.sched_getaffinity(0))
-    runs = {(k, seed): given.folder / f"k{k}-seed{seed}" for k in given.staleness for seed in given.seeds}
-    given.folder.mkdir(parents=True, exist_ok=True)
-    if missing := {key: folder for key, folder in runs.items() if not (folder / "done.json").exists()}:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [*grpo("serve", str(ROOT / "recipes/v3_base")), "--for-training", "--port", str(port)]
-        server = start([*command, *SERVER_OPTIONS], given.folder / "server.log", cores[-1])
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(f"{url}/health", server)
-            for (k, seed), folder in missing.items():
-                train(k, seed, folder, url, [f"trainer.max_steps={given.steps}", *overrides], cores[0])
-        finally:
-            server.terminate()
-            server.wait()
-    table = [summary(k, [read(runs[k, seed]) for seed in given.seeds]) for k in given.staleness]
-    for row in table:
-        print("  ".join(f"{name} {value}" for name, value in row.items() if not isinstance(value, list)))
-        print("   tokens by staleness:", ", ".join(f"{i}: {share:.1%}" for i, share in enumerate(row["staleness"])))
-    draw(table, given.folder / "chart.svg")
-
-
-def grpo(*words: str) -> list[str]:
-    return [sys.executable, "-m", "grpo", *words]
-
-
-def start(command: Sequence[str], log: Path, core: int) -> subprocess.Popen[bytes]:
-    """The command on one core, with its output in a file."""
-    environment = {**os.environ, **ONE_THREAD}
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            ["taskset", "-c", str(core), *command], cwd=ROOT, env=environment, stdout=output, stderr=output
-        )
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    while True:
-        assert server.poll() is None, "the server has ended; see server.log"
-        try:
-            if httpx.get(url, timeout=5).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(1)
-
-
-def train(k: int, seed: int, folder: Path, url: str, overrides: Sequence[str], core: int) -> None:
-    command = grpo("train", "recipes/r1_zero.yaml", "rollout.engine=server", f"rollout.servers=[{url}]")
-    command += [f"rollout.max_staleness={k}", f"trainer.seed={seed}", f"trainer.output_dir={folder.resolve()}"]
-    began = time.perf_counter()
-    run = start([*command, *overrides], folder.with_suffix(".log"), core)
-    assert run.wait() == 0, f"the run has failed; see {folder.with_suffix('.log')}"
-    print(f"k={k} seed={seed}: {time.perf_counter() - began:.0f} s", flush=True)
-
-
-def read(folder: Path) -> list[Row]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def summary(k: int, runs: Sequence[Sequence[Row]]) -> Row:
-    """Means over the steps of all seeds."""
-    steps = [row for rows in runs for row in rows if "reward" in row and row["step"] > 1]
-    last = [[row for row in rows if "eval/pass@1" in row][-1] for rows in runs if any("eval/pass@1" in r for r in rows)]
-
-    def idle(row: Row) -> tuple[float, float]:
-        if k:
-            return row["rollout/idle_trainer"], row["rollout/idle_generator"]
-        generating = row["time/generate"] / row["step_time"]
-        return generating + row.get("time/reward", 0) / row["step_time"], 1 - generating
-
-    trainer, generator = zip(*map(idle, steps), strict=True)
-    shares = [fmean(row.get(f"rollout/staleness_share_{age}") or 0 for row in steps) for age in range(k + 1)]
-    return {
-        "k": k,
-        "s/step": round(fmean(row["step_time"] for row in steps), 2),
-        "trainer idle": f"{fmean(trainer):.1%}",
-        "generation idle": f"{fmean(generator):.1%}",
-        "sync": f"{fmean(row['time/sync'] / row['step_time'] for row in steps):.1%}",
-        "dropped": sum(row.get("rollout/dropped_stale", 0) for row in steps),
-        "pass@1": " ".join(
-            f"{r['eval/pass@1']:.3f} ({r['eval/pass@1_low']:.3f}–{r['eval/pass@1_high']:.3f})" for r in last
-        ),
-        "staleness": shares if k else [1.0],
-        "idle": [fmean(trainer), fmean(generator)],
-        "curves": [[(row["step"], row["eval/pass@1"]) for row in rows if "eval/pass@1" in row] for rows in runs],
-    }
-
-
-def draw(table: Sequence[Row], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    figure, ((seconds, idle), (stale, curves)) = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
-    names = [f"k={row['k']}" for row in table]
-    seconds.bar(names, [row["s/step"] for row in table])
-    seconds.set_title("seconds per step")
-    for side, label, shift in ((0, "trainer", -0.2), (1, "generation", 0.2)):
-        idle.bar([i + shift for i in range(len(table))], [row["idle"][side] for row in table], 0.4, label=label)
-    idle.set_xticks(range(len(table)), names)
-    idle.set_title("share of a step spent waiting")
-    idle.legend()
-    for i, row in enumerate(table):
-        ages = range(len(row["staleness"]))
-        stale.bar([age + 0.2 * (i - len(table) / 2) for age in ages], row["staleness"], 0.2, label=names[i])
-        for curve in row["curves"]:
-            curves.plot(*zip(*curve, strict=True), color=f"C{i}", label=names[i]) if curve else None
-    stale.set_title("share of tokens by missed updates")
-    stale.legend()
-    curves.set_title("held-out pass@1 by step")
-    figure.savefig(path)
-    print(path)
+    parser.add_argument("--folder", type=Path, default=Path("runs/async"), help="of the runs")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "async.md")
+    options, options.overrides = parser.parse_known_args()  # of the recipe, such as rollout.problems_per_step=8
+    if unknown := [word for word in options.overrides if "=" not in word or word.startswith("-")]:
+        parser.error(f"{unknown[0]!r} is neither an option nor an override such as rollout.problems_per_step=8.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends server and run
+    options.folder.mkdir(parents=True, exist_ok=True)
+    results: dict[int, list[Result]] = {}
+    chart = options.output.parent / options.output.stem / "chart.svg"
+    with contextlib.closing(Server(options.folder / "server.log")) as server:
+        for seed in options.seeds:  # the first seed of all comes before the second of one
+            for k in options.staleness:
+                results.setdefault(k, []).append(run(k, seed, options, server))
+                done = {k: runs for k, runs in results.items() if len(runs) == len(results[k])}
+                options.output.write_text(table(done, options, chart), encoding="utf-8")
+    draw(results, chart)
+    print(options.output.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

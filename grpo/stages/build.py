@@ -116,6 +116,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
         step=first_step,
         sampling=recipe.rollout_sampling(0),
         bound=recipe.max_logp_difference,
+        has_weights=first_step == 0 and not (recipe.rollout.servers and recipe.rollout.servers.urls),
     )
     if held_out and recipe.policy_gradient.sampling_mask:
         engine.generate([], recipe.evaluation_sampling())  # refused now if this engine cannot sample so

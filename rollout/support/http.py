@@ -65,7 +65,7 @@ def request_json(
             if response.is_success:
                 return response.json()
         except (httpx.RequestError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            problem = f"{type(error).__name__}: {error}"
+            problem = _named(error)
             if not retry_transport_errors:
                 raise RequestFailedError(f"{url} did not answer: {problem}") from error
         else:
@@ -99,9 +99,14 @@ async def ask_json(
     except TimeoutError as error:
         raise RequestFailedError(f"{url} did not answer within {timeout:g} s") from error
     except (httpx.RequestError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RequestFailedError(f"{url} did not answer: {type(error).__name__}: {error}") from error
+        raise RequestFailedError(f"{url} did not answer: {_named(error)}") from error
     problem = f"{response.status_code} {response.text[:500]}"
     raise RequestFailedError(f"{url} refused the request: {problem}", response.status_code)
+
+
+def _named(error: Exception) -> str:
+    """Such as "ReadError", which httpx often gives no message."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _retry_after(response: httpx.Response) -> float:

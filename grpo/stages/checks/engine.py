@@ -23,25 +23,29 @@ def verify_engine(
     step: int,
     sampling: Sampling,
     bound: float,
+    has_weights: bool,
 ) -> None:
-    """Publish the policy's weights and compare log-probs on a few completions, before and after.
+    """Publish the policy's weights and compare log-probs on a few completions.
 
     sampling: the rollouts', whose distribution is compared.
+    has_weights: the engine has loaded the same weights itself; then they are compared before, too. Not so if it has the
+        base and the policy has been trained, and never ask a server that is running: it may be in an update that an
+        earlier trainer has not finished.
 
     Raises:
         ValueError: the mean |log p_trainer - log p_engine| exceeds `bound`.
     """
     sampling = replace(sampling, num_generations=2, max_completion_length=MAX_TOKENS, seed=0, stop=())
-    before = _difference(policy, engine, problems, sampling) if step == 0 else None  # else the engine has the base
+    before = _difference(policy, engine, problems, sampling) if has_weights else None
     publisher.publish(policy.weights(), step)
     after = _difference(policy, engine, problems, sampling)
     if after <= bound:
         return
-    where = (
-        "after it received the trainer's weights, and agreed before: they arrive wrong"
-        if before is not None and before <= bound
-        else "already with the weights it loaded itself: it computes the model differently"
-    )
+    where = "after it received the trainer's weights"
+    if before is not None and before <= bound:
+        where += ", and agreed before: they arrive wrong"
+    elif before is not None:
+        where = "already with the weights it loaded itself: it computes the model differently"
     raise ValueError(
         f"{policy.model.config.name_or_path} ({policy.model.config.model_type}): the engine's log-probs differ from "
         f"the trainer's by {after:.2g} on average, above {bound:g}, {where}. Set rollout.engine=hf."

@@ -99,8 +99,8 @@ class ServersEngine:
         found, self._run_id = self._on_main(lambda: (urls(), secrets.token_hex(4)))
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="servers", daemon=True).start()
-        # vLLM closes a connection that is idle for 5 s, and a request on its way then would count as a lost server.
-        limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
+        # vLLM closes a connection that is idle for 5 s, or after an error, and a request on its way then is lost.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._client = httpx.AsyncClient(headers=headers, limits=limits)
         self._pool = Pool(
             [Server(url, self._client, servers) for url in found],

@@ -1,7 +1,7 @@
 """Servers of our own on this machine: started, waited for, and ended with the run.
 
 A server is a process group of its own, so that Ctrl-C reaches the trainer alone; it ends when the trainer closes it,
-and by the kernel's signal when the trainer dies. One that dies itself is started once more.
+and by the kernel's signal when the trainer dies. One of several that dies itself is started once more.
 """
 
 import contextlib
@@ -74,17 +74,21 @@ class StartedServers:
             raise
 
     def revive(self, url: str) -> str:
-        """How the server has ended; "" if it runs. The first time, start it again, without waiting until it is up."""
+        """How the server has ended; "" if it runs. The first time, start it again, without waiting until it is up.
+
+        A single server is not: it would take part after the next update, and nothing else samples for that.
+        """
         number = self.urls.index(url)
         process = self._processes[number]
         if process.poll() is None:
             return ""
         ended = f"ended with code {process.returncode}"
+        starts = url not in self._revived and len(self.urls) > 1
         if process not in self._ended:
             self._ended.append(process)
-            again = "" if url in self._revived else "; it is started again, once, and takes part after an update"
+            again = "; it is started again, once, and takes part after an update" if starts else ""
             print(f"server {url} {ended}{again}. Its last lines:\n{self._end(number)}", file=sys.stderr, flush=True)
-        if url not in self._revived:
+        if starts:
             self._revived.add(url)
             _signal(process, signal.SIGKILL)  # what is left of its group
             self._processes[number] = self._start(number)

@@ -55,9 +55,13 @@ def test_experts_that_arrive_wrong_are_refused(family: str, request: pytest.Fixt
 
     sampling = Sampling(num_generations=2, max_completion_length=16)
 
-    def verify(publisher: Publisher) -> None:
-        verify_engine(policy, engine, publisher, problems, step=0, sampling=sampling, bound=1e-3)
+    def verify(publisher: Publisher, has_weights: bool = True) -> None:
+        verify_engine(
+            policy, engine, publisher, problems, step=0, sampling=sampling, bound=1e-3, has_weights=has_weights
+        )
 
     verify(engine)
     with pytest.raises(ValueError, match="after it received the trainer's weights, and agreed before: they arrive wro"):
         verify(WithExpertsExchanged(engine))
+    with pytest.raises(ValueError, match=r"above 0.001, after it received the trainer's weights\. Set"):
+        verify(WithExpertsExchanged(engine), has_weights=False)

@@ -47,6 +47,8 @@ class FakeServer:
         state = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_GET(self) -> None:
                 if self.path == "/weight_info":
                     self.reply(200, {"weight_version": state.version})
@@ -116,6 +118,9 @@ class FakeServer:
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
+                if status == 500:  # as uvicorn after an exception: the connection is closed, and was not said to be
+                    self.rfile.peek(1)  # type: ignore[attr-defined]
+                    self.close_connection = True
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass

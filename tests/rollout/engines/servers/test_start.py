@@ -1,22 +1,28 @@
 """vLLM servers that a run starts: real processes, weights over shared files, in lockstep and ahead of the update."""
 
+import ctypes
 import json
 import os
 import signal
 import sys
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 import grpo
-from grpo.recipe.config import GRPORecipe
-from grpo.recipe.load import load_recipe
-from grpo.stages import parts
 from rollout.engines.servers import start
+from rollout.engines.servers.plugin import BACKEND
+
+PLUGINS = {plugin.name for plugin in entry_points(group="vllm.general_plugins")}
+needs_plugin = pytest.mark.skipif(BACKEND not in PLUGINS, reason=f"vLLM finds {BACKEND} only in an installed package")
+PR_SET_CHILD_SUBREAPER = 36
 
 SERVER = """
 import sys
@@ -28,36 +34,57 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), SimpleHTTPRequestHandler).serve_fore
 """
 
 
-def test_a_server_that_dies_is_started_again_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A web server in place of vLLM, which takes a minute to start: what is tested is the process around it."""
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], start.StartedServers]]:
+    """Web servers in place of vLLM, which takes a minute to start: what is tested is the process around it."""
 
     def command(model: str, options: list[str], **source: object) -> tuple[list[str], dict[str, str]]:
         return [sys.executable, "-c", SERVER, options[-1]], {**os.environ}
 
     monkeypatch.setattr(start, "server_command", command)
-    servers = start.StartedServers(
-        2, str(tmp_path), {}, timeout=60, api_key_env=None, revision=None, trust_remote_code=False
-    )
-    try:
-        url = servers.urls[0]
-        assert servers.revive(url) == ""
-        for times in (1, 2):
-            process = servers._processes[0]
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            assert servers.revive(url) == "ended with code -9"
-            while times == 1 and not start._is_up(url):
-                time.sleep(0.05)
-        servers.revive(url)
-        assert not start._is_up(url)
-        assert start._is_up(servers.urls[1])
-        said = capfd.readouterr().err
-        assert said.count(f"server {url} ended with code -9") == said.count("Its last lines:\nhello from") == 2
-        assert said.count("it is started again, once") == 1
-    finally:
-        servers.close()
+    with ExitStack() as stack:
+
+        def servers(count: int) -> start.StartedServers:
+            found = start.StartedServers(
+                count, str(tmp_path), {}, timeout=60, api_key_env=None, revision=None, trust_remote_code=False
+            )
+            return stack.enter_context(closing(found))
+
+        yield servers
+
+
+def kill(servers: start.StartedServers) -> None:
+    process = servers._processes[0]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_server_that_dies_is_started_again_once(
+    started: Callable[[int], start.StartedServers], capfd: pytest.CaptureFixture[str]
+) -> None:
+    servers = started(2)
+    url = servers.urls[0]
+    assert servers.revive(url) == ""
+    for times in (1, 2):
+        kill(servers)
+        assert servers.revive(url) == "ended with code -9"
+        while times == 1 and not start._is_up(url):
+            time.sleep(0.05)
+    servers.revive(url)
+    assert not start._is_up(url)
+    assert start._is_up(servers.urls[1])
+    said = capfd.readouterr().err
+    assert said.count(f"server {url} ended with code -9") == said.count("Its last lines:\nhello from") == 2
+    assert said.count("it is started again, once") == 1
+
+
+def test_the_only_server_is_not_started_again_as_no_update_would_follow(
+    started: Callable[[int], start.StartedServers], capfd: pytest.CaptureFixture[str]
+) -> None:
+    servers = started(1)
+    kill(servers)
+    assert servers.revive(servers.urls[0]) == servers.revive(servers.urls[0]) == "ended with code -9"
+    assert "ended with code -9. Its last lines:\nhello from" in capfd.readouterr().err
 
 
 def test_servers_of_a_run_on_several_machines_are_started_by_hand(
@@ -97,27 +124,46 @@ def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
+@contextmanager
+def all_children() -> Iterator[set[psutil.Process]]:
+    """The processes started in the block that are alive, once it has ended, even if their parents are not."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    before, left = set(psutil.Process().children(recursive=True)), set[psutil.Process]()
+    try:
+        yield left
+        left |= set(psutil.Process().children(recursive=True)) - before
+    finally:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+@needs_plugin
 @pytest.mark.slow
 @pytest.mark.vllm
-def test_runs_in_lockstep_and_ahead_train_on_a_started_server_which_ends(tiny_v3: Path, tmp_path: Path) -> None:
-    starting = load_recipe(recipe(tiny_v3, tmp_path / "starting", {"start": 1}, max_staleness=0))
-    assert isinstance(starting, GRPORecipe)
-    section = starting.rollout
-    length = starting.max_model_len
-    engine: Any = parts.engine(
-        "server", section, starting.model, max_model_len=length, device="cpu", servers=section.servers
-    )
-    servers = {"urls": engine._started.urls}
-    with closing(engine):
-        grpo.train(recipe(tiny_v3, tmp_path / "lockstep", servers, max_staleness=0, max_steps=3))
-        ahead = tmp_path / "ahead"
-        grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=3))
-        grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=6, resume_from_checkpoint=True))
-    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
-    assert not any(str(tiny_v3).encode() in words for words in commands)
+def test_runs_in_lockstep_and_ahead_train_on_a_server_that_the_first_starts_and_ends(
+    tiny_v3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes half a minute to start, so the first run's call that ends it waits for the other runs."""
+    ended: list[start.StartedServers] = []
+    lockstep, ahead = tmp_path / "lockstep", tmp_path / "ahead"
+    with all_children() as left:
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(start.StartedServers, "close", lambda servers: ended.append(servers))
+                saved = grpo.train(recipe(tiny_v3, lockstep, {"start": 1}, max_staleness=0, max_steps=2))
+            assert len(ended) == 1
+            servers = {"urls": ended[0].urls}
+            grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=3))
+            grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=6, resume_from_checkpoint=True))
+        finally:
+            for server in ended:
+                server.close()
+    gone, _ = psutil.wait_procs(left, timeout=60)  # killed, and about to be gone
+    assert left == set(gone)
 
-    assert [row["step"] for row in rows(tmp_path / "lockstep")] == [1, 2, 3]
-    for row in rows(tmp_path / "lockstep"):  # the second and third were sampled from weights that travelled
+    assert saved == lockstep / "checkpoint-2"
+    assert (saved / "model.safetensors").exists()
+    assert [row["step"] for row in rows(lockstep)] == [1, 2]
+    for row in rows(lockstep):  # the second was sampled from weights that travelled
         assert row["sampling/sampling_logp_difference/mean"] < 1e-5
         assert row["grad_norm"] > 0
         assert "rollout/staleness_max" not in row
