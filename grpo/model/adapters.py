@@ -60,7 +60,7 @@ def attach_adapters(model: PreTrainedModel, config: LoRAConfig, *, revision: str
     check_targets(model, config)
     whole_modules = {n: module for n, module in model.named_modules() if _matches(n, config.modules_to_save)}
     # By their whole names: of an end, peft also takes the middle of a word, so `norm` would be every layernorm.
-    arguments = config.peft_arguments() | {"modules_to_save": list(whole_modules)}
+    arguments: dict[str, Any] = config.peft_arguments() | {"modules_to_save": list(whole_modules)}
     adapter = LoraConfig(**arguments, task_type="CAUSAL_LM", revision=revision)
     copied = list(whole_modules.values())
     try:
