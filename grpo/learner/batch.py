@@ -120,7 +120,7 @@ class MicroBatch:
 
     Rows are padded on the right, so causal attention needs no mask: no token sees what comes after it. With `packed`,
     all samples lie in one row, told apart by positions that restart at 0 or by `segments`. With `shared`, neighbours
-    with the same prompt share its tokens.
+    with the same prompt, and the same values of its positions, share its tokens.
     """
 
     input_ids: Tensor  # [B, L]

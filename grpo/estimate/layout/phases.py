@@ -154,12 +154,13 @@ def _samples_per_rollout(recipe: OnPolicyRecipe) -> int:
 
 
 def _trained_flops(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths, *, mtp: bool = False) -> float:
-    """Of one forward over an optimizer step's samples; on CPU, a group has its prompt once, unless drafts learn.
+    """Of one forward over an optimizer step's samples; on CPU, a group has its prompt once, unless samples are whole.
 
     mtp: with that of a multi-token prediction which learns.
     """
     samples = recipe.rollout.problems_per_step * recipe.rollout.num_generations * lengths.trained
-    once = layout.gpu.device == "cpu" and recipe.model.mtp != "detached"
+    whole = recipe.model.mtp == "detached" or recipe.model.sequence_balance_coefficient > 0  # as the policy has them
+    once = layout.gpu.device == "cpu" and not whole
     prompt = lengths.prompt / (recipe.rollout.num_generations if once else 1)
     texts = ((1, round(prompt + lengths.completion)),)
     return (forward_flops(layout.shape, texts) + mtp * mtp_flops(layout.shape, texts)) * samples
