@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -151,6 +152,9 @@ def test_runs_in_lockstep_and_ahead_train_on_a_server_that_the_first_starts_and_
                 patch.setattr(start.StartedServers, "close", lambda servers: ended.append(servers))
                 saved = grpo.train(recipe(tiny_v3, lockstep, {"start": 1}, max_staleness=0, max_steps=2))
             assert len(ended) == 1
+            for path in ("/pause?mode=keep", "/init_weight_transfer_engine", "/start_weight_update"):
+                # As a trainer leaves it that dies in an update; the next must not sample before its own.
+                httpx.post(ended[0].urls[0] + path, json={"init_info": {}}, timeout=600).raise_for_status()
             servers = {"urls": ended[0].urls}
             grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=3))
             grpo.train(recipe(tiny_v3, ahead, servers, max_staleness=1, max_steps=6, resume_from_checkpoint=True))
