@@ -1,11 +1,11 @@
 """One GRPO step without generation, TRL and ours: seconds, peak memory, largest gradient difference.
 
-    python benchmarks/trl/update_vs_trl.py [--steps 3] [--max-tokens 8192]
+    python benchmarks/trl/update_vs_trl.py [--steps 3] [--max-tokens 2048] [--trl-batch 16]
 
 Both get the same weights, prompts, completions and rewards, and compute advantages, losses, gradients and an optimizer
 step: 64 samples in groups of 8, lognormal lengths (mean about 165, up to 1,024), a dense Llama with 5.1M parameters,
-float32, `dapo`, beta 0; TRL uses micro-batches of 16 samples. Each side runs in its own process, so peak memory is
-measured separately. The first step's gradients are compared.
+float32, `dapo`, beta 0. Each side runs in its own process, so peak memory is measured separately. The first step's
+gradients are compared. Small micro-batches stay in a CPU's cache; the size is an option of both sides.
 
 The printed floor is 6 x parameters x tokens at the throughput of a float32 matrix product in the same run.
 """
@@ -65,7 +65,7 @@ def make_model(folder: Path) -> None:
     )
 
 
-def run_trl(folder: Path, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+def run_trl(folder: Path, steps: int, batch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -100,8 +100,8 @@ def run_trl(folder: Path, steps: int) -> tuple[list[float], dict[str, torch.Tens
         reward_funcs=[lambda prompts, **_: [rewards[int(p), i % SIZE] for i, p in enumerate(prompts)]],
         args=GRPOConfig(
             output_dir=str(folder / "trl"),
-            per_device_train_batch_size=16,
-            gradient_accumulation_steps=GROUPS * SIZE // 16,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=GROUPS * SIZE // batch,
             num_generations=SIZE,
             max_completion_length=LONGEST,
             max_steps=steps,
@@ -188,9 +188,9 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
     return seconds, first
 
 
-def side(name: str, folder: Path, steps: int, max_tokens: int) -> None:
+def side(name: str, folder: Path, steps: int, micro_batch: int) -> None:
     """Run one side in its own process; writes gradients and measurements into the folder."""
-    seconds, gradients = run_trl(folder, steps) if name == "trl" else run_ours(folder, steps, max_tokens)
+    seconds, gradients = (run_trl if name == "trl" else run_ours)(folder, steps, micro_batch)
     torch.save(gradients, folder / f"{name}.pt")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     (folder / f"{name}.json").write_text(json.dumps({"seconds": seconds, "peak_gib": peak}))
@@ -209,12 +209,13 @@ def matmul_flops_per_second() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--max-tokens", type=int, default=4096, help="our token budget per micro-batch")
+    parser.add_argument("--max-tokens", type=int, default=2048, help="our token budget per micro-batch")
+    parser.add_argument("--trl-batch", type=int, default=16, help="TRL's samples per micro-batch, a divisor of 64")
     parser.add_argument("--side", choices=["trl", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        side(args.side, args.folder, args.steps, args.max_tokens)
+        side(args.side, args.folder, args.steps, args.trl_batch if args.side == "trl" else args.max_tokens)
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -222,6 +223,7 @@ def main() -> None:
         for name in ("ours", "trl"):
             command = [sys.executable, __file__, "--side", name, "--folder", scratch]
             command += ["--steps", str(args.steps), "--max-tokens", str(args.max_tokens)]
+            command += ["--trl-batch", str(args.trl_batch)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         report(folder)
 
