@@ -68,6 +68,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r"torch\.distributed is disabled, unavailable or uninitialized")
     # about options that grpo passes to accelerate
     warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate")
+    # bitsandbytes, which peft imports, about kernels for inference that grpo does not use
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
