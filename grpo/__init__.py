@@ -4,7 +4,7 @@
 
     grpo.train("recipes/r1_zero.yaml", reward_functions=[my_reward], trainer={"max_steps": 5})
 
-    grpo.evaluate(model="runs/r1_zero/checkpoint-36", tasks=["countdown"], template="{prompt} :").tasks
+    grpo.evaluate(model="runs/r1_zero/checkpoint-40", tasks=["countdown"], template="{prompt} :").tasks
 
 Importing this package does not import torch.
 """
