@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, LlamaConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from grpo.estimate.check import check_recipe
 from grpo.estimate.memory import caches_latents, engine_parts, training_parts
@@ -13,6 +15,7 @@ from grpo.estimate.models import Models
 from grpo.estimate.shape import ModelShape, forward_flops, kv_bytes_per_token, measure_shape
 from grpo.estimate.stage import estimate_stage, update_flops
 from grpo.estimate.work import work_of
+from grpo.model.load import CompletionLogProbs
 from grpo.recipe.config import GRPORecipe
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.recipe.loop.lora import LoRAConfig
@@ -20,27 +23,28 @@ from grpo.recipe.section import StageRecipe
 from tests.conftest import tiny_llama_config, tiny_v3_config
 
 RECIPES = Path(__file__).parents[3] / "recipes"
-# One forward and backward in a fresh process: the peak memory above what it held before.
-MEASURE = """
-import ctypes, sys, psutil, torch
-from transformers import AutoModelForCausalLM, AutoConfig
-from grpo.model.load import CompletionLogProbs
-folder, rows, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
-if hasattr(model.config, "n_routed_experts"):
-    model.set_experts_implementation("grouped_mm")
-scorer = CompletionLogProbs(model.train(), 1.0)
-def step(rows, length):
-    ids = torch.randint(0, 256, (rows, length))
-    scorer(ids, torch.arange(length).expand(rows, length), torch.arange(ids.numel()), ids.flatten())[0].sum().backward()
-step(1, 16)
-ctypes.CDLL(None).malloc_trim(0)  # reused free memory would not show in the peak
-before = psutil.Process().memory_info().rss
-open("/proc/self/clear_refs", "w").write("5")  # resets the peak
-step(rows, length)
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(int(peak.split()[1]) * 1024 - before)
-"""
+def measured_peak(folder: Path, rows: int, length: int) -> int:
+    """Bytes of tensors that a forward and a backward hold at most, beyond weights and their gradients.
+
+    Counted at the allocator: a process's resident memory also depends on which freed pages malloc happens to reuse.
+    """
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    if hasattr(model.config, "n_routed_experts"):
+        model.set_experts_implementation("grouped_mm")
+    scorer = CompletionLogProbs(model.train(), 1.0)
+
+    def step(rows: int, length: int) -> None:
+        ids = torch.randint(0, 256, (rows, length))
+        positions = torch.arange(length).expand(rows, length)
+        scorer(ids, positions, torch.arange(ids.numel()), ids.flatten())[0].sum().backward()
+
+    step(1, 16)  # leaves the gradients
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step(rows, length)
+    assert profiled.profiler and profiled.profiler.kineto_results
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
 
 
 def recipe(tmp_path: Path, *overrides: str) -> GRPORecipe:
@@ -107,14 +111,14 @@ def test_parameter_counts_equal_the_real_model_s(config) -> None:
     ids=["v3", "llama"],
 )
 def test_activations_agree_with_a_measured_peak(tmp_path: Path, config, rows: int, length: int) -> None:
+    """With room for what malloc keeps of freed blocks, as in benchmarks/memory/plan_memory.py."""
     config.save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-c", MEASURE, str(tmp_path / "model"), str(rows), str(length)]
-    measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    measured = measured_peak(tmp_path / "model", rows, length)
     tokens = f"trainer.max_tokens_per_micro_batch={rows * length}"
     loaded = recipe(tmp_path, tokens, f"rollout.max_completion_length={length - 32}")
     parts = memory_parts(loaded, measure_shape(config, rows=rows, length=length, width=4))
     estimate = parts["activations"] + parts["attention scores"] + parts["LM head, in chunks"]
-    assert estimate == pytest.approx(measured, rel=0.3)
+    assert measured < estimate < 1.5 * measured
 
 
 def test_memory_parts_follow_the_recipe(tmp_path: Path) -> None:
