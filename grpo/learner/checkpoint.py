@@ -96,11 +96,16 @@ def begin(output_dir: Path, step: int) -> Path:
 
 
 def finish(partial: Path, mark: Mark) -> Path:
-    """Mark the folder as complete and give it its final name."""
+    """Mark the folder as complete and give it its final name; one that has the name is deleted only then."""
     write_mark(partial, mark)
     final = partial.with_suffix("")
-    remove([final])
-    return partial.rename(final)
+    earlier = final.with_suffix(".superseded")
+    if final.exists():
+        remove([earlier])
+        final.rename(earlier)
+    partial.rename(final)
+    remove([earlier])
+    return final
 
 
 def remove(checkpoints: Iterable[Path]) -> None:

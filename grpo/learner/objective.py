@@ -85,7 +85,9 @@ def _mismatch(logprobs: Tensor, batch: MicroBatch) -> dict[str, Metric]:
     return mismatch([logprobs.detach()[fresh].float().cpu().numpy()], [batch.sampling_logprobs[fresh].cpu().numpy()])
 
 
-def select_tokens(samples: Sequence[Sample], algorithm: AlgorithmConfig, *, seed: int) -> list[Sample]:
+def select_tokens(
+    samples: Sequence[Sample], algorithm: AlgorithmConfig, *, seed: int, keep_zero_advantage: bool = False
+) -> list[Sample]:
     """The samples with a gradient, with the tokens that Clip-Cov and KL-Cov hold back. All processes call it.
 
     Statistics are those of each mini-batch over all processes, from the engine's log-probs: the policy's before the
@@ -93,8 +95,8 @@ def select_tokens(samples: Sequence[Sample], algorithm: AlgorithmConfig, *, seed
     micro-batches nor on the number of processes, and nothing is computed twice. The paper takes each update's own
     log-probs: in a rollout's later mini-batches, these do not see the updates in between.
 
-    samples: all with a token weight, those without advantage included. Processes exchange three numbers a mini-batch,
-    and the keys of the tokens that may be selected.
+    samples: all with a token weight, those without advantage included; keep_zero_advantage: these are kept too.
+    Processes exchange three numbers a mini-batch, and the keys of the tokens that may be selected.
     """
     own = [np.stack([s.per_token("sampling_logprobs"), s.per_token("advantages")]) for s in samples]
     totals = np.zeros((algorithm.steps_per_generation, 3))  # tokens, sum of log-probs, sum of advantages
@@ -113,7 +115,8 @@ def select_tokens(samples: Sequence[Sample], algorithm: AlgorithmConfig, *, seed
     return [
         sample
         for sample in attach(samples, selected=chosen)
-        if algorithm.trains_without_advantage
+        if keep_zero_advantage
+        or algorithm.trains_without_advantage
         or np.any(sample.advantages)
         or (algorithm.loss_type == "kl_cov" and np.any(sample.selected))
     ]

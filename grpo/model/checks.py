@@ -3,7 +3,8 @@
 Each check raises a ValueError of one sentence with value, rule and remedy.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -35,18 +36,32 @@ def check_model(
         tokenizer_size: entries of the tokenizer, added tokens included.
         max_model_len: tokens of the longest sequence, prompt and completion together.
     """
-    name = model.config.name_or_path
     check_finite(model)
-    rows = _num_embeddings(model)
-    if tokenizer_size > rows:
-        raise ValueError(
-            f"{name}: the tokenizer has {tokenizer_size} entries and the embedding {rows} rows, so a token would have "
-            "no embedding. Resize the embedding (model.resize_token_embeddings) or use the model's own tokenizer."
-        )
+    check_vocabulary(model, tokenizer_size)
     check_context(model.config, max_model_len)
     check_balance(model, "model", balance_bias_update_speed, sequence_balance_coefficient)
     reached = _check_head(model)
     _freeze_unreached(model, reached)
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer_size: int) -> None:
+    """Raise ValueError unless every token has an embedding."""
+    if tokenizer_size > (rows := _num_embeddings(model)):
+        raise ValueError(
+            f"{model.config.name_or_path}: the tokenizer has {tokenizer_size} entries and the embedding {rows} rows, "
+            "so a token would have no embedding. Resize the embedding (model.resize_token_embeddings) or use the "
+            "model's own tokenizer."
+        )
+
+
+def refuse_not_finite(logs: Mapping[str, Any], step: int) -> None:
+    """Raise NonFiniteError if a row of transformers' trainer has a loss or a gradient that is not finite."""
+    for name in ("loss", "grad_norm"):
+        if name in logs and not math.isfinite(logs[name]):
+            raise NonFiniteError(
+                f"step {step}: {name} is {logs[name]}. Lower trainer.learning_rate, or resume from a checkpoint "
+                "before it."
+            )
 
 
 def _num_embeddings(model: PreTrainedModel) -> int:

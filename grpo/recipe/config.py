@@ -312,9 +312,7 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     model = recipe.model
     yield from quantization_conflicts(model.quantization, model.lora, sharding=trainer.sharding)
     if model.lora is not None:
-        yield from lora_conflicts(
-            model.lora, model.disable_dropout, model.balance_bias_update_speed, beta=algorithm.beta
-        )
+        yield from lora_conflicts(model.lora, model.balance_bias_update_speed, beta=algorithm.beta)
     yield from mixture_conflicts(recipe.data.mixture, trainer.max_steps, evaluation.tasks, evaluation.data)
     if rollout.dynamic_sampling:
         first_steps = {source.name: source.first_step(trainer.max_steps) for source in recipe.data.mixture}

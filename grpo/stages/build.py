@@ -1,11 +1,15 @@
 """From a recipe to the parts of a run. What each part needs of the recipe is said here and nowhere else."""
 
+import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.distributed.device_mesh import DeviceMesh
@@ -72,7 +76,15 @@ class Parts:
 
 def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Parts:
     """Build a run's parts, cheap and fallible ones first: a wrong dataset or reward is found before a model loads."""
-    accelerator = parts.accelerator(recipe.model, offloads=recipe.trainer.offload_params)
+    with ExitStack() as started:
+        built = _build(recipe, reward_functions, started)
+        started.pop_all()  # from now on `Parts.close` ends them
+    return built
+
+
+def _build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]] | None, started: ExitStack) -> Parts:
+    """started: takes what has to be ended if a later part is refused."""
+    accelerator = parts.accelerator(recipe.model)
     mesh = process_mesh(recipe.trainer, accelerator)
     set_seed(recipe.trainer.seed)
     checkpoint = checkpoints.find_checkpoint(recipe.output_dir, recipe.trainer.resume_from_checkpoint)
@@ -82,6 +94,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     refuse_fp8(recipe.model.model_name_or_path, recipe.model.revision, recipe.model.trust_remote_code)
     problems = _problems(recipe, tokenizer, accelerator)
     rewards = _rewards(recipe, reward_functions)
+    started.callback(rewards.close)
     ends = end_token_ids(recipe.model.model_name_or_path, tokenizer, recipe.model.revision)
     rewards.decode = lambda ids: completion_texts(tokenizer, ends, [ids])[0]
     if with_spans := rewards.with_spans:
@@ -108,6 +121,7 @@ def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]]
     if checkpoint:
         restore(accelerator, policy, checkpoint / checkpoints.STATE)
     engine: Any = _engine(recipe, accelerator)  # also a Publisher, and a Sleeper if it is to sleep
+    started.callback(engine.close)
     verify_engine(
         policy,
         engine,
@@ -285,14 +299,25 @@ def _reference(
 def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
     """The engine that `rollout.engine` names, with the precision that the trainer computes in."""
     rollout = recipe.rollout
-    return parts.engine(
-        rollout.engine,
-        rollout,
-        recipe.model,
-        max_model_len=recipe.max_model_len,
-        device=accelerator.device,
-        servers=rollout.servers,
-        sleep_level=rollout.sleep_level,
-        return_routes=recipe.policy_gradient.routing_replay == "R3",
-        return_kept=recipe.policy_gradient.sampling_mask,
-    )
+    with _same_random_numbers():
+        return parts.engine(
+            rollout.engine,
+            rollout,
+            recipe.model,
+            max_model_len=recipe.max_model_len,
+            device=accelerator.device,
+            servers=rollout.servers,
+            sleep_level=rollout.sleep_level,
+            return_routes=recipe.policy_gradient.routing_replay == "R3",
+            return_kept=recipe.policy_gradient.sampling_mask,
+        )
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Around vLLM's start, which seeds all generators: the run's seed, or its checkpoint, has set them."""
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        yield
+    random.setstate(python)
+    np.random.set_state(arrays)

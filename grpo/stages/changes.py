@@ -29,6 +29,7 @@ FREE = (
     "rollout.max_model_len",
     "rollout.gpu_memory_utilization",
     "rollout.kv_cache_gib",
+    "rollout.sleep_level",
     "evaluation.eval_steps",
     "output",
     "report",

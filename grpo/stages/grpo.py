@@ -176,7 +176,8 @@ class Trainer:
         keep = algorithm.trains_without_advantage or algorithm.selects_tokens or balanced
         samples = assemble(groups, local, keep_zero_advantage=keep)
         if algorithm.selects_tokens:
-            samples = select_tokens(samples, algorithm, seed=self.recipe.trainer.seed + self.step)
+            seed = self.recipe.trainer.seed + self.step
+            samples = select_tokens(samples, algorithm, seed=seed, keep_zero_advantage=balanced)
         if self.recipe.rollout.max_staleness:
             samples = attach(samples, staleness=[self.step - np.asarray(sample.policy_version) for sample in samples])
         self.parts.policy.check_routes(samples)

@@ -11,13 +11,11 @@ from accelerate.utils import (
     AutocastKwargs,
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
     gather_object,
     patch_environment,
 )
 from rich.console import Console
 from rich.progress import track
-from torch import cuda
 from torch import device as Device
 
 from grpo.evaluation.training import HeldOut
@@ -48,10 +46,10 @@ def refusals() -> Iterator[None]:
         raise RefusedError(str(error)) from error
 
 
-def accelerator(model: ModelConfig, *, offloads: bool = False) -> Accelerator:
+def accelerator(model: ModelConfig) -> Accelerator:
     """accelerate in the model's precision; one backward is one backward, whatever the environment says.
 
-    offloads: weights and gradients are in host memory, so that processes with GPUs need gloo beside NCCL.
+    Its process group is the one that grpo/stages/run_folder.py has started.
     """
     precision = "bf16" if model.dtype == "bfloat16" else "no"
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -63,8 +61,6 @@ def accelerator(model: ModelConfig, *, offloads: bool = False) -> Accelerator:
     AcceleratorState._reset_state()  # that of an earlier run in this process, maybe of another precision
     # Its cache would keep a copy of every layer's weights through the whole forward, which undoes sharding.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), AutocastKwargs(cache_enabled=False)]
-    if offloads and cuda.is_available():
-        handlers.append(InitProcessGroupKwargs(backend="cuda:nccl,cpu:gloo"))
     with patch_environment(ACCELERATE_USE_FSDP="false"):  # sharding is ours, see grpo/stages/mesh.py
         return Accelerator(
             mixed_precision=precision,

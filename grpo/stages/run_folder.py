@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from torch import cuda
 
 from grpo.learner import checkpoint as checkpoints
 from grpo.recipe.config import OnPolicyRecipe
@@ -46,7 +48,7 @@ def claimed(recipe: StageRecipe) -> Iterator[Claim]:
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1:
-        _connect(launched)
+        _connect(launched, offloads=isinstance(recipe, OnPolicyRecipe) and recipe.trainer.offload_params)
     held: int | None = None
     answer: list[Any] = [None]
     if os.environ.get("RANK", "0") == "0":
@@ -157,9 +159,17 @@ def _is_evaluated(recipe: OnPolicyRecipe, checkpoint: Path, step: int) -> bool:
     return not rows or not wanted or any(is_evaluation(row) and row["step"] == step for row in rows)
 
 
-def _connect(launched: int) -> None:
-    """Start the process group, on CPU if `accelerate launch --cpu` says so, as Accelerator would."""
-    found = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes
+def _connect(launched: int, *, offloads: bool) -> None:
+    """Start the process group, on CPU if `accelerate launch --cpu` says so, as Accelerator would; it takes this one.
+
+    offloads: weights and gradients are in host memory, so that processes with GPUs need gloo beside NCCL.
+
+    Processes wait for each other as long as it takes: for servers to start, for the longest completion, for a save. The
+    launcher ends the others when one dies.
+    """
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    both = {"backend": "cuda:nccl,cpu:gloo"} if offloads and cuda.is_available() and not on_cpu else {}
+    found = PartialState(cpu=on_cpu, timeout=timedelta(days=30), **both).num_processes
     if found != launched:
         raise RecipeError(
             f"{launched} processes were launched, but accelerate would run each of them on its own (it found no GPU "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
+from grpo.launch import signals
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.restore import store
 from grpo.model.checks import check_finite
@@ -54,6 +55,8 @@ def keeping_newest_on_failure(parts: Parts) -> Iterator[None]:
     """If the block raises, exempt the newest checkpoint from rotation by the runs that continue from it."""
     try:
         yield
+    except signals.Stopped:  # an end, not a failure
+        raise
     except Exception as error:
         if parts.accelerator.is_main_process:
             checkpoints.keep_newest(

@@ -11,7 +11,7 @@ from typing import Any
 
 from rollout.data.columns import Reason
 from rollout.data.sources import Source
-from rollout.data.stream import ProblemStream
+from rollout.data.stream import ProblemStream, refuse_ahead
 from rollout.types import Problem, Prompt
 
 
@@ -86,6 +86,7 @@ class MixedStream:
         return {"taken": self._taken, "streams": streams}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        refuse_ahead(state)
         self._taken = state["taken"]
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])

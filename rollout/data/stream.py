@@ -120,6 +120,7 @@ class ProblemStream:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        refuse_ahead(state)
         self._position, self.dropped = state["position"], Counter(state["dropped"])
         if self.curriculum is not None:
             self._again = list(state.get("again", ()))
@@ -157,6 +158,16 @@ class ProblemStream:
                 del self._orders[min(self._orders)]
             self._orders[epoch] = _shuffled(self.source.size, f"{self.seed}/{epoch}")
         return self._orders[epoch][place]
+
+
+def refuse_ahead(state: Mapping[str, Any]) -> None:
+    """A stream that goes on from its position alone would take again what was trained on beyond it."""
+    if trained := state.get("trained"):
+        raise ValueError(
+            f"rollout.max_staleness=0: the checkpoint is of a run ahead of the update, which had trained on "
+            f"{len(trained)} problems after the first one that it had not, and lockstep would train on them again. "
+            "Resume with max_staleness of 1 or more."
+        )
 
 
 def row_of(source: Source, index: int) -> Problem | UnusableRowError:

@@ -91,10 +91,7 @@ class ServerEngine:
             "top_p": sampling.top_p,
             "seed": request_seed(sampling, prompt),
             "stop": list(sampling.stop) or None,
-            # Extensions of vLLM and SGLang, sent only if needed: other servers reject unknown fields.
-            **({"top_k": sampling.top_k} if sampling.top_k else {}),
-            **({"min_p": sampling.min_p} if sampling.min_p else {}),
-            **({"return_token_ids": True, "skip_special_tokens": False} if self._is_vllm else {}),
+            **self._extensions(sampling),
         }
         for choice in self._request("POST", "/completions", body)["choices"]:
             text, ids = choice["text"], choice.get("token_ids")
@@ -102,6 +99,12 @@ class ServerEngine:
                 ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
             else:
                 text = completion_texts(self._tokenizer, self._end_ids, [ids])[0]
+                if choice["finish_reason"] == "length" and len(ids) < budget:
+                    raise ValueError(
+                        f"{self._url} ended a completion after {len(ids)} tokens, and {budget} were asked for: the "
+                        "max_new_tokens of the model's generation_config.json. Start vllm serve with "
+                        "--generation-config vllm."
+                    )
             completions.append(
                 Completion(
                     token_ids=ids,
@@ -114,6 +117,14 @@ class ServerEngine:
         completions *= sampling.num_generations // count
         return prompt.group(completions)
 
+    def _extensions(self, sampling: Sampling) -> dict[str, Any]:
+        """Extensions of the API. Servers other than vLLM get only what is needed: some reject unknown fields."""
+        if not self._is_vllm:
+            return {name: value for name in ("top_k", "min_p") if (value := getattr(sampling, name))}
+        # What is not said, vllm serve takes from the model's generation_config.json.
+        limits = {"top_k": sampling.top_k, "min_p": sampling.min_p, "repetition_penalty": 1.0}
+        return {**limits, "return_token_ids": True, "skip_special_tokens": False}
+
     def close(self) -> None:
         """Close the connections."""
         self._threads.shutdown(cancel_futures=True)
@@ -123,6 +134,13 @@ class ServerEngine:
         models = self._request("GET", "/models")["data"]
         self._is_vllm = any(model.get("owned_by") == "vllm" for model in models)
         served = [model["id"] for model in models]
+        for model in models:
+            if (context := model.get("max_model_len", self._max_model_len)) < self._max_model_len:
+                raise ValueError(
+                    f"{self._url} was started with a context of {context} tokens, and prompt and completion may have "
+                    f"{self._max_model_len} here. Start it with --max-model-len {self._max_model_len}, or allow "
+                    "shorter completions."
+                )
         if name in served:
             return name
         if len(served) != 1:

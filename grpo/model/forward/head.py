@@ -35,8 +35,16 @@ class Kept:
         return logits.masked_fill_(left_out, LEFT_OUT)
 
 
-def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias).float()
+def computing_dtype(hidden: Tensor) -> torch.dtype:
+    """What a head computes in here: under autocast, which is on in a forward and off in its backward, autocast's."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor:
+    """Logits computed in `dtype`, in float32."""
+    bias = None if bias is None else bias.to(dtype)
+    logits = torch.nn.functional.linear(hidden.to(dtype), weight.to(dtype), bias).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
@@ -53,12 +61,12 @@ class _TokenLogProbs(torch.autograd.Function):
         train_entropy: bool,
         kept: Kept | None,
     ) -> tuple[Tensor, Tensor]:
-        bias = None if bias is None else bias.to(hidden.dtype)
+        dtype = computing_dtype(hidden)
         normaliser = hidden.new_empty(len(targets), dtype=torch.float32)
         logprobs, entropy = torch.empty_like(normaliser), torch.empty_like(normaliser)
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            logits = head_logits(hidden[part], weight, bias, temperature)
+            logits = head_logits(hidden[part], weight, bias, temperature, dtype)
             if kept is not None:
                 kept.apply_(logits, start)
             normaliser[part] = logits.logsumexp(-1)
@@ -66,7 +74,7 @@ class _TokenLogProbs(torch.autograd.Function):
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0]
             entropy[part] = -torch.linalg.vecdot(logits.exp(), logits)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy if train_entropy else None)
-        ctx.temperature, ctx.chunk, ctx.kept = temperature, chunk, kept
+        ctx.temperature, ctx.chunk, ctx.kept, ctx.dtype = temperature, chunk, kept, dtype
         if not train_entropy:
             ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -82,7 +90,8 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             # d log p(target) / d logits = onehot(target) - p,   d entropy / d logits = -p (log p + entropy)
-            log_p = head_logits(hidden[part], weight, bias, ctx.temperature)
+            # In the forward's precision: less its normaliser, other logits would not be log-probs.
+            log_p = head_logits(hidden[part], weight, bias, ctx.temperature, ctx.dtype)
             if ctx.kept is not None:
                 ctx.kept.apply_(log_p, start)
             log_p.sub_(normaliser[part, None])
@@ -94,8 +103,8 @@ class _TokenLogProbs(torch.autograd.Function):
             scaled.scatter_add_(1, targets[part, None], upstream[part, None])
             if grad_bias is not None:
                 grad_bias += scaled.sum(0)
-            scaled = scaled.to(hidden.dtype)
-            grad_hidden[part] = scaled @ weight.to(hidden.dtype)
+            scaled = scaled.to(ctx.dtype)
+            grad_hidden[part] = scaled @ weight.to(ctx.dtype)
             if grad_weight is not None:
                 grad_weight.addmm_(scaled.T.float(), hidden[part].float())
         if grad_weight is not None:

@@ -20,7 +20,7 @@ from transformers import DeepseekV3ForCausalLM as Trunk
 from transformers.masking_utils import create_causal_mask
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
 
-from grpo.model.forward.head import CHUNK_ELEMENTS, head_logits, token_logprobs
+from grpo.model.forward.head import CHUNK_ELEMENTS, computing_dtype, head_logits, token_logprobs
 from grpo.model.forward.packed import Segments, segments_for
 
 SHARED = ("embed_tokens.weight", "shared_head.head.weight")  # the trunk's own, repeated in published files
@@ -219,7 +219,8 @@ def acceptance(hidden: Tensor, drafts: Tensor, weight: Tensor, temperature: floa
     greedy, sampled = [], []
     chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**27) // (2 * weight.shape[0]))  # two logits at once
     for ours, theirs in zip(hidden.split(chunk), drafts.split(chunk), strict=True):
-        p, q = (head_logits(one, weight, None, temperature).softmax(-1) for one in (ours, theirs))
+        dtype = computing_dtype(ours)
+        p, q = (head_logits(one, weight, None, temperature, dtype).softmax(-1) for one in (ours, theirs))
         greedy.append((p.argmax(-1) == q.argmax(-1)).float())
         sampled.append(torch.minimum(p, q).sum(-1))
     return torch.cat(greedy), torch.cat(sampled)

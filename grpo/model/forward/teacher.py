@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.distillation import divergence, divergence_gradient_
-from grpo.model.forward.head import CHUNK_ELEMENTS, head_logits
+from grpo.model.forward.head import CHUNK_ELEMENTS, computing_dtype, head_logits
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -60,9 +60,10 @@ class _Head:
     weight: Tensor
     bias: Tensor | None
     temperature: float
+    dtype: torch.dtype  # that it computes in
 
     def logits(self, part: slice) -> Tensor:
-        return head_logits(self.hidden[part], self.weight, self.bias, self.temperature)
+        return head_logits(self.hidden[part], self.weight, self.bias, self.temperature, self.dtype)
 
 
 class _TokenDivergence(torch.autograd.Function):
@@ -77,9 +78,9 @@ class _TokenDivergence(torch.autograd.Function):
         target: Target,
         chunk: int,
     ) -> tuple[Tensor, ...]:
-        bias = None if bias is None else bias.to(hidden.dtype)
-        student = _Head(hidden, weight, bias, temperature)
-        teacher = _Head(target.hidden, *target.head.on(hidden.device), target.head.temperature)
+        dtype = computing_dtype(hidden)
+        student = _Head(hidden, weight, bias, temperature, dtype)
+        teacher = _Head(target.hidden, *target.head.on(hidden.device), target.head.temperature, dtype)
         shared = min(len(student.weight), len(teacher.weight))
         results = hidden.new_empty(4, len(targets), dtype=torch.float32)
         distance, logprobs, entropy, teacher_logprobs = results
@@ -99,16 +100,16 @@ class _TokenDivergence(torch.autograd.Function):
             distance[part] = divergence(log_p, log_q, target.beta)
         ctx.save_for_backward(hidden, weight, bias, target.hidden, normalisers)
         ctx.head, ctx.beta, ctx.shared = target.head, target.beta, shared
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, dtype
         ctx.mark_non_differentiable(logprobs, entropy, teacher_logprobs)
         return distance, logprobs, entropy, teacher_logprobs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, teacher_hidden, normalisers = ctx.saved_tensors
-        student = _Head(hidden, weight, bias, ctx.temperature)
+        student = _Head(hidden, weight, bias, ctx.temperature, ctx.dtype)
         head: TeacherHead = ctx.head
-        teacher = _Head(teacher_hidden, *head.on(hidden.device), head.temperature)
+        teacher = _Head(teacher_hidden, *head.on(hidden.device), head.temperature, ctx.dtype)
         upstream = gradients[0] / ctx.temperature
         grad_hidden = torch.empty_like(hidden)
         # A frozen head, as under adapters, needs none.
@@ -122,8 +123,8 @@ class _TokenDivergence(torch.autograd.Function):
             scaled = divergence_gradient_(log_p, log_q, ctx.beta).mul_(upstream[part, None])
             if grad_bias is not None:
                 grad_bias[rows] += scaled.sum(0)
-            scaled = scaled.to(hidden.dtype)
-            grad_hidden[part] = scaled @ weight[rows].to(hidden.dtype)
+            scaled = scaled.to(ctx.dtype)
+            grad_hidden[part] = scaled @ weight[rows].to(ctx.dtype)
             if grad_weight is not None:
                 grad_weight[rows].addmm_(scaled.T.float(), hidden[part].float())
         if grad_weight is not None:

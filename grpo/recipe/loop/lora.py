@@ -15,7 +15,7 @@ class LoRAConfig(Section):
 
     r: PositiveInt = 16  # rank
     lora_alpha: PositiveFloat = 32  # the update is scaled by lora_alpha / r
-    lora_dropout: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
+    lora_dropout: NonNegativeFloat = 0.0  # only 0
     target_modules: str | Names = "all-linear"  # ends of module names, a regular expression, or "all-linear"
     target_parameters: Names = []  # ends of parameter names: experts are 3-D parameters in transformers 5
     exclude_modules: str | Names = []
@@ -30,11 +30,15 @@ class LoRAConfig(Section):
     def _peft_can(self) -> Self:
         if not self.target_modules and not self.target_parameters:
             raise ValueError("nothing is adapted: set target_modules or target_parameters.")
-        if self.target_parameters and (self.use_dora or self.lora_dropout):
+        if self.lora_dropout:
             raise ValueError(
-                f"target_parameters={self.target_parameters} with use_dora={self.use_dora} and "
-                f"lora_dropout={self.lora_dropout}: peft has neither DoRA nor dropout for parameters. Set "
-                "use_dora=false and lora_dropout=0, or leave target_parameters empty."
+                f"lora_dropout={self.lora_dropout}: engines sample without dropout, and a ratio of two log-probs would "
+                "be that of two random masks. Set lora_dropout=0."
+            )
+        if self.target_parameters and self.use_dora:
+            raise ValueError(
+                f"target_parameters={self.target_parameters} with use_dora=true: peft has no DoRA for parameters. Set "
+                "use_dora=false, or leave target_parameters empty."
             )
         return self
 
@@ -64,19 +68,12 @@ def quantization_conflicts(quantization: str | None, lora: LoRAConfig | None, *,
         )
 
 
-def lora_conflicts(
-    lora: LoRAConfig, disable_dropout: bool, balance_bias_update_speed: float, *, beta: float
-) -> Iterator[str]:
+def lora_conflicts(lora: LoRAConfig, balance_bias_update_speed: float, *, beta: float) -> Iterator[str]:
     """What the rest of a recipe must not say with adapters."""
     if balance_bias_update_speed:
         yield (
             f"model.balance_bias_update_speed={balance_bias_update_speed} with model.lora: the balance bias belongs to "
             "the base, and adapters are saved without it. Set it to 0."
-        )
-    if lora.lora_dropout and disable_dropout:
-        yield (
-            f"model.lora.lora_dropout={lora.lora_dropout} with model.disable_dropout=true: dropout would be off. "
-            "Set lora_dropout=0, or model.disable_dropout=false."
         )
     if lora.bias != "none" and beta:
         yield (

@@ -1,6 +1,7 @@
 """A run's teachers: refused if they cannot judge the student, chosen by a column of the data, asked one at a time."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -38,7 +39,8 @@ class Teachers:
         self.divergence = recipe.algorithm.divergence
         self.teachers: dict[str, Teacher] = {}
         for name, config in recipe.teachers.items():
-            source = {"model_name_or_path": config.model_name_or_path, "revision": config.revision}
+            source: dict[str, Any] = {"model_name_or_path": config.model_name_or_path, "revision": config.revision}
+            source["quantization"] = None  # that is the student's
             model = load_model(recipe.model.model_copy(update=source), mesh=mesh)
             check_model(
                 model,

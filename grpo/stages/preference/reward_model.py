@@ -7,7 +7,7 @@ that what is scored is what was trained. A MoE's balance bias is a buffer and st
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from transformers import (
 
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.savable import check_saving
+from grpo.model.checks import check_finite, check_vocabulary, refuse_not_finite
 from grpo.model.load import disable_dropout
 from grpo.model.moe import moe_layers
 from grpo.recipe.errors import RefusedError
@@ -35,7 +36,7 @@ from rewards.models.reward_input import RewardInput
 from rewards.text import Text, completion_text
 from rollout.data.dataset import DatasetSource
 from rollout.data.prompts import R1_ZERO
-from rollout.engines.base import load_tokenizer
+from rollout.engines.base import check_context, load_tokenizer
 from rollout.types import Problem
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
     """Train, and write a folder that AutoModelForSequenceClassification and the reward `reward_model` open.
 
     Raises:
-        RefusedError: the pairs lack a column, none is short enough, or the batch cannot be shared among the processes.
+        RefusedError: the pairs lack a column, none is short enough, the model has no room for one, or the batch cannot
+            be shared among the processes.
+        NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     from trl.trainer.reward_trainer import RewardTrainer
 
@@ -72,6 +75,9 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
     set_seed(recipe.trainer.seed)  # the new head's weights
     with refusals():
         model = _load(recipe, tokenizer, shown, checkpoint)
+        check_finite(model)
+        check_vocabulary(model, len(tokenizer))
+        check_context(model.config, max(len(ids) for pair in pairs.rows for ids in (pair.chosen, pair.rejected)))
         check_saving(model, tokenizer, output, copies=4)
     if state.is_main_process:
         cut_after(output / METRICS_FILE, checkpoints.step_of(checkpoint) if checkpoint else -1)
@@ -87,6 +93,7 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if held_out:
         trainer.evaluate()
+    check_finite(model)
     trainer.save_model(str(output))
     return output
 
@@ -130,8 +137,8 @@ def load_pairs(data: PreferenceData, tokenizer: PreTrainedTokenizerBase, shown: 
             f"rejected. It has: {', '.join(source.column_names)}. Map it: data.columns: {{{missing[0]}: …}}."
         )
     prompts: list[Text] = [problem.prompt for problem in problems]
-    # Not cut: a pair that is too long is dropped, as TRL does.
-    whole = RewardInput(template=shown.template, summary_only=shown.summary_only, special_tokens=True)
+    # Not cut, at the tokenizer's own limit neither: a pair that is too long is dropped, as TRL does.
+    whole = replace(shown, max_length=2**31 - 1)
     chosen, rejected = (
         whole.token_ids(tokenizer, prompts, [_answer(problem, name) for problem in problems])
         for name in ("chosen", "rejected")
@@ -232,6 +239,7 @@ def _arguments(recipe: RewardModelRecipe, num_processes: int, *, evaluate: bool,
         save_strategy="steps" if settings.save_steps else "no",
         save_steps=settings.save_steps or 1,
         report_to="none",
+        logging_nan_inf_filter=False,  # it would show an earlier loss in place of one that is not finite
         disable_tqdm=True,
     )
 
@@ -246,6 +254,7 @@ class _Records(TrainerCallback):
         self.output = output
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        refuse_not_finite(logs, state.global_step)
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         timing = ("_runtime", "_per_second")

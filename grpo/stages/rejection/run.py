@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.table import Table
-from torch import distributed
 
 from grpo.evaluation.config import EvalModelConfig
 from grpo.evaluation.engines import fingerprint
@@ -50,17 +48,15 @@ def run_rejection(recipe: RejectionRecipe) -> Path:
 
 
 def _by_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
-    """The main process works, the others wait, much longer than for a usual message; all raise its RunError."""
-    several = accelerator.num_processes > 1
-    patient: Any = distributed.new_group(backend="gloo", timeout=timedelta(days=30)) if several else None
+    """The main process works, the others wait; all raise its RunError."""
     answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:
             work()
         except RunError as error:
             answer = [error]
-    if several:
-        distributed.broadcast_object_list(answer, src=0, group=patient)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(answer)
     if answer[0] is not None:
         raise answer[0]
 

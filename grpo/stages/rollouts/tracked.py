@@ -83,5 +83,5 @@ class TrackedStream:
         return {**state, "trained": sorted(self._before.union(*self._trained.values()))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._stream.load_state_dict(state)
+        self._stream.load_state_dict({name: value for name, value in state.items() if name != "trained"})
         self._forget(state.get("trained", ()))

@@ -1,7 +1,6 @@
 """What an SFT run shows and keeps while it trains: lines of progress, metrics.jsonl, complete checkpoints."""
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from grpo.learner import checkpoint as checkpoints
+from grpo.model.checks import refuse_not_finite
 from grpo.model.moe import load_metrics
-from grpo.recipe.errors import NonFiniteError
 from grpo.report.records import METRICS_FILE, cut_after, read_rows
 from grpo.stages.run_folder import run_id
 from grpo.stages.supervised.balanced import BalancedTrainer
@@ -44,8 +43,8 @@ class Progress(TrainerCallback):
             self.loads = loads if self.loads is None else self.loads + loads
 
     def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_kwargs: Any) -> None:
-        """The last step is always logged."""
-        control.should_log |= state.global_step >= state.max_steps
+        """The last step and every saved one are logged: a resumed run counts tokens from the last row on."""
+        control.should_log |= control.should_save or state.global_step >= state.max_steps
 
     def on_log(
         self, _args: Any, state: TrainerState, _control: Any, logs: dict[str, Any] | None = None, **_kwargs: Any
@@ -53,12 +52,7 @@ class Progress(TrainerCallback):
         """A row of metrics.jsonl: means since the last row."""
         if not logs or "loss" not in logs:  # the summary after training
             return
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs[name]):
-                raise NonFiniteError(
-                    f"step {state.global_step}: {name} is {logs[name]}. Lower trainer.learning_rate, or "
-                    "resume from a checkpoint before it."
-                )
+        refuse_not_finite(logs, state.global_step)
         if not state.is_world_process_zero:
             return
         now, tokens = time.perf_counter(), self.earlier_tokens + int(logs["num_tokens"])

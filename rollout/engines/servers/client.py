@@ -61,6 +61,11 @@ class Server:
             await self.resume(label)
         return True
 
+    async def max_model_len(self) -> int:
+        """The context length that it was started with, in tokens."""
+        models = await self._ask("GET", "/v1/models", None, self._settings.health_timeout)
+        return models["data"][0]["max_model_len"]  # of all names it serves the one model under
+
     async def world_size(self) -> int:
         """Processes that hold the model."""
         return (await self._ask("GET", "/get_world_size", None, self._settings.health_timeout))["world_size"]

@@ -117,13 +117,20 @@ class ServersEngine:
         self._watch: asyncio.Task[None] | None = None  # over the servers, from the first `submit` on
 
     async def _check_servers(self) -> None:
-        """All servers must be there at the start, and have been started for training."""
+        """All servers must be there at the start, have been started for training, and have room for a whole sample."""
         for server in self._pool.servers:
             try:
                 await server.check_health()
                 await server.weight_version()
+                context = await server.max_model_len()
             except ServerLostError as error:
                 raise ValueError(f"{error}. Check rollout.servers and that the server is up.") from error
+            if context < self._max_model_len:  # it would cut completions, and call that their length limit
+                raise ValueError(
+                    f"{server.url} was started with --max-model-len {context}, and prompt and completion may have "
+                    f"{self._max_model_len} tokens together. Start it with at least that, or lower "
+                    "rollout.max_completion_length."
+                )
 
     # -- generation
 
@@ -249,6 +256,8 @@ class ServersEngine:
             EngineLostError: no server has taken them, or they could not be written.
         """
         label = f"{self._run_id}/{policy_version}"
+        # From now on nobody takes back a server with earlier weights: it may be in the middle of taking these.
+        self._pool.label = label
         if isinstance(self._transfer, NCCLTransfer):
             self._publish_nccl(self._transfer, weights, label)
         else:
@@ -257,9 +266,11 @@ class ServersEngine:
                 written.set_result(self._transfer.write(weights))
             except EngineLostError as error:  # in the main process, while the others wait for it below
                 written.set_exception(error)
-            self._on_main(lambda: self._run(self._load(written.result(), label)))
-            self._transfer.delete(written.result())
-        self._policy_version, self._label, self._pool.label = policy_version, label, label
+            try:
+                self._on_main(lambda: self._run(self._load(written.result(), label)))
+            finally:
+                self._transfer.clear()
+        self._policy_version, self._label = policy_version, label
         self._pool.remeasure()
 
     async def _load(self, files: Sequence[tuple[Path, int]], label: str) -> None:
@@ -273,9 +284,7 @@ class ServersEngine:
                 self._pool.leave_out(server, str(error))
             self._pool.look_after(server)
 
-        await asyncio.gather(*map(load, self._pool.servers))
-        if not self._pool.alive:
-            raise EngineLostError(self._pool.obituary())
+        await self._pool.insist(load)
 
     def _publish_nccl(self, transfer: NCCLTransfer, weights: Iterable[tuple[str, torch.Tensor]], label: str) -> None:
         alive = self._pool.alive
@@ -283,8 +292,8 @@ class ServersEngine:
         async def each(work: Iterable[Coroutine[Any, Any, None]]) -> None:
             await asyncio.gather(*work)
 
-        self._on_main(lambda: self._run(each(server.pause() for server in alive)))
         try:
+            self._on_main(lambda: self._run(each(server.pause() for server in alive)))
             transfer.send(weights, alive, label)
             self._on_main(lambda: self._run(each(server.resume(label) for server in alive)))
         except ServerLostError as error:
@@ -334,6 +343,9 @@ class _Discard(FileTransfer):
         for _ in weights:
             pass
         return []
+
+    def clear(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

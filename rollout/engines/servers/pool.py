@@ -8,6 +8,7 @@ weights; one that has missed an update gets them with the next.
 
 import asyncio
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -123,6 +124,20 @@ class Pool:
             print(f"server {server.url} takes part again", file=sys.stderr, flush=True)
         async with self._changed:
             self._changed.notify_all()
+
+    async def insist(self, work: Callable[[Server], Awaitable[None]]) -> None:
+        """Do `work` on all servers, and again on all while none is left.
+
+        Raises:
+            EngineLostError: no server is left, for longer than settings.patience.
+        """
+        deadline = time.monotonic() + self._settings.patience
+        await asyncio.gather(*map(work, self.servers))
+        while not self.alive:
+            if time.monotonic() > deadline:
+                raise EngineLostError(self.obituary())
+            await asyncio.sleep(PROBE_INTERVAL)
+            await asyncio.gather(*map(work, self.servers))
 
     async def watch(self) -> None:
         """Look at every server until cancelled: leave out those that hang, take back those that have returned."""

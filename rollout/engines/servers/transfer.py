@@ -60,9 +60,9 @@ class FileTransfer:
             ) from error
         return files
 
-    def delete(self, files: Sequence[tuple[Path, int]]) -> None:
+    def clear(self) -> None:
         """Free the memory or disk space."""
-        for path, _ in files:
+        for path in self._folder.glob("*.safetensors"):
             path.unlink()
 
     def close(self) -> None:

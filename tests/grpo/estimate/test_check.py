@@ -23,6 +23,8 @@ from grpo.recipe.section import StageRecipe
 from tests.conftest import tiny_llama_config, tiny_v3_config
 
 RECIPES = Path(__file__).parents[3] / "recipes"
+
+
 def measured_peak(folder: Path, rows: int, length: int) -> int:
     """Bytes of tensors that a forward and a backward hold at most, beyond weights and their gradients.
 

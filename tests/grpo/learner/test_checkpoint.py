@@ -101,6 +101,20 @@ def test_half_deleted_checkpoint_does_not_count(tmp_path: Path, monkeypatch: pyt
     assert names(tmp_path) == ["checkpoint-10"]
 
 
+def test_a_step_that_is_saved_again_is_complete_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a signal came in the last step: the earlier folder goes only when the new one has its name."""
+    write(tmp_path, 10)
+    seen = []
+    delete = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (seen.append(names(tmp_path)), delete(path)))
+    write(tmp_path, 10, score=0.5)
+    assert seen == [["checkpoint-10"]]
+    assert read_mark(tmp_path / "checkpoint-10").score == 0.5
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
 def test_step_comes_from_inside_the_folder(tmp_path: Path) -> None:
     copied = tmp_path / "copied-folder"
     shutil.copytree(write(tmp_path, 20), copied)

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from grpo.learner.policy import Policy
 from grpo.recipe.load import RecipeError
 from grpo.report.lock import LOCK_FILE
 from grpo.report.records import deterministic
+from grpo.stages import run_folder
 from grpo.stages.run_folder import is_used
 
 
@@ -223,6 +226,27 @@ def test_all_processes_agree_on_the_folder_and_on_errors(base: Path, tmp_path: P
     refused = launch("trainer.max_steps=2", "trainer.seed=7", "trainer.resume_from_checkpoint=true")
     assert refused.returncode != 0
     assert refused.stderr.count("trainer.seed: was 42, now 7") == 1
+
+
+def test_processes_wait_for_each_other_and_host_memory_has_a_backend_beside_nccl(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL gives up after ten minutes by default, less than a long rollout or a large save."""
+    asked: list[dict[str, Any]] = []
+
+    def state(**keywords: Any) -> SimpleNamespace:
+        asked.append(keywords)
+        return SimpleNamespace(num_processes=2)
+
+    monkeypatch.setattr(run_folder, "PartialState", state)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for offloads in (False, True):
+        run_folder._connect(2, offloads=offloads)
+    month = timedelta(days=30)
+    assert asked == [
+        {"cpu": False, "timeout": month},
+        {"cpu": False, "timeout": month, "backend": "cuda:nccl,cpu:gloo"},
+    ]
 
 
 def test_pretraining_has_the_same_protection(base: Path, tiny_llama: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import signal
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 import yaml
 
 import grpo
+from grpo.launch import signals
 from grpo.learner.checkpoint import list_checkpoints, read_mark
 from grpo.learner.policy import Policy
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.recipe.record import import_path
+from grpo.stages.grpo import Trainer
 from tests.grpo.stages.test_run_folder import base, resume, steps, train
 
 __all__ = ["base"]  # the fixture
@@ -139,6 +142,20 @@ def test_a_last_save_that_fails_everywhere_names_the_newest_checkpoint_and_keeps
     full.clear()
     resume(base, 4, save_steps=1, save_total_limit=1)
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_signal_is_no_failure_and_leaves_the_exempted_checkpoint_alone(
+    base: Path, tmp_path: Path, full: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full.add("checkpoint-3")
+    with pytest.raises(RuntimeError):
+        train(base, 3, save_steps=1)
+    full.clear()
+    monkeypatch.setattr(Trainer, "_stop_signal", lambda trainer: signal.SIGTERM if trainer.step == 3 else 0)
+    with pytest.raises(signals.Stopped):
+        resume(base, 5, save_steps=1)
+    kept = [path.name for path in list_checkpoints(tmp_path / "run") if read_mark(path).kept_because]
+    assert kept == ["checkpoint-2"]
 
 
 # -- reward functions from Python

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,13 +10,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
+import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import grpo
+from grpo.recipe.config import GRPORecipe
 from grpo.recipe.errors import RunError
+from grpo.recipe.load import load_recipe
 from grpo.report.records import deterministic
+from grpo.stages import build, parts
 from tests.conftest import save_tiny
 
 ROOT = Path(__file__).parents[3]
@@ -225,6 +234,23 @@ def test_selection_and_adaptive_entropy_reach_the_loop_and_resume_exactly(tiny_v
     assert [deterministic(row) for row in rows(tmp_path / "resumed" / "run")] == [deterministic(whole[1])]
 
 
+def test_starting_an_engine_leaves_the_runs_random_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM seeds Python, NumPy and torch when it starts, after a checkpoint's states are back."""
+    from vllm.utils.torch_utils import set_random_seed
+
+    def numbers() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+    set_seed(5)
+    expected = numbers()
+    set_seed(5)
+    monkeypatch.setattr(parts, "engine", lambda *_args, **_keywords: set_random_seed(0))
+    recipe = load_recipe(ROOT / "recipes" / "r1_zero.yaml")
+    assert isinstance(recipe, GRPORecipe)
+    build._engine(recipe, Accelerator(cpu=True))
+    assert numbers() == expected
+
+
 def test_an_engine_beyond_the_bound_is_refused_before_the_first_step(tiny_v3: Path, tmp_path: Path) -> None:
     recipe = write_recipe(
         tmp_path,
@@ -232,8 +258,10 @@ def test_an_engine_beyond_the_bound_is_refused_before_the_first_step(tiny_v3: Pa
         rollout={**rollout_of(tiny_v3, tmp_path), "engine": "hf"},
         algorithm={"max_logp_difference": 1e-12},
     )
+    before = psutil.Process().children(recursive=True)
     with pytest.raises(ValueError, match=r"log-probs differ from the trainer's by .* above 1e-12, already with"):
         grpo.train(str(recipe))
+    assert psutil.Process().children(recursive=True) == before, "reward workers were left running"
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -32,7 +32,8 @@ class Served:
 
     def __init__(self, model: Path) -> None:
         self.requests: list[dict[str, Any]] = []
-        self.models = [{"id": "tiny", "owned_by": "vllm"}]
+        self.models: list[dict[str, Any]] = [{"id": "tiny", "owned_by": "vllm", "max_model_len": 24}]
+        self.most_new_tokens = 1000  # as of a generation_config.json
         self.errors: list[int] = []
         self.returns_ids = True
         self._engine = HFEngine(str(model), dtype="float32", device="cpu", max_num_seqs=4, max_model_len=64)
@@ -43,7 +44,7 @@ class Served:
         seed = next(seed for seed in range(100) if seed_of(problem, seed) == body["seed"])
         sampling = Sampling(
             num_generations=body["n"],
-            max_completion_length=body["max_tokens"],
+            max_completion_length=min(body["max_tokens"], self.most_new_tokens),
             temperature=body["temperature"],
             top_p=body["top_p"],
             seed=seed,
@@ -132,6 +133,29 @@ def test_server_engine_matches_the_engine_behind_the_server(
     assert {request["max_tokens"] for request in state.requests} == {4, 24 - 3, 24 - 12, 24 - 5}
     assert {request["model"] for request in state.requests} == {"tiny"}
     engine.close()
+
+
+def test_vllm_is_told_every_value_that_it_would_take_from_the_model(
+    tiny_llama: Path, served: tuple[Served, str]
+) -> None:
+    """Unsaid, an instruct model's generation_config.json would decide: a top_k, a repetition penalty."""
+    state, url = served
+    groups_of(connect(tiny_llama, url), Sampling(num_generations=1, max_completion_length=2))
+    named = {name: state.requests[0][name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+    assert named == {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    state.models[0]["owned_by"] = "someone"  # other servers may reject fields that the API does not have
+    groups_of(connect(tiny_llama, url), Sampling(num_generations=1, max_completion_length=2))
+    assert not {"top_k", "min_p", "repetition_penalty"} & state.requests[-1].keys()
+
+
+def test_a_server_that_cuts_completions_is_refused(tiny_llama: Path, served: tuple[Served, str]) -> None:
+    state, url = served
+    state.most_new_tokens = 3
+    with pytest.raises(ValueError, match="ended a completion after 3 tokens, and 10 were asked for"):
+        groups_of(connect(tiny_llama, url), Sampling(num_generations=1, max_completion_length=10))
+    state.models[0]["max_model_len"] = 23
+    with pytest.raises(ValueError, match="started with a context of 23 tokens, and prompt and completion may have 24"):
+        connect(tiny_llama, url)
 
 
 def test_a_busy_server_is_retried_and_a_refusal_is_reported(

@@ -109,6 +109,8 @@ def test_what_has_no_gradient_is_dropped_after_it_was_counted() -> None:
     samples = make_samples()
     kept = select_tokens(samples, AlgorithmConfig(**ALGORITHMS[1]), seed=0)
     assert {s.problem_id for s in kept} == {s.problem_id for s in samples if s.advantages}
+    balanced = select_tokens(samples, AlgorithmConfig(**ALGORITHMS[1]), seed=0, keep_zero_advantage=True)
+    assert [s.problem_id for s in balanced] == [s.problem_id for s in samples]  # a balance loss is of them all
     none = AlgorithmConfig(loss_type="clip_cov", clip_cov_min=50.0, clip_cov_max=60.0, steps_per_generation=2)
     assert not any(np.any(s.selected) for s in select_tokens(samples, none, seed=0))
     assert select_tokens([], none, seed=0) == []

@@ -1,6 +1,7 @@
 """The student's head against a teacher's in chunks: against the oracle, and against TRL."""
 
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +97,27 @@ def test_loss_and_gradients_are_those_of_trls_distillation_trainer(beta: float) 
     assert results[2].sum() == pytest.approx(entropy.item(), rel=1e-5)
     for got, leaf in zip(gradients, (hidden, weight, bias), strict=True):
         torch.testing.assert_close(got, leaf.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_under_autocast_the_gradient_is_that_of_the_logits_that_the_forward_computed() -> None:
+    """backward runs outside autocast. The expected gradient is autograd's own, of the same bfloat16 products."""
+    t = tensors()
+    student, target_hidden = 16 * t["hidden"], 8 * t["teacher_hidden"]
+
+    def gradient(function: Any) -> torch.Tensor:
+        hidden = student.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = (function(hidden) * t["upstream"]).sum()
+        loss.backward()
+        assert hidden.grad is not None
+        return hidden.grad
+
+    def plain(hidden: torch.Tensor) -> torch.Tensor:
+        log_p = torch.log_softmax(torch.nn.functional.linear(hidden, t["weight"]).float(), -1)
+        log_q = torch.log_softmax(torch.nn.functional.linear(target_hidden, t["teacher_weight"]).float(), -1)
+        return (log_q.exp() * (log_q - log_p)).sum(-1)
+
+    target = Target(target_hidden, TeacherHead(t["teacher_weight"], None, 1.0), 0.0)
+    got = gradient(lambda hidden: token_divergence(hidden, t["weight"], t["targets"], target)[0])
+    expected = gradient(plain)
+    assert float((got - expected).abs().max()) < 0.01 * float(expected.abs().max())

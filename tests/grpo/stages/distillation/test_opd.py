@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import grpo
+from grpo.learner.scoring import Batching
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.recipe.stages.opd import OPDRecipe
 from grpo.report.records import deterministic
-from grpo.stages.distillation.teachers import check_column, teacher_of
+from grpo.stages.distillation.teachers import Teachers, check_column, teacher_of
 from grpo.stages.problems import stream_of
 from rollout.types import Problem
 from tests.conftest import byte_tokenizer, sharpen, tiny_llama_config
@@ -151,6 +152,18 @@ def test_a_problem_without_a_known_teacher_is_an_error_that_names_the_known(
     with pytest.raises(RefusedError, match="asks for teacher 'words'"):
         grpo.train(tmp_path / "recipe.yaml")
     assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_quantized_students_teachers_are_not_quantized(
+    tiny_v3: Path, tiny_llama: Path, questions: Path, tmp_path: Path
+) -> None:
+    model = {"lora": {"r": 4}, "quantization": "4bit"}
+    recipe = recipe_of(write(tmp_path, tiny_v3, {"sums": tiny_llama, "words": tiny_llama}, questions, model=model))
+    batching = Batching(256, pad_token_id=258)
+    found = Teachers(recipe, Accelerator(cpu=True), tokenizer_size=263, batching=batching).teachers["sums"].scorer
+    stored = LlamaForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).state_dict()
+    weights = found.state_dict()
+    assert all(torch.equal(weights[f"model.{name}"], weight) for name, weight in stored.items())
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from grpo.recipe.errors import NonFiniteError, RefusedError
 from grpo.recipe.stages.preference import PreferenceData, RewardModelModel, RewardModelRecipe, RewardModelTrainer
 from grpo.report.records import read_rows
 from grpo.stages.preference.reward_model import (
@@ -138,6 +139,30 @@ def test_pairs_that_are_all_too_long_are_refused(tmp_path: Path, tiny_v3: Path) 
     rows = [{"prompt": "q", "chosen": "a" * 50, "rejected": "b"}]
     with pytest.raises(ValueError, match="max_length=40: all 1 pairs are longer, the shortest has 54 tokens"):
         run_reward_model(recipe(tmp_path / "run", tiny_v3, pairs_file(tmp_path, rows)))
+
+
+def test_pairs_beyond_the_tokenizers_own_limit_are_read_whole(tmp_path: Path) -> None:
+    """They were cut there, without their end, and scored whole afterwards."""
+    tokenizer = byte_tokenizer()
+    tokenizer.model_max_length = 8
+    rows = [{"prompt": "q", "chosen": "a" * 20, "rejected": "b"}, {"prompt": "q", "chosen": "a" * 40, "rejected": "b"}]
+    data = PreferenceData(dataset_name=pairs_file(tmp_path, rows), template="{prompt} :", max_length=40)
+    pairs = load_pairs(data, tokenizer, reward_input(data))
+    assert [tokenizer.decode(pair.chosen) for pair in pairs.rows] == [f"q :{'a' * 20}<eos>"]
+    assert pairs.num_rows == 2
+
+
+def test_a_model_without_room_for_the_longest_pair_is_refused(tmp_path: Path, tiny_v3: Path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": "a" * 600, "rejected": "b"} for i in range(8)]
+    long = recipe(tmp_path / "run", tiny_v3, pairs_file(tmp_path, rows))
+    with pytest.raises(RefusedError, match="max_model_len=605: the model's context is 512 tokens"):
+        run_reward_model(long.model_copy(update={"data": long.data.model_copy(update={"max_length": 1000})}))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_model(tmp_path: Path, tiny_v3: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"step \d: (loss|grad_norm) is (nan|inf). Lower trainer.learning_rate"):
+        run_reward_model(recipe(tmp_path / "run", tiny_v3, pairs_file(tmp_path), max_steps=6, learning_rate=1e30))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_no_prompt_is_both_trained_on_and_held_out() -> None:

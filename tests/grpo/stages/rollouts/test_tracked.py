@@ -4,6 +4,7 @@ import pytest
 
 from grpo.stages.rollouts import tracked
 from grpo.stages.rollouts.tracked import TrackedStream
+from rollout.data.mixture import MixedStream, Part
 from tests.grpo.stages.rollouts.made import Hand, ahead, number, problems
 
 
@@ -40,6 +41,21 @@ def test_what_was_trained_on_is_left_out_after_resuming_and_the_rest_is_not(size
         taken += now
         resumed.trained(ids(*now))
     assert taken[:6] == [0, 3, 4, 6, 7, 8]
+
+
+def test_lockstep_does_not_take_again_what_a_run_ahead_has_trained_on() -> None:
+    first = problems()
+    first.take(4)
+    first.trained(ids(2, 3))
+    one = first.streams[""]
+    mixed = MixedStream({"one": Part(one)}, seed=0)
+    for stream, state in ((one, first.state_dict()), (mixed, {"taken": 0, "streams": {}, "trained": ids(2, 3)})):
+        with pytest.raises(ValueError, match=r"had trained on 2 problems after .* Resume with max_staleness of 1 or"):
+            stream.load_state_dict(state)
+    problems().load_state_dict(first.state_dict())
+    first.trained(ids(0, 1))
+    one.load_state_dict(first.state_dict())  # nothing is left beyond the position
+    assert one.state_dict()["position"] == 4
 
 
 def test_a_run_that_is_stopped_and_resumed_trains_on_each_problem_once() -> None:

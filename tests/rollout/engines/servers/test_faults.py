@@ -42,7 +42,9 @@ class FakeServer:
         self.loaded: dict[str, torch.Tensor] = {}
         self.seen: list[list[int]] = []
         self.paths: list[str] = []
-        self.takes_weights = True
+        self.takes_weights, self.context = True, 32
+        self.may_load = threading.Event()  # weights are taken once it is set
+        self.may_load.set()
         self.released = threading.Event()
         state = self
 
@@ -54,6 +56,8 @@ class FakeServer:
                     self.reply(200, {"weight_version": state.version})
                 elif self.path == "/is_paused":
                     self.reply(200, {"is_paused": state.is_paused})
+                elif self.path == "/v1/models":
+                    self.reply(200, {"data": [{"id": "m", "max_model_len": state.context}]})
                 else:
                     self.reply(state.health, {})
 
@@ -83,6 +87,7 @@ class FakeServer:
                         state.is_updating = False
                         return False
                     assert checksum(Path(info["path"])) == info["crc32"]
+                    state.may_load.wait(60)
                     state.loaded = load_file(info["path"])
                 elif path == "/finish_weight_update":
                     state.version, state.is_updating = body["weight_version"], False
@@ -228,6 +233,43 @@ def test_a_server_that_comes_back_within_patience_saves_the_rollout(
     sampled(engine)
 
 
+def test_a_server_without_room_for_a_whole_sample_is_refused(
+    servers: list[FakeServer], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """It would cut completions at 31 tokens and call that `length`."""
+    servers[1].context = 31
+    said = f"{servers[1].url} was started with --max-model-len 31, and prompt and completion may have 32 tokens"
+    with pytest.raises(ValueError, match=said):
+        connect(tiny_llama, [server.url for server in servers], tmp_path)
+
+
+def test_an_update_waits_for_a_server_that_comes_back_within_patience(
+    engine: ServersEngine, servers: list[FakeServer]
+) -> None:
+    for server in servers:
+        server.takes_weights = False
+    finish = threading.Timer(0.2, lambda: [setattr(server, "takes_weights", True) for server in servers])
+    finish.start()
+    engine.publish(iter(WEIGHTS), 1)
+    assert any(server.version.endswith("/1") for server in servers)
+
+
+def test_a_server_that_failed_in_an_update_is_not_woken_while_others_still_load(
+    engine: ServersEngine, servers: list[FakeServer]
+) -> None:
+    """Ahead of the update the watch goes on meanwhile, and the server still names the weights of the last update."""
+    engine.publish(iter(WEIGHTS), 1)
+    engine.submit(PROMPTS[0], SAMPLING).result()  # starts the watch
+    servers[0].breaks = "/update_weights"
+    servers[1].may_load.clear()
+    servers[0].paths.clear()
+    threading.Timer(0.5, servers[1].may_load.set).start()  # ten looks at the servers later
+    engine.publish(iter(WEIGHTS), 2)
+    assert servers[0].is_paused and "/resume" not in servers[0].paths
+    engine.publish(iter(WEIGHTS), 3)
+    assert not servers[0].is_paused and servers[0].version.endswith("/3")
+
+
 @pytest.mark.parametrize("act", [sampled, lambda engine: engine.publish(iter(WEIGHTS), 2)])
 def test_losing_all_servers_is_one_sentence(
     servers: list[FakeServer], tiny_llama: Path, tmp_path: Path, act: Callable[[ServersEngine], object]
@@ -238,6 +280,7 @@ def test_losing_all_servers_is_one_sentence(
             server.fault, server.health, server.takes_weights = "drop", 500, False
         with pytest.raises(EngineLostError, match=r"no server is left: http.*; http"):
             act(engine)
+        assert not list(tmp_path.rglob("*.safetensors")), "they would stay in shared memory"
 
 
 @pytest.mark.parametrize("route", ["/start_weight_update", "/update_weights", "/finish_weight_update"])
