@@ -38,7 +38,7 @@ $(INSTALLED): requirements/cpu.txt pyproject.toml grpo/launch/codec.pth
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is required and $(PYTHON) is older. Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing requirements/cpu.txt into .venv: takes a minute or more and 4 GB"
+	@echo "Installing requirements/cpu.txt into .venv: takes a minute or more and 3 GB"
 	$(BIN)/python -m pip install -qq --no-deps --no-compile -r requirements/cpu.txt  # most modules are never imported
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	touch $@
