@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)  # faster for models this small, especially on a busy machine
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, so that no process is left with one when the others have nothing more to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 
 

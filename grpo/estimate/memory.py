@@ -98,6 +98,13 @@ def engine_parts(
     return {"engine: weights": weights, "engine: KV cache": cache}
 
 
+def beyond_update(engine: Parts, others: Parts) -> Parts:
+    """Of an engine that sleeps during updates: what it takes beyond that which only an update holds, and gives back."""
+    kept = ("weights", "AdamW", "reference", "teacher", "reward models")
+    update = sum(size for name, size in others.items() if name not in kept[:3] and not name.startswith(kept[3:]))
+    return {"engine, beyond an update's parts": max(0, sum(engine.values()) - update)}
+
+
 def caches_latents(engine: str, config: PretrainedConfig, device: str) -> bool:
     """Whether the engine caches MLA's latents instead of full keys and values."""
     if not getattr(config, "kv_lora_rank", None) or engine != "vllm":
@@ -177,6 +184,7 @@ def shardable(parts: Parts) -> int:
         "a teacher's layers",
         "engine: KV",
         "engine: weights and KV",
+        "engine, beyond",
         "teachers' hidden",
     )
     return sum(size for name, size in parts.items() if not name.startswith(whole))

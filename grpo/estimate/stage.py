@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from grpo.estimate.machine import machine_flops
 from grpo.estimate.memory import (
     Parts,
+    beyond_update,
     engine_parts,
     reward_parts,
     take_offloaded,
@@ -98,7 +99,10 @@ def estimate_stage(
     _add(found, on_device, host, device)
     found.notes += unknown
     if work.generation:
-        found.parts |= engine_parts(work.generation, shape, width, device=device, memory=memory)
+        engine = engine_parts(work.generation, shape, width, device=device, memory=memory)
+        if training and work.generation.section.sleep_level:
+            engine = beyond_update(engine, found.parts)
+        found.parts |= engine
         found.sampling_flops = forward_flops(shape, work.generation.texts)
     return found
 

@@ -66,7 +66,8 @@ def _launch(recipe: EvalRecipe, command: Sequence[str]) -> None:
     if not is_launched() and recipe.engine.name in ("vllm", "hf"):
         import torch
 
-        if torch.cuda.device_count() > 1:
+        divided = {"tensor_parallel_size", "pipeline_parallel_size"} & recipe.engine.vllm_options.keys()
+        if torch.cuda.device_count() > 1 and not divided:  # an engine over several GPUs is one process
             launch([], command)
 
 

@@ -21,6 +21,8 @@ SAMPLE_SETTINGS = (
     "system_prompt",
     "chat_template_kwargs",
     "engine.name",
+    "engine.base_url",
+    "engine.vllm_options",
     "engine.max_model_len",
     "sampling.temperature",
     "sampling.top_p",
@@ -39,6 +41,10 @@ def resume(recipe: EvalRecipe, work: Sequence[Work]) -> None:
     folder = recipe.output_dir
     _check_settings(recipe)
     rows, manifest = read_samples(folder), read_manifest(folder)
+    if rows and not (folder / RECIPE_FILE).is_file():
+        raise ValueError(
+            f"output={recipe.output!r} has samples of another evaluation, graded again. Choose another output."
+        )
     if rows and (weights := fingerprint(recipe.model)) != manifest["weights"]:
         raise ValueError(
             f"output={recipe.output!r} has samples from other weights than those now in "

@@ -29,6 +29,7 @@ from grpo.evaluation.results.table import markdown
 from grpo.evaluation.resume import resume
 from grpo.evaluation.timing import Clock, merge_timing
 from grpo.evaluation.work import Work, prepare
+from grpo.launch.processes import PATIENCE
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.record import write_resolved
 from grpo.report.lock import lock, owner
@@ -48,8 +49,9 @@ def run_evaluation(recipe: EvalRecipe) -> Results:
         ValueError: a task, column, template or model is wrong; nothing has been generated yet.
     """
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
-    processes = Accelerator()
+    processes = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     with _locked(recipe.output_dir, processes):
         return _run(recipe, processes)
 

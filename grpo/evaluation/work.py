@@ -29,9 +29,13 @@ class Work:
     timing: dict[str, float] = field(default_factory=dict)
 
     def missing(self, process_index: int = 0, num_processes: int = 1) -> list[Prompt]:
-        """This process's share of the missing samples, one prompt each, with id "<problem id>#<sample>"."""
+        """This process's share of the missing samples, one prompt each, with id "<problem id>#<sample>".
+
+        They are graded as the task's problems, without the instruction of the prompt, as `grpo regrade` does.
+        """
+        problems = {problem.id: problem for problem in self.task.problems}
         requests = [
-            replace(p, problem=replace(p.problem, id=f"{p.problem.id}#{sample}"))
+            replace(p, problem=replace(problems[p.problem.id], id=f"{p.problem.id}#{sample}"))
             for p in self.prompts
             for sample in range(self.num_samples)
             if (p.problem.id, sample) not in self.done

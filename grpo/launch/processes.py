@@ -13,6 +13,7 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import NoReturn
 
 import psutil
@@ -22,6 +23,9 @@ from grpo.launch.signals import COMMAND, LAUNCHER, SIGNALS, command_to_continue,
 # Set by torchrun in each of several processes, and by `accelerate launch` in a single one.
 _MARKS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
 
+# Processes wait for each other as long as it takes: for servers to start, for the longest completion, for a save. The
+# launcher ends the others when one dies.
+PATIENCE = timedelta(days=30)
 MEASURED_SECONDS = 0.3
 SHARED_FRACTION = 0.25  # of all cores, used by others, from which waiting threads sleep
 

@@ -99,7 +99,7 @@ def finish(partial: Path, mark: Mark) -> Path:
     """Mark the folder as complete and give it its final name; one that has the name is deleted only then."""
     write_mark(partial, mark)
     final = partial.with_suffix("")
-    earlier = final.with_suffix(".superseded")
+    earlier = final.with_suffix(".earlier")
     if final.exists():
         remove([earlier])
         final.rename(earlier)

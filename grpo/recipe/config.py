@@ -369,6 +369,11 @@ def _evaluation_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             f"evaluation.eval_steps={evaluation.eval_steps} with evaluation.num_problems=0: there is nothing to "
             "evaluate. Set evaluation.num_problems, or evaluation.eval_steps=0."
         )
+    if evaluation.data_dir is not None and not evaluation.tasks:
+        yield (
+            f"evaluation.data_dir={evaluation.data_dir!r} without evaluation.tasks: it has the tasks' datasets. Name "
+            "the tasks, or remove data_dir."
+        )
     dataset = next((source.dataset_name for source in recipe.data.sources if source.dataset_name), None)
     if evaluation.num_problems and dataset and evaluation.data is None and not evaluation.tasks:
         yield (

@@ -130,7 +130,7 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in top.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         # The steps of a schedule are one value: those of another run's length would not fit between them.
-        both = both and not (value and all(name.isdecimal() for name in value))
+        both = both and not (value and all(str(name).isdecimal() for name in value))
         merged[key] = _merge(merged[key], value) if both else value
     return merged
 

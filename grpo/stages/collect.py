@@ -45,7 +45,7 @@ def collect(parts: Parts, step: int) -> Rollout:
     """This process's share of the groups to train on after `step` optimizer steps. All processes call it together.
 
     Raises:
-        EngineLostError: the engine is gone.
+        EngineLostError: in all processes, if one has lost its engine.
     """
     recipe, problems, processes = parts.recipe.at(step), parts.problems, parts.accelerator
     sampling = recipe.rollout_sampling(step // recipe.policy_gradient.steps_per_generation)
@@ -67,7 +67,13 @@ def collect(parts: Parts, step: int) -> Rollout:
         )
     else:
         prompts = problems.take(recipe.problems_per_rollout)
-        groups = sample(prompts)
+        groups, lost = list[ScoredGroup](), ""
+        try:
+            groups = sample(prompts)
+        except EngineLostError as error:
+            lost = str(error)
+        if lost := next(filter(None, gather_object([lost])), ""):
+            raise EngineLostError(lost)
         places = range(processes.process_index, recipe.problems_per_rollout, processes.num_processes)
         rollout = Rollout(groups, {}, dict(zip(places, zip(prompts, groups, strict=True), strict=True)))
     if recipe.data.curriculum is None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
 from grpo.recipe.record import check_world, with_functions, write_resolved
@@ -64,6 +66,7 @@ def _recorded(recipe: StageRecipe, functions: Sequence[Callable[..., Any]]) -> S
 def _done(folder: Path, result: Path) -> Path:
     if os.environ.get("RANK", "0") == "0":
         (folder / DONE_FILE).write_text(json.dumps({"result": str(result)}) + "\n", encoding="utf-8")
+    PartialState().wait_for_everyone()  # all processes of a pipeline read the file next
     return result
 
 

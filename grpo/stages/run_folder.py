@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import cuda
 
+from grpo.launch.processes import PATIENCE
 from grpo.learner import checkpoint as checkpoints
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
@@ -163,13 +163,10 @@ def _connect(launched: int, *, offloads: bool) -> None:
     """Start the process group, on CPU if `accelerate launch --cpu` says so, as Accelerator would; it takes this one.
 
     offloads: weights and gradients are in host memory, so that processes with GPUs need gloo beside NCCL.
-
-    Processes wait for each other as long as it takes: for servers to start, for the longest completion, for a save. The
-    launcher ends the others when one dies.
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     both = {"backend": "cuda:nccl,cpu:gloo"} if offloads and cuda.is_available() and not on_cpu else {}
-    found = PartialState(cpu=on_cpu, timeout=timedelta(days=30), **both).num_processes
+    found = PartialState(cpu=on_cpu, timeout=PATIENCE, **both).num_processes
     if found != launched:
         raise RecipeError(
             f"{launched} processes were launched, but accelerate would run each of them on its own (it found no GPU "

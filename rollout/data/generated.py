@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from pathlib import PurePath
 from typing import Any
 
 from rollout.data import tasks
@@ -35,7 +36,8 @@ class TaskSource:
         seed: int = 0,
         columns: Columns | None = None,
     ) -> None:
-        self.task, self.split, self.seed = task, split, seed
+        # Of a file only its name: problems are the same wherever it lies.
+        self.task, self.split, self.seed = PurePath(task).name if ".py:" in task else task, split, seed
         self._generate = _generator(task, options)
         self._columns = resolve_columns(f"task {task!r}", column_names(self._draw(0)), columns or {})
 

@@ -133,6 +133,7 @@ class VLLMEngine:
                 logprobs=0 if sampling.logprobs else None,  # 0: only the sampled token's
                 flat_logprobs=sampling.logprobs,
                 detokenize=bool(sampling.stop),  # else the texts are decoded once, at the end
+                skip_special_tokens=False,  # a stop text may be one
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)

@@ -73,6 +73,13 @@ def start(
     if sleep_level:
         options["enable_sleep_mode"] = True
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        count = torch.distributed.get_world_size()
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if (size := vllm_options.get(name, 1)) != 1:  # they would join in one engine, each with its own requests
+                raise ValueError(
+                    f"vllm_options.{name}={size} with {count} processes: each process has an engine of its own, on one "
+                    "GPU. Train with rollout.engine=server, and evaluate in one process."
+                )
         options["distributed_executor_backend"] = "external_launcher"
     if on_cpu:
         _check_head_size(model_path, config)

@@ -52,7 +52,9 @@ def read_run(run: Path) -> FinishedRun:
         raise RecipeError(f"{run}: {METRICS_FILE} has {len(rows)} rollouts, and at least two are needed.")
     first, *rest = rows
     samples = recipe.problems_per_rollout * recipe.rollout.num_generations
-    tokens = (rest[-1]["num_tokens"] - first["num_tokens"]) / len(rest) / samples
+    # Of all groups that were sampled, as the mean length is.
+    sampled = samples * (_mean(rest, "dynamic_sampling/sampled_groups") / recipe.problems_per_rollout or 1.0)
+    tokens = (rest[-1]["num_tokens"] - first["num_tokens"]) / len(rest) / sampled
     completion = _mean(rest, "completions/mean_length")
     longest, trained = _mean(rest, "completions/max_length"), _mean(rest, "frac_trained_samples")
     return FinishedRun(recipe, rest, Lengths(tokens - completion, completion, longest, trained))

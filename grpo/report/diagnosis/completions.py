@@ -92,7 +92,7 @@ def longer_without_better(run: History) -> Iterator[Finding]:
     """Completions grow and no rule's reward nor held-out accuracy rises."""
     key, skipped = "completions/mean_length", (*PREFERENCES, *PENALTIES)
     length = run.change(key)
-    if length is None or not length[1] > MAX_LENGTH_RATIO * length[0] or run.sources_join_late:
+    if length is None or not length[1] > MAX_LENGTH_RATIO * length[0] or run.problems_change or not run.learns_rewards:
         return
     rules = [f"rewards/{one['name']}/mean" for one in run.rewards if one["function"] not in skipped]
     watched = [change for name in rules or ["reward"] if (change := run.change(name))]
@@ -172,7 +172,8 @@ def dropped_prompts(run: History) -> Iterator[Finding]:
     dropped = run.now(key)
     if not dropped or not per_step:
         return
-    share = dropped / (dropped + per_step * run.step)
+    read = sum(run.values["dynamic_sampling/sampled_groups"]) or per_step * run.step
+    share = dropped / (dropped + read)
     if share > MAX_DROPPED:
         yield Finding(
             kind="dropped_prompts",

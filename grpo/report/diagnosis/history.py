@@ -117,9 +117,15 @@ class History:
         return bound or default_logp_bound(self.setting("model.dtype") or "float32", is_corrected=is_corrected)
 
     @property
-    def sources_join_late(self) -> bool:
-        """Whether the mixture of problems changes during the run, and with it what a mean reward means."""
-        return any(source.get("from_step") for source in self.setting("data.mixture") or [])
+    def problems_change(self) -> bool:
+        """Whether others are asked later in the run: a mean reward then changes its meaning."""
+        late = any(source.get("from_step") for source in self.setting("data.mixture") or [])
+        return late or self.setting("data.curriculum") is not None
+
+    @property
+    def learns_rewards(self) -> bool:
+        """Whether rewards are what it learns from: on-policy distillation only measures them."""
+        return self.recipe.get("stage", "grpo") != "opd"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -101,7 +101,9 @@ def entropy_collapse(run: History) -> Iterator[Finding]:
         rule=f"below {MIN_ENTROPY_RATIO:.0%} of the mean of its first {FEW} values",
         first_step=run.step,
         last_step=run.step,
-        remedy="Lower trainer.learning_rate, raise algorithm.epsilon_high or algorithm.beta, or stop here.",
+        remedy="Lower trainer.learning_rate, raise algorithm.epsilon_high or algorithm.beta, or stop here."
+        if run.learns_rewards
+        else "Lower trainer.learning_rate, or stop here.",
         changes={"trainer.learning_rate": rounded(rate / 3)} if rate else {},
     )
 

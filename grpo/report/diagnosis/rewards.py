@@ -72,6 +72,8 @@ def no_signal(run: History) -> Iterator[Finding]:
 
 def constant_rewards(run: History) -> Iterator[Finding]:
     """A single reward that is 0 or null for every completion."""
+    if not run.learns_rewards:
+        return
     for reward in run.rewards:
         name, key = reward["name"], f"rewards/{reward['name']}/mean"
         built_in = ":" not in reward["function"]
@@ -135,7 +137,7 @@ def flat_reward(run: History) -> Iterator[Finding]:
     """The reward did not rise over the run although groups had signal. Looks at the whole run."""
     rewards, moves = run.values["reward"], run.values["weight_change"]
     without = run.last("frac_reward_zero_std", WINDOW)
-    if len(rewards) < FLAT_ROWS or without is None or without >= 0.5 or run.sources_join_late:
+    if len(rewards) < FLAT_ROWS or without is None or without >= 0.5 or run.problems_change:
         return
     third = len(rewards) // 3
     (before, error_before), (now, error_now) = _estimate(rewards[:third]), _estimate(rewards[-third:])

@@ -34,6 +34,13 @@ class Node:
     def makes_model(self) -> bool:
         return STAGES[self.stage].makes == "a model"
 
+    @property
+    def resumes(self) -> bool:
+        """Whether an interrupted run goes on in its folder."""
+        fields: Any = STAGES[self.stage].recipe_class().model_fields
+        trainer: Any = fields["trainer"].annotation.model_fields if "trainer" in fields else {}
+        return any(field in fields or field in trainer for field in RESUME)
+
     def recipe(self, results: Mapping[str, str], *, resume: bool = False) -> StageRecipe:
         """Its recipe, with the folders that its inputs wrote.
 
@@ -42,12 +49,16 @@ class Node:
         """
         values = _resolved(self.values, results)
         if resume:
-            _set(values, self.stage, "resume_from_checkpoint", True)
+            for field in RESUME:
+                _set(values, self.stage, field, True)
         try:
             return load_recipe(self.extends, sections=values).in_folder(self.folder)
         except RecipeError as error:
             _, _, lines = str(error).partition("\n")
             raise RecipeError(f"stages.{self.name}:\n{lines or error}") from None
+
+
+RESUME = ("resume_from_checkpoint", "resume")  # where a recipe says that it goes on
 
 
 def build_graph(pipeline: PipelineRecipe) -> list[Node]:
@@ -104,6 +115,8 @@ def selected(nodes: list[Node], first: str | None, last: str | None) -> set[str]
     stages = [name for name in names if not name.endswith(EVALUATION)]
     if last is None or last == stages[-1]:
         return set(names[start:])
+    if first is not None and stages.index(first) > stages.index(last):
+        raise RecipeError(f"--from {first} --until {last}: {last} comes before {first}. Exchange them.")
     following = stages[stages.index(last) + 1]
     return set(names[start : names.index(following)])
 
@@ -120,9 +133,16 @@ def _node(pipeline: PipelineRecipe, name: str, values: dict[str, Any]) -> Node:
             )
         values["model"] = {"model_name_or_path": reference, **model}
     stage = values.get("stage") or (str(load_recipe(extends).stage) if extends else "grpo")
-    if stage not in STAGES or stage == "pipeline":
-        known = ", ".join(other for other in STAGES if other != "pipeline")
-        raise RecipeError(f"stages.{name}.stage={stage!r}: must be one of {known}.{nearest(str(stage), STAGES)}")
+    known = [other for other in STAGES if other not in ("pipeline", "eval")]
+    if stage == "eval":
+        raise RecipeError(
+            f"stages.{name}.stage='eval': a pipeline evaluates its models on evaluation.sets. Name the sets there, or "
+            "run grpo eval on the models afterwards."
+        )
+    if stage not in known:
+        raise RecipeError(
+            f"stages.{name}.stage={stage!r}: must be one of {', '.join(known)}.{nearest(str(stage), known)}"
+        )
     values["stage"] = stage
     _set(values, stage, "seed", pipeline.seed, keep=True)
     inputs = tuple(dict.fromkeys(_references(values)))

@@ -15,8 +15,9 @@ from grpo.stages.changes import covered
 from grpo.stages.pipeline.graph import Node, unresolved
 
 # What may change without making a finished result another one.
-FREE = {"max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "num_reward_workers", "report", "save_steps"}
-FREE |= {"output", "output_dir", "save_total_limit"}
+FREE = {"report", "output", "num_reward_workers"}
+FREE |= {f"rollout.{name}" for name in ("max_num_seqs", "gpu_memory_utilization", "kv_cache_gib")}
+FREE |= {f"trainer.{name}" for name in ("num_reward_workers", "save_steps", "save_total_limit", "output_dir")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def set_aside(folder: Path) -> Path | None:
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(values, Mapping) and values:
         for key, value in values.items():
-            if key not in FREE:
+            if f"{prefix}{key}" not in FREE:
                 yield from _flat(value, f"{prefix}{key}.")
     elif values is not None:  # a key that a later version adds, null by default, changes nothing
         yield prefix.removesuffix("."), values

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def _run_stage(
 ) -> str:
     """Run one stage to its end; returns the folder it wrote. ledger: None in all but the main process."""
     allowed = node.recipe(results).allow_changes
-    resume = before is not None and entry.continues(before, allowed)
+    resume = before is not None and node.resumes and entry.continues(before, allowed)
     if ledger is not None:
         print(f"== {node.name}: stage {node.stage}{', continued' if resume else ''}", flush=True)
         if before is not None and not (resume and before.result is None):
@@ -88,11 +89,12 @@ def _run_stage(
             print(f"   the earlier folder is now {aside}", flush=True)
         ledger.write(node, entry)
     stage = node.recipe(results, resume=resume)
-    file = recipe.output_dir / "recipes" / f"{node.name}.yaml"
-    if ledger is not None:
-        write_resolved(stage, file.parent)
-        (file.parent / "recipe.yaml").rename(file)
-    code = _child([sys.executable, "-m", "grpo", "train", str(file)], index)
+    with tempfile.TemporaryDirectory() as scratch:
+        # Each process reads the file that it wrote: it need not wait for the main one, nor sees an earlier file.
+        folder = recipe.output_dir / "recipes" if ledger is not None else Path(scratch)
+        write_resolved(stage, folder)
+        file = (folder / "recipe.yaml").rename(folder / f"{node.name}.yaml")
+        code = _child([sys.executable, "-m", "grpo", "train", str(file)], index)
     if code:
         sys.exit(code)
     result = json.loads((node.folder / DONE_FILE).read_text(encoding="utf-8"))["result"]

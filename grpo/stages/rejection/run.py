@@ -147,7 +147,7 @@ def _rows(recipe: RejectionRecipe, scored: ScoredGroup) -> Iterator[Candidate]:
             "sample": sample,
             "num_tokens": len(completion.token_ids),
             "finished": completion.finish_reason == "stop",
-            **{REWARD + name: values[sample] for name, values in scored.breakdown.items()},
+            **{REWARD + name: values[sample] for name, values in scored.counted.items()},
         }
 
 

@@ -104,7 +104,7 @@ class SecondVerification:
         groups = [prompts[ours[0].row["problem_id"]].group([one.completion for one in ours]) for ours in by_problem]
         for ours, scored in zip(by_problem, rewards.score(groups), strict=True):
             for place, one in enumerate(ours):
-                yield one.row | {REWARD + name: values[place] for name, values in scored.breakdown.items()}
+                yield one.row | {REWARD + name: values[place] for name, values in scored.counted.items()}
 
     def _whole_answer(self, row: Candidate, answers: Answers) -> ChatReply | None:
         answer = answers.get(request_key(self._section, row))

@@ -62,7 +62,9 @@ def pack(rows: Dataset, max_length: int) -> Dataset:
     """Several rows in one, by best fit, so that hardly any padding is left. They see one another, as in the pretraining
     of DeepSeek-V3 (2412.19437 section 4.1).
     """
-    packed = pack_dataset(rows.remove_columns("length"), max_length, strategy="bfd")
+    # Not from a cache, whose key does not see changes in the code that made the rows.
+    cache = {"load_from_cache_file": False}
+    packed = pack_dataset(rows.remove_columns("length"), max_length, strategy="bfd", map_kwargs=cache)
     lengths = [len(ids) for ids in packed["input_ids"]]
     return packed.add_column("length", lengths).select_columns(list(PACKED)).cast(PACKED)  # type: ignore[call-arg]
 

@@ -141,10 +141,14 @@ class Encoder:
         if not problems:
             return kept
         eos = self.prompter.tokenizer.eos_token_id
+        prompts = self.prompter.encode_batch(problems)
+        # The prompt may end with the completion's beginning, such as an open <think>: it is there once.
+        prefixes = [prompt.prefix if isinstance(prompt, Prompt) else "" for prompt in prompts]
+        texts = [text.removeprefix(prefix) for text, prefix in zip(texts, prefixes, strict=True)]
         # Prompt and completion are tokenized apart, as they are in a rollout, so that the tokens are the same there.
         completions: Any = self.prompter.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        for prompt, ids in zip(self.prompter.encode_batch(problems), completions, strict=True):
-            completion = ids if ids[-1] == eos else [*ids, eos]
+        for prompt, ids in zip(prompts, completions, strict=True):
+            completion = ids if ids[-1:] == [eos] else [*ids, eos]
             if not isinstance(prompt, Prompt):
                 self._leave_out(prompt)
             elif (length := len(prompt.token_ids) + len(completion)) > self.max_length:

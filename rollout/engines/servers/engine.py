@@ -204,6 +204,7 @@ class ServersEngine:
                 "stop": list(sampling.stop),
                 "logprobs": 0,
                 "detokenize": bool(sampling.stop),
+                "skip_special_tokens": False,  # a stop text may be one
             },
         }
 

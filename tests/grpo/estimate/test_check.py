@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from grpo.estimate.check import check_recipe
-from grpo.estimate.memory import caches_latents, engine_parts, training_parts
+from grpo.estimate.memory import beyond_update, caches_latents, engine_parts, training_parts
 from grpo.estimate.models import Models
 from grpo.estimate.shape import ModelShape, forward_flops, kv_bytes_per_token, measure_shape
 from grpo.estimate.stage import estimate_stage, update_flops
@@ -171,6 +171,13 @@ def test_offloaded_parts_are_in_host_memory(tmp_path: Path) -> None:
     assert list(after.host) == ["weights", "gradients", "AdamW", "reference", "layers' inputs, checkpointed"]
     assert sum(after.host.values()) == before.memory - after.memory
     assert after.host["layers' inputs, checkpointed"] == 3 * 64 * 128 * 64 * 4  # layers x rows x tokens x width
+
+
+def test_an_engine_that_sleeps_takes_the_place_of_what_only_an_update_holds() -> None:
+    others = {"weights": 10, "gradients": 10, "AdamW": 20, "activations": 5, "reward models, in 2 workers": 7}
+    beyond = "engine, beyond an update's parts"
+    assert beyond_update({"engine: weights and KV cache": 40}, others) == {beyond: 25}
+    assert beyond_update({"engine: weights and KV cache": 8}, others) == {beyond: 0}
 
 
 def test_checkpointing_keeps_one_layer_s_activations_and_the_others_inputs(tmp_path: Path) -> None:

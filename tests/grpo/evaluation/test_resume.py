@@ -91,6 +91,8 @@ def test_changed_settings_or_prompts_are_rejected(tiny_llama: Path, sums: Path) 
     run_evaluation(recipe(tiny_llama, sums, limit=1))
     with pytest.raises(ValueError, match=r"sampling.temperature: 1.0, now 0.5"):
         run_evaluation(recipe(tiny_llama, sums, sampling={"temperature": 0.5}))
+    with pytest.raises(ValueError, match=r"engine.base_url: 'http://localhost:8000/v1', now 'http://other:8000/v1'"):
+        run_evaluation(recipe(tiny_llama, sums, engine={"name": "hf", "base_url": "http://other:8000/v1"}))
     (sums.parent / "sums.jsonl").write_text("".join(json.dumps({**row, "question": "what?"}) + "\n" for row in SUMS))
     with pytest.raises(ValueError, match="was sampled from a different prompt"):
         run_evaluation(recipe(tiny_llama, sums))
@@ -107,6 +109,25 @@ def test_changed_grading_or_reference_answers_are_rejected(tiny_llama: Path, sum
     (sums.parent / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"sums/0 .*had different columns \(such as its reference answer\)"):
         run_evaluation(recipe(tiny_llama, sums))
+
+
+def test_samples_that_were_graded_again_elsewhere_are_not_taken_for_this_models(tiny_llama: Path, sums: Path) -> None:
+    run_evaluation(recipe(tiny_llama, sums))
+    regrade(sums.parent / "run", output=sums.parent / "copy")
+    with pytest.raises(ValueError, match=r"has samples of another evaluation, graded again\. Choose another output"):
+        run_evaluation(recipe(tiny_llama, sums, output=str(sums.parent / "copy")))
+
+
+def test_a_reward_reads_the_same_prompt_when_it_grades_again(tiny_llama: Path, sums: Path) -> None:
+    """The problem's own, without the instruction of the prompt."""
+    (sums.parent / "asks.py").write_text(
+        "def asks(prompts, completions, **columns):\n    return [1.0 * ('Give' not in str(one)) for one in prompts]\n"
+    )
+    sums.write_text(sums.read_text() + f"reward: {sums.parent}/asks.py:asks\n")
+    assert "Give a number" in sums.read_text()
+    done = run_evaluation(recipe(tiny_llama, sums))
+    assert done.tasks["sums"]["metrics"]["pass@1"] == 1.0
+    assert not regrade(done.folder).changes
 
 
 def test_greedy_evaluation_repeats_byte_for_byte(tiny_llama: Path, sums: Path) -> None:

@@ -121,6 +121,7 @@ def test_accelerate_launch_is_taken_over_for_recipes_only(
     assert grpo_train_arguments(words.split()) == (arguments and arguments.split())
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_two_processes_equals_one_on_a_single_process(tmp_path: Path, tiny_llama: Path) -> None:
     (tmp_path / "sums.jsonl").write_text("".join(f'{{"prompt": "{i}+1=", "solution": "{i + 1}"}}\n' for i in range(5)))
     (tmp_path / "eval.yaml").write_text(

@@ -215,6 +215,7 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
         ),
         (["evaluation.reward=accuracy"], ["evaluation.reward='accuracy'", "countdown"]),
         (["evaluation.eval_steps=10"], ["evaluation.num_problems=0", "nothing to evaluate."]),
+        (["evaluation.data_dir=here"], ["evaluation.data_dir='here' without evaluation.tasks"]),
         (["evaluation.temperature=0"], ["num_samples=4", "greedy"]),
         (["stage=grop"], [f"stage='grop': must be one of {', '.join(STAGES)}. Did you mean 'grpo'?"]),
     ],
@@ -266,6 +267,8 @@ def test_a_schedule_s_steps_are_replaced_as_a_whole(recipe_file, tmp_path: Path)
         f"extends: {base}\ntrainer: {{max_steps: 20}}\nschedules: {{rollout.temperature: {{0: 1.0, 10: 0.8}}}}"
     )
     assert load(tmp_path / "short.yaml").schedules == {"rollout.temperature": {0: 1.0, 10: 0.8}}
+    given = {"schedules": {"rollout.temperature": {0: 1.0, 20: 0.6}}}  # from Python, where steps are numbers
+    assert load_recipe(base, sections=given).schedules == {"rollout.temperature": {0: 1.0, 20: 0.6}}
 
 
 def test_a_coefficient_follows_a_schedule_or_a_target(recipe_file) -> None:

@@ -68,6 +68,7 @@ def rows(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_literal_command_trains_the_embedded_base(tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -109,6 +110,7 @@ def test_literal_command_trains_the_embedded_base(tmp_path: Path) -> None:
     assert rows(tmp_path / "second")[0]["sampling/sampling_logp_difference/mean"] <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_run_killed_and_resumed_writes_what_an_uninterrupted_one_writes(tiny_v3: Path, tmp_path: Path) -> None:
     """Old log-probs, KL and a reference that moves included; weights, optimizer, data position and seeds with them."""
@@ -142,6 +144,7 @@ def test_run_killed_and_resumed_writes_what_an_uninterrupted_one_writes(tiny_v3:
         assert resumed == whole
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_two_processes_do_what_one_does(tiny_v3: Path, tmp_path: Path) -> None:
     def first_steps(name: str, *options: str) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A task of one's own, path/to/file.py:function, on the example of recipes/courtesy.py."""
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ def test_a_generator_in_a_file_is_a_task() -> None:
     assert split_of(f"request {columns['act']} {columns['name']} {columns['number']}") == "eval"
     with pytest.raises(ValueError, match=r"has no option 'colour'. Options: none"):
         TaskSource(f"{FILE}:request", {"colour": 1})
+
+
+def test_its_problems_do_not_depend_on_where_the_file_lies(tmp_path: Path) -> None:
+    shutil.copy(FILE, tmp_path)
+    files = (FILE, tmp_path / FILE.name)
+    here, there = (TaskSource(f"{file}:request", {}, split="eval", seed=0) for file in files)
+    assert here[5] == there[5] and here[5].id == "courtesy.py:request/eval/5"
 
 
 def test_requests_are_answered_in_four_styles_that_the_annotator_tells_apart() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,19 @@ def test_an_empty_completion_is_its_end_token(engine: Engine, tiny_v3: Path):
     (group,) = engine.generate([prompt], SAMPLING)
     assert [list(c.token_ids) for c in group.completions] == [[EOS]] * 3
     assert {(c.text, c.finish_reason) for c in group.completions} == {("", "stop")}
+
+
+def test_a_stop_text_may_be_a_special_token(engine: Engine, tiny_v3: Path):
+    """Such as <|im_end|> of a base model whose end token is another one."""
+    model, bos = load(tiny_v3), 256
+    with torch.no_grad():
+        model.lm_head.weight[bos] *= 4
+    engine.publish(checkpoint_weights(model), 1)
+    sampling = dataclasses.replace(SAMPLING, max_completion_length=60, stop=("<bos>",))
+    ids = [list(c.token_ids) for group in engine.generate(make_prompts(8), sampling) for c in group.completions]
+    stopped = [one for one in ids if bos in one]
+    assert len(stopped) > 5
+    assert all(one.index(bos) == len(one) - 1 for one in stopped)
 
 
 def test_completions_that_stop_end_with_eos(engine: Engine, tiny_v3: Path):
@@ -349,11 +363,10 @@ def test_trap_latent_attention_only_has_kernels_for_576(
     vllm_v3: VLLMEngine, tiny_v3: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("rollout.engines.vllm_setup._has_mla_kernel", lambda config: True)
-    engine = start_vllm(tiny_v3)
     # On a CPU with AMX, packing its tiles fails first.
-    with pytest.raises((ValueError, RuntimeError), match=r"Head dimension 40 is not supported|weight input features"):
+    says = r"Head dimension 40 is not supported|weight input features"
+    with pytest.raises((ValueError, RuntimeError), match=says), closing(start_vllm(tiny_v3)) as engine:
         list(engine.generate(make_prompts(1), SAMPLING))
-    engine.close()
 
 
 @pytest.mark.vllm
@@ -364,6 +377,16 @@ def test_trap_logprobs_before_temperature(tiny_v3: Path):
     engine.close()
 
 
+@pytest.mark.vllm
+def test_one_engine_over_the_gpus_of_several_processes_is_refused(tiny_v3: Path, monkeypatch: pytest.MonkeyPatch):
+    """vLLM would put them into one group, and take each process's requests for those of all."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"vllm_options\.tensor_parallel_size=2 with 2 processes: each process has an"):
+        start_vllm(tiny_v3, vllm_options={"tensor_parallel_size": 2})
+
+
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_two_processes_each_run_their_own_engine(tiny_v3: Path):
     pytest.importorskip("vllm", reason="vLLM is not installed")

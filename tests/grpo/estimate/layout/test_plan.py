@@ -1,7 +1,5 @@
 """`grpo plan`: layouts, memory per GPU, time by phase against what was measured, and what would fit instead."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from grpo.estimate.models import Models
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError, load_recipe
 from tests.conftest import tiny_v3_config
-from tests.grpo.estimate.test_check import MEASURE
+from tests.grpo.estimate.test_check import measured_peak
 
 RECIPES = Path(__file__).parents[4] / "recipes"
 SERVERS = ("rollout.engine=server", "rollout.servers=[http://a:8000, http://b:8000]")
@@ -115,13 +113,13 @@ def test_phases_agree_with_a_measured_run(lengths: Lengths, measured: dict[str, 
 
 
 def test_memory_agrees_with_a_measured_peak() -> None:
-    command = [sys.executable, "-c", MEASURE, str(RECIPES / "v3_base"), "46", "176"]  # a micro-batch at full length
-    measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    measured = measured_peak(RECIPES / "v3_base", 46, 176)  # a micro-batch at full length
     recipe = load_recipe(RECIPES / "r1_zero.yaml")
     assert isinstance(recipe, OnPolicyRecipe)
     parts = lay_out(recipe, Models(), cpu(1, 24 * 2**30), 1).on_trainer
     estimate = parts["activations"] + parts["attention scores"] + parts["LM head, in chunks"]
-    assert estimate == pytest.approx(measured, rel=0.15)  # 9% more where it was measured
+    print(estimate / measured)
+    assert measured < estimate < 1.3 * measured  # with room for what malloc keeps
 
 
 def test_sharding_over_machines_is_slower_than_within_one(path: Path) -> None:

@@ -52,6 +52,14 @@ def test_a_run_is_read_without_its_first_rollout(run: Path) -> None:
     assert found.mean("time/save") == 0.0
 
 
+def test_prompts_of_groups_that_were_sampled_and_not_trained_on_are_counted(run: Path) -> None:
+    """Dynamic sampling: num_tokens are those of six groups where two are trained on."""
+    rows = [{"step": step, **ROW, "num_tokens": step * 3 * 16 * 64.0} for step in (1, 2, 3)]
+    rows = [row | {"dynamic_sampling/sampled_groups": 6} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_run(run).lengths == Lengths(prompt=16, completion=48, longest=96, trained=0.5)
+
+
 def test_floors_are_flops_and_bytes_at_the_peaks(run: Path) -> None:
     found = read_run(run)
     kind = peak("cpu", "two cores", flops=1e9, bandwidth=1e12, memory=2**34)

@@ -17,6 +17,7 @@ from grpo.recipe.load import RecipeError
 from grpo.stages.mesh import launched_with_fsdp2, process_mesh
 from tests.grpo.learner.sharding import sharded_policy
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(sharded_policy.__file__)
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tests.grpo.report.diagnosis.made import made, only, shown
+from grpo.report.diagnosis.watch import Watch
+from tests.grpo.report.diagnosis.made import HEALTHY, made, only, shown
 
 LENGTH, CLIPPED = "completions/mean_length", "completions/clipped_ratio"
 
@@ -113,6 +114,21 @@ def test_dropped_prompts(tmp_path: Path) -> None:
         "data.max_prompt_length=1024",
     )
     assert only(made(tmp_path, [{"data/dropped_prompts": 33}])).level == "alarm"
+
+
+def test_dropped_prompts_are_a_share_of_all_that_were_read(tmp_path: Path) -> None:
+    """Dynamic sampling reads four times as many as it trains on."""
+    rows = [{"data/dropped_prompts": 8 * i, "dynamic_sampling/sampled_groups": 128} for i in (1, 2)]
+    assert made(tmp_path, rows).findings == []
+
+
+def test_problems_that_change_and_rewards_that_do_not_teach_are_no_alarm(tmp_path: Path) -> None:
+    rows = [{}] * 5 + [{LENGTH: 160.0}] * 5
+    curriculum = {"dataset_name": "p.jsonl", "task": None, "curriculum": {"high": 0.9}}
+    assert made(tmp_path / "curriculum", rows, data=curriculum).findings == []
+    distilled = {"stage": "opd", "rewards": [{"name": "accuracy", "function": "accuracy"}]}
+    wrong = {"rewards/accuracy/mean": 0.0, "rewards/accuracy/std": 0.0}
+    assert Watch.of([{"step": i, **HEALTHY, **row, **wrong} for i, row in enumerate(rows)], distilled).findings() == []
 
 
 def test_few_distinct_problems(tmp_path: Path) -> None:

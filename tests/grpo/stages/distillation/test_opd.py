@@ -119,6 +119,7 @@ def test_a_source_of_a_mixture_names_its_teacher(
     assert row["divergence"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_two_processes_do_what_one_does(
     tiny_v3: Path, tiny_llama: Path, questions: Path, tmp_path: Path, sharding: str

@@ -83,6 +83,15 @@ def test_from_and_until_choose_a_part_with_its_evaluations() -> None:
             r"stages.rl: has both from='base' and model.model_name_or_path='v4', which name different models.",
         ),
         ({"rl": {**RL, "stage": "grop"}}, r"stages.rl.stage='grop': must be one of .* Did you mean 'grpo'\?"),
+        ({"maths": {"stage": "eval"}}, r"stages.maths.stage='eval': a pipeline evaluates .* on evaluation.sets. Name"),
+        (
+            {"checked": {"stage": "held_out", "from": "base", "sets": {"x": SET}, "rollout": {"engine": "server"}}},
+            r"rollout.engine.* engine 'server' serves its own model. Use vllm, hf.",
+        ),
+        (
+            {"checked": {"stage": "held_out", "from": "base", "sets": {"x": SET}, "rollout": {"temperature": 0.0}}},
+            r"num_samples=4 at temperature=0: greedy decoding gives the same completion every time. Set num_samples=1",
+        ),
         ({"rl": {**RL, "trainer": {"max_step": 3}}}, r"stages.rl:\n  - trainer.max_step: unknown key"),
     ],
 )
@@ -112,6 +121,33 @@ def test_a_change_reaches_everything_made_from_it(tmp_path: Path) -> None:
     assert ledger.read(node) is None
     ledger.write(node, before["one"])
     assert ledger.read(node) == before["one"]
+
+
+def test_free_settings_are_free_in_their_place_alone() -> None:
+    """A set may be called `report` and a column `output`: a change of these is one."""
+
+    def entry(problems: int, column: str) -> Entry:
+        data = {"dataset_name": "d.jsonl", "columns": {"output": column}}
+        sets = {"report": {**SET, "data": data, "num_problems": problems}}
+        (node,) = build_graph(pipeline({"checked": {"stage": "held_out", "from": "base", "sets": sets}}))
+        return expected(node, "v3", {})
+
+    assert len({entry(8, "a").identity, entry(9, "a").identity, entry(8, "b").identity}) == 3
+
+
+def test_a_stage_that_cannot_resume_starts_in_a_new_folder() -> None:
+    stages = {"rl": RL, "checked": {"stage": "held_out", "from": "rl", "sets": {"x": SET}}}
+    kept = {"stage": "rejection", "from": "rl", "data": {"task": "countdown"}, "rewards": RL["rewards"]}
+    rl, checked, rejection = build_graph(pipeline(stages | {"kept": {**kept, "resume": False}}))
+    assert (rl.resumes, checked.resumes, rejection.resumes) == (True, False, True)
+    found: Any = rejection.recipe({"base": "v3", "rl": "runs/rl"}, resume=True)
+    assert found.resume is True
+
+
+def test_the_first_stage_must_not_come_after_the_last() -> None:
+    nodes = build_graph(pipeline({"one": RL, "two": {**RL, "from": "one"}, "three": {**RL, "from": "two"}}))
+    with pytest.raises(RecipeError, match=r"--from two --until one: one comes before two\. Exchange them\."):
+        selected(nodes, "two", "one")
 
 
 def test_a_stage_goes_on_in_its_folder_if_it_allows_the_change() -> None:

@@ -140,6 +140,20 @@ def test_a_prefilled_answer_moves_from_the_prompt_to_the_completion(tiny_llama: 
     )
 
 
+def test_a_reward_behind_a_closed_gate_is_zero(tiny_llama: Path, tmp_path: Path) -> None:
+    """`requires`: accuracy counts where format does, for filters too."""
+    done = [Completion(token_ids=[7], logprobs=[], text=t, finish_reason="stop", policy_version=0) for t in "ab"]
+    problem = Problem(id="sums/train/0", prompt="2 + 2?", columns={"data_source": "sums"})
+    scored = ScoredGroup(
+        Group(problem=problem, prompt_ids=[1], completions=done),
+        [1.0, 0.0],
+        {"accuracy": [1.0, 1.0], "format": [1.0, 0.0]},
+        gated={"accuracy": [False, True]},
+    )
+    rows = list(stage._rows(recipe(tiny_llama, tmp_path), scored))
+    assert [row["rewards/accuracy"] for row in rows] == [1.0, 0.0]
+
+
 def test_an_empty_result_says_which_filter_took_how_many(tiny_llama: Path, tmp_path: Path) -> None:
     filters = [{"name": "correct", "reward": "even"}, {"name": "reward", "reward": "even", "min": 2}]
     rollout = sections(tiny_llama, tmp_path)["rollout"]

@@ -110,6 +110,15 @@ def test_micro_batches_of_a_run():
     assert len(training_batches([5] * 10, by_tokens.model_copy(update={"max_steps": 7}), num_processes=2)) == 14
 
 
+def test_an_opened_thought_is_there_once(tiny_llama, tmp_path):
+    """Stage rejection writes completions with the <think> that the prompt had opened."""
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "q", "completion": "<think>hm</think>4"}])
+    data = SFTData(sources=[{"dataset_name": rows}], template="{prompt} :<think>")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    (row,) = load_mixture(data, tokenizer, seed=0, base_dir=Path())[0]
+    assert tokenizer.decode(row["input_ids"]) == "q :<think>hm</think>4<eos>"
+
+
 def test_loss_is_the_mean_over_completion_tokens(tiny_llama, rows, tmp_path):
     settings = {"max_steps": 1, "per_device_train_batch_size": 6, "gradient_accumulation_steps": 4}
     folder = run_sft(recipe(tiny_llama, tmp_path / "out", rows, **settings))  # one step with every row

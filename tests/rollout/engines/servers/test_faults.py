@@ -42,7 +42,7 @@ class FakeServer:
         self.loaded: dict[str, torch.Tensor] = {}
         self.seen: list[list[int]] = []
         self.paths: list[str] = []
-        self.takes_weights, self.context = True, 32
+        self.takes_weights, self.context = True, 64
         self.may_load = threading.Event()  # weights are taken once it is set
         self.may_load.set()
         self.released = threading.Event()
