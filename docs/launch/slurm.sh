@@ -42,7 +42,7 @@ for url in "${URLS[@]}"; do
 done
 
 LIST=$(IFS=,; echo "${URLS[*]}")
-srun --nodes "$TRAINER_NODES" --ntasks "$TRAINER_NODES" --nodelist "$(IFS=,; echo "${TRAINERS[*]}")" --overlap \
+srun --nodes "$TRAINER_NODES" --ntasks "$TRAINER_NODES" --nodelist "$(IFS=,; echo "${TRAINERS[*]}")" --overlap --kill-on-bad-exit=1 \
   bash -c "accelerate launch --num_machines $TRAINER_NODES --num_processes $((TRAINER_NODES * GPUS)) \
     --machine_rank \$SLURM_PROCID --main_process_ip ${TRAINERS[0]} --main_process_port 29500 \
     $RECIPE 'rollout.servers={urls: [$LIST], weights_dir: $SHARED/weights}'"

@@ -33,6 +33,7 @@ class Estimate:
     shape: ModelShape
     dtype: str
     parts: Parts = field(default_factory=dict)  # on the device, in one process
+    engine: int = 0  # that samples, as a whole; asleep during updates, it has only a share of `parts`
     host: Parts = field(default_factory=dict)  # in host memory beside it; on CPU everything is in `parts`
     sampling_flops: float = 0.0  # of all processes
     update_flops: float | None = 0.0  # None: they depend on the data's rows
@@ -100,6 +101,7 @@ def estimate_stage(
     found.notes += unknown
     if work.generation:
         engine = engine_parts(work.generation, shape, width, device=device, memory=memory)
+        found.engine = sum(engine.values())
         if training and work.generation.section.sleep_level:
             engine = beyond_update(engine, found.parts)
         found.parts |= engine

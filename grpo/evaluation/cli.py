@@ -66,8 +66,9 @@ def _launch(recipe: EvalRecipe, command: Sequence[str]) -> None:
     if not is_launched() and recipe.engine.name in ("vllm", "hf"):
         import torch
 
-        divided = {"tensor_parallel_size", "pipeline_parallel_size"} & recipe.engine.vllm_options.keys()
-        if torch.cuda.device_count() > 1 and not divided:  # an engine over several GPUs is one process
+        options = recipe.engine.vllm_options if recipe.engine.name == "vllm" else {}
+        is_divided = any(options.get(f"{kind}_parallel_size", 1) != 1 for kind in ("tensor", "pipeline"))
+        if torch.cuda.device_count() > 1 and not is_divided:  # an engine over several GPUs is one process
             launch([], command)
 
 

@@ -87,7 +87,15 @@ def partial_path(output_dir: Path, step: int) -> Path:
 
 
 def begin(output_dir: Path, step: int) -> Path:
-    """An empty folder to write into, under a temporary name. Deletes what interrupted saves have left."""
+    """An empty folder to write into, under a temporary name. Deletes what interrupted saves have left.
+
+    One that was interrupted between its two renames has left the earlier copy, which gets its name back.
+    """
+    for earlier in output_dir.glob("checkpoint-*.earlier"):
+        if (final := earlier.with_suffix("")).exists():
+            remove([earlier])
+        else:
+            earlier.rename(final)
     for stale in output_dir.glob("checkpoint-*.partial"):
         shutil.rmtree(stale)
     partial = partial_path(output_dir, step)

@@ -134,18 +134,17 @@ class ServerEngine:
         models = self._request("GET", "/models")["data"]
         self._is_vllm = any(model.get("owned_by") == "vllm" for model in models)
         served = [model["id"] for model in models]
-        for model in models:
-            if (context := model.get("max_model_len", self._max_model_len)) < self._max_model_len:
-                raise ValueError(
-                    f"{self._url} was started with a context of {context} tokens, and prompt and completion may have "
-                    f"{self._max_model_len} here. Start it with --max-model-len {self._max_model_len}, or allow "
-                    "shorter completions."
-                )
-        if name in served:
-            return name
-        if len(served) != 1:
+        if name not in served and len(served) != 1:
             raise ValueError(f"{self._url} serves {', '.join(served)}, not {name!r}. Name one of them as the model.")
-        return served[0]
+        model = models[served.index(name)] if name in served else models[0]
+        context = model.get("max_model_len") or self._max_model_len  # an adapter has none of its own
+        if context < self._max_model_len:
+            raise ValueError(
+                f"{self._url} was started with a context of {context} tokens, and prompt and completion may have "
+                f"{self._max_model_len} here. Start it with --max-model-len {self._max_model_len}, or allow shorter "
+                "completions."
+            )
+        return model["id"]
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:

@@ -78,7 +78,7 @@ def start(
             if (size := vllm_options.get(name, 1)) != 1:  # they would join in one engine, each with its own requests
                 raise ValueError(
                     f"vllm_options.{name}={size} with {count} processes: each process has an engine of its own, on one "
-                    "GPU. Train with rollout.engine=server, and evaluate in one process."
+                    "GPU. Train with rollout.engine=server, and evaluate with --num_processes 1."
                 )
         options["distributed_executor_backend"] = "external_launcher"
     if on_cpu:

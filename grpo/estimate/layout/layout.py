@@ -147,7 +147,7 @@ def _sequences(recipe: OnPolicyRecipe, estimate: Estimate, gpu: Gpu, server_gpus
     if server_gpus:
         room = server_gpus * _server_parts(recipe, estimate.shape, gpu, server_gpus)["KV cache"]
     else:
-        room = estimate.parts["engine: weights and KV cache"] - weights
+        room = estimate.engine - weights
     return room // per_sequence
 
 

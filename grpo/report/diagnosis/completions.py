@@ -172,7 +172,8 @@ def dropped_prompts(run: History) -> Iterator[Finding]:
     dropped = run.now(key)
     if not dropped or not per_step:
         return
-    read = sum(run.values["dynamic_sampling/sampled_groups"]) or per_step * run.step
+    sampled = run.values["dynamic_sampling/sampled_groups"][-WINDOW:]  # more than are trained on
+    read = sum(sampled) / len(sampled) * len(run.steps) if sampled else per_step * run.step
     share = dropped / (dropped + read)
     if share > MAX_DROPPED:
         yield Finding(

@@ -16,7 +16,7 @@ from grpo.stages.pipeline.graph import Node, unresolved
 
 # What may change without making a finished result another one.
 FREE = {"report", "output", "num_reward_workers"}
-FREE |= {f"rollout.{name}" for name in ("max_num_seqs", "gpu_memory_utilization", "kv_cache_gib")}
+FREE |= {f"rollout.{name}" for name in ("max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "sleep_level")}
 FREE |= {f"trainer.{name}" for name in ("num_reward_workers", "save_steps", "save_total_limit", "output_dir")}
 
 

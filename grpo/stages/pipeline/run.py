@@ -84,7 +84,8 @@ def _run_stage(
     if ledger is not None:
         print(f"== {node.name}: stage {node.stage}{', continued' if resume else ''}", flush=True)
         if before is not None and not (resume and before.result is None):
-            print(f"   runs again: {'; '.join(entry.changes(before)) or 'its folder is gone'}", flush=True)
+            why = "it had not finished" if before.result is None else "its folder is gone"
+            print(f"   runs again: {'; '.join(entry.changes(before)) or why}", flush=True)
         if not resume and (aside := set_aside(node.folder)):
             print(f"   the earlier folder is now {aside}", flush=True)
         ledger.write(node, entry)

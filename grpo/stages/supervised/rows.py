@@ -22,6 +22,7 @@ from rollout.types import Prompt
 
 TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), "length": Value("int32")})
 PACKED = Features({**TOKENS, "seq_lengths": List(Value("int32"))})  # of the samples in a row
+THINK = "<think>"
 Batch = Mapping[str, list[Any]]  # columns, as `datasets` hands them over
 
 
@@ -144,7 +145,7 @@ class Encoder:
         prompts = self.prompter.encode_batch(problems)
         # The prompt may end with the completion's beginning, such as an open <think>: it is there once.
         prefixes = [prompt.prefix if isinstance(prompt, Prompt) else "" for prompt in prompts]
-        texts = [text.removeprefix(prefix) for text, prefix in zip(texts, prefixes, strict=True)]
+        texts = [_beyond(prefix, text) for prefix, text in zip(prefixes, texts, strict=True)]
         # Prompt and completion are tokenized apart, as they are in a rollout, so that the tokens are the same there.
         completions: Any = self.prompter.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         for prompt, ids in zip(prompts, completions, strict=True):
@@ -162,6 +163,13 @@ class Encoder:
     def _leave_out(self, error: UnusableRowError) -> None:
         self.example = self.example or str(error)
         self.reasons[error.reason] += 1
+
+
+def _beyond(prefix: str, text: str) -> str:
+    """A completion without the beginning that the prompt has; white space after <think> may differ there."""
+    if prefix.strip() == THINK and not text.startswith(prefix) and text.startswith(THINK):
+        return text.removeprefix(THINK).lstrip()
+    return text.removeprefix(prefix)
 
 
 def _no_rows() -> dict[str, list[Any]]:

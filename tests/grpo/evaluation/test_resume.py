@@ -92,7 +92,9 @@ def test_changed_settings_or_prompts_are_rejected(tiny_llama: Path, sums: Path) 
     with pytest.raises(ValueError, match=r"sampling.temperature: 1.0, now 0.5"):
         run_evaluation(recipe(tiny_llama, sums, sampling={"temperature": 0.5}))
     with pytest.raises(ValueError, match=r"engine.base_url: 'http://localhost:8000/v1', now 'http://other:8000/v1'"):
-        run_evaluation(recipe(tiny_llama, sums, engine={"name": "hf", "base_url": "http://other:8000/v1"}))
+        run_evaluation(recipe(tiny_llama, sums, engine={"name": "server", "base_url": "http://other:8000/v1"}))
+    with pytest.raises(ValueError, match=r"engine.vllm_options: \{\}, now \{'quantization': 'fp8'\}"):
+        run_evaluation(recipe(tiny_llama, sums, engine={"name": "hf", "vllm_options": {"quantization": "fp8"}}))
     (sums.parent / "sums.jsonl").write_text("".join(json.dumps({**row, "question": "what?"}) + "\n" for row in SUMS))
     with pytest.raises(ValueError, match="was sampled from a different prompt"):
         run_evaluation(recipe(tiny_llama, sums))

@@ -101,9 +101,7 @@ def test_half_deleted_checkpoint_does_not_count(tmp_path: Path, monkeypatch: pyt
     assert names(tmp_path) == ["checkpoint-10"]
 
 
-def test_a_step_that_is_saved_again_is_complete_at_every_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_is_saved_again_replaces_a_complete_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a signal came in the last step: the earlier folder goes only when the new one has its name."""
     write(tmp_path, 10)
     seen = []
@@ -113,6 +111,9 @@ def test_a_step_that_is_saved_again_is_complete_at_every_moment(
     assert seen == [["checkpoint-10"]]
     assert read_mark(tmp_path / "checkpoint-10").score == 0.5
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-10"]
+    (tmp_path / "checkpoint-10").rename(tmp_path / "checkpoint-10.earlier")  # killed between the renames
+    write(tmp_path, 20)
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-20"]
 
 
 def test_step_comes_from_inside_the_folder(tmp_path: Path) -> None:

@@ -121,6 +121,12 @@ def test_memory_agrees_with_a_measured_peak() -> None:
     assert measured < estimate < 1.3 * measured  # with room for what malloc keeps
 
 
+def test_an_engine_that_sleeps_during_updates_keeps_its_cache(path: Path) -> None:
+    awake, asleep = (laid_out(path, 1, f"rollout.sleep_level={level}") for level in (0, 2))
+    assert asleep.sequences == awake.sequences > 0
+    assert sum(asleep.on_trainer.values()) < sum(awake.on_trainer.values())
+
+
 def test_sharding_over_machines_is_slower_than_within_one(path: Path) -> None:
     recipe = load_recipe(path, ["trainer.sharding=fsdp2"])
     hybrid = load_recipe(path, ["trainer.sharding=fsdp2", "trainer.sharding_replicas=2"])

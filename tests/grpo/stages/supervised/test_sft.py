@@ -112,11 +112,12 @@ def test_micro_batches_of_a_run():
 
 def test_an_opened_thought_is_there_once(tiny_llama, tmp_path):
     """Stage rejection writes completions with the <think> that the prompt had opened."""
-    rows = write(tmp_path / "rows.jsonl", [{"prompt": "q", "completion": "<think>hm</think>4"}])
-    data = SFTData(sources=[{"dataset_name": rows}], template="{prompt} :<think>")
+    texts = ["<think>\nhm</think>4", "<think> hm</think>4", "hm</think>4"]
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "q", "completion": text} for text in texts])
+    data = SFTData(sources=[{"dataset_name": rows}], template="{prompt} :<think>\n")
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    (row,) = load_mixture(data, tokenizer, seed=0, base_dir=Path())[0]
-    assert tokenizer.decode(row["input_ids"]) == "q :<think>hm</think>4<eos>"
+    found = load_mixture(data, tokenizer, seed=0, base_dir=Path())[0]
+    assert [tokenizer.decode(row["input_ids"]) for row in found] == ["q :<think>\nhm</think>4<eos>"] * 3
 
 
 def test_loss_is_the_mean_over_completion_tokens(tiny_llama, rows, tmp_path):
