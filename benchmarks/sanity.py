@@ -36,7 +36,9 @@ def select(output: Path, count: int, samples: int) -> None:
     from rollout.engines.base import load_tokenizer
 
     recipe: Any = load_recipe(RECIPE)
-    stream = stream_of(recipe.data, load_tokenizer(recipe.model.model_name_or_path), seed=recipe.trainer.seed)
+    stream = stream_of(
+        recipe.data, load_tokenizer(recipe.model.model_name_or_path, None, False), seed=recipe.trainer.seed
+    )
     rewards = parts.rewards(recipe.rewards[:1], num_workers=2, timeout=60.0)
     model_len = recipe.max_model_len
     engine = parts.engine(recipe.rollout.engine, recipe.rollout, recipe.model, max_model_len=model_len, device="cpu")
