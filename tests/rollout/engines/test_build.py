@@ -54,3 +54,14 @@ def test_the_builder_loads_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.vllm
+def test_one_engine_over_the_gpus_of_several_processes_is_refused(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM would put them into one group, and take each process's requests for those of all."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"vllm_options\.tensor_parallel_size=2 with 2 processes: each process has an"):
+        build_engine("vllm", str(tiny_llama), **{**SETTINGS, "vllm_options": {"tensor_parallel_size": 2}})

@@ -377,15 +377,6 @@ def test_trap_logprobs_before_temperature(tiny_v3: Path):
     engine.close()
 
 
-@pytest.mark.vllm
-def test_one_engine_over_the_gpus_of_several_processes_is_refused(tiny_v3: Path, monkeypatch: pytest.MonkeyPatch):
-    """vLLM would put them into one group, and take each process's requests for those of all."""
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match=r"vllm_options\.tensor_parallel_size=2 with 2 processes: each process has an"):
-        start_vllm(tiny_v3, vllm_options={"tensor_parallel_size": 2})
-
-
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_two_processes_each_run_their_own_engine(tiny_v3: Path):
