@@ -102,7 +102,7 @@ def estimate_stage(
     if work.generation:
         engine = engine_parts(work.generation, shape, width, device=device, memory=memory)
         found.engine = sum(engine.values())
-        if training and work.generation.section.sleep_level:
+        if isinstance(recipe, OnPolicyRecipe) and recipe.rollout.sleep_level:
             engine = beyond_update(engine, found.parts)
         found.parts |= engine
         found.sampling_flops = forward_flops(shape, work.generation.texts)
