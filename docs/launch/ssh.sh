@@ -46,4 +46,7 @@ for rank in "${!TRAINER_HOSTS[@]}"; do
     "$RECIPE 'rollout.servers={urls: [$LIST], weights_dir: $SHARED/weights}'" &
   TRAINING+=($!)
 done
-wait "${TRAINING[@]}"
+# The first that fails ends the script and with it all machines: the others would wait for it.
+for _ in "${TRAINING[@]}"; do
+  wait -n "${TRAINING[@]}" 2> /dev/null  # bash complains about those that have ended
+done

@@ -24,7 +24,7 @@ from grpo.launch.signals import COMMAND, LAUNCHER, SIGNALS, command_to_continue,
 _MARKS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
 
 # Processes wait for each other as long as it takes: for servers to start, for the longest completion, for a save. The
-# launcher ends the others of its machine when one dies; docs/launch does so for all machines.
+# launcher ends the others of its machine when one dies.
 PATIENCE = timedelta(days=30)
 MEASURED_SECONDS = 0.3
 SHARED_FRACTION = 0.25  # of all cores, used by others, from which waiting threads sleep
