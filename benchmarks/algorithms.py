@@ -3,17 +3,20 @@
     python benchmarks/algorithms.py                                              # all, three seeds each: hours
     python benchmarks/algorithms.py --algorithms dapo,clip_cov --seeds 42 --steps 4 --output /tmp/algorithms.md
 
-Each run is recipes/r1_zero.yaml with the overrides in ALGORITHMS, in a folder of its own. A finished run is read from
-its folder, an interrupted one goes on from its last checkpoint: the command can be stopped and repeated. On-policy
-algorithms take one update per rollout, where all surrogates are the same; surrogates are compared with four.
+Each run is recipes/r1_zero.yaml with the overrides in ALGORITHMS, in a folder of its own. What a finished run measured
+is kept in a file beside the chart, an interrupted run goes on from its last checkpoint: the command can be stopped and
+repeated, on another machine too. On-policy algorithms take one update per rollout, where all surrogates are the same;
+surrogates are compared with four.
 """
 
 import argparse
+import csv
 import statistics
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from grpo.report.records import METRICS_FILE, Row, is_evaluation, read_rows
@@ -48,7 +51,7 @@ ALGORITHMS: dict[str, list[str]] = {  # keys of the section `algorithm`; what is
     "vespo_off": ["loss_type=vespo", *OFF_POLICY],
     "dppo_off": ["loss_type=dppo", *OFF_POLICY],
 }
-LAST = 5  # rollouts that metrics of the end are taken over
+LAST = 5  # steps that metrics of the end are taken over
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +72,78 @@ class Result:
         evaluations = [row for row in rows if is_evaluation(row)]
         steps = [row for row in rows if "step_time" in row]
         updates = steps[1]["step"] - steps[0]["step"] if len(steps) > 1 else steps[0]["step"]
+        end = [row for row in steps if row["step"] > steps[-1]["step"] - max(LAST, updates)]
 
-        def measured(name: str) -> list[float]:
+        def measured(name: str, rows: Sequence[Row]) -> list[float]:
             """Without the steps in which no group had a signal: they trained nothing."""
-            return [row[name] for row in steps if row.get(name) is not None]
+            return [row[name] for row in rows if row.get(name) is not None]
 
         return cls(
             before=evaluations[0]["eval/pass@1"],
             after=evaluations[-1]["eval/pass@1"],
             low=evaluations[-1]["eval/pass@1_low"],
             high=evaluations[-1]["eval/pass@1_high"],
-            entropy=statistics.mean(measured("entropy")[-LAST:]),
-            length=statistics.mean(measured("completions/mean_length")[-LAST:]),
-            mismatch=max(measured("sampling/sampling_logp_difference/mean")),
+            entropy=statistics.mean(measured("entropy", end)),
+            length=statistics.mean(measured("completions/mean_length", end)),
+            mismatch=max(measured("sampling/sampling_logp_difference/mean", steps)),
             seconds=statistics.median(row["step_time"] for row in steps) / updates,
         )
 
 
-def run(name: str, seed: int, steps: int, folder: Path, overrides: Sequence[str]) -> Result:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training: what recipes/r1_zero.yaml is changed by, seed apart."""
+
+    name: str
+    seed: int
+    settings: list[str]
+
+    @classmethod
+    def of(cls, name: str, seed: int, steps: int, overrides: Sequence[str]) -> "Run":
+        own = [f"algorithm.{setting}" for setting in ALGORITHMS[name]]
+        return cls(name, seed, [*own, *overrides, f"trainer.max_steps={steps}"])
+
+    @property
+    def key(self) -> dict[str, str]:
+        return {"algorithm": self.name, "seed": str(self.seed), "settings": " ".join(self.settings)}
+
+    @property
+    def folder(self) -> str:
+        """Another one for other settings."""
+        return f"{self.name}_{self.seed}_{zlib.crc32(self.key['settings'].encode()):08x}"
+
+
+class Kept:
+    """What finished runs measured, one line each in a CSV file. Runs with other settings stay in it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def find(self, run: Run) -> Result | None:
+        for row in self._rows():
+            if run.key.items() <= row.items():
+                return Result(**{field.name: float(row[field.name]) for field in fields(Result)})
+        return None
+
+    def add(self, run: Run, result: Result) -> None:
+        measured = {key: f"{value:.4g}" for key, value in asdict(result).items()}
+        rows = [*self._rows(), {**run.key, **measured}]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("w", encoding="utf-8", newline="") as out:
+            writer = csv.DictWriter(out, list(rows[-1]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.file.exists():
+            return []
+        with self.file.open(encoding="utf-8", newline="") as lines:
+            return list(csv.DictReader(lines))
+
+
+def train(run: Run, steps: int, folder: Path) -> Result:
     """Train, or read what has been trained."""
-    out = folder / f"{name}_{seed}_{steps}"
+    out = folder / run.folder
     metrics = out / METRICS_FILE
 
     def is_finished() -> bool:
@@ -97,11 +152,9 @@ def run(name: str, seed: int, steps: int, folder: Path, overrides: Sequence[str]
     if not is_finished():
         print(f"training {out}", flush=True)
         settings = [
-            *(f"algorithm.{override}" for override in ALGORITHMS[name]),
-            *overrides,
+            *run.settings,
             f"trainer.output_dir={out}",
-            f"trainer.seed={seed}",
-            f"trainer.max_steps={steps}",
+            f"trainer.seed={run.seed}",
             "trainer.resume_from_checkpoint=true",
             "evaluation.eval_steps=0",
         ]
@@ -132,11 +185,13 @@ def table(results: dict[str, list[Result]], seeds: Sequence[int], steps: int, co
         f"    {command}",
         "",
         f"`recipes/r1_zero.yaml` with {steps} optimizer steps and what the command changes. Held-out pass@1 with "
-        f"{bounds}; the base has {before:.3f}. Entropy and length are those of the last {LAST} "
-        "rollouts, the mismatch is the largest mean |log p_trainer − log p_engine| of a step. `_off`: four updates "
-        "per rollout, else one. Time depends on what else the machine does.",
+        f"{bounds}; the base has {before:.3f}. Entropy and length are those of the completions that the last {LAST} "
+        "steps train on, the mismatch is the largest mean |log p_trainer − log p_engine| of a step. `_off`: four "
+        "updates per rollout, else one. Time depends on what else the machine does.",
         "",
         f"![held-out pass@1]({chart.parent.name}/{chart.name})",
+        "",
+        f"Each run: [{chart.parent.name}/runs.csv]({chart.parent.name}/runs.csv).",
         "",
         "| algorithm | settings | pass@1 | entropy | length | mismatch | s/step |",
         "|---|---|---|---|---|---|---|",
@@ -197,9 +252,15 @@ def main() -> None:
     results: dict[str, list[Result]] = {}
     chart = options.output.parent / options.output.stem / "pass_at_1.svg"
     command = f"python {' '.join(['benchmarks/algorithms.py', *sys.argv[1:]])}"
+    kept = Kept(chart.with_name("runs.csv"))
     for seed in seeds:  # the first seed of all comes before the second of one
         for name in names:
-            results.setdefault(name, []).append(run(name, seed, options.steps, options.folder, options.overrides))
+            run = Run.of(name, seed, options.steps, options.overrides)
+            result = kept.find(run)
+            if result is None:
+                result = train(run, options.steps, options.folder)
+                kept.add(run, result)
+            results.setdefault(name, []).append(result)
             done = {name: runs for name, runs in results.items() if len(runs) == len(results[name])}
             options.output.write_text(table(done, seeds, options.steps, command, chart), encoding="utf-8")
     draw(results, chart)
