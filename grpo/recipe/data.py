@@ -103,6 +103,11 @@ def _check_source(source: SourceConfig) -> None:
             f"streaming=true with task={source.task!r} and dataset_split={source.dataset_split!r}: only whole splits "
             "of a dataset can be streamed. Set streaming=false, or name a dataset and a split without a slice."
         )
+    if source.system_prompt is not None and source.template != "chat":
+        raise ValueError(
+            f"system_prompt={source.system_prompt!r} with template={source.template!r}: only template chat has one. "
+            "Write it into the template and set system_prompt=null, or set template=chat."
+        )
     if source.chat_template_kwargs and source.template != "chat":
         raise ValueError(
             f"chat_template_kwargs={source.chat_template_kwargs} with template={source.template!r}: only template chat "
