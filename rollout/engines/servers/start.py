@@ -22,6 +22,12 @@ import httpx
 from rollout.engines.vllm_serve import FOR_TRAINING, server_command
 
 STOP_SECONDS = 20  # between SIGTERM and SIGKILL
+# What torchrun tells the trainer's processes, beside TORCHELASTIC_…; it does not hold for a server.
+LAUNCHER_NAMES = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
 
 
 class StartedServers:
@@ -64,7 +70,7 @@ class StartedServers:
                     revision=revision,
                     trust_remote_code=trust_remote_code,
                 )
-                environment |= _share(number, count)
+                environment = _without_launcher(environment) | _share(number, count)
                 environment["VLLM_API_KEY"] = os.environ[api_key_env] if api_key_env else ""
                 self._commands.append((command, environment))
                 self._processes.append(self._start(number))
@@ -179,8 +185,15 @@ def _share(number: int, count: int) -> dict[str, str]:
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices)))).split(",")
         share["CUDA_VISIBLE_DEVICES"] = visible[device]
-    # What a launcher tells the trainer's processes does not hold for a server.
-    return share | {name: "" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
+    return share
+
+
+def _without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in LAUNCHER_NAMES and not name.startswith("TORCHELASTIC_")
+    }
 
 
 def _free_ports(count: int) -> list[int]:

@@ -88,6 +88,19 @@ def test_the_only_server_is_not_started_again_as_no_update_would_follow(
     assert "ended with code -9. Its last lines:\nhello from" in capfd.readouterr().err
 
 
+def test_a_server_does_not_hear_what_the_launcher_tells_the_trainer(
+    started: Callable[[int], start.StartedServers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM reads LOCAL_RANK as a number, also where it is empty, and its own processes have other ranks."""
+    told = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    environment = psutil.Process(started(1)._processes[0].pid).environ()
+    assert environment.keys().isdisjoint(told)
+    assert {"PATH", "OMP_NUM_THREADS", "VLLM_API_KEY"} <= environment.keys()
+
+
 def test_servers_of_a_run_on_several_machines_are_started_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
