@@ -3,8 +3,9 @@
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
+from rollout.support.kinds import misfit
 from rollout.support.loading import load_object
 from rollout.support.names import nearest
 
@@ -169,15 +170,23 @@ def check_signature(name: str, function: RewardFunction) -> None:
 
 
 def check_options(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option that the trainer passes itself, and for a built-in's unknown, missing or invalid
-    option; its **kwargs would swallow an unknown one."""
+    """Raise ValueError for an option that the function cannot take as meant; its **kwargs would swallow it.
+
+    That is one with the name of what the trainer passes itself, and a built-in's unknown or missing one or one of
+    another type. Other functions may read any option from their **kwargs, so only one that nearly has a parameter's
+    name is refused.
+    """
     if reserved := [option for option in options if option in (*PASSED, *ON_REQUEST)]:
         raise ValueError(
             f"reward {spec!r}: the option {reserved[0]!r} has the name of an argument of every call. Rename it."
         )
-    if spec not in BUILTINS:
-        return
     parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in (*PASSED, *ON_REQUEST)]
+    if spec not in (*BUILTINS, *BUILTINS.values()):
+        named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        for option in options:
+            if option not in named and (meant := nearest(option, named)):
+                raise ValueError(f"reward {spec!r} has no option {option!r}.{meant} Correct or rename it.")
+        return
     # A column with a default value, such as target_language="en", may be set once for all rows.
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or not (p.default is p.empty or p.default is None)]
     needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
@@ -190,11 +199,8 @@ def check_options(spec: str, function: RewardFunction, options: Mapping[str, Any
         if option not in known:
             has = f"Options: {', '.join(known)}." if known else "It has no options."
             raise ValueError(f"reward {spec!r} has no option {option!r}.{nearest(option, known)} {has}")
-        choices = get_args(types[option]) if get_origin(types[option]) is Literal else ()
-        if choices and value not in choices:
-            raise ValueError(
-                f"reward {spec!r}: {option}={value!r} is not one of {', '.join(choices)}.{nearest(str(value), choices)}"
-            )
+        if rule := misfit(value, types.get(option, Any)):
+            raise ValueError(f"reward {spec!r}: {option}={value!r} {rule}")
 
 
 def _is_factory(function: RewardFunction) -> bool:

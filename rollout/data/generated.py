@@ -11,10 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import PurePath
-from typing import Any
+from typing import Any, get_type_hints
 
 from rollout.data import tasks
 from rollout.data.columns import Columns, column_names, resolve_columns, to_problem
+from rollout.support.kinds import misfit
 from rollout.support.loading import load_object
 from rollout.support.names import nearest
 from rollout.types import Problem
@@ -63,7 +64,10 @@ def reasoning_gym(name: str, options: dict[str, Any]) -> Generator:
     if name not in DATASETS:
         raise ValueError(f"task {task!r}: reasoning_gym has no such task.{nearest(name, DATASETS)}")
     _check_options(task, DATASETS[name][1], options, given=("seed",))
-    items = reasoning_gym.create_dataset(name, **{"size": 100_000, **options, "seed": 0})
+    try:
+        items = reasoning_gym.create_dataset(name, **{"size": 100_000, **options, "seed": 0})
+    except (AssertionError, TypeError, ValueError) as error:  # its checks of the options
+        raise ValueError(f"task_options={options}: task {task!r} refuses them: {error}. Correct them.") from error
 
     def generate(rng: random.Random, split: str) -> dict[str, Any]:
         for _ in range(1000):
@@ -97,9 +101,12 @@ def _generator(task: str, options: dict[str, Any]) -> Generator:
 def _check_options(task: str, function: Callable[..., Any], options: dict[str, Any], *, given: tuple[str, ...]) -> None:
     """given: parameters that are set here, not by the user."""
     known = [name for name in inspect.signature(function).parameters if name not in given]
-    for option in options:
+    types = get_type_hints(function) if task in TASKS else {}  # what others declare is not always what they take
+    for option, value in options.items():
         if option not in known:
             raise ValueError(
                 f"task_options={options}: task {task!r} has no option {option!r}.{nearest(option, known)} "
                 f"Options: {', '.join(known) or 'none'}."
             )
+        if rule := misfit(value, types.get(option, Any)):
+            raise ValueError(f"task_options={options}: task {task!r}: {option}={value!r} {rule}")

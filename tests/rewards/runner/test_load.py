@@ -134,3 +134,32 @@ def test_a_file_that_hangs_when_imported_is_named_after_the_time_limit(tmp_path)
     spec = RewardSpec(function=f"{tmp_path}/slow.py:f")
     with pytest.raises(ValueError, match=r"slow.py:f was not loaded within .* 0.2 s.*raise trainer.reward_timeout"):
         Rewards([spec], num_workers=1, timeout=0.2)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        ("code", {"allow_unsandboxed": "no"}, "reward 'code': allow_unsandboxed='no' must be true or false. YAML 1.2"),
+        ("code", {"isolation": "bwarp"}, "isolation='bwarp' must be one of bubblewrap, namespaces, landlock, none or"),
+        ("code", {"time_limit": "5"}, "time_limit='5' must be a number. Write it without quotes."),
+        ("rewards.programs.code:code", {"memory_mb": 0.5}, "memory_mb=0.5 must be an integer."),
+        ("format", {"think_prefilled": "no"}, "think_prefilled='no' must be true or false."),
+        ("cosine_scaled", {"max_len": "1000"}, "max_len='1000' must be an integer."),
+        ("cosine_scaled", {"max_len": 9, "min_value_wrong": "-1"}, "min_value_wrong='-1' must be a number."),
+        ("judge", {"model": "m", "timeout": "120"}, "timeout='120' must be a number."),
+        ("accuracy", {"answer_in": "boxes"}, "answer_in='boxes' must be one of "),
+    ],
+)
+def test_an_option_of_another_type_is_rejected(function, options, message):
+    with pytest.raises(ValueError) as error:
+        check({"function": function, "options": options})
+    assert message in str(error.value)
+
+
+def test_a_misspelt_option_of_ones_own_function_is_rejected_and_one_of_its_kwargs_is_not():
+    def short(prompts, completions, *, limit=400, **kw):
+        return [0.0] * len(completions)
+
+    with pytest.raises(ValueError, match=r"reward 'short' has no option 'limt'. Did you mean 'limit'\?"):
+        check({"function": short, "options": {"limt": 3}})
+    check({"function": short, "options": {"language": "en"}})

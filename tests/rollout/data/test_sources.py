@@ -76,6 +76,10 @@ def test_task_errors_name_the_nearest():
         load_source(task="countdown", task_options={"number": 4})
     with pytest.raises(ValueError, match=r"countdown needs numbers >= 2"):
         load_source(task="countdown", task_options={"numbers": 1})
+    with pytest.raises(ValueError, match=r"task 'countdown': numbers='3' must be an integer. Write it without quotes"):
+        load_source(task="countdown", task_options={"numbers": "3"})
+    with pytest.raises(ValueError, match=r"task 'arithmetic': max_terms=5.5 must be an integer"):
+        load_source(task="arithmetic", task_options={"min_terms": 5, "max_terms": 5.5})
 
 
 def test_missing_reasoning_gym_names_the_package_to_install(monkeypatch):
@@ -97,6 +101,8 @@ def test_reasoning_gym_task_by_name():
         load_source(task="reasoning_gym:chain_sums")
     with pytest.raises(ValueError, match=r"Did you mean 'max_terms'"):
         load_source(task="reasoning_gym:chain_sum", task_options={"max_term": 3})
+    with pytest.raises(ValueError, match=r"task_options=\{'min_terms': '2'\}: task 'reasoning_gym:chain_sum' refuses"):
+        load_source(task="reasoning_gym:chain_sum", task_options={"min_terms": "2"})
 
 
 # -- datasets
