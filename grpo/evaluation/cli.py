@@ -44,7 +44,7 @@ def eval_command(arguments: Sequence[str]) -> None:
     for option, (place, kind) in _OPTIONS.items():
         parser.add_argument(option, dest=place, type=kind, help=f"sets {place}", metavar=kind.__name__.upper())
     parser.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="only compare two finished evaluations")
-    values = vars(parser.parse_args(list(arguments)))
+    values = vars(parser.parse_intermixed_args(list(arguments)))
     if values["compare"]:
         from grpo.evaluation.results.compare import compare_runs
 
