@@ -18,6 +18,7 @@ from rewards.answers.multiple_choice import same_choice
 from rewards.answers.verdict import Verdict
 from rewards.programs.cases import Tests
 from rewards.programs.datasets import read_tests, usual_columns
+from rewards.programs.sandbox.limits import SandboxError
 from rewards.runner.load import bind, load_function, required_columns
 from rewards.runner.score import Rewards, RewardSpec
 from rewards.text import final_answer, reference_answer
@@ -51,7 +52,11 @@ class Grader(Protocol):
 
 
 def build_grader(reward: str, options: Mapping[str, Any]) -> Grader:
-    """The grader for a task's `reward` and `options`."""
+    """The grader for a task's `reward` and `options`.
+
+    Raises:
+        ValueError: the options do not fit, or programs have no sandbox here.
+    """
     if reward == "accuracy":
         return MathGrader(dict(options))
     if reward == "code":
@@ -132,6 +137,7 @@ class CodeGrader(_VerifierGrader):
 
     def __init__(self, options: dict[str, Any]) -> None:
         code = import_module("rewards.programs.code")  # as above; and only here, as it needs a sandbox
+        _check_sandbox(options)
 
         def verify(texts: list[str], problem: Problem) -> Verdicts:
             tests = _tests(problem)
@@ -150,6 +156,21 @@ class CodeGrader(_VerifierGrader):
     def unreadable(self, problem: Problem) -> str | None:
         tests = _tests(problem)
         return tests if isinstance(tests, str) else None
+
+
+def _check_sandbox(options: Mapping[str, Any]) -> None:
+    """Start a sandbox, before completions are sampled that none could run."""
+    if options.get("backend", "local") != "local":
+        return
+    from rewards.programs.sandbox.pool import pool
+
+    try:
+        with pool(options.get("isolation"), allow_unsandboxed=options.get("allow_unsandboxed", False)).box():
+            pass
+    except SandboxError as error:
+        raise ValueError(
+            f"isolation={options['isolation']!r}: {error}. Leave it out for the strongest level that this machine has."
+        ) from error
 
 
 def _tests(problem: Problem) -> Tests | str:

@@ -17,7 +17,7 @@ from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
 from grpo.recipe.loop.rewards import NOT_IMPORTABLE, RewardConfig
 from grpo.recipe.section import StageRecipe
-from rewards.runner.load import BUILTINS
+from rewards.runner.load import BUILTINS, check_options, load_function
 
 RECIPE_HEADER = "# -*- coding: grpo-recipe -*-\n"  # lets `accelerate launch` run a recipe, see grpo/launch/codec.py
 PACKAGES = (
@@ -109,6 +109,7 @@ def write_resolved(recipe: StageRecipe, run_dir: Path) -> None:
         if reward.function in ("code", BUILTINS["code"]):
             from rewards.programs.sandbox.probe import for_ledger
 
+            check_options("code", load_function("code"), reward.options)  # before they decide how attacks are run
             environment["sandbox"] = for_ledger(reward.options)
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
 

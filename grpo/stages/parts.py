@@ -21,6 +21,7 @@ from torch import device as Device
 from grpo.evaluation.training import HeldOut
 from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig, ServersConfig
 from grpo.recipe.errors import RefusedError, RunError
+from rewards.programs.sandbox.limits import SandboxError
 from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.check import MAX_ENDLESS
@@ -36,13 +37,18 @@ def refusals() -> Iterator[None]:
     """Around what a stage does before its first step: what a user can mend ends it with the sentence alone.
 
     Raises:
-        RefusedError: in place of a ValueError, an OSError (files of a model) or a lost engine.
+        RefusedError: in place of a ValueError, an OSError (files of a model), a lost engine, a sandbox that cannot be
+            had, or a library's own word on what it needs.
     """
     try:
         yield
     except RunError:
         raise
-    except (ValueError, OSError, EngineLostError) as error:
+    except (ValueError, OSError, EngineLostError, SandboxError) as error:
+        raise RefusedError(str(error)) from error
+    except ImportError as error:
+        if error.name is not None:  # Python's: a user's module lacks one, and the traceback says which
+            raise
         raise RefusedError(str(error)) from error
 
 

@@ -19,6 +19,7 @@ from grpo.recipe.record import check_world, with_functions, write_resolved
 from grpo.recipe.registry import STAGES
 from grpo.recipe.section import StageRecipe
 from grpo.stages.mesh import launched_with_fsdp2
+from grpo.stages.parts import refusals
 from grpo.stages.run_folder import claimed
 
 DONE_FILE = "done.json"  # written when a stage has finished: {"result": the folder with what it made}
@@ -54,7 +55,8 @@ def run(recipe: StageRecipe, reward_functions: Sequence[Callable[..., Any]] | No
             return _done(claim.folder, claim.finished)
         recipe = recipe.in_folder(claim.folder)
         if os.environ.get("RANK", "0") == "0":
-            write_resolved(_recorded(recipe, functions), claim.folder)
+            with refusals():
+                write_resolved(_recorded(recipe, functions), claim.folder)
         result = stage(recipe, functions) if isinstance(recipe, OnPolicyRecipe) else stage(recipe)
         return _done(claim.folder, result)
 

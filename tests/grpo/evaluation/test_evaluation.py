@@ -13,8 +13,10 @@ import yaml
 import grpo
 from grpo.evaluation.cli import load_eval_recipe
 from grpo.evaluation.config import EvalRecipe
+from grpo.evaluation.grading import build_grader
 from grpo.evaluation.run import run_evaluation
 from grpo.recipe.load import RecipeError, load_recipe
+from rewards.programs.sandbox import isolation, pool
 from tests.grpo.evaluation.conftest import recipe, samples
 
 
@@ -231,3 +233,12 @@ def test_an_open_thought_and_the_chat_templates_variables_reach_prompts_and_samp
     other = recipe(chatty, sums, template="chat", chat_template_kwargs={"enable_thinking": True}, output=made.output)
     with pytest.raises(ValueError, match=r"other settings \(chat_template_kwargs: {'enable_thinking': False}, now"):
         run_evaluation(other)
+
+
+def test_programs_that_no_sandbox_could_run_are_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "missing", lambda level: None if level == "none" else "what it needs")
+    monkeypatch.setattr(pool, "_found", None)
+    with pytest.raises(ValueError, match=r"bubblewrap: what it needs.*allow_unsandboxed: true"):
+        build_grader("code", {})
+    with pytest.raises(ValueError, match=r"isolation='landlock': level 'landlock' needs what it needs. Leave it out"):
+        build_grader("code", {"isolation": "landlock"})
