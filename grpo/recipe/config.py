@@ -24,7 +24,7 @@ from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
 from grpo.recipe.loop.lora import LoRAConfig, lora_conflicts, quantization_conflicts
 from grpo.recipe.loop.mixture import mixture_conflicts
 from grpo.recipe.loop.mtp import mtp_conflicts
-from grpo.recipe.loop.rewards import RewardConfig
+from grpo.recipe.loop.rewards import RewardConfig, reward_conflicts
 from grpo.recipe.loop.schedules import Schedules, recipe_at, schedule_conflicts, sized_by_largest
 from grpo.recipe.loop.truncation import Truncation, truncation_conflicts
 from grpo.recipe.optimizer import Fraction, OptimizerConfig
@@ -186,6 +186,12 @@ class OnPolicyRecipe(StageRecipe):
         bound = default_logp_bound(self.model.dtype, is_corrected=algorithm.is_corrected)
         return algorithm.max_logp_difference or bound
 
+    @property
+    def max_logp_difference_at_start(self) -> float:
+        """The same before the first step, where both have the same weights: a correction excuses nothing."""
+        bound = default_logp_bound(self.model.dtype, is_corrected=False)
+        return self.policy_gradient.max_logp_difference or bound
+
     def rollout_sampling(self, index: int) -> Sampling:
         """Sampling parameters of rollout number `index`."""
         return Sampling(
@@ -324,36 +330,8 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     in_evaluation = bool(evaluation.data and evaluation.data.curriculum)
     if recipe.data.curriculum or in_evaluation:
         yield from curriculum_conflicts(has_rewards=bool(recipe.rewards), in_evaluation=in_evaluation)
-    yield from _reward_conflicts(recipe)
+    yield from reward_conflicts(recipe.rewards, recipe.policy_gradient, recipe.rollout.num_generations)
     yield from _evaluation_conflicts(recipe)
-
-
-def _reward_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
-    algorithm = recipe.policy_gradient
-    names = [reward.name for reward in recipe.rewards]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"rewards: {name!r} is listed {names.count(name)} times, but names must be unique. Give each a `name`."
-    for reward in recipe.rewards:
-        if reward.requires is not None and (reward.requires not in names or reward.requires == reward.name):
-            others = ", ".join(name for name in names if name != reward.name) or "none"
-            yield (
-                f"rewards: {reward.name!r} requires {reward.requires!r}, which is not another reward of this recipe "
-                f"({others}). Name one of them, or remove `requires`."
-            )
-    if algorithm.multi_objective_aggregation == "normalize_then_sum" and algorithm.scale_rewards != "group":
-        yield (
-            f"algorithm.scale_rewards={algorithm.scale_rewards} with multi_objective_aggregation=normalize_then_sum: "
-            "this aggregation scales each reward within its group and the sum within the batch. "
-            "Set algorithm.scale_rewards=group."
-        )
-    if algorithm.advantage_estimator == "pass_at_k" and algorithm.pass_k >= recipe.rollout.num_generations:
-        yield (
-            f"algorithm.pass_k={algorithm.pass_k} with rollout.num_generations={recipe.rollout.num_generations}: a "
-            "group holds one set of that many completions at most, so there is nothing to compare. Lower pass_k, or "
-            "raise num_generations."
-        )
-    if recipe.rewards and not any(reward.weight for reward in recipe.rewards):
-        yield "rewards: all weights are 0, so all advantages are 0. Give at least one reward another weight."
 
 
 def _evaluation_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:

@@ -129,8 +129,9 @@ def _build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]
         problems,
         step=first_step,
         sampling=recipe.rollout_sampling(0),
-        bound=recipe.max_logp_difference,
+        bound=recipe.max_logp_difference_at_start,
         has_weights=first_step == 0 and not (recipe.rollout.servers and recipe.rollout.servers.urls),
+        records_routes=recipe.policy_gradient.routing_replay == "R3",
     )
     if held_out and recipe.policy_gradient.sampling_mask:
         engine.generate([], recipe.evaluation_sampling())  # refused now if this engine cannot sample so

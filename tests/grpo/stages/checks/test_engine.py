@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from grpo.recipe.config import GRPORecipe
 from grpo.recipe.data import DataConfig
 from grpo.stages.checks.engine import verify_engine
 from grpo.stages.problems import stream_of
@@ -65,3 +67,26 @@ def test_experts_that_arrive_wrong_are_refused(family: str, request: pytest.Fixt
         verify(WithExpertsExchanged(engine))
     with pytest.raises(ValueError, match=r"above 0.001, after it received the trainer's weights\. Set"):
         verify(WithExpertsExchanged(engine), has_weights=False)
+
+
+def test_a_wide_bound_does_not_hide_experts_that_arrive_wrong(tiny_v3: Path) -> None:
+    """With the same weights the difference must not grow, whatever a correction would weigh later."""
+    policy = policy_for(recipe_for(str(tiny_v3)), Accelerator(cpu=True))
+    engine = HFEngine(str(tiny_v3), dtype="float32", device="cpu", max_num_seqs=8, max_model_len=256)
+    problems = stream_of(
+        DataConfig(task="countdown", template="{prompt}", max_prompt_length=200), byte_tokenizer(), seed=0
+    )
+    sampling = Sampling(num_generations=2, max_completion_length=16)
+    options: Any = {"step": 0, "sampling": sampling, "bound": 10.0, "has_weights": True}
+    with pytest.raises(ValueError, match=r"above 0\.001, after it received the trainer's weights, and agreed before"):
+        verify_engine(policy, engine, WithExpertsExchanged(engine), problems, **options)
+    verify_engine(policy, engine, engine, problems, **options | {"has_weights": False})
+    with pytest.raises(ValueError, match="the engine returned no experts with its completions"):
+        verify_engine(policy, engine, engine, problems, **options, records_routes=True)
+
+
+def test_a_correction_does_not_widen_the_bound_at_start() -> None:
+    values = {"model": {"model_name_or_path": "m", "dtype": "bfloat16"}, "data": {"task": "countdown"}}
+    values |= {"rewards": [{"function": "countdown"}], "algorithm": {"importance_sampling_correction": "tis"}}
+    recipe = GRPORecipe.model_validate(values)
+    assert (recipe.max_logp_difference, recipe.max_logp_difference_at_start) == (0.5, 0.05)
