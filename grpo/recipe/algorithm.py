@@ -22,6 +22,7 @@ def _known_correction(name: str) -> str:
     return name
 
 
+WIDE_FOR_SEQUENCES = 0.05  # of a clip: a completion's geometric mean of ratios stays closer to 1
 RATIO_TO_ENGINE = ("vespo", "dppo")  # losses that compare the policy with the engine, not with the old policy
 
 
@@ -111,7 +112,7 @@ def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
     clipped = [name for name in LOSSES if name not in ("cispo", "sapo", "kl_cov", "vespo", "dppo")]
     token_level = ("clip_cov", "kl_cov", "vespo", "dppo")
     only = {
-        "epsilon": [*clipped, "cispo"],
+        "epsilon": clipped,
         "epsilon_high": [*clipped, "cispo"],
         "delta": clipped,
         "importance_sampling_level": [name for name in LOSSES if name not in token_level],
@@ -157,16 +158,11 @@ def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
             f"algorithm.importance_sampling_correction={correction!r} with loss_type={loss!r}: its ratio is to the "
             "engine already. Remove the correction."
         )
-    low, high = algorithm.importance_sampling_clip_min, algorithm.importance_sampling_clip_max
-    if not correction and (low, high) != (None, None):
+    yield from _bound_conflicts(algorithm)
+    if _clips_sequences(algorithm) and algorithm.steps_per_generation > 1 and algorithm.epsilon >= WIDE_FOR_SEQUENCES:
         yield (
-            "algorithm.importance_sampling_clip_min and _clip_max bound a correction, and there is none. Set "
-            "algorithm.importance_sampling_correction, such as tis."
-        )
-    if low is not None and high is not None and low >= high:
-        yield (
-            f"algorithm.importance_sampling_clip_min={low}: must be below importance_sampling_clip_max={high}. "
-            "Exchange them."
+            f"algorithm.epsilon={algorithm.epsilon} with loss_type={loss!r}: it clips a completion's mean ratio, which "
+            "hardly leaves 1, so it would clip nothing. Set algorithm.epsilon=3e-4 and epsilon_high=4e-4 (2507.18071)."
         )
     if algorithm.routing_replay == "R2" and algorithm.steps_per_generation == 1:
         yield (
@@ -180,6 +176,35 @@ def conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
         )
     yield from _entropy_conflicts(algorithm, changed)
     yield from _advantage_conflicts(algorithm, changed)
+
+
+def _clips_sequences(algorithm: AlgorithmConfig) -> bool:
+    """Whether the clipped ratio is one per completion."""
+    if algorithm.loss_type in ("gspo", "gspo_token", "luspo"):
+        return algorithm.importance_sampling_level in (None, "sequence", "sequence_token")
+    averaged = algorithm.importance_sampling_level in ("sequence", "sequence_token")
+    return averaged and algorithm.loss_type in ("grpo", "dr_grpo", "dapo", "bnpo")
+
+
+def _bound_conflicts(algorithm: AlgorithmConfig) -> Iterator[str]:
+    """A ratio of 1, where sampler and trainer agree, must lie within a correction's bounds."""
+    low, high = algorithm.importance_sampling_clip_min, algorithm.importance_sampling_clip_max
+    correction = algorithm.importance_sampling_correction
+    if not correction and (low, high) != (None, None):
+        yield (
+            "algorithm.importance_sampling_clip_min and _clip_max bound a correction, and there is none. Set "
+            "algorithm.importance_sampling_correction, such as tis."
+        )
+    elif low is not None and low >= 1:
+        yield (
+            f"algorithm.importance_sampling_clip_min={low}: must be below 1, the ratio where sampler and trainer "
+            "agree. Lower it."
+        )
+    elif high is not None and (high < 1 or (high == 1 and correction not in ("tis", "sequence_tis"))):
+        yield (
+            f"algorithm.importance_sampling_clip_max={high}: must be above 1, the ratio where sampler and trainer "
+            "agree. Raise it."
+        )
 
 
 def _entropy_conflicts(algorithm: AlgorithmConfig, changed: Mapping[str, Any]) -> Iterator[str]:

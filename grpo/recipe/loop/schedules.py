@@ -94,8 +94,14 @@ def schedule_conflicts(recipe: BaseModel, schedules: SchedulesOf, *, max_steps: 
                 f"schedules: {key} changes at step {late[0]} of a run of trainer.max_steps={max_steps}, so it never "
                 "does. Lower the step, or remove it."
             )
+    # Without a KL term from some step on, what belongs to it is still of use before.
+    kl = "algorithm.beta"
+    checked = {
+        key: {step: value or max(steps.values()) if key == kl else value for step, value in steps.items()}
+        for key, steps in schedules.items()
+    }
     for step in sorted({step for steps in schedules.values() for step in steps}):
-        one = recipe_at(recipe, schedules, step).model_copy(update={"schedules": None})
+        one = recipe_at(recipe, checked, step).model_copy(update={"schedules": None})
         try:
             type(recipe).model_validate_json(one.model_dump_json(), strict=True)
         except ValidationError as error:

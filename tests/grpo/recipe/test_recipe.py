@@ -205,8 +205,24 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
         ),
         (["algorithm.importance_sampling_clip_max=3"], ["there is none. Set algorithm.importance_sampling_correction"]),
         (
-            [f"algorithm.importance_sampling_{key}" for key in ("correction=tis", "clip_min=3", "clip_max=2")],
-            ["clip_min=3.0: must be below importance_sampling_clip_max=2.0. Exchange them."],
+            ["algorithm.importance_sampling_correction=tis", "algorithm.importance_sampling_clip_min=3"],
+            ["clip_min=3.0: must be below 1, the ratio where sampler and trainer agree. Lower it."],
+        ),
+        (
+            ["algorithm.importance_sampling_correction=geometric", "algorithm.importance_sampling_clip_max=0.98"],
+            ["clip_max=0.98: must be above 1, the ratio where sampler and trainer agree. Raise it."],
+        ),
+        (
+            ["algorithm.loss_type=gspo", "algorithm.steps_per_generation=4"],
+            ["epsilon=0.2 with loss_type='gspo': it clips a completion's mean ratio", "epsilon=3e-4 and epsilon_high"],
+        ),
+        (
+            ["algorithm.loss_type=cispo", "algorithm.epsilon=0.1", "algorithm.epsilon_high=5"],
+            ["epsilon=0.1 with loss_type='cispo': only grpo"],
+        ),
+        (
+            ["algorithm.advantage_estimator=maxrl", "rewards=[{function: soft_overlong_punishment}]"],
+            ["'soft_overlong_punishment' with advantage_estimator='maxrl'", "mean reward, which this one can make neg"],
         ),
         (["algorithm.use_bias_correction_kl=true"], ["with algorithm.beta=0: there is no KL term to correct"]),
         (

@@ -76,6 +76,12 @@ def test_what_cannot_be_right_is_refused_with_the_reason(tmp_path: Path, text: s
     assert message in refusal(tmp_path, f"rollout: {{num_generations: 4}}\nschedules: {text}")
 
 
+def test_a_kl_term_may_end(tmp_path: Path) -> None:
+    text = "algorithm: {ref_model_sync_steps: 2, use_bias_correction_kl: true}\n"
+    recipe = load(tmp_path, text + "schedules: {algorithm.beta: {0: 0.001, 4: 0}}")
+    assert (recipe.at(3).algorithm.beta, recipe.at(4).algorithm.beta) == (0.001, 0)
+
+
 def test_a_value_beside_its_schedule_must_be_the_largest(tmp_path: Path) -> None:
     text = "rollout: {max_completion_length: 64}\nschedules: {rollout.max_completion_length: {0: 64, 4: 128}}"
     assert "rollout.max_completion_length=64 with schedules: rollout.max_completion_length goes up to 128" in refusal(
