@@ -88,7 +88,8 @@ def batch_advantages(rewards: np.ndarray, *, baseline: bool) -> np.ndarray:
     kept = values[present]
     if kept.size < 2:
         return np.zeros_like(rewards)
-    return np.where(present, (values - kept.mean()) / (kept.std(ddof=1) + EPSILON), 0.0)
+    advantages = (values - kept.mean()) / (kept.std(ddof=1) + EPSILON)
+    return np.where(present & (np.abs(advantages) > ROUNDING), advantages, 0.0)
 
 
 def maximum_likelihood_advantages(rewards: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from grpo.algorithm.tokens import MAX_LOG_RATIO, Tokens
 from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.report.metrics import Mean, Metric
 
+ROUNDING = 1e-5  # of log-probs in float32, whose packing differs from one forward to the next
 PerToken = tuple[Tensor, dict[str, Metric]]
 
 
@@ -81,9 +82,13 @@ def clip_cov(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerTok
 
 
 def kl_cov(ratio: Tensor, tokens: Tokens, settings: AlgorithmConfig) -> PerToken:
-    """-r A, plus `kl_cov_coef` |log r| on the selected tokens (KL-Cov, 2505.22617): there is no clip."""
+    """-r A, plus `kl_cov_coef` |log r| on the selected tokens (KL-Cov, 2505.22617): there is no clip.
+
+    Before a rollout's first update log r is 0 but for rounding, whose sign would be a gradient as large as any other's.
+    """
     assert tokens.selected is not None
-    penalty = settings.kl_cov_coef * ratio.log().abs() * tokens.selected
+    distance = ratio.log().abs()
+    penalty = settings.kl_cov_coef * distance * (tokens.selected & (distance > ROUNDING))
     return penalty - ratio * tokens.advantages, _selection_metrics(tokens.selected)
 
 

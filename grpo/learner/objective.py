@@ -91,7 +91,8 @@ def select_tokens(
     """The samples with a gradient, with the tokens that Clip-Cov and KL-Cov hold back. All processes call it.
 
     Statistics are those of each mini-batch over all processes, from the engine's log-probs: the policy's before the
-    rollout's first update but for the engine's rounding, and known before any forward. So the loss depends neither on
+    rollout's first update but for the engine's rounding (with max_staleness, those of the policies that sampled), and
+    known before any forward. So the loss depends neither on
     micro-batches nor on the number of processes, and nothing is computed twice. The paper takes each update's own
     log-probs: in a rollout's later mini-batches, these do not see the updates in between.
 

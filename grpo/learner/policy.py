@@ -336,7 +336,7 @@ class Policy:
         sequences = (starts.cumsum(0) - 1).where(batch.valid.flatten(), -1)
         layers = zip(routes.scores, routes.indices, strict=True)
         alpha = self.sequence_balance_coefficient
-        return torch.stack([sequence_balance_loss(s, i, sequences, alpha).sum() for s, i in layers]).sum()
+        return torch.stack([sequence_balance_loss(s, i.shape[-1], sequences, alpha).sum() for s, i in layers]).sum()
 
     def _global_load(self, load: Metric) -> Tensor:
         """Tokens per layer and expert, over all processes: [layers, experts]."""

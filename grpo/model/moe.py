@@ -185,22 +185,22 @@ def update_balance_bias(model: nn.Module, counts: Tensor, gamma: float) -> None:
         bias += step.to(bias)
 
 
-def sequence_balance_loss(scores: Tensor, indices: Tensor, sequences: Tensor, alpha: float = 1e-4) -> Tensor:
+def sequence_balance_loss(scores: Tensor, top_k: int, sequences: Tensor, alpha: float = 1e-4) -> Tensor:
     """V3's complementary balance loss of one layer (2412.19437, eq. 17-20), of each of the S sequences: [S]
 
-        L = alpha sum_i f_i P_i,  f_i = E / (k T) sum_t 1(token t takes expert i),  P_i = 1/T sum_t s_it / sum_j s_jt
+        L = alpha sum_i f_i P_i,  f_i = E / (k T) sum_t 1(s_it is among the k largest of t),  P_i = 1/T sum_t s_it / sum_j s_jt
 
-    With softmax scores this is V2's expert-level loss (2405.04434, eq. 23-25).
+    The k largest scores are the experts taken where neither bias nor expert groups nor a replay choose others. With
+    softmax scores this is V2's expert-level loss (2405.04434, eq. 23-25).
 
-    scores: [N, E] the router's, with gradient; indices: [N, k]; sequences: [N] which of the S a token belongs to, -1
+    scores: [N, E] the router's, with gradient; sequences: [N] which of the S a token belongs to, -1
     for padding, which counts nowhere. Equals alpha when the load is even.
     """
     numbers = torch.arange(int(sequences.max()) + 1, device=scores.device)
     member = (sequences == numbers[:, None]).to(scores.dtype)  # [S, N]
     length = member.sum(-1, keepdim=True).clamp_min(1)  # [S, 1]
-    experts, top_k = scores.shape[-1], indices.shape[-1]
-    taken = torch.zeros_like(scores).scatter(-1, indices, 1.0)
-    f = member @ taken * experts / (top_k * length)  # [S, E]
+    largest = torch.zeros_like(scores).scatter(-1, scores.topk(top_k).indices, 1.0)
+    f = member @ largest * scores.shape[-1] / (top_k * length)  # [S, E]
     p = member @ _shares(scores) / length  # [S, E]
     return alpha * (f * p).sum(-1)
 

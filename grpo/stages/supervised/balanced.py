@@ -89,7 +89,7 @@ class BalancedTrainer(SFTTrainer):
             for routes, where in recorded:
                 sequences = rows.where(where.bool(), -1).flatten()
                 for scores, indices in zip(routes.scores, routes.indices, strict=True):
-                    balance = sequence_balance_loss(scores, indices, sequences, alpha).mean()
+                    balance = sequence_balance_loss(scores, indices.shape[-1], sequences, alpha).mean()
                     loss = loss + balance / self.args.gradient_accumulation_steps
         return loss
 

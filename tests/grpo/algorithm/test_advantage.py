@@ -66,6 +66,8 @@ def test_other_estimators_match_the_oracle(name: str, first: list[float] | None,
         assert got[0].tolist() == pytest.approx(first) and got[2].tolist() == pytest.approx(third)
     if name != "reinforce_plus_plus":  # the batch's mean is no group's: groups of one kind have a gradient there
         assert not got[1].any() and not got[3].any()
+        uneven = np.array([[0.1, 0.3, 0.3], [0.7, 0.7, 0.7], [0.2, 0.9, 0.1]])  # whose batch has a mean of 1e-17
+        assert not estimate_advantages(uneven, AlgorithmConfig(advantage_estimator=name))[1].any()
     holes = np.where(np.arange(4) == 1, np.nan, REWARDS)
     assert not np.isnan(estimate_advantages(holes, AlgorithmConfig(advantage_estimator=name))).any()
     none = estimate_advantages(np.full((2, 2), np.nan), AlgorithmConfig(advantage_estimator=name))

@@ -188,6 +188,14 @@ def test_without_selected_tokens_clip_cov_is_dapo_and_kl_cov_is_dapo_without_cli
     assert loss(loss_type="kl_cov") == pytest.approx(loss(loss_type="dapo", epsilon=1 - 1e-9, epsilon_high=1e9))
 
 
+def test_rounding_has_no_penalty_in_kl_cov() -> None:
+    tokens = tokens_of([1 + 4e-7, 1 - 4e-7, 1.1], [0.0] * 3, selected=torch.ones(3, dtype=torch.bool))
+    tokens.logprobs.requires_grad_()
+    objectives.kl_cov.loss(tokens, AlgorithmConfig(loss_type="kl_cov", steps_per_generation=2)).loss.backward()
+    assert tokens.logprobs.grad is not None
+    assert tokens.logprobs.grad.tolist() == [0.0, 0.0, pytest.approx(1.0)]
+
+
 def test_clip_ratios_count_only_what_the_clip_stops() -> None:
     tokens = tokens_of([0.5, 0.5, 1.5, 1.5, 1.0], [-1.0, 1.0, -1.0, 1.0, 1.0])
     output = objectives.grpo.loss(tokens, AlgorithmConfig())

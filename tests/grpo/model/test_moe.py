@@ -223,8 +223,7 @@ def test_sequence_balance_loss_is_equations_17_to_20():
             total += f * p
         expected.append(alpha * total)
     sequences = torch.tensor([[i] * n + [-1] * (length - n) for i, n in enumerate(lengths)]).flatten()
-    flat = torch.tensor(scores).flatten(0, 1), torch.tensor(indices).flatten(0, 1)
-    loss = sequence_balance_loss(*flat, sequences, alpha)
+    loss = sequence_balance_loss(torch.tensor(scores).flatten(0, 1), top_k, sequences, alpha)
     assert loss.tolist() == pytest.approx(expected, rel=1e-9)
 
 
@@ -234,13 +233,21 @@ def test_balance_loss_by_hand() -> None:
     f = (2, 0), P = ((0.75 + 0.6) / 2, ...) = (0.675, 0.325), so L = alpha * 1.35.
     """
     scores = torch.tensor([[0.6, 0.2], [0.9, 0.6], [9.0, 1.0]])  # the third is padding
-    loss = sequence_balance_loss(scores, torch.tensor([[0], [0], [1]]), torch.tensor([0, 0, -1]), 0.1)
+    loss = sequence_balance_loss(scores, 1, torch.tensor([0, 0, -1]), 0.1)
     assert loss.tolist() == pytest.approx([0.135])
 
 
+def test_balance_loss_counts_the_largest_scores_whatever_the_bias_chose() -> None:
+    """Eq. 18 compares scores without the bias, which only steers the choice of experts."""
+    scores = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3]])
+    # f = 3 / 2 * (2, 1, 1) / 2, P = (0.55, 0.2, 0.25)
+    loss = sequence_balance_loss(scores, 2, torch.tensor([0, 0]), alpha=1.0)
+    assert loss.item() == pytest.approx(1.5 * 0.55 + 0.75 * 0.2 + 0.75 * 0.25)
+
+
 def test_even_load_costs_alpha():
-    scores, sequences = torch.full((2, 4), 0.5), torch.zeros(2, dtype=torch.int64)
-    loss = sequence_balance_loss(scores, torch.tensor([[0, 1], [2, 3]]), sequences, alpha=0.3)
+    scores, sequences = torch.tensor([[0.6, 0.6, 0.2, 0.2], [0.2, 0.2, 0.6, 0.6]]), torch.zeros(2, dtype=torch.int64)
+    loss = sequence_balance_loss(scores, 2, sequences, alpha=0.3)
     assert loss.item() == pytest.approx(0.3)
 
 
