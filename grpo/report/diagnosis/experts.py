@@ -1,4 +1,4 @@
-"""Rules about a mixture of experts: experts without tokens, and a load that drifts apart."""
+"""Rules about a mixture of experts: experts without tokens, a load that drifts apart, routes that do not arrive."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,13 @@ from grpo.report.diagnosis.history import FEW, WINDOW, History
 
 MAX_VIOLATION = 1.0  # the busiest expert has twice its share
 GROWTH = 2.0  # of the first violation
+MOSTLY_MISSING = 0.5  # share of tokens without routes
 NAMED = 6  # dead experts in a sentence
 REMEDY = (
     "Balance the load while training: set balance_bias_update_speed, or sequence_balance_coefficient where the routers "
     "have no balance bias."
 )
-SPEED = 1e-3  # DeepSeek-V3's balance_bias_update_speed (2412.19437)
+COEFFICIENT = 1e-4  # DeepSeek-V3's sequence_balance_coefficient (2412.19437)
 
 
 def dead_experts(run: History) -> Iterator[Finding]:
@@ -64,10 +65,33 @@ def imbalance(run: History) -> Iterator[Finding]:
     )
 
 
+def missing_routes(run: History) -> Iterator[Finding]:
+    """Most tokens have no recorded experts, so the replay that the recipe asks for hardly happens."""
+    key = "moe/replay_missing_ratio"
+    share = run.last(key)
+    if share is None or share <= MOSTLY_MISSING:
+        return
+    yield Finding(
+        kind="missing_routes",
+        level="alarm",
+        says=f"{share:.0%} of the tokens had no experts to replay and were routed anew: routing replay hardly happens.",
+        metric=key,
+        value=share,
+        rule=f"mean of {FEW} rollouts above {MOSTLY_MISSING:g}",
+        first_step=run.since(FEW),
+        last_step=run.step,
+        remedy="Turn off the engine's prefix caching (rollout.vllm_options.enable_prefix_caching=false), which leaves "
+        "out prompts, or use algorithm.routing_replay=R2.",
+    )
+
+
 def _balance(run: History) -> dict[str, float]:
-    """DeepSeek-V3's speed where the recipe has that key and balances nothing."""
-    keys = (f"{section}.balance_bias_update_speed" for section in ("model", "trainer"))  # sft has it in trainer
-    return {key: SPEED for key in keys if run.setting(key) == 0}
+    """DeepSeek-V3's coefficient where the recipe has that key and balances nothing; it asks nothing of the routers."""
+    sections = ("model", "trainer")  # sft has it in trainer
+    if run.setting("model.lora") or any(run.setting(f"{section}.balance_bias_update_speed") for section in sections):
+        return {}
+    keys = (f"{section}.sequence_balance_coefficient" for section in sections)
+    return {key: COEFFICIENT for key in keys if run.setting(key) == 0}
 
 
 def _busiest(run: History) -> str:

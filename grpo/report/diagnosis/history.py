@@ -123,6 +123,15 @@ class History:
         return late or self.setting("data.curriculum") is not None
 
     @property
+    def compares_within_groups(self) -> bool:
+        """Whether a group whose completions score the same teaches nothing. Not so where rewards are compared over the
+        batch, and where groups with equal sums of rewards may differ in the rewards themselves."""
+        return (
+            self.setting("algorithm.advantage_estimator") != "reinforce_plus_plus"
+            and self.setting("algorithm.multi_objective_aggregation") != "normalize_then_sum"
+        )
+
+    @property
     def learns_rewards(self) -> bool:
         """Whether rewards are what it learns from: on-policy distillation only measures them."""
         return self.recipe.get("stage", "grpo") != "opd"

@@ -17,6 +17,8 @@ MOVED = 1e-3  # relative change of the weights over a run, summed over its steps
 
 def no_signal(run: History) -> Iterator[Finding]:
     """Every group's completions score the same, or most groups' do."""
+    if not run.compares_within_groups:
+        return
 
     def without(row: Row) -> bool:
         return "reward_std" in row and (row["reward_std"] is None or not row["reward_std"] >= ZERO)

@@ -40,6 +40,7 @@ ANY_STAGE: tuple[Rule, ...] = (  # of any stage that trains
     optimization.gradient_clipped,
     experts.dead_experts,
     experts.imbalance,
+    experts.missing_routes,
 )
 EVALUATION: tuple[Rule, ...] = (hacking.hacking_held_out, completions.held_out_gap)  # after every held-out evaluation
 WORSE = {"weak_signal": "no_signal", "mostly_truncated": "truncated"}  # left out if the other one is found

@@ -1,4 +1,4 @@
-"""Dead experts and a load that drifts apart."""
+"""Dead experts, a load that drifts apart, and routes that do not arrive."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def test_dead_experts_are_named(tmp_path: Path) -> None:
         "2 of 8 experts received no token in the last 10 rows (layer.expert: 2.2, 2.3), so they do not learn.",
         "moe/load 2; rule: experts with a share of 0 in 10 rows in a row",
         "steps 2–11",
-        "model.balance_bias_update_speed=0.001",
+        "model.sequence_balance_coefficient=0.0001",
     )
 
 
@@ -33,3 +33,18 @@ def test_load_drifts_apart(tmp_path: Path) -> None:
         "steps 6–10",
         "",
     )
+
+
+def test_what_adapters_refuse_is_not_suggested(tmp_path: Path) -> None:
+    rows = [{}] + [{"moe/load": [EVEN, [0.5, 0.5, 0.0, 0.0]]}] * 10
+    assert only(made(tmp_path, rows, model={"lora": {"r": 4}})).overrides == ""
+
+
+def test_replay_without_routes(tmp_path: Path) -> None:
+    rows = [{"moe/replay_missing_ratio": 1.0}] * 5
+    assert shown(only(made(tmp_path, rows)))[:3] == (
+        "alarm",
+        "100% of the tokens had no experts to replay and were routed anew: routing replay hardly happens.",
+        "moe/replay_missing_ratio 1; rule: mean of 5 rollouts above 0.5",
+    )
+    assert made(tmp_path / "few", [{"moe/replay_missing_ratio": 0.2}] * 5).findings == []

@@ -188,3 +188,10 @@ def test_falling_reward(tmp_path: Path) -> None:
 )
 def test_what_is_not_flat(tmp_path: Path, rows: list[dict[str, Any]], sections: dict[str, Any]) -> None:
     assert made(tmp_path, rows, **sections).findings == []
+
+
+def test_equal_rewards_in_a_group_teach_where_the_batch_is_compared(tmp_path: Path) -> None:
+    rows = [{"reward_std": 0.0, "frac_reward_zero_std": 1.0}] * 12
+    assert [one.kind for one in made(tmp_path / "group", rows).findings] == ["no_signal"]
+    batch = {"advantage_estimator": "reinforce_plus_plus"}
+    assert made(tmp_path / "batch", rows, algorithm=batch).findings == []
