@@ -41,9 +41,12 @@ class Server:
         started = time.monotonic()
         reply = await self._ask("POST", "/inference/v1/generate", body, self._settings.request_timeout)
         longest = max((len(choice["token_ids"]) for choice in reply["choices"]), default=0)
-        pace = (time.monotonic() - started) / max(longest, 1)
-        self.pace = (3 * self.pace + pace) / 4 if self.pace else pace
+        self.measured((time.monotonic() - started) / max(longest, 1))
         return reply["choices"]
+
+    def measured(self, pace: float) -> None:
+        """Take the pace of one request into account."""
+        self.pace = (self.pace + pace) / 2 if self.pace else pace
 
     async def check_health(self, timeout: float | None = None) -> None:
         """Raise ServerLostError unless the server lives."""

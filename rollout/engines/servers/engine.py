@@ -70,7 +70,9 @@ class ServersEngine:
         self._end_ids = end_token_ids(model_path, self._tokenizer, revision)
         self._max_model_len = max_model_len
         self._policy_version, self._label = 0, ""
-        self._rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        together = torch.distributed.is_initialized()
+        self._rank = torch.distributed.get_rank() if together else 0
+        self._processes = torch.distributed.get_world_size() if together else 1
         self._started: StartedServers | None = None
 
         def urls() -> Sequence[str]:
@@ -107,6 +109,8 @@ class ServersEngine:
             servers,
             max_num_seqs,
             revive=self._started.revive if self._started else None,
+            rank=self._rank,
+            processes=self._processes,
         )
         self._run(self._check_servers())
         if servers.weights == "nccl":
@@ -327,7 +331,7 @@ class ServersEngine:
                 result[0] = work()
             except Exception as error:
                 result[1] = error
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if self._processes > 1:
             torch.distributed.broadcast_object_list(result)
         if result[1] is not None:
             raise result[1]

@@ -1,9 +1,11 @@
 """Which server gets the next group, and what happens when a server fails.
 
 A group goes to the server that would be done with it first, among those that have room: outstanding tokens times the
-time that a token took there lately, so a slow server gets less. A server that does not answer is left out and its
-groups go to the others. It is asked again every few seconds, and takes part again once it answers and has the right
-weights; one that has missed an update gets them with the next.
+time that a token took there lately, so a slow server gets less. Every process sees only its own groups: so that not all
+crowd the same servers, each begins with another one, and small differences of pace count as none.
+
+A server that does not answer is left out and its groups go to the others. It is asked again every few seconds, and
+takes part again once it answers and has the right weights; one that has missed an update gets them with the next.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ from rollout.engines.servers.client import Server, ServerLostError
 from rollout.engines.servers.settings import ServerSettings
 
 PROBE_INTERVAL = 2.0  # seconds between two looks at each server
+EQUAL_PACE = 1.5  # times the fastest: what a few more sequences of other processes cost a server
 
 T = TypeVar("T")
 
@@ -24,6 +27,7 @@ T = TypeVar("T")
 class Pool:
     """The servers, as one process sees them. All methods run in the engine's event loop.
 
+    servers: in an order that all processes have; `rank` of `processes` says where this one begins.
     revive: if the process of the server with this URL has ended, starts it again and says why it ended; else "".
     label: that of the weights a server must have to come back; empty: any.
     """
@@ -34,8 +38,12 @@ class Pool:
         settings: ServerSettings,
         max_num_seqs: int,
         revive: Callable[[str], str] | None = None,
+        *,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
-        self.servers, self.label = list(servers), ""
+        first = rank * len(servers) // processes
+        self.servers, self.label = [*servers[first:], *servers[:first]], ""
         self._revive = revive
         self._settings, self._max_num_seqs = settings, max_num_seqs
         self._changed = asyncio.Condition()
@@ -88,16 +96,20 @@ class Pool:
                 except TimeoutError:
                     raise EngineLostError(self.obituary()) from None
         fastest = self._fastest()
-        return min(free, key=lambda server: (server.tokens + tokens) * (server.pace or fastest))
+
+        def seconds(server: Server) -> float:
+            return (server.tokens + tokens) * (server.pace if server.pace > EQUAL_PACE * fastest else fastest)
+
+        return min(free, key=seconds)  # the first of equals
 
     def _fastest(self) -> float:
         return min((server.pace for server in self.servers if server.pace), default=1.0)
 
     def remeasure(self) -> None:
-        """Half trust what was measured of slow servers, so that they get enough work to be measured again."""
+        """Trust what was measured of slow servers a little less, so that they get work and are measured again."""
         fastest = self._fastest()
         for server in self.servers:
-            server.pace = (server.pace + fastest) / 2 if server.pace else 0.0
+            server.pace = (3 * server.pace + fastest) / 4 if server.pace else 0.0
 
     def obituary(self) -> str:
         """Why no server is left."""

@@ -1,0 +1,58 @@
+"""Processes that share servers and each see their own groups only: which server gets how many."""
+
+import asyncio
+from collections import Counter
+
+import httpx
+import pytest
+
+from rollout.engines.servers.client import Server
+from rollout.engines.servers.pool import Pool
+from rollout.engines.servers.settings import ServerSettings
+
+URLS = [f"http://server-{number}" for number in range(8)]
+GROUPS = 4  # of each process in a rollout
+
+
+def shares(processes: int, rollouts: int, *, slow: str = "") -> list[Counter[str]]:
+    """Groups per server in each rollout. A server's pace falls with what all processes give it, and by 4 if `slow`."""
+
+    async def simulate() -> list[Counter[str]]:
+        async with httpx.AsyncClient() as client:
+            settings = ServerSettings()
+            pools = [
+                Pool([Server(url, client, settings) for url in URLS], settings, 64, rank=rank, processes=processes)
+                for rank in range(processes)
+            ]
+            found = []
+            for _ in range(rollouts):
+                taken = Counter(dict.fromkeys(URLS, 0))
+
+                async def work(server: Server, taken: Counter[str] = taken) -> None:
+                    taken[server.url] += 1
+                    await asyncio.sleep(0.01)  # until all have their groups
+                    server.measured((1 + taken[server.url] / 32) * (4 if server.url == slow else 1))
+
+                for pool in pools:
+                    pool.remeasure()
+                await asyncio.gather(*(pool.run(16, 1000, work) for pool in pools for _ in range(GROUPS)))
+                found.append(taken)
+            return found
+
+    return asyncio.run(simulate())
+
+
+@pytest.mark.parametrize(("processes", "each"), [(16, 8), (2, 1), (4, 2)])
+def test_processes_begin_with_different_servers(processes: int, each: int) -> None:
+    assert shares(processes, 1) == [Counter(dict.fromkeys(URLS, each))]
+
+
+def test_every_server_has_its_share_in_later_rollouts_too() -> None:
+    for taken in shares(16, 6):
+        assert max(taken.values()) <= 2 * min(taken.values()), taken
+
+
+def test_a_server_that_is_slow_for_all_gets_less_of_all() -> None:
+    first, *later = shares(16, 6, slow=URLS[3])
+    assert first[URLS[3]] == 8
+    assert all(taken[URLS[3]] <= 2 for taken in later), later
