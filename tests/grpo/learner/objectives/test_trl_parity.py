@@ -1,26 +1,41 @@
 """Same tiny dense model, same completions, same rewards: TRL's GRPOTrainer and ours, loss and gradients."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from grpo.algorithm.advantage import decoupled_advantages
 from grpo.algorithm.plan import Plan, Shapes
-from grpo.learner.batch import Sample, assemble
+from grpo.learner.batch import Sample, assemble, attach
+from grpo.learner.objective import loss_function
 from grpo.recipe.algorithm import AlgorithmConfig
-from tests.grpo.learner.policy_gradients import MAX_COMPLETION_LENGTH, gradients, make_groups, recipe_for, with_noise
+from tests.grpo.learner.policy_gradients import (
+    MAX_COMPLETION_LENGTH,
+    gradients,
+    make_groups,
+    policy_for,
+    recipe_for,
+    with_noise,
+)
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 GROUPS = make_groups()
 COMPLETIONS = [c for g in GROUPS for c in g.group.completions]
 PROMPTS = [list(g.group.prompt_ids) for g in GROUPS for _ in g.group.completions]
+
+
+def engine_logprobs(token_ids: Sequence[int]) -> list[float]:
+    """Of an engine that is not quite the policy, whose log-probs are about -log 263 = -5.57."""
+    return np.random.default_rng(sum(token_ids)).uniform(-5.9, -5.2, len(token_ids)).tolist()
 
 
 class KeepGradients(TrainerCallback):
@@ -46,7 +61,7 @@ def trl_trainer(
         return {
             "prompt_ids": [PROMPTS[r] for r in rows],
             "completion_ids": [list(COMPLETIONS[r].token_ids) for r in rows],
-            "logprobs": None,
+            "logprobs": [engine_logprobs(COMPLETIONS[r].token_ids) for r in rows],
         }
 
     def same_rewards(prompts: list, **kwargs: Any) -> list[float]:
@@ -99,6 +114,41 @@ def test_a_whole_step_of_trl_has_our_gradients(
     algorithm = recipe.algorithm.model_copy(update={"scale_rewards": scale_rewards})
     ours, _ = gradients(recipe.model_copy(update={"algorithm": algorithm}), on_policy=True)
     assert_equal(ours, keep.gradients)
+
+
+CORRECTIONS: dict[str, tuple[str, dict[str, float]]] = {  # TRL's mode, and bounds that some ratios are outside of
+    "tis": ("token_truncate", {"max": 1.1}),
+    "sequence_tis": ("sequence_truncate", {"max": 1.1}),
+    "token_mis": ("token_mask", {"max": 1.1}),
+    "mis": ("sequence_mask", {"max": 1.1}),
+    "icepop": ("token_mask", {"min": 0.9, "max": 1.1}),
+}
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_corrections_have_trls_gradients(tiny_llama: Path, tmp_path: Path, name: str) -> None:
+    """A whole step, in which TRL takes the completions for vLLM's and corrects for the engine's log-probs."""
+    mode, bounds = CORRECTIONS[name]
+    theirs = {f"vllm_importance_sampling_clip_{end}": value for end, value in bounds.items()}
+    trainer, keep = trl_trainer(tiny_llama, tmp_path, loss_type="dapo", vllm_importance_sampling_mode=mode, **theirs)
+    generate = trainer._generate
+
+    def as_if_from_vllm(*args: Any) -> Any:
+        generated = generate(*args)
+        trainer.use_vllm = True
+        return generated
+
+    trainer._generate = as_if_from_vllm
+    trainer.train()
+    bounds = {f"importance_sampling_clip_{end}": value for end, value in bounds.items()}
+    recipe = recipe_for(str(tiny_llama), loss_type="dapo", importance_sampling_correction=name, **bounds)
+    whole = Plan.of(Shapes.of(GROUPS), recipe.algorithm, max_completion_length=MAX_COMPLETION_LENGTH, seed=0)
+    samples = assemble(GROUPS, whole, keep_zero_advantage=False)
+    engine = [np.array(engine_logprobs(sample.completion_ids)) for sample in samples]
+    policy = policy_for(recipe, Accelerator(cpu=True))
+    metrics = policy.update(attach(samples, sampling_logprobs=engine), loss_function(recipe.algorithm))
+    assert 0 < metrics["sampling/importance_sampling_ratio/clipped_share"].value < 1
+    assert_equal({n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}, keep.gradients)
 
 
 def test_normalize_then_sum_has_trls_advantages(tiny_llama: Path, tmp_path: Path) -> None:
