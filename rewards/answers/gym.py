@@ -1,22 +1,33 @@
 """reasoning_gym's own scorers, selected by the task that generated the problem.
 
 Some of them evaluate the answer with Python's eval, or with sympy's parse_expr, which uses eval. They are only given
-answers that are plain data or arithmetic of moderate size.
+answers that are plain data or arithmetic of moderate size. All run in worker processes with limits on CPU time and
+memory: sympy may simplify for hours, and their own `except:` would catch any exception that is to stop them.
 """
 
 import ast
+import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
 from rewards.runner.load import checked_by
+from rewards.runner.workers import WorkerError, WorkerPool
 from rewards.text import Text, answer_text, completion_text, reference_text
 
 _EVALUATE = frozenset({"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"})
 _SYMPY = frozenset(
     {"countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "intermediate_integration"}
 )
+_UNUSABLE = {  # task -> what its scorer does wrong
+    "coin_flip": "gives 0 the full score, as a prefix of every probability",
+    "game_of_life_halting": "accepts any text, as bool(answer) is always true",
+}
 _WITHOUT_ANSWER = frozenset({"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"})
+_CPU_SECONDS = 2  # per answer; the slowest right ones, integrals, take 0.2
+_MEMORY_MB = 4096
+_MAX_WORKERS = 4
 _MAX_LENGTH = 4000
 _MAX_EXPONENT = 30
 _FUNCTIONS = frozenset({"sin", "cos", "tan", "asin", "acos", "atan", "exp", "log", "ln", "sqrt"})
@@ -31,6 +42,8 @@ def _check(columns: Mapping[str, Any]) -> str | None:
     task = _task(columns["metadata"])
     if task not in DATASETS:
         return f"metadata names no task of reasoning_gym in source_dataset, but {str(task)[:40]!r}"
+    if task in _UNUSABLE:
+        return f"reasoning_gym's scorer of {task} {_UNUSABLE[task]}"
     return "no reference answer" if _reference(columns["answer"]) is None and task not in _WITHOUT_ANSWER else None
 
 
@@ -44,27 +57,41 @@ def reasoning_gym(
     completion_prefix: str = "",
     **kwargs: Any,
 ) -> list[float | None]:
-    """The task scorer's score for the text of `<answer>`: 0.0 to 1.0, often with partial credit; 0.0 without an answer.
+    """The task scorer's score for the text of `<answer>`: 0.0 to 1.0, often with partial credit.
 
-    None if the problem names no known task or lacks the reference answer its scorer needs.
+    0.0 without an answer, and for one that the scorer cannot read, or not within its limits. None if the problem names
+    no known task, or one whose scorer pays for nothing, or lacks the reference answer its scorer needs.
 
     `answer` and `metadata` are the columns of a reasoning_gym entry; metadata["source_dataset"] names the task.
     Needs the package reasoning-gym (2505.24760).
     """
-    import reasoning_gym as package  # pyright: ignore[reportMissingImports]  # an extra
-
     rewards: list[float | None] = []
+    scored: dict[int, tuple[str, str, dict[str, Any]]] = {}
     for prompt, completion, reference, about in zip(prompts, completions, answer, metadata, strict=True):
         text = answer_text(completion_text(completion, completion_prefix))
         if _check({"answer": reference, "metadata": about}) is not None:
             rewards.append(None)
-        elif text and _is_harmless(text, about["source_dataset"]):
+            continue
+        task = about["source_dataset"]
+        if text and _is_harmless(text, task):
             entry = {"question": prompt, "answer": _reference(reference), "metadata": about}
-            score: Any = package.get_score_answer_fn(about["source_dataset"])
-            rewards.append(float(score(answer=text, entry=entry)))
-        else:
-            rewards.append(0.0)
+            scored[len(rewards)] = task, text, entry
+        rewards.append(0.0)
+    for index, score in zip(scored, _pool().map(scored.values()), strict=True):
+        rewards[index] = 0.0 if isinstance(score, WorkerError) else score
     return rewards
+
+
+@lru_cache(maxsize=1)
+def _pool() -> WorkerPool:
+    """The workers of this process."""
+    return WorkerPool(
+        "rewards.answers.gym_scorers:score",
+        cpu_seconds=_CPU_SECONDS,
+        memory_mb=_MEMORY_MB,
+        timeout=15 * _CPU_SECONDS,
+        max_workers=min(len(os.sched_getaffinity(0)), _MAX_WORKERS),
+    )
 
 
 def _task(metadata: Any) -> Any:
@@ -77,7 +104,9 @@ def _reference(answer: Any) -> str | None:
 
 
 def _is_harmless(text: str, task: str) -> bool:
-    """Whether the task's scorer may see this text: it does not evaluate answers, or the text is safe to evaluate."""
+    """Whether the task's scorer may see this text: it takes any text, or this one is safe to evaluate."""
+    if task == "complex_arithmetic":
+        return "nan" not in text.lower()  # its scorer returns min(1.0, nan), which is 1.0
     if task not in _EVALUATE | _SYMPY:
         return True
     if len(text) > _MAX_LENGTH:

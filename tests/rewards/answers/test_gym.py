@@ -8,6 +8,7 @@ import pytest
 
 from rewards import reasoning_gym
 from rewards.answers.gym import _EVALUATE, _SYMPY
+from rewards.runner.load import run_check
 
 package = pytest.importorskip("reasoning_gym")
 
@@ -73,9 +74,40 @@ def test_bombs_score_zero_fast(task, bomb):
     assert time.process_time() - started < 2
 
 
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("prime_factorization", "2 * 3"),
+        ("game_of_life", '{"a": 1}'),
+        ("boxnet", "[1]"),
+        ("list_functions", "9" * 5000),
+        ("calendar_arithmetic", "9" * 400),
+        ("complex_arithmetic", "nan"),
+        ("complex_arithmetic", "3+NaNj"),
+    ],
+)
+def test_an_answer_that_a_scorer_cannot_read_scores_zero(task, answer):
+    entry = package.create_dataset(task, size=1, seed=3)[0]
+    assert score(entry, answer) == 0.0
+
+
+@pytest.mark.parametrize("task", ["coin_flip", "game_of_life_halting"])
+def test_tasks_whose_scorers_pay_for_nothing_are_refused(task):
+    entry = package.create_dataset(task, size=1, seed=3)[0]
+    assert score(entry, "0") is None
+    reason = run_check(reasoning_gym, {"answer": entry["answer"], "metadata": entry["metadata"]}, {})
+    assert reason is not None and f"scorer of {task}" in reason
+
+
 def test_all_evaluating_scorers_are_known():
     """Guards against new versions of the package."""
     evaluating = re.compile(r"\b(?:eval|exec|parse_expr|sympify|parse_latex|compile)\(\s*(?:user_)?answer\b")
     root = Path(package.__file__).parent
     found = {path.stem for path in root.rglob("*.py") if evaluating.search(path.read_text())}
     assert found <= _EVALUATE | _SYMPY and len(found) >= 8
+
+
+def test_a_scorer_that_computes_for_hours_is_stopped():
+    """The last test of this file, as it costs a worker. The scorer's own `except:` would catch any exception."""
+    entry = package.create_dataset("simple_integration", size=1, seed=3)[0]
+    assert score(entry, "(sin(x)+cos(x)+tan(x)+exp(x))**30/(sin(x)+1)**29") == 0.0
