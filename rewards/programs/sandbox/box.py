@@ -175,7 +175,7 @@ class Box:
         while waiting:
             pid = waiting.pop()
             with suppress(OSError):  # it may exit meanwhile
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the name may be any bytes
                 cpu += sum(map(int, fields[11:15])) / _TICKS
                 memory += int(fields[21]) * _PAGE
                 for task in Path(f"/proc/{pid}/task").iterdir():

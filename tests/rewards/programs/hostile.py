@@ -46,6 +46,7 @@ FAIL = {
     "a held pipe": "import os, time\nif os.fork() == 0:\n    while True: time.sleep(1)\nos._exit(0)",
     "segmentation fault": "import ctypes\nctypes.string_at(0)",
     "no UTF-8": "import sys\nsys.stdout.buffer.write(b'\\xff\\xfe')",
+    "a name that is not UTF-8": "import ctypes, time\nctypes.CDLL(None).prctl(15, b'\\xff', 0, 0, 0)\ntime.sleep(0.3)",
     "a closed folder": "import os\nos.chmod('.', 0)",
     "answers in files": "import glob\nfor p in glob.glob('/**/*expected*', recursive=True): print(open(p).read())",
 }  # fmt: skip
