@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from grpo.algorithm.advantage import decoupled_advantages
+from grpo.algorithm.advantage import decoupled_advantages, leave_one_out_advantages
+from grpo.algorithm.entropy import EntropyBonus
 from grpo.algorithm.plan import Plan, Shapes
 from grpo.learner.batch import Sample, assemble, attach
 from grpo.learner.objective import loss_function
@@ -76,7 +77,7 @@ def trl_trainer(
             per_device_train_batch_size=options.pop("per_device_train_batch_size", len(COMPLETIONS)),
             num_generations=4,
             max_completion_length=MAX_COMPLETION_LENGTH,
-            max_steps=1,
+            max_steps=options.pop("max_steps", 1),
             max_grad_norm=0.0,
             learning_rate=1e-6,
             bf16=False,
@@ -149,6 +150,67 @@ def test_corrections_have_trls_gradients(tiny_llama: Path, tmp_path: Path, name:
     metrics = policy.update(attach(samples, sampling_logprobs=engine), loss_function(recipe.algorithm))
     assert 0 < metrics["sampling/importance_sampling_ratio/clipped_share"].value < 1
     assert_equal({n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}, keep.gradients)
+
+
+def test_rloo_has_trls_advantages(tiny_llama: Path, tmp_path: Path) -> None:
+    """TRL's own RLOOTrainer, with samples of its own; one completion has no reward."""
+    from datasets import Dataset
+    from trl import RLOOConfig, RLOOTrainer
+
+    values = np.random.default_rng(2).normal(size=(3, 4))
+    values[1, 2] = np.nan
+    given = [None if np.isnan(value) else value for value in values.ravel()]
+    trainer = RLOOTrainer(
+        model=str(tiny_llama),
+        reward_funcs=[lambda **_: given],
+        args=RLOOConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=12,
+            num_generations=4,
+            max_completion_length=2,
+            max_steps=1,
+            beta=0.0,
+            bf16=False,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "a"}] * 3),
+    )
+    trainer.train()
+    theirs = np.array(list(trainer._logs["advantages"])).reshape(3, 4)
+    np.testing.assert_allclose(leave_one_out_advantages(values), theirs, rtol=1e-5, atol=1e-6)
+    assert theirs[1, 2] == 0 and np.ptp(theirs) > 1
+
+
+def test_an_entropy_target_is_followed_as_in_trl(tiny_llama: Path, tmp_path: Path) -> None:
+    """Five updates; the model's entropy of about 5.5 is below the target first, then above it."""
+    targets = {1: 9.0, 2: 9.0, 3: 9.0, 4: 1.0, 5: 9.0}
+    settings = {"entropy_coef": 0.01, "entropy_coef_delta": 0.004, "entropy_coef_max": 0.02}
+    trainer, _ = trl_trainer(
+        tiny_llama,
+        tmp_path,
+        max_steps=5,
+        use_adaptive_entropy=True,
+        entropy_target=9.0,
+        entropy_coef_min=0.0,
+        **settings,
+    )
+    bonus, got = EntropyBonus(AlgorithmConfig(entropy_target=9.0, **settings)), []
+
+    class Follow(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs) -> None:
+            trainer.args.entropy_target = bonus.target = targets[state.global_step + 1]
+
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            bonus.observe(trainer._last_world_entropy)
+            got.append(bonus.controlled)
+            assert bonus.controlled == pytest.approx(trainer.entropy_coef, abs=1e-12)
+
+    trainer.add_callback(Follow())
+    trainer.train()
+    assert got == pytest.approx([0.014, 0.018, 0.02, 0.016, 0.02])
 
 
 def test_normalize_then_sum_has_trls_advantages(tiny_llama: Path, tmp_path: Path) -> None:
