@@ -39,6 +39,18 @@ def test_every_update_replays_every_route(tiny_v3: Path, tmp_path: Path, mode: s
     assert any(row["moe/replay_changed_ratio"] > 0 for row in steps)
 
 
+def test_deepseek_v32s_four_train_together(tiny_v3: Path, tmp_path: Path) -> None:
+    """Its engine's experts and kept tokens in every update, unbiased KL and the off-policy sequence mask."""
+    four = {"use_bias_correction_kl": True, "off_policy_mask_threshold": 0.1, "sampling_mask": True}
+    grpo.train(recipe_for(tmp_path, tiny_v3, "R3", top_p=0.9), algorithm=four)
+    steps = [row for row in rows(tmp_path / "run") if "reward" in row]
+    assert len(steps) == 2
+    for row in steps:
+        assert row["moe/replay_missing_ratio"] == 0
+        assert row["sampling/sampling_logp_difference/mean"] < 1e-5
+        assert row["kl"] >= 0 and row["grad_norm"] > 0
+
+
 def test_a_dense_model_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="has no mixture of experts"):
         grpo.train(recipe_for(tmp_path, tiny_llama, "R2"))
