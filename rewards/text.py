@@ -21,7 +21,7 @@ _BETWEEN = re.compile(r"(?:\s|[$,;&.]|\\[()\[\],;\\ ]|\\q?quad|\\text\s*\{\s*(?:
 _PHRASE = re.compile(
     r"(?:final )?answers?(?:\*\*)?(?: to (?:the |this )?[a-z]+(?: [0-9]+)?)?\s*"
     r"(?:(?:is|are|was|would be|will be|must be|should be)(?![a-z])|=|:)(?:\*\*)?\s*:?"
-    r"|(?:^|\n)[#*\s]*(?:final )?answer[*:\s]*\n",  # a heading
+    r"|(?:^|\n)(?:[#*]|[^\S\n])*(?:final )?answer[*:\s]*\n",  # a heading
     re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"(?<![A-Za-z0-9)*_])(\*\*|__|\*)(?=\S)([^*_\n]{1,200})(?<=\S)\1(?![A-Za-z0-9(*_])")
@@ -42,7 +42,7 @@ _TAKES_BACK = re.compile(
 )
 _OPERATION = re.compile(r"\b(?:squared|cubed|times|plus|minus|divided|hundred|thousand|million|of|more|less)\b")
 _BULLETS = re.compile(r"[\s:*]*\n((?:\s*[-*•]\s+[^\n]{1,100}(?:\n|$)){1,20})")
-_HEADING = re.compile(r"(?:(?:the|final|answer|result|solution)s?\s*)*[:*\s]*", re.IGNORECASE)
+_HEADING = re.compile(r"(?:[:*\s]|(?:the|final|answer|result|solution)s?)*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|\.\s|\.$|</|<\|")
 _MATHEMATICS = re.compile(r"\$\$?((?:[^$\\]|\\.){1,1000})\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.DOTALL)
 _FINAL = re.compile(r"final answer(?: is|:)", re.IGNORECASE)

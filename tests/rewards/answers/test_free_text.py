@@ -139,9 +139,13 @@ def test_hostile_prose_is_searched_fast():
         "$1",
         "####",
         "  ",
+        "\n",
+        "\n ",
+        "Answer\n",
     ]
     started = time.process_time()
     for piece in pieces:
         final_answer(piece * (200_000 // len(piece)), "free_text")
         final_answer("the answer is " + piece * (200_000 // len(piece)) + " 7", "free_text")
+        final_answer("####The" + piece * (200_000 // len(piece)) + "x", "free_text")
     assert time.process_time() - started < 20
