@@ -151,7 +151,7 @@ class Call:
                 f"reward {self.name!r} is limited to data_sources {', '.join(sorted(self.data_sources))}, but problem "
                 f"{problem.id!r} has no column 'data_source'. Map one in the recipe: columns: {{data_source: …}}."
             )
-        return problem.columns["data_source"] in self.data_sources
+        return str(problem.columns["data_source"]) in self.data_sources
 
 
 class Caller:

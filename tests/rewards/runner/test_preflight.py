@@ -14,6 +14,7 @@ from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.sources import load_source
 from tests.grpo.stages.test_trainer import rollout_of, write_recipe
+from tests.rewards.runner.test_score import group, score_all
 
 
 @checked_by(lambda columns: None if columns["solution"].isdigit() else "not a number")
@@ -76,6 +77,13 @@ def test_rewards_check_only_their_own_data_sources(tmp_path):
         ValueError, match=r"data_sources names nunbers, but no problem has .* The dataset has: numbers, words"
     ):
         warnings(source, RewardSpec(function=numeric, data_sources=["nunbers"]), RewardSpec(function="format"))
+
+
+def test_a_data_source_may_be_a_number(tmp_path):
+    source = source_of(tmp_path, {"solution": "7", "data_source": 1})
+    assert warnings(source, RewardSpec(function=numeric, data_sources=["1"])) == ""
+    texts = [group(["7", "8"], solution="7", data_source=1)]
+    assert score_all([{"function": numeric, "data_sources": ["1"]}], texts)[0].rewards == [1.0, 0.0]
 
 
 def test_a_run_does_not_start_on_an_unreadable_dataset(tiny_v3: Path, tmp_path: Path):
