@@ -50,7 +50,7 @@ def main() -> None:
 def measure(size: int) -> None:
     before = peak_mb()
     with TemporaryDirectory() as folder:
-        recipe = RejectionRecipe.model_validate(RECIPE | {"output_dir": folder})
+        recipe = RejectionRecipe.model_validate(RECIPE | {"output": folder})
         candidates = Candidates(Path(folder) / FOLDER)
         for first in range(0, size, GENERATIONS * PROBLEMS_PER_BATCH):
             count = min(GENERATIONS * PROBLEMS_PER_BATCH, size - first)
