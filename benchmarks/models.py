@@ -140,7 +140,9 @@ def run(model_type: str, engine: str, scratch: Path) -> Outcome:
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         largest = max(row["sampling/sampling_logp_difference/mean"] for row in rows)
         return Outcome(model_type, engine, "right" if largest <= 1e-5 else "FAULT", f"{largest:.0e}")
-    refused = done.returncode == 2 and "Traceback" not in done.stderr
+    samples = output / "samples.jsonl"
+    began = samples.exists() and samples.stat().st_size > 0  # a step that trains wrongly ends with code 2 as well
+    refused = done.returncode == 2 and "Traceback" not in done.stderr and not began
     reason = re.sub(re.escape(str(scratch)) + r"/?", "", said[-1])
     return Outcome(model_type, engine, "refused" if refused else "FAULT", reason)
 
