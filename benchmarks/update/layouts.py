@@ -73,11 +73,11 @@ def main() -> None:
             )
             policy.batching = replace(policy.batching, packed=layout != "padded", shared=layout == "shared")
             seconds = []
-            for _ in range(options.steps):
+            for _ in range(options.steps + 1):
                 started = time.perf_counter()
                 policy.update(batch, loss_function(AlgorithmConfig()))
                 seconds.append(time.perf_counter() - started)
-            times[layout] = median(seconds)
+            times[layout] = median(seconds[1:])  # the first one warms up
             print(f"  {layout:8} {times[layout]:6.2f} s  {times['padded'] / times[layout]:.2f}x")
 
 
