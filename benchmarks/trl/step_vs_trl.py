@@ -5,7 +5,8 @@
 A step is everything: 16 problems x 8 completions of at most 128 tokens through vLLM, a reward, advantages, one
 optimizer step, new weights in the engine. Both train the dense Llama of update_vs_trl.py (5.1M parameters, float32,
 random weights, so that nearly every completion is as long as allowed), with `dapo`, beta 0, no evaluation and no
-checkpoint. The reward is the share of even token ids, so every group has a gradient. Each side runs in its own process;
+checkpoint. The reward is the share of even token ids, so every group has a gradient. vLLM's cache has 1 GiB on both
+sides, and neither corrects for sampling with vLLM, which costs TRL a forward pass. Each side runs in its own process;
 the first step, which warms up, does not count. TRL 1.16's way of giving vLLM new weights raises on CPU; it gets ours.
 """
 
@@ -28,6 +29,7 @@ from update_vs_trl import VOCAB, make_model
 
 PROBLEMS, SIZE, PROMPT, LONGEST = 16, 8, 16, 128
 LEARNING_RATE = 1e-5
+KV_CACHE_GIB = 1
 
 
 def prompts(count: int) -> list[str]:
@@ -48,6 +50,9 @@ def run_trl(folder: Path, steps: int) -> list[float]:
 
     from rollout.engines.vllm_setup import repack_for_cpu
 
+    # TRL has no setting for it: vLLM would take its share of the machine's memory, 30%.
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_CACHE_GIB)
+
     class Clock(TrainerCallback):
         seconds: list[float] = []
 
@@ -66,6 +71,7 @@ def run_trl(folder: Path, steps: int) -> list[float]:
             use_vllm=True,
             vllm_mode="colocate",
             vllm_max_model_length=PROMPT + LONGEST,
+            vllm_importance_sampling_correction=False,
             per_device_train_batch_size=16,
             gradient_accumulation_steps=PROBLEMS * SIZE // 16,
             num_generations=SIZE,
@@ -110,7 +116,7 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> list[float]:
             "problems_per_step": PROBLEMS,
             "num_generations": SIZE,
             "max_completion_length": LONGEST,
-            "kv_cache_gib": 0.5,
+            "kv_cache_gib": KV_CACHE_GIB,
         },
         "rewards": [{"function": f"{__file__}:even"}],
         "algorithm": {"loss_type": "dapo"},
