@@ -25,6 +25,7 @@ from transformers.utils.hub import cached_file
 
 from grpo.model.adapters import is_adapter
 from grpo.model.weights import MAX_FILE_BYTES, WeightFiles
+from rollout.support.weights import REPORTING, whole
 
 SCALE = "_scale_inv"
 INDEX = "model.safetensors.index.json"
@@ -84,7 +85,8 @@ def load_dequantized(config: Any, block: Block, revision: str | None, **keywords
     with torch.device("meta"):
         model_class = type(AutoModelForCausalLM.from_config(config, trust_remote_code=keywords["trust_remote_code"]))
     with _opened(name, block, revision) as weights:
-        model = model_class.from_pretrained(None, config=config, state_dict=weights, **keywords)
+        read: Any = model_class.from_pretrained
+        model = whole(read(None, config=config, state_dict=weights, **keywords, **REPORTING), name)
     model.config.name_or_path = model.name_or_path = name
     if _file(name, "generation_config.json", revision) is not None:
         model.generation_config = GenerationConfig.from_pretrained(name, revision=revision or "main")

@@ -21,6 +21,7 @@ from grpo.model.quantized import load_quantized
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
 from grpo.recipe.config import ModelConfig, PolicyConfig
 from grpo.recipe.stages.sft import SFTModel
+from rollout.support.weights import REPORTING, whole
 
 
 def load_model(
@@ -43,7 +44,8 @@ def load_model(
     changes: keys of the model's config.json with other values.
 
     Raises:
-        ValueError: it is an adapter's folder, or quantized otherwise, or cannot have a multi-token prediction.
+        ValueError: it is an adapter's folder, or quantized otherwise, or lacks weights, or cannot have a multi-token
+            prediction.
     """
     name = path or config.model_name_or_path
     assert name is not None
@@ -69,7 +71,8 @@ def load_model(
         model = load_dequantized(stored, block, revision, **keywords)  # read whole, also with a mesh
     else:
         with reading_parts(mesh) as how:
-            model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **keywords, **how, **changes)
+            read: Any = AutoModelForCausalLM.from_pretrained
+            model = whole(read(name, revision=revision, **keywords, **how, **changes, **REPORTING), name)
         if mesh is not None and in_parts(model):
             buffers_to(model, mesh.device_type)
     return prepared(model, config)
@@ -85,9 +88,11 @@ def _load_with_mtp(
             f"first: grpo dequantize {name} OUT."
         )
     read: Any = DeepseekV3ForCausalLM.from_pretrained
-    model, loaded = read(name, revision=revision, output_loading_info=True, **keywords)
-    check_loaded(set(loaded["missing_keys"]), stored, name, may_start=may_start)
-    return model
+    loaded = read(name, revision=revision, **keywords, **REPORTING)
+    missing = set(loaded[1]["missing_keys"])
+    check_loaded(missing, stored, name, may_start=may_start)
+    own = f"model.layers.{stored.num_hidden_layers}."
+    return whole(loaded, name, new={weight for weight in missing if weight.startswith(own)})
 
 
 def new_model(config: SFTModel, architecture: PretrainedConfig) -> PreTrainedModel:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.import_utils import is_bitsandbytes_available
 
+from rollout.support.weights import REPORTING, whole
+
 QUANTIZATION_FILE = "quantization_config.json"  # beside an adapter: how its base was quantized
 # A number of NF4, its share of a block's scale in 8 bits, and of the scale of 256 scales (section 3 of the paper).
 BYTES_PER_WEIGHT = 4 / 8 + 1 / 64 + 4 / (64 * 256)
@@ -39,9 +41,10 @@ def load_quantized(name: str, compute_dtype: torch.dtype, **keywords: Any) -> Pr
 
 def load_as_recorded(name: str, adapter: Path, **keywords: Any) -> PreTrainedModel:
     """The base an adapter was trained on, in float32: if it was quantized, what its quantized weights stand for."""
+    read: Any = AutoModelForCausalLM.from_pretrained
     path = adapter / QUANTIZATION_FILE
     if not path.is_file():
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **keywords)
+        return whole(read(name, dtype=torch.float32, **keywords, **REPORTING), name)
     config = BitsAndBytesConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
     model: Any = _load(name, config, dtype=torch.float32, **keywords)
     return model.dequantize(torch.float32)
@@ -50,7 +53,8 @@ def load_as_recorded(name: str, adapter: Path, **keywords: Any) -> PreTrainedMod
 def _load(name: str, config: Any, **keywords: Any) -> PreTrainedModel:
     if not is_bitsandbytes_available():
         raise ValueError(f"{name} in 4 bits (model.quantization) requires bitsandbytes. Run: pip install bitsandbytes")
-    model = AutoModelForCausalLM.from_pretrained(name, quantization_config=config, **keywords)
+    read: Any = AutoModelForCausalLM.from_pretrained
+    model = whole(read(name, quantization_config=config, **keywords, **REPORTING), name)
     for layer in _layers(model):
         # On CPUs with AVX512-BF16, bitsandbytes packs the weights of a layer in evaluation mode for inference, for
         # good: in bfloat16, only where sizes allow it, and without a gradient for what was before the layer.

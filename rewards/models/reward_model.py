@@ -13,6 +13,7 @@ from typing import Any
 from rewards.models.reward_input import KEY, RewardInput
 from rewards.runner.load import checked_by
 from rewards.text import Text, completion_text
+from rollout.support.weights import REPORTING, whole
 
 
 def _check(columns: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
@@ -62,12 +63,15 @@ class _Scorer:
 
         self.device = torch.device(_device(torch.cuda.device_count()) if device == "auto" else device)
         self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForSequenceClassification.from_pretrained(name, revision=revision, dtype=dtype)
+        read: Any = AutoModelForSequenceClassification.from_pretrained
+        loaded = read(name, revision=revision, dtype=dtype, **REPORTING)
+        model = loaded[0]
         if model.config.num_labels != 1:
             raise ValueError(
                 f"model_name_or_path={name!r} has {model.config.num_labels} labels, but a reward model has one output. "
                 "Choose a model trained as a reward model."
             )
+        whole(loaded, name)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model.config.pad_token_id = self.tokenizer.pad_token_id  # the model uses it to find the last token

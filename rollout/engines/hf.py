@@ -36,6 +36,7 @@ from rollout.engines.base import (
     request_seed,
 )
 from rollout.engines.hf_routes import recorded_routes
+from rollout.support.weights import REPORTING, whole
 from rollout.types import Completion, Group, KeptTokens, Prompt, Sampling
 
 
@@ -52,7 +53,7 @@ class HFEngine:
         return_kept: completions carry the tokens that they were drawn from, where the sampling truncates.
 
     Raises:
-        ValueError: the tokenizer needs remote code.
+        ValueError: the tokenizer needs remote code, or the folder lacks weights.
     """
 
     def __init__(
@@ -73,9 +74,9 @@ class HFEngine:
         self._end_ids = end_token_ids(model_path, self._tokenizer, revision)
         pad = self._tokenizer.pad_token_id
         self._pad_id = self._end_ids[0] if pad is None else int(pad)  # type: ignore[arg-type]
-        model = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=getattr(torch, dtype), device_map={"": torch.device(device)}, **source
-        )
+        read: Any = AutoModelForCausalLM.from_pretrained
+        how = {"dtype": getattr(torch, dtype), "device_map": {"": torch.device(device)}}
+        model = whole(read(model_path, **how, **source, **REPORTING), model_path)
         self._model: Any = model.eval().requires_grad_(False)  # Any: transformers' types for generate do not fit
         # Otherwise generate would apply the model's own sampling defaults as well, such as a repetition penalty.
         self._model.generation_config = GenerationConfig(eos_token_id=self._end_ids, pad_token_id=self._pad_id)
