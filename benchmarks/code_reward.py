@@ -27,9 +27,17 @@ from rewards.programs.datasets import humaneval_tests, mbpp_tests  # noqa: E402
 from rewards.programs.results import CodeResult  # noqa: E402
 from rewards.programs.sandbox import isolation, pool  # noqa: E402
 from rewards.programs.sandbox.box import Box  # noqa: E402
-from rewards.programs.sandbox.isolation import LEVELS  # noqa: E402
+from rewards.programs.sandbox.isolation import LEVELS, Level  # noqa: E402
 from rewards.programs.sandbox.limits import Limits  # noqa: E402
 from rewards.programs.sandbox.running import Running  # noqa: E402
+
+
+def available() -> list[Level]:
+    """The sandbox levels that work here; prints why the others do not."""
+    missing = pool.problems()
+    for level, problem in missing.items():
+        print(f"skipped: {level}: {problem}")
+    return [level for level in LEVELS[:-1] if level not in missing]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -134,7 +142,7 @@ ADVERSARIAL = {
 def attacks(data: Path, user: str | None) -> None:
     """Each level, as this user and, from root, as an ordinary user, each in its own process."""
     if user is None:
-        for level in LEVELS[:-1]:
+        for level in available():
             for who in ["-", "61000"] if os.getuid() == 0 else ["-"]:
                 options = ["--data", str(data.resolve()), "--user", f"{level}:{who}"]
                 subprocess.run([sys.executable, __file__, "attacks", *options], check=True)
@@ -203,9 +211,8 @@ def throughput(data: Path) -> None:
     fresh = [isolation.python(), "-S", "-c", "pass"]
     print(f"{'starting Python each time, no sandbox':45} {median(lambda: subprocess.run(fresh, check=True)):6.1f} ms")
     empty: dict[str, Any] = {"mode": "script", "preamble": "", "source": ""}
-    for level in LEVELS:
-        if level != "none" and isolation.missing(level):
-            continue
+    levels = available()
+    for level in (*levels, "none"):
         print(f"{level + ': a new sandbox':45} {median(lambda level=level: Box(level).close(), 5):6.1f} ms")
         box = Box(level)
 
@@ -231,9 +238,7 @@ def throughput(data: Path) -> None:
         box.close()
     count = 400
     tests = {"type": "stdin", "cases": [{"input": "1 2\n", "output": "3\n"}]}
-    for level in LEVELS[:-1]:
-        if isolation.missing(level):
-            continue
+    for level in levels:
         programs = [f"print(sum(map(int, input().split())))  # {i}" for i in range(count)]
         run_tests(programs[:4], [tests] * 4, code_in="text", isolation=level)
         started = time.perf_counter()
