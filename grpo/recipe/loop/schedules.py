@@ -7,28 +7,33 @@ is sized by: the engine's context, micro-batches, estimates.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
+from grpo.recipe.algorithm import AlgorithmConfig
 from rollout.support.names import nearest
 
 RecipeT = TypeVar("RecipeT", bound=BaseModel)
 SchedulesOf = Mapping[str, Mapping[int, int | float]]  # key -> step -> value
 
-# What the loop reads anew at each rollout.
-SCHEDULED = (
-    *(f"rollout.{name}" for name in ("max_completion_length", "num_generations", "temperature")),
-    *(f"algorithm.{name}" for name in ("epsilon", "epsilon_high", "delta", "beta", "entropy_coef")),
-    *(f"algorithm.importance_sampling_clip_{name}" for name in ("min", "max")),
-    "algorithm.off_policy_mask_threshold",
-)
 REASONS = {
     "algorithm.ref_model_sync_steps": "it is an interval already",
     "algorithm.steps_per_generation": "rollouts and their random numbers are counted by it",
     "rollout.problems_per_step": "a mixture's from_step is counted by it",
     "trainer.learning_rate": "trainer.lr_scheduler_type is its schedule",
 }
+
+
+def _is_number(annotation: Any) -> bool:
+    kinds = get_args(annotation) or (annotation,)
+    return any((get_args(kind)[0] if get_origin(kind) is Annotated else kind) in (int, float) for kind in kinds)
+
+
+# What the loop reads anew at each rollout.
+SAMPLING = ("max_completion_length", "num_generations", "temperature", "top_p", "top_k", "min_p")
+NUMBERS = (f"algorithm.{name}" for name, field in AlgorithmConfig.model_fields.items() if _is_number(field.annotation))
+SCHEDULED = (*(f"rollout.{name}" for name in SAMPLING), *(key for key in NUMBERS if key not in REASONS))
 
 
 def _step(key: Any) -> Any:
@@ -43,7 +48,7 @@ def _known(schedules: dict[str, dict[int, int | float]]) -> dict[str, dict[int, 
         if key not in SCHEDULED:
             raise ValueError(
                 f"{key}: only what each rollout reads anew can change during a run.{nearest(key, SCHEDULED)} "
-                f"That is: {', '.join(SCHEDULED)}."
+                f"That is: rollout.{{{', '.join(SAMPLING)}}} and the numbers of section algorithm."
             )
         if 0 not in values:
             raise ValueError(f"{key}: steps {sorted(values)} leave the first rollout without a value. Add step 0.")

@@ -43,6 +43,17 @@ def test_numbers_follow_the_step_and_everything_is_sized_by_the_largest(tmp_path
     assert recipe.algorithm.beta == 0.1  # so a reference model is loaded
 
 
+def test_every_number_of_the_loss_can_change(tmp_path: Path) -> None:
+    text = "algorithm: {loss_type: sapo}\nschedules: {algorithm.sapo_temperature_neg: {0: 1.0, 4: 2.0}}"
+    recipe = load(tmp_path, text)
+    assert [recipe.at(step).algorithm.sapo_temperature_neg for step in (0, 4)] == [1.0, 2.0]
+    top_p = "algorithm: {sampling_mask: true}\nrollout: {engine: hf}\nschedules: {rollout.top_p: {0: 0.9, 4: 0.95}}"
+    assert load(tmp_path, top_p).at(4).rollout_sampling(0).top_p == 0.95
+    assert "algorithm.loss_type: only what each rollout reads anew can change" in refusal(
+        tmp_path, "schedules: {algorithm.loss_type: {0: 1}}"
+    )
+
+
 def test_a_recorded_recipe_can_be_launched_again_and_null_removes_schedules(tmp_path: Path) -> None:
     text = "schedules: {rollout.temperature: {0: 1.0, 5: 0.8}}"
     recipe = load(tmp_path, text)
