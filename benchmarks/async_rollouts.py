@@ -70,7 +70,7 @@ class Result:
         return cls(
             seconds=mean(lambda row: row["step_time"]),
             trainer_waits=mean(lambda row: row["rollout/idle_trainer"]) if k else share("generate", "reward"),
-            server_rests=mean(lambda row: row["rollout/idle_generator"]) if k else 1 - share("generate"),
+            server_rests=mean(lambda row: row["rollout/idle_generator"]) if k else 1 - share("generate", "sync"),
             update=share("score", "update"),
             sync=share("sync"),
             stale=[mean(lambda row, age=age: row[f"rollout/staleness_share_{age}"]) for age in range(k + 1)]
@@ -198,7 +198,7 @@ def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: 
         f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; one server process and one "
         "trainer process, one core each. k is `rollout.max_staleness`, 0 is lockstep. Times are means over steps and "
         "seeds [range over seeds], without the first step after a start. Trainer waits: for groups. Server rests: "
-        "nothing is being generated. Sync: the weights are written and taken; at k = 0 the server rests meanwhile. "
+        "nothing is being generated and no weights are taken. Sync: they are written and taken, the server is frozen. "
         "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
         "effective sample size of the weights that correct for it, as a share. Held-out pass@1 with "
         f"{bounds}; the base has {before:.3f}.",
