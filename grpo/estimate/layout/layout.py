@@ -71,12 +71,8 @@ def lay_out(recipe: OnPolicyRecipe, models: Models, gpu: Gpu, gpus: int) -> Layo
         RecipeError: the GPUs are too few for the recipe's servers, or the trainers cannot share the work.
         UnknownModelError: the model cannot be known now.
     """
-    servers = recipe.rollout.servers
-    count = (len(servers.urls) or servers.start) if servers else 0
-    shape = models.shape(models.of_recipe(recipe))  # enough for what a server holds
-    server_gpus = server_gpus_of(recipe, shape, gpu) if count else 0
-    # On CPU everything shares the machine, which is not divided into trainers and servers.
-    trainers = gpus if gpu.device == "cpu" else gpus - count * server_gpus
+    count, server_gpus = _servers(recipe, models, gpu)
+    trainers = gpus - gpus_of_servers(recipe, models, gpu)
     if trainers < 1:
         raise RecipeError(
             f"rollout.servers: {count} servers of {server_gpus} {gpu.name} each leave none of {gpus} GPUs to a trainer."
@@ -101,6 +97,21 @@ def lay_out(recipe: OnPolicyRecipe, models: Models, gpu: Gpu, gpus: int) -> Layo
         on_server=on_server,
         sequences=_sequences(recipe, estimate, gpu, server_gpus),
     )
+
+
+def gpus_of_servers(recipe: OnPolicyRecipe, models: Models, gpu: Gpu) -> int:
+    """GPUs that do not train. On CPU none: everything shares the machine."""
+    count, server_gpus = _servers(recipe, models, gpu)
+    return 0 if gpu.device == "cpu" else count * server_gpus
+
+
+def _servers(recipe: OnPolicyRecipe, models: Models, gpu: Gpu) -> tuple[int, int]:
+    """How many servers, and the GPUs of each; zeros without."""
+    servers = recipe.rollout.servers
+    if servers is None:
+        return 0, 0
+    shape = models.shape(models.of_recipe(recipe))  # enough for what a server holds
+    return len(servers.urls) or servers.start, server_gpus_of(recipe, shape, gpu)
 
 
 def kv_per_token(recipe: OnPolicyRecipe, shape: ModelShape, gpu: Gpu, engine_gpus: int) -> int:

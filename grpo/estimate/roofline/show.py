@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from grpo.estimate.layout.layout import lay_out
+from grpo.estimate.layout.layout import gpus_of_servers, lay_out
 from grpo.estimate.layout.lengths import FinishedRun, read_run
 from grpo.estimate.machine import machine, machine_bandwidth, machine_flops
 from grpo.estimate.models import Models, UnknownModelError
@@ -33,8 +33,10 @@ def show_roofline(folder: Path) -> list[Part]:
     share = processes if device == "cpu" else 1
     flops, bandwidth = machine_flops(run.recipe.model.dtype, 1) / share, machine_bandwidth() / share
     kind = peak(device, name, flops=flops, bandwidth=bandwidth, memory=memory)
+    models = Models()
     try:
-        layout = lay_out(run.recipe, Models(), kind, processes)
+        # The processes of a run are its trainers.
+        layout = lay_out(run.recipe, models, kind, processes + gpus_of_servers(run.recipe, models, kind))
     except UnknownModelError as error:
         raise RecipeError(f"model.{error} Its floor cannot be computed.") from None
     found = parts(run, layout)

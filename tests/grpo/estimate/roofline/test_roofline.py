@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from grpo.__main__ import main
+from grpo.estimate.layout.gpus import GPUS
 from grpo.estimate.layout.layout import lay_out
 from grpo.estimate.layout.lengths import Lengths, read_run
 from grpo.estimate.models import Models
+from grpo.estimate.roofline import show
 from grpo.estimate.roofline.floors import Part, parts, peak
 from grpo.estimate.roofline.show import verdict
 from grpo.estimate.shape import forward_flops
@@ -92,6 +94,21 @@ def test_roofline_is_a_command(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "mean of 2 rollouts after the first, 16 + 48 tokens, 50% of samples trained on" in printed
     assert "All but generate and update: 10.0% of a step." in printed
     assert "generate is 60% of a step and" in printed
+
+
+def test_servers_take_gpus_beside_those_of_the_run_s_processes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """environment.json counts trainers: two here, and two servers with a GPU each."""
+    recipe = (run / "recipe.yaml").read_text().replace("rollout: {", "rollout: {engine: server, servers: {start: 2}, ")
+    (run / "recipe.yaml").write_text(recipe)
+    (run / "environment.json").write_text(json.dumps({"num_processes": 2}))
+    monkeypatch.setattr(show, "machine", lambda processes: ("cuda", 80 * 10**9, "h100"))
+    monkeypatch.setattr(show, "machine_flops", lambda dtype, processes: 1e12)
+    monkeypatch.setattr(show, "machine_bandwidth", lambda: 1e12)
+    found = {part.name: part for part in show.show_roofline(run)}
+    layout = lay_out(read_run(run).recipe, Models(), GPUS["h100"], 4)
+    assert (layout.trainers, layout.servers) == (2, 2)
+    trained = forward_flops(layout.shape, ((8, 64),))  # half of 16 samples, each with its prompt
+    assert found["update"].floor == pytest.approx((3 * trained / 2 + 7 * 4 * layout.shape.total) / 1e12)
 
 
 def test_a_folder_without_rollouts_is_refused(run: Path) -> None:
