@@ -74,6 +74,11 @@ class ModelShape:
         return self.total + (self.mtp.total if self.mtp and self.mtp.trained else 0)
 
     @property
+    def trained_share(self) -> float:
+        """Of the parameters that an update runs, those that it changes: 1, or a little with adapters."""
+        return self.trained / self.run
+
+    @property
     def layers(self) -> int:
         """Layers that an update's forward runs."""
         return self.config.num_hidden_layers + bool(self.mtp and self.mtp.trained)

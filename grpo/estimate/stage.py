@@ -112,14 +112,21 @@ def estimate_stage(
 def update_flops(training: Training, shape: ModelShape) -> float | None:
     """FLOPs of all updates; None: the data's rows are not known.
 
-    Backward takes two forwards; checkpointing, the reference model and, with several steps per rollout, the old policy
-    take one more each. A multi-token prediction runs only where it learns.
+    The reference model and, with several steps per rollout, the old policy take one more forward each. A multi-token
+    prediction runs only where it learns.
     """
     if training.texts is None:
         return None
-    learning = 3 + training.checkpointed
+    learning = learning_forwards(training, shape)
     forwards = (learning + training.more_forwards) * forward_flops(shape, training.texts)
     return forwards + learning * mtp_flops(shape, training.texts)
+
+
+def learning_forwards(training: Training, shape: ModelShape) -> float:
+    """FLOPs of a forward and its backward, in forwards: the gradients of activations and of the weights that train take
+    one each, and checkpointing one more.
+    """
+    return 2 + shape.trained_share + training.checkpointed
 
 
 def _context_note(work: Work, shape: ModelShape) -> list[str]:

@@ -13,6 +13,7 @@ from grpo.estimate.layout.gpus import Gpu
 from grpo.estimate.layout.layout import Layout, kv_per_token
 from grpo.estimate.layout.lengths import Lengths
 from grpo.estimate.shape import BYTES, ModelShape, forward_flops, mtp_flops
+from grpo.estimate.stage import learning_forwards
 from grpo.recipe.config import OnPolicyRecipe
 
 MASTER = BYTES["float32"]  # what trains
@@ -108,17 +109,19 @@ def update(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     """Forward and backward of every micro-batch, sums over trainers, and the optimizer's step."""
     gpu, training = layout.gpu, layout.estimate.work.training
     assert training
-    flops = (3 + training.checkpointed) * _trained_flops(recipe, layout, lengths, mtp=True) / layout.trainers
+    forwards = learning_forwards(training, layout.shape)
+    flops = forwards * _trained_flops(recipe, layout, lengths, mtp=True) / layout.trainers
     state = layout.shape.trained * MASTER / layout.shards
     if layout.shards > 1:
-        # Gathered for forward and backward; gradients summed after each, in float32.
-        traffic = _micro_batches(recipe, layout, lengths) * (2 * _gather(recipe, layout) + _all_float32(layout))
+        # Gathered for forward and backward; gradients of what trains summed after each, in float32.
+        summing = layout.shape.trained_share * _all_float32(layout)
+        traffic = _micro_batches(recipe, layout, lengths) * (2 * _gather(recipe, layout) + summing)
         if layout.replicas > 1:
             traffic += 2 * state / _speed(gpu, layout.trainers)
     else:
         traffic = 2 * state * (layout.trainers > 1) / _speed(gpu, layout.trainers)
-    # Weights are read forward and backward, gradients read and written; once per micro-batch.
-    moved = 4 * _micro_batches(recipe, layout, lengths) * layout.shape.run * MASTER
+    # Weights are read forward and backward, gradients of what trains read and written; once per micro-batch.
+    moved = 2 * _micro_batches(recipe, layout, lengths) * (layout.shape.run + layout.shape.trained) * MASTER
     times = {
         "FLOP/s": flops / (gpu.flops * gpu.update),
         "memory bandwidth": moved / (gpu.bandwidth * gpu.decode),
