@@ -100,8 +100,8 @@ def engine_parts(
 
 def beyond_update(engine: Parts, others: Parts) -> Parts:
     """Of an engine that sleeps during updates: what it takes beyond that which only an update holds, and gives back."""
-    kept = ("weights", "AdamW", "reference", "teacher", "reward models")
-    update = sum(size for name, size in others.items() if name not in kept[:3] and not name.startswith(kept[3:]))
+    kept = ("weights", "AdamW", "reference", "gradient buckets", "teacher", "reward models")
+    update = sum(size for name, size in others.items() if name not in kept[:4] and not name.startswith(kept[4:]))
     return {"engine, beyond an update's parts": max(0, sum(engine.values()) - update)}
 
 

@@ -136,7 +136,7 @@ def _build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]
     if held_out and recipe.policy_gradient.sampling_mask:
         engine.generate([], recipe.evaluation_sampling())  # refused now if this engine cannot sample so
     if accelerator.device.type != "cpu":  # where memory is what ends a run, and this costs no seconds
-        policy.rehearse(recipe.data.max_prompt_length, recipe.rollout.max_completion_length)
+        _rehearse(recipe, policy, engine, first_step)
     report = Report(recipe.output_dir, recipe, accelerator=accelerator, resume_step=first_step if checkpoint else None)
     return Parts(
         recipe=recipe,
@@ -312,6 +312,15 @@ def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
             return_routes=recipe.policy_gradient.routing_replay == "R3",
             return_kept=recipe.policy_gradient.sampling_mask,
         )
+
+
+def _rehearse(recipe: OnPolicyRecipe, policy: Policy, engine: Any, step: int) -> None:
+    """The largest micro-batch, beside what an update has beside it: an engine that sleeps then sleeps now."""
+    if recipe.rollout.sleep_level:
+        engine.sleep()
+    policy.rehearse(recipe.data.max_prompt_length, recipe.rollout.max_completion_length)
+    if recipe.rollout.sleep_level:
+        engine.publish(policy.weights(), step)
 
 
 @contextmanager

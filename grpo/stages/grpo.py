@@ -127,6 +127,7 @@ class Trainer:
                 reference.refresh(policy.model)
         lost = ""
         with self.report.phase("sync"):
+            policy.optimizer.zero_grad()  # an engine that wakes needs the gradients' memory
             try:
                 self.parts.publisher.publish(policy.weights(), self.step)
             except EngineLostError as error:

@@ -10,6 +10,7 @@ from grpo.estimate.layout.layout import Layout, lay_out
 from grpo.estimate.layout.lengths import Lengths
 from grpo.estimate.layout.phases import Phase, awaited, overlap, phases
 from grpo.estimate.layout.show import bottleneck, plan_recipe
+from grpo.estimate.memory import beyond_update
 from grpo.estimate.models import Models
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError, load_recipe
@@ -125,6 +126,17 @@ def test_an_engine_that_sleeps_during_updates_keeps_its_cache(path: Path) -> Non
     awake, asleep = (laid_out(path, 1, f"rollout.sleep_level={level}") for level in (0, 2))
     assert asleep.sequences == awake.sequences > 0
     assert sum(asleep.on_trainer.values()) < sum(awake.on_trainer.values())
+
+
+def test_gradient_buckets_stay_while_the_engine_is_awake(path: Path) -> None:
+    """Two whole copies, summed by DDP. What an update gives back is where the engine's memory is."""
+    parts = laid_out(path, 2).estimate.parts
+    engine = {name: size for name, size in parts.items() if name.startswith("engine")}
+    others = {name: size for name, size in parts.items() if name not in engine}
+    given_back = {name: size for name, size in others.items() if name not in ("weights", "AdamW", "gradient buckets")}
+    assert others["gradient buckets"] == others["gradients"] > 0
+    kept = beyond_update(engine, others)["engine, beyond an update's parts"]
+    assert kept == sum(engine.values()) - sum(given_back.values())
 
 
 def test_sharding_over_machines_is_slower_than_within_one(path: Path) -> None:
