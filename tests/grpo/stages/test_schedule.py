@@ -59,7 +59,9 @@ def run(max_steps: int, steps_per_generation: int, *, sync: int = 0, save: int =
         recipe=recipe,
         report=Phases(),
         first_step=0,
-        policy=SimpleNamespace(update=lambda samples, loss: {}, model=None, weights=list),
+        policy=SimpleNamespace(
+            update=lambda samples, loss: {}, model=None, weights=list, optimizer=SimpleNamespace(zero_grad=list)
+        ),
         reference=SimpleNamespace(refresh=lambda model: noted.refreshed.append(trainer.step)),
         problems=SimpleNamespace(num_dropped=0),
         publisher=SimpleNamespace(publish=lambda weights, step: None),
