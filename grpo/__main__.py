@@ -1,5 +1,6 @@
 """The command line: `grpo COMMAND …`. Wrong usage and wrong recipes print a message and exit with code 2."""
 
+import errno
 import os
 import sys
 import time
@@ -62,6 +63,11 @@ def train(arguments: Sequence[str]) -> None:
         sys.exit(1)
     except Stopped as stopped:
         end(str(stopped), stopped.number)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"stopped: {where}{error.strerror}. Free disk space, and continue the run.")
     launch(options, command)
 
 
@@ -336,11 +342,13 @@ def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, argumen
         use_all_cores()
     else:
         wait_without_spinning_on_shared_cores()
+    from grpo.recipe.errors import RunError
+
     quieten()
     listen(command_to_continue(["grpo", name, *arguments], resumes=False))
     try:
         command(arguments)
-    except ValueError as error:
+    except (RunError, ValueError) as error:
         _fail(str(error))
 
 

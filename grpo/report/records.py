@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -31,6 +31,13 @@ def read_rows(path: Path) -> Iterator[Row]:
         for line in lines:
             if line.endswith(b"\n"):
                 yield json.loads(line)
+
+
+def append(file: BinaryIO, text: str, errors: str = "strict") -> None:
+    """Write text to a file without a buffer, so that what a full disk refuses is not tried again on closing."""
+    left = memoryview(text.encode(errors=errors))
+    while left:
+        left = left[file.write(left) :]
 
 
 def cut_after(path: Path, step: int) -> None:

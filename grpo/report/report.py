@@ -9,9 +9,11 @@
         report.log_samples(1, scored_groups, advantages)
         report.summary()
 
-Metrics arrive already reduced over processes; only the main process writes, and it logs its own shard's samples.
+Metrics arrive already reduced over processes; only the main process writes, and it logs its own shard's samples. What
+the disk refuses does not raise, as the other processes would wait: `unwritten` says so, and the trainer ends the run.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -20,7 +22,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rich.console import Console
 
@@ -34,6 +36,7 @@ from grpo.report.records import (
     METRICS_FILE,
     SAMPLES_FILE,
     Row,
+    append,
     compare,
     cut_after,
     held_out_counts,
@@ -75,6 +78,7 @@ class Report:
         self.watch = Watch(recipe.model_dump())
         self.terminal: Terminal | None = None
         self.closed = False
+        self.unwritten = ""  # why a file could not be written
         self._start_trackers(resume_step)
         if accelerator.is_main_process:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -129,7 +133,8 @@ class Report:
         if self.terminal is not None:
             self.terminal.evaluation(step, row)
             self._warn(step, warnings)
-            write_page(self.output_dir)
+            with self._writing():
+                write_page(self.output_dir)
 
     def log_samples(self, step: int, groups: Sequence["ScoredGroup"], advantages: Sequence[Sequence[float]]) -> None:
         """Write `report.num_logged_groups` of the step's groups; `advantages[i][j]` belongs to completion j of group i.
@@ -143,7 +148,8 @@ class Report:
             return hashlib.blake2b(f"{step}/{groups[index].group.problem.id}".encode(), digest_size=8).digest()
 
         for index in sorted(range(len(groups)), key=key)[: self.recipe.report.num_logged_groups]:
-            _write_row(self.samples_file, _sample_row(step, groups[index], advantages[index]))
+            with self._writing():
+                _write_row(self.samples_file, _sample_row(step, groups[index], advantages[index]))
 
     def summary(self) -> None:
         """Print the held-out metrics, base against trained."""
@@ -153,22 +159,30 @@ class Report:
                 self.terminal.comparison(comparisons, held_out_counts(evaluations[-1]))
 
     def close(self, error: BaseException | None = None) -> None:
-        """Close files and trackers and write the page, headed by the error that stopped the run. Idempotent."""
+        """Close files and trackers and write the page, headed by the error that stopped the run. Idempotent.
+
+        What the disk refuses is a warning: engine and workers are still to be closed.
+        """
         if self.closed:
             return
         self.closed = True
         failure = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else None  # not Ctrl-C
         if failure and self.output_dir.exists():
-            _write_once(self.output_dir / ERROR_FILE, {"step": self.step, "error": failure})
+            with self._writing():
+                _write_once(self.output_dir / ERROR_FILE, {"step": self.step, "error": failure})
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            with self._writing():
+                tracker.finish()
         if self.terminal is not None:
             self.terminal.stop()
             self.metrics_file.close()
             self.samples_file.close()
             if failure:
                 self.terminal.failure(f"stopped after step {self.step}: {failure}")
-            self.terminal.message(f"page: {write_page(self.output_dir)}")
+            with self._writing():
+                self.terminal.message(f"page: {write_page(self.output_dir)}")
+            if self.unwritten and self.unwritten not in (failure or ""):
+                self.terminal.warning(self.unwritten)
 
     def _warn(self, step: int, warnings: Sequence[str]) -> None:
         for warning in warnings:
@@ -178,12 +192,21 @@ class Report:
     def _write_metrics(self, step: int, metrics: Mapping[str, Any], *, track: bool) -> Row:
         self.step = step
         row = {"step": step, **{key: _finite(metrics[key]) for key in sorted(metrics)}}
-        if self.terminal is not None:
-            _write_row(self.metrics_file, row)
-        if track:
-            scalars = {key: row[key] for key in metrics if isinstance(row[key], int | float)}
-            self.accelerator.log(scalars, step=step)
+        with self._writing():
+            if self.terminal is not None:
+                _write_row(self.metrics_file, row)
+            if track:
+                scalars = {key: row[key] for key in metrics if isinstance(row[key], int | float)}
+                self.accelerator.log(scalars, step=step)
         return row
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            remedy = ". Free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            self.unwritten = f"the report in {self.output_dir} cannot be written ({error.strerror or error}){remedy}"
 
     def _start_trackers(self, resume_step: int | None) -> None:
         names = self.recipe.report.report_to
@@ -212,25 +235,24 @@ def _alarms(findings: Sequence[Finding]) -> list[str]:
     return [finding.warning for finding in findings if finding.level == "alarm"]
 
 
-def _open(path: Path, resume_step: int | None) -> TextIO:
+def _open(path: Path, resume_step: int | None) -> BinaryIO:
     if resume_step is not None:
         cut_after(path, resume_step)
-    return path.open("w" if resume_step is None else "a", encoding="utf-8")
+    return path.open("wb" if resume_step is None else "ab", buffering=0)
 
 
 def _write_once(path: Path, row: Row) -> None:
     """Write a row unless the file exists: of several processes, the first to fail has the cause."""
     try:
-        with path.open("x", encoding="utf-8") as file:
+        with path.open("xb", buffering=0) as file:
             _write_row(file, row)
     except FileExistsError:
         pass
 
 
-def _write_row(file: TextIO, row: Row) -> None:
+def _write_row(file: BinaryIO, row: Row) -> None:
     # default=str: datasets have dates and other non-JSON types in a problem's columns.
-    file.write(json.dumps(row, default=str, allow_nan=False) + "\n")
-    file.flush()
+    append(file, json.dumps(row, default=str, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

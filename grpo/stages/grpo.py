@@ -134,7 +134,7 @@ class Trainer:
                 lost = str(error)
         metrics |= self.rollouts.trained()
         self._log(metrics, time.perf_counter() - started)
-        self._stop_if_lost(lost)
+        self._stop_if_lost(lost or self.report.unwritten)
 
     def follow_schedules(self) -> None:
         """Take the recipe's numbers as they are at this step."""
@@ -225,7 +225,7 @@ class Trainer:
         """pass@1, pass@k and cons@k on the held-out problems.
 
         Raises:
-            RunError: the engine was lost.
+            RunError: the engine was lost, or the report cannot be written.
         """
         if not self.parts.held_out:
             return
@@ -244,6 +244,7 @@ class Trainer:
         self.report.log_evaluation(self.step, metrics)
         first = self.parts.held_out[0].name
         self.score = metrics.get(f"eval/{first}/pass@1" if first else "eval/pass@1")
+        self._stop_if_lost(self.report.unwritten)
 
     def save(self) -> None:
         """Write a checkpoint from which a run continues exactly."""
@@ -251,7 +252,7 @@ class Trainer:
             self.saved = save(self.parts, self.step, self.score)
 
     def _stop_if_lost(self, lost: str, position: dict[str, Any] | None = None) -> None:
-        """If any process has lost the engine, save what has been trained in all of them and stop.
+        """If any process has lost the engine or the report, save what has been trained in all of them and stop.
 
         position: that of the problems before the lost rollout, from which a resumed run takes them again.
 
@@ -265,7 +266,9 @@ class Trainer:
             self.parts.problems.load_state_dict(position)
         if self.step > self.parts.first_step and not checkpoint_path(self.recipe.output_dir, self.step).exists():
             self.save()
-        raise RunError(f"stopped at step {self.step}: {lost}. Continue with trainer.resume_from_checkpoint=true.")
+        elsewhere = self.saved is not None and self.saved.parent != self.recipe.output_dir  # on a full disk
+        source = str(self.saved) if elsewhere else "true"
+        raise RunError(f"stopped at step {self.step}: {lost}. Continue with trainer.resume_from_checkpoint={source}.")
 
     def _stop_signal(self) -> int:
         """The signal that any process received, in all of them; or 0."""

@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from grpo.evaluation.results.graded import key_of
-from grpo.report.records import Row, read_rows
+from grpo.recipe.errors import RunError
+from grpo.report.records import Row, append, read_rows
 from rollout.types import Problem
 
 SAMPLES_FILE = "samples.jsonl"
@@ -28,17 +29,27 @@ LONE_SURROGATES = "backslashreplace"  # half an emoji, as some servers return it
 
 
 class SampleWriter:
-    """Appends rows to a file, flushing each call's rows."""
+    """Appends rows to a file, all of a call at once.
+
+    Raises:
+        RunError: the disk is full. What it has taken is read by the next evaluation.
+    """
 
     def __init__(self, folder: Path, process_index: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / (f"samples-{process_index}.jsonl" if process_index else SAMPLES_FILE)
-        _cut_partial_line(path)
-        self._file = path.open("a", encoding="utf-8", errors=LONE_SURROGATES)
+        self._path = folder / (f"samples-{process_index}.jsonl" if process_index else SAMPLES_FILE)
+        _cut_partial_line(self._path)
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, rows: Iterable[Row]) -> None:
-        self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._file.flush()
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        try:
+            append(self._file, text, LONE_SURROGATES)
+        except OSError as error:
+            raise RunError(
+                f"{self._path} cannot be written ({error.strerror}). Free disk space, and run the same command again: "
+                "samples that have been written are not sampled again."
+            ) from error
 
     def __enter__(self) -> Self:
         return self

@@ -296,6 +296,21 @@ def test_warnings_are_written_to_the_row_and_printed_once_also_after_a_resume(tm
     assert logged(report(tmp_path, resume_step=11), 12, 30) == [10]
 
 
+def test_a_full_disk_at_the_end_is_a_warning_and_everything_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_page(folder: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    out = io.StringIO()
+    run = report(tmp_path, console=Console(file=out, width=400))
+    run.log(1, {"reward": 0.5})
+    monkeypatch.setattr("grpo.report.report.write_page", write_page)
+    run.close()
+    assert f"warning: the report in {tmp_path} cannot be written (No space left on device)" in out.getvalue()
+    assert run.metrics_file.closed and run.samples_file.closed and len(rows(tmp_path / "metrics.jsonl")) == 1
+
+
 def test_error_is_named_on_terminal_and_page_until_the_run_is_resumed(tmp_path: Path) -> None:
     out = io.StringIO()
     run = report(tmp_path, console=Console(file=out))

@@ -15,9 +15,12 @@ import grpo
 from grpo.launch import signals
 from grpo.learner.checkpoint import list_checkpoints, read_mark
 from grpo.learner.policy import Policy
+from grpo.recipe.errors import RunError
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.recipe.record import import_path
+from grpo.report import report
 from grpo.stages.grpo import Trainer
+from rollout.engines.hf import HFEngine
 from tests.grpo.stages.test_run_folder import base, resume, steps, train
 
 __all__ = ["base"]  # the fixture
@@ -156,6 +159,36 @@ def test_a_signal_is_no_failure_and_leaves_the_exempted_checkpoint_alone(
         resume(base, 5, save_steps=1)
     kept = [path.name for path in list_checkpoints(tmp_path / "run") if read_mark(path).kept_because]
     assert kept == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_report_that_no_longer_fits_ends_the_run_with_what_it_has_trained(
+    there: bool, base: Path, tmp_path: Path, full: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """there: whether a checkpoint still fits beside the report."""
+
+    def append(file: Any, text: str) -> None:
+        if json.loads(text).get("step") == 2:
+            raise OSError(28, "No space left on device")
+        file.write(text.encode())
+
+    closed: list[HFEngine] = []
+    monkeypatch.setattr(report, "append", append)
+    monkeypatch.setattr(HFEngine, "close", lambda engine: closed.append(engine))
+    if not there:
+        full.add("run/checkpoint-2")
+    with pytest.raises(RunError) as stopped:
+        train(base, 3)
+    folder = "run" if there else next((tmp_path / "temporary").iterdir())
+    spare = tmp_path / folder / "checkpoint-2"
+    assert str(stopped.value) == (
+        f"stopped at step 2: the report in {tmp_path}/run cannot be written (No space left on device). Free disk "
+        f"space. Continue with trainer.resume_from_checkpoint={'true' if there else spare}."
+    )
+    assert read_mark(spare).step == 2 and len(closed) == 1
+    monkeypatch.undo()
+    assert train(base, 3, resume_from_checkpoint=True if there else str(spare)) == tmp_path / "run" / "checkpoint-3"
+    assert steps(tmp_path / "run") == [1, 3]
 
 
 # -- reward functions from Python
