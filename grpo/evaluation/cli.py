@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from grpo.evaluation.config import PROTOCOLS, EvalRecipe, builtin_tasks
-from grpo.recipe.load import load_recipe
+from grpo.recipe.load import load_recipe, read_yaml
 
 # option -> its key in the recipe, and its type
 _OPTIONS: dict[str, tuple[str, type]] = {
@@ -96,7 +94,7 @@ def regrade_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--data-dir", type=Path, help="file only: folder with local dataset copies, for --key")
     parser.add_argument("--wrap", default="{completion}", help="file only: text to put around each {completion}")
     given = parser.parse_args(list(arguments))
-    options = {name: yaml.safe_load(value) for pairs in given.option for name, value in pairs.items()}
+    options = {name: _value(name, value) for pairs in given.option for name, value in pairs.items()}
     if given.samples.is_dir():
         done = regrade(given.samples, output=given.output, reward=given.reward, options=options)
     else:
@@ -129,6 +127,13 @@ def _pairs(text: str) -> dict[str, str]:
     if not all(name and equals for name, equals, _ in pairs):
         raise argparse.ArgumentTypeError(f"{text!r}: must have the form name=value,name=value")
     return {name: value for name, _, value in pairs}
+
+
+def _value(option: str, text: str) -> Any:
+    try:
+        return read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"--option {option}={text}: not valid YAML ({error}). Quote the value.") from None
 
 
 def load_eval_recipe(path: str | None, overrides: Sequence[str], options: dict[str, Any]) -> EvalRecipe:

@@ -124,7 +124,7 @@ class EvalRecipe(StageRecipe):
     def _apply_protocol(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Fill in the protocol's values where the recipe sets none."""
         name = data.get("protocol", cls.model_fields["protocol"].default)
-        if name not in PROTOCOLS:
+        if not isinstance(name, str) or name not in PROTOCOLS:
             raise ValueError(
                 f"protocol={name!r}: unknown, must be one of {', '.join(PROTOCOLS)}.{nearest(str(name), PROTOCOLS)} "
                 "Choose one and override individual values with sampling and template."
@@ -133,7 +133,10 @@ class EvalRecipe(StageRecipe):
         if data.get("template") is None:
             data = data | {"template": values["template"]}
         del values["template"]
-        given = {key: value for key, value in (data.get("sampling") or {}).items() if value is not None}
+        sampling = data.get("sampling") or {}
+        if not isinstance(sampling, dict):
+            return data  # refused as such
+        given = {key: value for key, value in sampling.items() if value is not None}
         return data | {"sampling": values | given}
 
     @model_validator(mode="after")

@@ -41,7 +41,8 @@ def grade_file(
         options: override the task's grading options.
 
     Raises:
-        ValueError: a line is malformed (with its number), a column is missing, or `output` is an evaluation's folder.
+        ValueError: a line is malformed (with its number), a column is missing, or `output` has files that would be
+            overwritten.
     """
     if "completion" not in columns:
         raise ValueError(f"columns={dict(columns)}: must name the column with the completions: completion=…")

@@ -19,7 +19,7 @@ from rewards.answers.verdict import Verdict
 from rewards.programs.cases import Tests
 from rewards.programs.datasets import read_tests, usual_columns
 from rewards.programs.sandbox.limits import SandboxError
-from rewards.runner.load import bind, load_function, required_columns
+from rewards.runner.load import bind, check_options, load_function, required_columns
 from rewards.runner.score import Rewards, RewardSpec
 from rewards.text import final_answer, reference_answer
 from rollout.types import Group, Problem
@@ -57,6 +57,8 @@ def build_grader(reward: str, options: Mapping[str, Any]) -> Grader:
     Raises:
         ValueError: the options do not fit, or programs have no sandbox here.
     """
+    if reward in ("accuracy", "code"):
+        check_options(reward, load_function(reward), options)
     if reward == "accuracy":
         return MathGrader(dict(options))
     if reward == "code":
@@ -138,12 +140,13 @@ class CodeGrader(_VerifierGrader):
     def __init__(self, options: dict[str, Any]) -> None:
         code = import_module("rewards.programs.code")  # as above; and only here, as it needs a sandbox
         _check_sandbox(options)
+        used = {name: value for name, value in options.items() if name != "scoring"}  # a verdict is all or nothing
 
         def verify(texts: list[str], problem: Problem) -> Verdicts:
             tests = _tests(problem)
             if isinstance(tests, str):
                 return [None] * len(texts)
-            verdicts = code.run_tests(texts, [tests] * len(texts), stop_early=True, **options)
+            verdicts = code.run_tests(texts, [tests] * len(texts), stop_early=True, **used)
             names = tests.names()
             programs = [code.program_in(text, options.get("language", "python"), names) for text in texts]
             return [_of_program(verdict, program) for verdict, program in zip(verdicts, programs, strict=True)]

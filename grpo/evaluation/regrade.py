@@ -13,6 +13,7 @@ from grpo.evaluation.grading import Grader, build_grader
 from grpo.evaluation.results.graded import SampleKey, key_of
 from grpo.evaluation.results.page import write_page
 from grpo.evaluation.results.samples import (
+    PROBLEMS_FILE,
     SAMPLES_FILE,
     read_manifest,
     read_problems,
@@ -22,7 +23,7 @@ from grpo.evaluation.results.samples import (
     write_problems,
     write_rows,
 )
-from grpo.evaluation.results.store import Results
+from grpo.evaluation.results.store import RESULTS_FILE, Results
 from grpo.evaluation.results.summary import by_problem, summarize_task
 from grpo.report.records import RECIPE_FILE, Row
 from rollout.types import Completion, Group, Problem
@@ -52,7 +53,7 @@ def regrade(
         options: override the reward's options.
 
     Raises:
-        ValueError: the folder is not a finished evaluation, or `output` is another evaluation's folder.
+        ValueError: the folder is not a finished evaluation, or `output` has files that would be overwritten.
     """
     if output is not None and output != folder:
         check_output(output)
@@ -92,11 +93,10 @@ def regrade(
 
 
 def check_output(output: Path) -> None:
-    """ValueError if `output` is an evaluation's folder, whose samples would be overwritten."""
-    if (output / RECIPE_FILE).is_file():
-        raise ValueError(
-            f"output={str(output)!r} is an evaluation's folder, and its samples would be lost. Choose another."
-        )
+    """ValueError if `output` has a file that would be overwritten: an evaluation's, or one's own of that name."""
+    for name in (RECIPE_FILE, SAMPLES_FILE, PROBLEMS_FILE, RESULTS_FILE):
+        if (output / name).exists():
+            raise ValueError(f"output={str(output)!r} has a {name}, which would be lost. Choose another folder.")
 
 
 def describe(changes: Sequence[Row], total: int) -> str:

@@ -1,6 +1,7 @@
 """Resuming an evaluation: which samples exist already, and whether they may be combined with new ones."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,7 +10,7 @@ from grpo.evaluation.config import EvalRecipe
 from grpo.evaluation.engines import fingerprint
 from grpo.evaluation.results.graded import key_of
 from grpo.evaluation.results.samples import PROBLEMS_FILE, as_line, problem_rows, read_manifest, read_samples
-from grpo.evaluation.results.store import RESULTS_FILE, Results
+from grpo.evaluation.results.store import Results
 from grpo.evaluation.work import Work
 from grpo.report.records import RECIPE_FILE, Row, read_rows
 
@@ -50,12 +51,20 @@ def resume(recipe: EvalRecipe, work: Sequence[Work]) -> None:
             f"output={recipe.output!r} has samples from other weights than those now in "
             f"{recipe.model.model_name_or_path!r} (hash {manifest['weights']}, now {weights}). Choose another output."
         )
-    earlier = Results.read(folder).tasks if (folder / RESULTS_FILE).is_file() else {}
+    earlier = _earlier_tasks(folder)
     problems = {row["problem_id"]: as_line(row) for row in read_rows(folder / PROBLEMS_FILE)}
     for w in work:
         w.timing = earlier.get(w.task.name, {}).get("timing", {})
         _check_grading(recipe, w, manifest["tasks"].get(w.task.name))
         _mark_done(recipe, w, rows, problems)
+
+
+def _earlier_tasks(folder: Path) -> dict[str, Any]:
+    """Of results.json, which has the timing so far; without the file, or with one that was cut off, none."""
+    try:
+        return Results.read(folder).tasks
+    except ValueError:
+        return {}
 
 
 def _check_settings(recipe: EvalRecipe) -> None:

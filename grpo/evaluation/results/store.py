@@ -38,17 +38,28 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read a folder's results; ValueError if it has none."""
+        """Read a folder's results; ValueError if it has none, or they are not whole."""
         path = folder / RESULTS_FILE
         if not path.is_file():
             raise ValueError(
                 f"{folder} has no {RESULTS_FILE}, so it is not a finished evaluation. Name the output folder of one."
             )
-        values = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is not whole ({error}). Run the same grpo eval again: it samples nothing twice."
+            ) from error
         return cls(values["model"], values["protocol"], values["tasks"], folder)
 
     def write(self) -> None:
         values = {"model": self.model, "protocol": self.protocol, "tasks": self.tasks}
-        path = self.folder / RESULTS_FILE
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (self.folder / TABLE_FILE).write_text(markdown(self.model, self.protocol, self.tasks), encoding="utf-8")
+        _replace(self.folder / RESULTS_FILE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        _replace(self.folder / TABLE_FILE, markdown(self.model, self.protocol, self.tasks))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from grpo.evaluation.tasks.load import Task
+from rollout.data.columns import UnusableRowError
 from rollout.data.prompts import Prompter
 from rollout.types import Problem, Prompt
 
@@ -37,7 +38,8 @@ def task_prompts(
         instruct: append the task's instruction to the question under "chat"; other templates carry their own.
 
     Raises:
-        ValueError: the tokenizer does not support the template, or few_shot has no examples for the task.
+        ValueError: the tokenizer does not support the template, few_shot has no examples for the task, or the template
+            cannot show a problem.
     """
     text = few_shot_template(task) if template == "few_shot" else template
     prompter = Prompter(
@@ -49,8 +51,11 @@ def task_prompts(
     )
     instructs = instruct and prompter.is_chat
     problems = [instructed(problem, task) for problem in task.problems] if instructs else task.problems
-    prompts = [prompt for prompt in prompter.encode_batch(problems) if isinstance(prompt, Prompt)]
-    assert len(prompts) == len(problems)  # none exceeds 2^30 tokens
+    prompts: list[Prompt] = []
+    for prompt in prompter.encode_batch(problems):
+        if isinstance(prompt, UnusableRowError):
+            raise prompt
+        prompts.append(prompt)
     return prompts, [prompter.render(problem) for problem in problems]
 
 

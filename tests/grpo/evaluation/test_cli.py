@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
-from grpo.evaluation.cli import eval_command
+from grpo.evaluation.cli import eval_command, load_eval_recipe, regrade_command
+from grpo.recipe.load import RecipeError
 
 
 def test_overrides_may_follow_options_that_follow_the_recipe(tmp_path: Path) -> None:
@@ -17,3 +19,21 @@ def test_overrides_may_follow_options_that_follow_the_recipe(tmp_path: Path) -> 
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["tasks"]["t"]["metrics"]["num_problems"] == 2
     assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["sampling"]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling=greedy", "sampling='greedy': must be a mapping of keys."),
+        ("protocol=[a]", "protocol=['a']: unknown, must be one of deepseek-r1, greedy"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_a_sentence(override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        load_eval_recipe(None, [override], {"model.model_name_or_path": "m", "tasks": "gsm8k"})
+    assert message in str(refused.value)
+
+
+def test_an_option_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--option a=\[b: not valid YAML \(line 1: .*\). Quote the value."):
+        regrade_command([str(tmp_path), "--option", "a=[b"])

@@ -61,10 +61,10 @@ def test_regrading_with_other_options_or_rewards(tmp_path: Path) -> None:
     assert again.changes == [] and again.results.tasks["t"]["reward"].endswith("mine.py:long")
 
 
-def external(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Regraded:
+def external(tmp_path: Path, rows: list[dict[str, Any]], output: str = "out", **options: Any) -> Regraded:
     columns = {"completion": "response", "solution": "gold", "score": "ok"}
     return grade_file(
-        write(tmp_path / "theirs.jsonl", rows), "gsm8k", output=tmp_path / "out", columns=columns, **options
+        write(tmp_path / "theirs.jsonl", rows), "gsm8k", output=tmp_path / output, columns=columns, **options
     )
 
 
@@ -77,10 +77,10 @@ def test_external_completions_are_graded_and_compared_with_published_verdicts(tm
     done = external(tmp_path, rows[:2])
     assert done.results.tasks["gsm8k"]["metrics"]["pass@1"] == 0.5
     assert [(c["problem_id"], c["before"], c["now"]) for c in done.changes] == [("gsm8k/1", "right", "wrong")]
-    done = external(tmp_path, rows[2:])
+    done = external(tmp_path, rows[2:], output="lists")
     assert [(c["sample"], c["before"], c["now"]) for c in done.changes] == [(0, "wrong", "right")]
     assert done.results.tasks["gsm8k"]["metrics"]["num_samples"] == 2
-    first, empty = read_rows(tmp_path / "out" / "samples.jsonl")
+    first, empty = read_rows(tmp_path / "lists" / "samples.jsonl")
     assert "published" in first and empty["completion"] == ""
 
 
@@ -154,12 +154,21 @@ def test_lone_surrogates_survive(tmp_path: Path) -> None:
 def test_output_never_overwrites_another_evaluation(tmp_path: Path) -> None:
     folder, other = evaluated(tmp_path, SAID), evaluated(tmp_path, SAID[::-1], name="other")
     before = (folder / "samples.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"is an evaluation's folder, and its samples would be lost"):
+    with pytest.raises(ValueError, match=r"has a recipe.yaml, which would be lost"):
         regrade(other, output=folder)
     path = write(tmp_path / "x.jsonl", [{"text": "1", "gold": "1"}])
-    with pytest.raises(ValueError, match=r"is an evaluation's folder, and its samples would be lost"):
+    with pytest.raises(ValueError, match=r"has a recipe.yaml, which would be lost"):
         grade_file(path, "gsm8k", output=folder, columns={"completion": "text", "solution": "gold"})
     assert (folder / "samples.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "results.json"])
+def test_output_never_overwrites_ones_own_file(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, [{"response": "1", "gold": "1"}])
+    before, columns = path.read_bytes(), {"completion": "response", "solution": "gold"}
+    with pytest.raises(ValueError, match=rf"output='{tmp_path}' has a {name}, which would be lost. Choose another"):
+        grade_file(path, "gsm8k", output=tmp_path, columns=columns)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import pytest
 
 from grpo.evaluation.regrade import regrade
 from grpo.evaluation.results.compare import compare_runs
+from grpo.evaluation.results.samples import as_line
 from grpo.evaluation.run import run_evaluation
+from grpo.recipe.errors import RunError
 from grpo.report.lock import lock
 from rollout.engines.hf import HFEngine
 from tests.grpo.evaluation.conftest import SUMS, recipe, samples
@@ -153,3 +155,35 @@ def test_a_folder_that_another_evaluation_writes_to_is_refused(tiny_llama: Path,
         run_evaluation(recipe(tiny_llama, sums))
     os.close(held)
     assert len(samples(run_evaluation(recipe(tiny_llama, sums)).folder)) == 10
+
+
+def test_results_that_were_cut_off_do_not_stop_a_repetition(tiny_llama: Path, sums: Path) -> None:
+    whole = run_evaluation(recipe(tiny_llama, sums))
+    before = (whole.folder / "samples.jsonl").read_bytes()
+    (whole.folder / "results.json").write_text("")
+    with pytest.raises(ValueError, match=r"results.json is not whole .*Run the same grpo eval again"):
+        compare_runs(whole.folder, whole.folder)
+    again = run_evaluation(recipe(tiny_llama, sums))
+    assert again.tasks["sums"]["metrics"] == whole.tasks["sums"]["metrics"]
+    assert (whole.folder / "samples.jsonl").read_bytes() == before
+    assert not list(whole.folder.glob("*.draft"))
+
+
+def test_a_full_disk_ends_an_evaluation_with_a_sentence_and_what_was_written_is_kept(
+    tiny_llama: Path, sums: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def append(file: Any, text: str, errors: str) -> None:
+        if len(written) == 3:
+            file.write(text[:9].encode())
+            raise OSError(28, "No space left on device")
+        written.append(text)
+        file.write(text.encode(errors=errors))
+
+    monkeypatch.setattr("grpo.evaluation.results.samples.append", append)
+    with pytest.raises(RunError, match=r"samples.jsonl cannot be written \(No space left on device\). Free disk space"):
+        run_evaluation(recipe(tiny_llama, sums))
+    monkeypatch.undo()
+    run_evaluation(recipe(tiny_llama, sums))
+    assert set(written) <= set(map(as_line, samples(sums.parent / "run"))) and len(samples(sums.parent / "run")) == 10

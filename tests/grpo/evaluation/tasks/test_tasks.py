@@ -204,3 +204,12 @@ def test_public_datasets_have_their_published_sizes() -> None:
         assert len(load_task(name, data_dir=DATA).problems) == size
     levels = {problem.columns["level"] for problem in load_task("math500", data_dir=DATA).problems}
     assert levels == {1, 2, 3, 4, 5}
+
+
+def test_a_problem_that_the_template_cannot_show_is_named() -> None:
+    config = TaskConfig(dataset_name="x")
+    asked = Problem(id="t/0", prompt=[{"role": "user", "content": "q"}], columns={})
+    called = Problem(id="t/1", prompt="q", columns={"tools": "hammer"})
+    for problem, message in ((asked, "t/0: the prompt is a list of messages"), (called, "t/1: only template 'chat'")):
+        with pytest.raises(ValueError, match=message):
+            task_prompts(Task("t", config, [problem], {}), byte_tokenizer(), template="r1_zero", system_prompt=None)
