@@ -5,6 +5,7 @@ Each check raises a ValueError of one sentence with value, rule and remedy.
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -86,7 +87,7 @@ def check_balance(
     if not moe_layers(model):
         raise ValueError(f"{setting}: {name} has no mixture of experts with a `gate` and `experts`. Set it to 0.")
     ids = torch.randint(0, _num_embeddings(model), (1, 32), generator=torch.Generator().manual_seed(0))
-    with computing(model), record_routes(model) as routes, torch.no_grad():
+    with _without_flash(model), computing(model), record_routes(model) as routes, torch.no_grad():
         model.base_model(input_ids=ids.to(model.device), use_cache=False)
     try:
         _ = routes.scores
@@ -120,10 +121,11 @@ def _check_head(model: PreTrainedModel) -> set[int]:
     targets = ids[:, 1:].flatten()
     position_ids = torch.arange(9, device=model.device).expand(2, 9)
     parts = in_parts(model)
-    with computing(model), torch.set_grad_enabled(not parts):
-        ours, _ = CompletionLogProbs(model, 1.0)(ids, position_ids, positions.flatten(), targets)
-    with computing(model), torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+    with _without_flash(model), computing(model):
+        with torch.set_grad_enabled(not parts):
+            ours, _ = CompletionLogProbs(model, 1.0)(ids, position_ids, positions.flatten(), targets)
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
         theirs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
     difference = float((ours.detach() - theirs).abs().max())
     if not difference <= HEAD_TOLERANCE:
@@ -134,6 +136,17 @@ def _check_head(model: PreTrainedModel) -> set[int]:
         )
     # FSDP waits for no gradient, and parts are in no graph yet.
     return {id(parameter) for parameter in (model.parameters() if parts else _leaves(ours))}
+
+
+@contextmanager
+def _without_flash(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block, attention works in float32 and on a CPU: the model is not where it trains yet."""
+    own = model.config._attn_implementation or ""
+    if "flash" in own:
+        model.set_attn_implementation("eager")  # which every model has
+    yield
+    if "flash" in own:
+        model.set_attn_implementation(own)
 
 
 def _leaves(output: Tensor) -> Iterator[Any]:

@@ -65,6 +65,15 @@ class ModelConfig(Section):
     sequence_balance_coefficient: NonNegativeFloat = 0.0  # alpha of 2412.19437, MoE only; V3's pretraining: 1e-4
     trust_remote_code: bool = False
 
+    @model_validator(mode="after")
+    def _flash_attention_computes_in_bfloat16(self) -> Self:
+        if "flash" in (self.attn_implementation or "") and self.dtype == "float32":
+            raise ValueError(
+                f"attn_implementation={self.attn_implementation} with dtype=float32: flash attention has no float32. "
+                "Set dtype=bfloat16, or remove attn_implementation."
+            )
+        return self
+
 
 class PolicyConfig(ModelConfig):
     """A policy that GRPO's loop trains: whole, or by adapters."""

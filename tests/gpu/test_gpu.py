@@ -38,6 +38,7 @@ import json, sys, numpy as np, torch
 from accelerate import Accelerator
 from grpo.learner.batch import Sample
 from grpo.learner.scoring import Batching, completion_logprobs
+from grpo.model.checks import check_model
 from grpo.model.load import CompletionLogProbs, load_model
 from grpo.recipe.config import ModelConfig
 samples = [
@@ -48,7 +49,9 @@ samples = [
 found = {}
 for attention in ("sdpa", "flash_attention_2"):
     section = ModelConfig(model_name_or_path=sys.argv[1], attn_implementation=attention, dtype="bfloat16")
-    model = load_model(section).to("cuda", torch.bfloat16)
+    model = load_model(section)
+    check_model(model, tokenizer_size=512, max_model_len=512)  # as a run does, on the CPU and in float32
+    model = model.to("cuda", torch.bfloat16)
     scorer, batching = CompletionLogProbs(model, 1.0), Batching(4096, pad_token_id=0).for_model(model, model.device)
     found[attention] = np.concatenate(completion_logprobs(scorer, samples, batching, Accelerator()))
 difference = np.abs(found["sdpa"] - found["flash_attention_2"])

@@ -22,6 +22,7 @@ from transformers import (
 
 from grpo.model.checks import check_finite, check_model
 from grpo.model.load import CompletionLogProbs, disable_dropout
+from grpo.recipe.config import ModelConfig
 from tests.conftest import tiny_llama_config
 
 SHAPE: dict[str, Any] = {
@@ -93,6 +94,29 @@ def test_experts_that_cannot_be_balanced_are_refused(tiny_llama: Path) -> None:
     single = MixtralForCausalLM(MixtralConfig(**SHAPE, num_key_value_heads=2, num_experts_per_tok=1))
     with pytest.raises(ValueError, match=r"has no scores to balance: with one expert per token"):
         check(single, sequence_balance_coefficient=0.1)
+
+
+def test_a_model_with_flash_attention_is_checked_on_the_cpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flash-attn is not installed here, and takes neither the CPU nor float32, in which weights train."""
+    names: list[str] = []
+
+    def accepted(_: Any, name: str, **_options: Any) -> str:
+        names.append(name)
+        return name
+
+    monkeypatch.setattr(MixtralForCausalLM, "_check_and_adjust_attn_implementation", accepted)
+    model = MixtralForCausalLM(MixtralConfig(**SHAPE, num_key_value_heads=2, num_local_experts=4))
+    model.set_attn_implementation("flash_attention_2")
+    names.clear()
+    check(model, sequence_balance_coefficient=0.1)
+    assert names == ["eager", "flash_attention_2"] * 2
+    assert model.config._attn_implementation == "flash_attention_2"
+
+
+def test_flash_attention_in_float32_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"attn_implementation=flash_attention_2 with dtype=float32: .* no float32"):
+        ModelConfig(model_name_or_path="m", attn_implementation="flash_attention_2")
+    assert ModelConfig(model_name_or_path="m", attn_implementation="flash_attention_2", dtype="bfloat16")
 
 
 def test_a_weight_that_is_not_finite_is_named() -> None:
