@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from grpo.recipe.algorithm import AlgorithmConfig, conflicts
-from grpo.recipe.data import DataConfig
+from grpo.recipe.data import DataConfig, SourceConfig
 from grpo.recipe.loop.curriculum import curriculum_conflicts
 from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
 from grpo.recipe.loop.lora import LoRAConfig, lora_conflicts, quantization_conflicts
@@ -368,8 +368,22 @@ def _evaluation_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
             "without evaluation.data, the held-out problems would be training problems. Set evaluation.data to "
             "another dataset_split or file."
         )
+    if evaluation.num_problems and evaluation.data and not evaluation.tasks:
+        trained = [_rows_of(source) for source in recipe.data.sources if source.dataset_name]
+        for source in evaluation.data.sources:
+            if _rows_of(source) in trained:
+                yield (
+                    f"evaluation.data: dataset_name={source.dataset_name!r} with dataset_split="
+                    f"{source.dataset_split!r} is what data trains on, so the held-out problems would be training "
+                    "problems. Divide it, such as data.dataset_split=train[:-500] and "
+                    "evaluation.data.dataset_split=train[-500:], or name another file."
+                )
     if evaluation.temperature == 0 and evaluation.num_samples > 1:
         yield (
             f"evaluation.num_samples={evaluation.num_samples} at evaluation.temperature=0: greedy decoding gives the "
             "same completion every time. Set evaluation.num_samples=1 or a temperature above 0."
         )
+
+
+def _rows_of(source: SourceConfig) -> tuple[str | None, str | None, str]:
+    return source.dataset_name, source.dataset_config, source.dataset_split

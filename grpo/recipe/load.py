@@ -111,6 +111,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = data.pop("extends", None)
     if base is None:
         return data
+    if not isinstance(base, str):
+        raise RecipeError(
+            f"{path}: extends={base!r}: must be the path of one file. To build on several, let each extend the next."
+        )
     return _merge(_read(path.parent / base, (*seen, path.resolve())), data)
 
 

@@ -21,6 +21,7 @@ from torch import device as Device
 from grpo.evaluation.training import HeldOut
 from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig, ServersConfig
 from grpo.recipe.errors import RefusedError, RunError
+from grpo.stages.checks.prompts import report_shared
 from rewards.programs.sandbox.limits import SandboxError
 from rewards.runner.preflight import inspect_problems, report_findings
 from rewards.runner.score import Rewards, RewardSpec
@@ -30,6 +31,7 @@ from rollout.data.stream import usable
 from rollout.engines.base import Engine, EngineLostError
 from rollout.engines.build import build_engine
 from rollout.engines.servers.settings import ServerSettings
+from rollout.types import Problem
 
 
 @contextmanager
@@ -92,7 +94,10 @@ def rewards(
 def preflight(
     sources: Sequence[Source], held_out: Sequence[HeldOut], rewards: Rewards, accelerator: Accelerator
 ) -> None:
-    """Check that the rewards can grade the problems; each process checks its share, and all raise the same error."""
+    """Check that the rewards can grade the problems, and that those held out are not trained on.
+
+    Each process checks its share, and all raise the same error.
+    """
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     ours = [prompt.problem for part in held_out for prompt in part.prompts if part.by_rewards]
     places = [(source, index) for source in sources for index in range(source.size or MAX_ENDLESS)][share]
@@ -100,11 +105,20 @@ def preflight(
     console = Console(stderr=True) if accelerator.is_main_process else None
     shown = console is not None and console.is_terminal and complete
     counted = track(places, "checking problems", console=console, transient=True, disable=not shown)
-    problems = (row for source, index in counted for row in usable(source, [index]))
-    found = [inspect_problems(problems, rewards), inspect_problems(ours[share], rewards)]
-    everywhere = gather_object([found])  # one pair per process
-    training_found, held_out_found = zip(*everywhere, strict=True)
+    questions = {repr(prompt.problem.prompt) for part in held_out for prompt in part.prompts}
+    shared: set[str] = set()
+
+    def problems() -> Iterator[Problem]:
+        for source, index in counted:
+            for problem in usable(source, [index]):
+                if questions and (question := repr(problem.prompt)) in questions:
+                    shared.add(question)
+                yield problem
+
+    found = inspect_problems(problems(), rewards), inspect_problems(ours[share], rewards), shared
+    training_found, held_out_found, shares = zip(*gather_object([found]), strict=True)
     report_findings(training_found, held_out_found, rewards, console, complete=complete)
+    report_shared(len(set().union(*shares)), len(questions), accelerator)
 
 
 def engine(

@@ -33,6 +33,22 @@ def report_held_out(count: int, wanted: int, dropped: Mapping[Reason, int], acce
     _warn(f"held-out problems: {'; '.join(parts)}." if parts else None, accelerator)
 
 
+def report_shared(shared: int, total: int, accelerator: Accelerator) -> None:
+    """Say how many of the held-out problems are training problems as well.
+
+    Raises:
+        ValueError: all are.
+    """
+    remedy = "Divide the rows, such as dataset_split=train[:-500] to train on and train[-500:] to evaluate on."
+    if shared and shared == total:
+        raise ValueError(
+            f"evaluation: all {total} held-out problems are training problems as well (the same prompts), so what is "
+            f"measured is memory. {remedy}"
+        )
+    told = f"held-out problems: {shared} of {total} are training problems as well (the same prompts). {remedy}"
+    _warn(told if shared else None, accelerator)
+
+
 def _warn(warning: str | None, accelerator: Accelerator) -> None:
     if warning and accelerator.is_main_process:
         Console(stderr=True).print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -231,6 +231,10 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
         ),
         (["evaluation.reward=accuracy"], ["evaluation.reward='accuracy'", "countdown"]),
         (["evaluation.eval_steps=10"], ["evaluation.num_problems=0", "nothing to evaluate."]),
+        (
+            ["data={dataset_name: m.jsonl}", "evaluation={num_problems: 9, data: {dataset_name: m.jsonl}}"],
+            ["evaluation.data: dataset_name='m.jsonl' with dataset_split='train' is what data trains on", "Divide it"],
+        ),
         (["evaluation.data_dir=here"], ["evaluation.data_dir='here' without evaluation.tasks"]),
         (["evaluation.temperature=0"], ["num_samples=4", "greedy"]),
         (["stage=grop"], [f"stage='grop': must be one of {', '.join(STAGES)}. Did you mean 'grpo'?"]),
@@ -292,6 +296,14 @@ def test_a_coefficient_follows_a_schedule_or_a_target(recipe_file) -> None:
     assert (
         "schedules.algorithm.entropy_coef with algorithm.entropy_target=0.2: the coefficient follows"
         in error_message(both)
+    )
+
+
+def test_a_recipe_extends_one_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: [b.yaml, c.yaml]\n")
+    assert error_message(tmp_path / "a.yaml") == (
+        f"{tmp_path}/a.yaml: extends=['b.yaml', 'c.yaml']: must be the path of one file. To build on several, let each "
+        "extend the next."
     )
 
 

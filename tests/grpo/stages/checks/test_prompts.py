@@ -1,11 +1,13 @@
 """What is said about a run's problems before its first step."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import grpo
+from grpo.recipe.errors import RefusedError
 from tests.grpo.stages.test_run_folder import base
 
 __all__ = ["base"]  # the fixture
@@ -31,3 +33,24 @@ def test_skipped_and_ungradable_problems_of_an_endless_task_are_told(
     assert "held-out problems: 2 rows were skipped (2 too long).\n" in said
     found = re.search(r"reward 'even' cannot grade (\d+) of 1000 problems:\n  (\d+): odd \(", said)
     assert found and found[1] == found[2] and 450 < int(found[1]) < 550
+
+
+def test_held_out_problems_that_are_trained_on_are_counted_and_refused_if_there_are_no_others(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"q{i}"}) + "\n" for i in range(10)))
+
+    def train(split: str, held_out: str) -> None:
+        data = {"task": None, "dataset_name": str(path), "template": "{prompt}", "max_prompt_length": 40}
+        evaluation = {"num_problems": 4, "data": {**data, "dataset_split": held_out}}
+        grpo.train(base, data={**data, "dataset_split": split}, evaluation=evaluation, trainer={"max_steps": 1})
+
+    train("train[:8]", "train[6:]")
+    assert "held-out problems: 2 of 4 are training problems as well (the same prompts). Divide" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(RefusedError, match="evaluation: all 4 held-out problems are training problems as well"):
+        train("train", "train[6:]")
+    train("train[:6]", "train[6:]")
+    assert "training problems as well" not in capsys.readouterr().err
