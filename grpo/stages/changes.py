@@ -43,8 +43,13 @@ def check_unchanged(recipe: Section, recorded: Path, allowed: Sequence[str]) -> 
     allowed: keys that may differ besides FREE, such as trainer.learning_rate, or whole sections.
 
     Raises:
-        RecipeError: other keys differ.
+        RecipeError: other keys differ, or there is no such run.
     """
+    if not recorded.is_file():
+        raise RecipeError(
+            f"{recorded.parent} has results but no {recorded.name}, so it is not a run that can be continued. Choose "
+            "another folder."
+        )
     changed = differences(recipe, recorded, allowed)
     if not changed:
         return

@@ -45,11 +45,12 @@ def stream_of(
     *,
     seed: int,
     curriculum: Curriculum | None = None,
+    may_change: bool = False,
     **shard: int,
 ) -> ProblemStream:
     """The training stream of a single source; shard: process_index and num_processes."""
     source, prompter = source_of(data, split="train", seed=seed), prompter_of(data, tokenizer, data.max_prompt_length)
-    return ProblemStream(source, prompter, seed=seed, curriculum=curriculum, **shard)
+    return ProblemStream(source, prompter, seed=seed, curriculum=curriculum, may_change=may_change, **shard)
 
 
 def curriculum_of(data: DataConfig, *, seed: int) -> Curriculum | None:
@@ -63,13 +64,16 @@ def training_stream(
     """The training stream of one process: of the only source, or of a mixture."""
     data, seed = recipe.data, recipe.trainer.seed
     shard = {"process_index": process_index, "num_processes": num_processes}
+    may_change = any(name.partition(".")[0] == "data" for name in recipe.trainer.allow_changes)
     if not data.mixture:
-        return stream_of(data, tokenizer, seed=seed, curriculum=curriculum_of(data, seed=seed), **shard)
+        curriculum = curriculum_of(data, seed=seed)
+        return stream_of(data, tokenizer, seed=seed, curriculum=curriculum, may_change=may_change, **shard)
     parts = {}
     for source in data.mixture:
         prompter = prompter_of(source, tokenizer, data.max_prompt_length)
         rows = source_of(source, split="train", seed=seed)
-        stream = ProblemStream(rows, prompter, seed=seed, curriculum=curriculum_of(data, seed=seed))
+        curriculum = curriculum_of(data, seed=seed)
+        stream = ProblemStream(rows, prompter, seed=seed, curriculum=curriculum, may_change=may_change)
         first = source.first_step(recipe.trainer.max_steps) * recipe.rollout.problems_per_step
         parts[source.name] = Part(stream, source.weight, first)
     return MixedStream(parts, seed=seed, **shard)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rollout.data.columns import Reason
 from rollout.data.sources import Source
-from rollout.data.stream import ProblemStream, refuse_ahead
+from rollout.data.stream import OTHER_SHAPE, ProblemStream, refuse_ahead
 from rollout.types import Problem, Prompt
 
 
@@ -87,9 +87,14 @@ class MixedStream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         refuse_ahead(state)
+        if "taken" not in state:
+            raise ValueError(f"data: the checkpoint is of one source, and this run has a mixture. {OTHER_SHAPE}")
         self._taken = state["taken"]
         for name, stream in self.streams.items():
-            stream.load_state_dict(state["streams"][name])
+            if name in state["streams"]:
+                stream.load_state_dict(state["streams"][name])
+            elif self._process_index == 0:
+                print(f"data.mixture: {name} is not in the checkpoint, and starts with its first problem.", flush=True)
 
     def _choose(self, names: Sequence[str], weights: Sequence[float], number: int) -> str:
         return random.Random(f"{self._seed}/source/{number}").choices(names, weights)[0]

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from itertools import islice
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from rollout.data.prompts import Prompter
 from rollout.data.sources import Source
 from rollout.types import Problem, Prompt
 
+OTHER_SHAPE = "Start a new run from its weights: model.model_name_or_path=CHECKPOINT, without resuming."
+_FINGERPRINTED = 8  # rows
 _MAX_DROPPED_IN_A_ROW = 1000  # of a generated task: if so many are all too long, the rest will be as well
 
 
@@ -39,6 +42,7 @@ class ProblemStream:
     num_processes-th prompt, so order, `dropped` and state are the same on all processes, whatever their number.
 
     curriculum: of a dataset: which rows are passed over, and which problems are taken again; told by `observe`.
+    may_change: resuming with a dataset that has changed since the state was saved is meant.
     """
 
     def __init__(
@@ -50,10 +54,12 @@ class ProblemStream:
         process_index: int = 0,
         num_processes: int = 1,
         curriculum: Curriculum | None = None,
+        may_change: bool = False,
     ) -> None:
         assert curriculum is None or source.size is not None, "an endless source repeats no problem"
         self.source, self.prompter, self.seed, self.curriculum = source, prompter, seed, curriculum
         self.process_index, self.num_processes = process_index, num_processes
+        self._may_change, self._dataset = may_change, _fingerprint(source)
         self.dropped: Counter[Reason] = Counter()
         self._position = 0  # problems consumed so far, dropped ones included
         self._dropped_in_a_row = 0
@@ -115,16 +121,32 @@ class ProblemStream:
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs; plain values, the same on every process."""
         state: dict[str, Any] = {"position": self._position, "dropped": dict(self.dropped)}
+        if self._dataset is not None:
+            state["dataset"] = self._dataset
         if self.curriculum is not None:
             state |= {"again": list(self._again), "curriculum": self.curriculum.state_dict()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         refuse_ahead(state)
+        if "position" not in state:
+            raise ValueError(f"data: the checkpoint is of a mixture, and this run has one source. {OTHER_SHAPE}")
+        if not self._may_change:
+            self._refuse_changed(state.get("dataset"))
         self._position, self.dropped = state["position"], Counter(state["dropped"])
         if self.curriculum is not None:
             self._again = list(state.get("again", ()))
             self.curriculum.load_state_dict(state.get("curriculum", Curriculum.EMPTY))
+
+    def _refuse_changed(self, before: Mapping[str, Any] | None) -> None:
+        if before is None or self._dataset is None or before == self._dataset:
+            return
+        rows, now = before["rows"], self._dataset["rows"]
+        change = f"{rows} rows, now {now}" if rows != now else f"{rows} rows, of which some are others"
+        raise ValueError(
+            f"data: the dataset has changed since the checkpoint ({change}), so rows would be taken twice or never. "
+            "Restore it, start a new run, or allow it with trainer.allow_changes=[data]."
+        )
 
     def _next(self) -> int:
         """The position of the next problem: one to be drawn again, or the first one ahead that is not passed over."""
@@ -158,6 +180,16 @@ class ProblemStream:
                 del self._orders[min(self._orders)]
             self._orders[epoch] = _shuffled(self.source.size, f"{self.seed}/{epoch}")
         return self._orders[epoch][place]
+
+
+def _fingerprint(source: Source) -> dict[str, Any] | None:
+    """{"rows": 7473, "hash": "9f0c…"}: by which a dataset is known again, from its size and a few rows."""
+    if source.size is None:
+        return None
+    indices = random.Random("fingerprint").sample(range(source.size), min(_FINGERPRINTED, source.size))
+    rows = [row_of(source, index) for index in indices]
+    seen = [(row.prompt, row.columns) if isinstance(row, Problem) else str(row) for row in rows]
+    return {"rows": source.size, "hash": blake2b(repr(seen).encode(errors="replace"), digest_size=8).hexdigest()}
 
 
 def refuse_ahead(state: Mapping[str, Any]) -> None:

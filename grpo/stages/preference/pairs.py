@@ -48,10 +48,10 @@ def run_pairs(recipe: PairsRecipe) -> Path:
         tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
         problems = stream_of(recipe.data, tokenizer, seed=recipe.seed)
         check_judge(recipe.judge, problems.first(1)[0].problem.columns)
-    output = recipe.output_dir
-    done = sorted((output / CHUNKS).glob("*.jsonl"))
-    if done:
-        problems.load_state_dict(_read(done[-1])[0]["stream"])
+        output = recipe.output_dir
+        done = sorted((output / CHUNKS).glob("*.jsonl"))
+        if done:
+            problems.load_state_dict(_read(done[-1])[0]["stream"])
     if state.is_main_process:
         cut_after(output / METRICS_FILE, len(done))
     chunks = range(len(done), -(-recipe.pairs.num_problems // recipe.pairs.chunk_size))

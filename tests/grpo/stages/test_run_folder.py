@@ -284,3 +284,11 @@ def test_a_run_stopped_in_its_last_step_is_evaluated_when_it_is_resumed(base: Pa
     rows = metrics.read_text().splitlines()
     assert rows[:-1] == whole[:-1]
     assert deterministic(json.loads(rows[-1])) == deterministic(json.loads(whole[-1]))
+
+
+def test_a_folder_with_results_and_no_recipe_is_no_run_to_continue(base: Path, tiny_llama: Path) -> None:
+    with pytest.raises(RecipeError) as refused:
+        resume(base, 1, output_dir=str(tiny_llama))
+    assert str(refused.value) == (
+        f"{tiny_llama} has results but no recipe.yaml, so it is not a run that can be continued. Choose another folder."
+    )

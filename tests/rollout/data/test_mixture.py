@@ -68,3 +68,21 @@ def test_the_first_prompts_come_from_every_source_and_move_nothing():
     stream = mixture(late=1000)
     assert sources(stream.first(4)) == ["sums", "general", "sums", "general"]
     assert stream.state_dict() == mixture(late=1000).state_dict()
+
+
+def test_a_source_that_the_state_does_not_know_starts_at_its_beginning(capsys: pytest.CaptureFixture[str]):
+    before = MixedStream({"sums": part("sums")}, seed=0)
+    before.take(8)
+    resumed = mixture()
+    resumed.load_state_dict(before.state_dict())
+    said = "data.mixture: general is not in the checkpoint, and starts with its first problem.\n"
+    assert capsys.readouterr().out == said
+    assert "general/arithmetic/train/0" in [prompt.problem.id for prompt in resumed.take(40)]
+
+
+def test_a_mixture_does_not_continue_one_source_nor_one_source_a_mixture():
+    alone = part("sums").stream
+    with pytest.raises(ValueError, match=r"the checkpoint is of one source.*model.model_name_or_path=CHECKPOINT"):
+        mixture().load_state_dict(alone.state_dict())
+    with pytest.raises(ValueError, match=r"the checkpoint is of a mixture.*model.model_name_or_path=CHECKPOINT"):
+        alone.load_state_dict(mixture().state_dict())

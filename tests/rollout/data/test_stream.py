@@ -91,7 +91,26 @@ def test_rows_without_a_question_are_skipped_and_counted_by_reason(tmp_path: Pat
     walk.take(2)
     assert walk.num_dropped == 6
     assert walk.dropped == {"empty": 4, "too long": 2}
-    assert walk.state_dict() == {"position": 10, "dropped": {"empty": 4, "too long": 2}}
+    state = walk.state_dict()
+    assert state.pop("dataset")["rows"] == 5
+    assert state == {"position": 10, "dropped": {"empty": 4, "too long": 2}}
+
+
+def test_a_dataset_that_has_changed_is_not_continued_unless_that_is_meant(tmp_path: Path):
+    state = stream(numbered(tmp_path, ["1", "2", "3"])).state_dict()
+    stream(numbered(tmp_path, ["1", "2", "3"])).load_state_dict(state)
+    for rows, change in (
+        (["1", "2", "3", "4"], "3 rows, now 4"),
+        (["1", "2", "x"], "3 rows, of which some are others"),
+    ):
+        changed = numbered(tmp_path, rows)
+        with pytest.raises(
+            ValueError, match=rf"data: the dataset has changed since the checkpoint \({change}\).*Restore"
+        ):
+            stream(changed).load_state_dict(state)
+        ProblemStream(changed, prompter(), seed=0, may_change=True).load_state_dict(state)
+    without = {name: value for name, value in state.items() if name != "dataset"}  # of an earlier version
+    stream(numbered(tmp_path, ["1", "2", "3", "4"])).load_state_dict(without)
 
 
 def test_a_stream_with_only_long_prompts_is_an_error_with_a_remedy(tmp_path: Path):
