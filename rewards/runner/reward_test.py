@@ -121,7 +121,13 @@ def _encoder(tokenizer: str | None) -> Encode | None:
         return None
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(" :.")
+        raise ValueError(
+            f"--tokenizer {tokenizer}: {reason}. Name a folder with a tokenizer, or a Hub model."
+        ) from None
     return lambda text: loaded.encode(text, add_special_tokens=False)
 
 

@@ -3,7 +3,8 @@
 Left out: streaming datasets (see `rollout.data.streaming`), mixtures of datasets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,6 @@ def open_dataset(
 ) -> Any:
     """A `datasets.Dataset`, or an `IterableDataset` if streaming; arguments as in `DatasetSource`."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
 
     path = Path(name)
     kind = name
@@ -81,10 +81,30 @@ def open_dataset(
         if path.stat().st_size == 0:
             raise ValueError(f"dataset_name={name!r}: the file is empty.")
         kind, options = _FILE_FORMATS[path.suffix], {"data_files": str(path)}
-    try:
+    elif path.is_file():
+        raise ValueError(f"dataset_name={name!r}: of files, {', '.join(_FILE_FORMATS)} are read. Convert it to one.")
+    with reading(name, split):
         return load_dataset(kind, split=split, streaming=streaming, **options)
-    except (OSError, DatasetGenerationError) as error:
-        raise ValueError(f"dataset_name={name!r} cannot be read: {error.__cause__ or error}") from error
+
+
+@contextmanager
+def reading(name: str, split: str) -> Iterator[None]:
+    """Around what reads a dataset: errors of `datasets` and Arrow, which name neither, get its name and split.
+
+    Raises:
+        ValueError: in their place.
+    """
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        yield
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        reason = str(error.__cause__ or error)
+        reason = "it has no rows" if "corresponds to no data" in reason else reason
+        raise ValueError(
+            f"dataset_name={name!r}, dataset_split={split!r} cannot be read: {reason.rstrip('.')}. Correct the name, "
+            "the split or the file."
+        ) from error
 
 
 def display_name(name: str) -> str:

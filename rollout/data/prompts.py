@@ -171,7 +171,15 @@ class Prompter:
 
     def _tools(self, problem: Problem) -> list[Any] | None:
         tools = problem.columns.get("tools")
-        tools = json.loads(tools) if isinstance(tools, str) and tools else tools
+        if isinstance(tools, str) and tools:
+            try:
+                tools = json.loads(tools)
+            except json.JSONDecodeError as error:
+                raise UnusableRowError(
+                    "malformed",
+                    f"{problem.id}: column `tools` is {tools[:80]!r}, not the JSON of a list of tools ({error}). "
+                    "Correct it, or rename the column if it means something else: columns: {my_tools: tools}.",
+                ) from error
         if not tools:
             return None
         if "tools" not in self.tokenizer.get_chat_template(tools=tools):

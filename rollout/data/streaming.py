@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from rollout.data.columns import Columns, column_names, resolve_columns, to_problem
-from rollout.data.dataset import display_name, open_dataset
+from rollout.data.dataset import display_name, open_dataset, reading
 from rollout.types import Problem
 
 
@@ -41,7 +41,7 @@ class StreamingSource:
                 f"dataset_split={split!r}: a stream has no slices. Name a whole split, or set streaming=false."
             )
         self._rows = open_dataset(name, config=config, split=split, revision=revision, files=files, streaming=True)
-        self._name, self._split = display_name(name), split
+        self._dataset, self._name, self._split = name, display_name(name), split
         self._seed, self._block_size = seed, shuffle_buffer_size
         self._length: int | None = None  # rows in the dataset; known once an epoch has ended
         self._epoch, self._start = 0, 0  # of the current block
@@ -71,7 +71,8 @@ class StreamingSource:
         follows = self._block and (epoch, start) == (self._epoch, self._start + len(self._block))
         if not follows:
             self._iterator: Iterator[dict[str, Any]] = iter(self._rows.skip(start) if start else self._rows)
-        rows = list(islice(self._iterator, self._block_size))
+        with reading(self._dataset, self._split):
+            rows = list(islice(self._iterator, self._block_size))
         self._block = list(enumerate(rows, start))
         random.Random(f"{self._seed}/{epoch}/{start}").shuffle(self._block)
         self._epoch, self._start = epoch, start

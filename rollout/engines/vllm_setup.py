@@ -4,6 +4,7 @@ Everything here depends on vLLM internals or on the version of vLLM; test_vllm_i
 tests/rollout/engines/internals names each of them. docs/engines.md lists the traps this file avoids.
 """
 
+import dataclasses
 import gc
 import inspect
 import json
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
+
+from rollout.support.names import nearest
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -53,6 +56,7 @@ def start(
     _set_environment(config)
     on_cpu = import_vllm()
     check_sparse_attention(model_path, config, on_cpu=on_cpu)
+    _check_options(vllm_options)
     options: dict[str, Any] = {
         "model": model_path,
         "dtype": dtype,
@@ -255,6 +259,19 @@ def import_vllm() -> bool:
         # Compiling the one small function that computes token ranks takes 10 to 40 s in the first generation.
         current_platform.simple_compile_backend = "eager"
     return current_platform.is_cpu()
+
+
+def _check_options(given: dict[str, Any]) -> None:
+    from vllm import LLM, EngineArgs
+
+    own = [name for name in inspect.signature(LLM).parameters if name != "kwargs"]
+    known = {*own, *(field.name for field in dataclasses.fields(EngineArgs))}
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"vllm_options.{name}={given[name]!r}: this version of vLLM has no such option."
+                f"{nearest(name, known)} Correct or remove it."
+            )
 
 
 def _construct(options: dict[str, Any], memory: str, on_cpu: bool) -> "LLM":

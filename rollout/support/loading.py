@@ -19,7 +19,7 @@ def load_object(reference: str, *, kind: str, base_dir: Path | None = None) -> A
         base_dir: directory that relative paths start from; None: the working directory.
 
     Raises:
-        ValueError: the module, file or name does not exist.
+        ValueError: the module, file or name does not exist, or the file is not Python.
     """
     where, _, name = reference.rpartition(":")
     module = _load_file(where, kind, base_dir) if where.endswith(".py") else _load_module(where, kind)
@@ -55,7 +55,9 @@ def _load_file(where: str, kind: str, base_dir: Path | None) -> ModuleType:
         sys.modules[name] = module  # before execution, like the import system: dataclasses look themselves up there
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
             del sys.modules[name]
+            if isinstance(error, SyntaxError) and error.filename == str(path):
+                raise ValueError(f"{kind}: {path}:{error.lineno}: {error.msg}. Correct the file.") from None
             raise
     return sys.modules[name]

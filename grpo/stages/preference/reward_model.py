@@ -37,6 +37,7 @@ from rewards.text import Text, completion_text
 from rollout.data.dataset import DatasetSource
 from rollout.data.prompts import R1_ZERO
 from rollout.engines.base import check_context, load_tokenizer
+from rollout.support.weights import REPORTING, whole
 from rollout.types import Problem
 
 if TYPE_CHECKING:
@@ -175,7 +176,13 @@ def split(pairs: LoadedPairs, num_held_out: int) -> tuple[list[PairTokens], list
 
 
 def _answer(problem: Problem, name: str) -> str:
-    return completion_text(problem.columns[name])
+    answer = problem.columns[name]
+    if not answer or not isinstance(answer, str | list):
+        raise RefusedError(
+            f"{problem.id}: the column {name!r} is {answer!r:.80}; a pair needs text or messages there. Correct or "
+            "remove the row."
+        )
+    return completion_text(answer)
 
 
 def _dataset(pairs: Sequence[PairTokens]) -> "Dataset":
@@ -194,14 +201,19 @@ def _load(
 
     section = recipe.model
     with suppress_seqcls_warning():
-        model = AutoModelForSequenceClassification.from_pretrained(
+        read: Any = AutoModelForSequenceClassification.from_pretrained
+        loaded = read(
             checkpoint or section.model_name_or_path,
             revision=None if checkpoint else section.revision,
             num_labels=1,
             dtype=torch.float32,
             attn_implementation=section.attn_implementation,
             trust_remote_code=section.trust_remote_code,
+            **REPORTING,
         )
+    body = f"{loaded[0].base_model_prefix}."
+    head = set() if checkpoint else {name for name in loaded[1]["missing_keys"] if not name.startswith(body)}
+    model = whole(loaded, checkpoint or section.model_name_or_path, new=head)
     if moe_layers(model):
         model.set_experts_implementation(section.experts_implementation)
     disable_dropout(model)

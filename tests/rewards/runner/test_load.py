@@ -102,6 +102,12 @@ def test_an_error_inside_a_reward_file_propagates_unchanged(tmp_path):
         load_function("broken.py:f", tmp_path)
 
 
+def test_a_file_that_is_not_python_is_named_with_its_line(tmp_path):
+    (tmp_path / "my.py").write_text("def f(completions)\n")
+    with pytest.raises(ValueError, match=r"reward: .*my.py:1: expected ':'. Correct the file."):
+        load_function("my.py:f", tmp_path)
+
+
 def test_a_function_without_kwargs_is_rejected_before_the_run():
     with pytest.raises(ValueError, match=r"reward 'narrow' has no \*\*kwargs.*Add \*\*kwargs"):
         check({"function": lambda prompts, completions: [0.0], "name": "narrow"})

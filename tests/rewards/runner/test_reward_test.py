@@ -96,6 +96,7 @@ def test_the_table_fits_the_terminal(reward_test, width):
         ("mine.py:shout", {"completions": ["a"], "word": "a", "expected": [1, 2]}, (), "has 2 values in `expected`"),
         ("mine.py:shot", {"completion": "a"}, (), "does not define 'shot'. Did you mean 'shout'?"),
         ("mine.py:crash", {"completion": "abc"}, (), "reward 'crash' raised ZeroDivisionError: division by zero"),
+        ("exact_match", {"completion": "a"}, ("--tokenizer", "/tmp/nope"), "--tokenizer /tmp/nope: "),
         ("acuracy", {"completion": "a"}, (), "Did you mean 'accuracy'?"),
     ],
 )

@@ -158,6 +158,9 @@ def test_tools_reach_the_template():
         assert prompter.tokenizer.decode(encoded.token_ids) == "[weather ]<user>hi<assistant>"
     with pytest.raises(ValueError, match=r"p: column `tools` is set, but the tokenizer's chat template ignores tools"):
         chat(CHAT).render(Problem(id="p", prompt="hi", columns={"tools": [WEATHER]}))
+    (unusable,) = chat(CHAT).encode_batch([Problem(id="p", prompt="hi", columns={"tools": "hammer"})])
+    assert isinstance(unusable, UnusableRowError) and unusable.reason == "malformed"
+    assert "p: column `tools` is 'hammer', not the JSON of a list of tools" in str(unusable)
 
 
 def test_prompts_know_the_text_that_belongs_to_the_completion():

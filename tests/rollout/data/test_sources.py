@@ -152,12 +152,29 @@ def test_data_errors_name_what_the_source_has(gsm8k: str, tmp_path: Path):
         load_source(dataset_name=gsm8k)
     with pytest.raises(ValueError, match=r"no such file"):
         load_source(dataset_name=str(tmp_path / "none.jsonl"))
-    with pytest.raises(ValueError, match=r'Unknown split "test"'):
+    with pytest.raises(ValueError, match=r"jsonl', dataset_split='test' cannot be read: Unknown split"):
         load_source(dataset_name=gsm8k, dataset_split="test", columns={"prompt": "question"})
     path = tmp_path / "null.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": null}\n')
     with pytest.raises(UnusableRowError, match=r"null.jsonl/train/1: the prompt is None; it must contain a question"):
         load_source(dataset_name=str(path))[1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.csv", b"prompt\nx\n", "of files, .json, .jsonl, .parquet are read. Convert it"),
+        ("blank.jsonl", b"\n\n", "no rows"),
+        ("none.json", b"[]", "no rows"),
+        ("cut.parquet", b"PAR1" + b"x" * 40, "dataset_split='train' cannot be read: Parquet magic bytes not found"),
+        ("cut.jsonl", b'{"prompt": "a"}\n{"prompt"', "dataset_split='train' cannot be read: JSON parse error"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, reason: str, streaming: bool):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"dataset_name='{tmp_path}/{name}'.*{reason}"):
+        load_source(dataset_name=str(tmp_path / name), streaming=streaming)
 
 
 @pytest.mark.skipif(not REAL_GSM8K.exists(), reason="needs a local copy of GSM8K")

@@ -31,6 +31,13 @@ def test_hf_is_built_by_name_and_generates(tiny_llama: Path) -> None:
     engine.close()
 
 
+def test_an_option_that_vllm_does_not_have_is_named_with_the_nearest(tiny_llama: Path) -> None:
+    options = {**SETTINGS, "vllm_options": {"max_num_batched_token": 5}}
+    message = r"vllm_options.max_num_batched_token=5: .*Did you mean 'max_num_batched_tokens'\?"
+    with pytest.raises(ValueError, match=message):
+        build_engine("vllm", str(tiny_llama), **options)
+
+
 def test_server_gets_its_address(tiny_llama: Path) -> None:
     with pytest.raises(ValueError, match=r"http://127\.0\.0\.1:9/v1/models.*ConnectError"):
         build_engine("server", str(tiny_llama), base_url="http://127.0.0.1:9/v1", **SETTINGS)

@@ -68,6 +68,12 @@ def test_the_model_reads_template_answer_and_end_token() -> None:
     assert [tokenizer.decode(ids) for ids in both] == ["[user]q[assistant]a"] * 2  # the template writes its own end
 
 
+def test_a_row_without_an_answer_is_named(tmp_path: Path) -> None:
+    data = PreferenceData(dataset_name=pairs_file(tmp_path, [*ROWS[:1], {**ROWS[1], "chosen": None}]), max_length=40)
+    with pytest.raises(RefusedError, match=r"pairs.jsonl/train/1: the column 'chosen' is None; a pair needs text"):
+        load_pairs(data, byte_tokenizer(), reward_input(data))
+
+
 @pytest.mark.parametrize("kind", ["text", "messages"])
 def test_pairs_are_tokenized_as_trls_trainer_does(tmp_path: Path, kind: str) -> None:
     trainer = pytest.importorskip("trl.trainer.reward_trainer")
