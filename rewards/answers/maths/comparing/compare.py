@@ -2,11 +2,13 @@
 
 Decimals must be exactly equal. But if the reference answer is itself rounded (three or more digits, at least two of
 them decimals, and no simple binary fraction such as 0.125), a value that rounds to it is accepted, too.
-Percent signs and degrees: 50% equals 0.5 and 50; 60° equals 60 and π/3. Units may be omitted but not changed.
-Names: x = 3 accepts 3 but not y = 3. Order: 1, 3 accepts 3, 1; (1, 3) accepts neither (3, 1) nor {1, 3}.
+Percent signs and degrees: 50% equals 0.5 and 50, 0.5% does not equal 0.5; 60° equals 60 and π/3, but not 60 radians.
+Units may be omitted but not changed. Names: x = 3 accepts 3 but not y = 3. Order: 1, 3 accepts 3, 1; (1, 3) accepts
+neither (3, 1) nor {1, 3}.
 """
 
 import re
+from string import ascii_lowercase
 
 from rewards.answers.maths.comparing import value
 from rewards.answers.maths.comparing.moments import equal_residues, equal_times, is_residue, is_unreduced_time
@@ -54,8 +56,21 @@ def equal(wanted: Node, answer: Node) -> bool:
     wanted, answer = resolved(wanted, _equal), resolved(answer, _equal)
     if _equal(wanted, answer) or equal_undeclared(wanted, answer):
         return True
+    element, other = _element(wanted), _element(answer)
+    if (element, other) != (wanted, answer) and _equal(element, other):
+        return True
     solved = isolated(wanted)
     return solved is not None and _equal(solved, answer)
+
+
+def _element(node: Node) -> Node:
+    """The element of a set of one: 5 for {5}, x = 5 for x = {5}."""
+    match node:
+        case Seq(kind="set", items=(item,)):
+            return item
+        case Named(name, arguments, inner):
+            return Named(name, arguments, _element(inner))
+    return node
 
 
 def _equal(wanted: Node, answer: Node) -> bool:
@@ -250,7 +265,8 @@ def _equal_several(wanted: Node, answer: Node) -> bool:
     if all(isinstance(item, Named) for item in (*wanted.items, *answer.items)):
         return _matched(wanted.items, answer.items)  # x = 1, y = 2 or y = 2, x = 1
     if _has_own_names(wanted) != _has_own_names(answer):
-        return _in_order(wanted.items, answer.items)  # a = 1, b = 2 equals 1, 2 but not 2, 1
+        # a = 1, b = 2 and b = 2, a = 1 equal 1, 2 but not 2, 1
+        return _in_order(_by_name(wanted.items), _by_name(answer.items))
     if kinds <= {"list", "set", "and"}:
         one, other = wanted.items, answer.items
         if kinds == {"set"} or all(isinstance(item, Seq) for item in one):
@@ -265,6 +281,14 @@ def _has_own_names(seq: Seq) -> bool:
     """Whether each item has its own letter; x_1 and x_2 share one."""
     letters = [item.name.partition("_")[0] for item in seq.items if isinstance(item, Named)]
     return len(letters) == len(seq.items) > 1 and len(set(letters)) == len(letters)
+
+
+def _by_name(items: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Coordinates named by consecutive letters in the order of these, x before y; others as they are written."""
+    names = sorted(item.name for item in items if isinstance(item, Named))
+    if len(names) < len(items) or "".join(names) not in ascii_lowercase:
+        return items
+    return tuple(sorted(items, key=lambda item: item.name if isinstance(item, Named) else ""))
 
 
 def _in_order(wanted: tuple[Node, ...], answer: tuple[Node, ...]) -> bool:

@@ -107,7 +107,7 @@ def _choose(node: Node, signs: Iterator[int]) -> Node:
 
 
 def _with_units(node: Node) -> Node:
-    """28 percent becomes 28%, 60 degrees becomes 60°."""
+    """28 percent becomes 28%, 60 degrees becomes 60°; 2 radians are marked, too."""
     below = children(node)
     if below:
         node = rebuilt(node, tuple(_with_units(child) for child in below))
@@ -118,6 +118,5 @@ def _with_units(node: Node) -> Node:
         and isinstance(node.value, Scalar)
         and (known := unit(node.words)) in ("%", "deg", "rad")
     ):
-        names = {"%": "percent", "deg": "degree"}
-        return Op(names[known], (node.value,)) if known in names else node.value
+        return Op({"%": "percent", "deg": "degree", "rad": "radian"}[known], (node.value,))
     return node

@@ -10,10 +10,20 @@ def equal_scalars(wanted: Scalar, answer: Scalar) -> bool:
     names = operations(wanted) | operations(answer)
     if "∞" in names:
         return _infinite(wanted) is not None and _infinite(wanted) == _infinite(answer)
+    if _is(wanted, "radian") or _is(answer, "radian"):
+        return _equal_in_radians(wanted, answer)
     if _equal_with_signs(wanted, answer):
         return True
     # 90° - 3β, 360°/11
     return "degree" in names and _same_or_rounds(_without_degrees(wanted), _without_degrees(answer))
+
+
+def _equal_in_radians(wanted: Scalar, answer: Scalar) -> bool:
+    """One of them is in radians: an angle in degrees is converted, 60° is not 60 radians."""
+    wanted, answer = (_inner(node) if _is(node, "radian") else node for node in (wanted, answer))
+    if _is(wanted, "degree"):
+        return _same_or_rounds(_inner(wanted), _in_degrees(answer))
+    return _same_or_rounds(wanted, answer)
 
 
 def _equal_with_signs(wanted: Scalar, answer: Scalar) -> bool:
@@ -25,11 +35,21 @@ def _equal_with_signs(wanted: Scalar, answer: Scalar) -> bool:
         scaled = Op("mul", (answer, Num(Fraction(100))))
         return _same_or_rounds(_inner(wanted), scaled, percent=True) or _same_or_rounds(_inner(wanted), answer)
     if _is(wanted, "degree"):
-        degrees = Op("div", (Op("mul", (answer, Num(Fraction(180)))), Op("π")))
-        return _same_or_rounds(_inner(wanted), answer) or _same_or_rounds(_inner(wanted), degrees)
-    if _is(answer, "percent") or _is(answer, "degree"):
+        return _same_or_rounds(_inner(wanted), answer) or _same_or_rounds(_inner(wanted), _in_degrees(answer))
+    if _is(answer, "percent"):  # 50% for 50, but not 0.5% for 0.5
+        return (not _is_share(wanted) and _same_or_rounds(wanted, _inner(answer))) or _same_or_rounds(wanted, answer)
+    if _is(answer, "degree"):
         return _same_or_rounds(wanted, _inner(answer)) or _same_or_rounds(wanted, answer)
     return _same_or_rounds(wanted, answer)
+
+
+def _in_degrees(radians: Scalar) -> Scalar:
+    return Op("div", (Op("mul", (radians, Num(Fraction(180)))), Op("π")))
+
+
+def _is_share(wanted: Scalar) -> bool:
+    """Whether it is a number between -1 and 1."""
+    return not symbols(wanted) and bool(abs(value.approximate(wanted)) < 1)
 
 
 def _without_degrees(node: Scalar) -> Scalar:

@@ -1,6 +1,6 @@
 r"""Sums of multiples of matrices and vectors, such as the points of a line, p + t v.
 
-Products of matrices, inverses and powers are not read.
+Of products, inverses and powers only the transpose is read.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from rewards.answers.maths.nodes import Matrix, Node, Num, Op, Scalar, Unreadable
 from rewards.answers.maths.reading.scalar import CLOSING, OPENING, scalar
-from rewards.answers.maths.reading.tokens import Token
+from rewards.answers.maths.reading.tokens import Token, matching
 
 Tokens = list[Token]
 
@@ -28,6 +28,20 @@ def combination(tokens: Tokens, read: Callable[[Tokens], Node]) -> Matrix | None
         scaled = _scaled(Op("neg", (factor,)) if sign == "-" else factor, matrix)
         total = scaled if total is None else _sum(total, scaled)
     return total
+
+
+def before_transpose(tokens: Tokens) -> Tokens | None:
+    r"""The one matrix or vector before a final ^T, ^{T} or ^\top; None without."""
+    place = max((i for i, token in enumerate(tokens) if token.kind == "^"), default=0)
+    exponent = [token.text for token in tokens[place + 1 :] if token.kind not in "{}"]
+    if not place or exponent not in (["T"], ["top"]):
+        return None
+    before = tokens[:place]
+    if before[0].kind in ("(", "["):
+        is_vector = matching(before, 0) == place - 1 and any(token.kind == "," for token in before)
+        return before if is_vector else None
+    begins = [i for i, token in enumerate(before) if token[:2] == ("cmd", "begin")]
+    return before if begins == [0] and before[-1].kind == "}" else None
 
 
 def _terms(tokens: Tokens) -> list[tuple[str, Tokens]]:

@@ -1,5 +1,7 @@
 """From tokens to nodes: lists, sets, intervals, relations and names. `scalar` reads the expressions inside them."""
 
+from itertools import pairwise
+
 from rewards.answers.maths.nodes import (
     Choice,
     Family,
@@ -57,8 +59,10 @@ def read(tokens: Tokens) -> Node:
         before, letters, domain = family
         return Family(read(before), letters, domain)
     if (place := words.remark(tokens)) is not None:
-        if qualifier := words.qualifier(*(token.text for token in tokens[place:])):
-            raise Unreadable(f"qualified by {qualifier!r}")
+        if reservation := words.reservation(" ".join(token.text for token in tokens[place:])):
+            raise Unreadable(f"qualified by {reservation!r}")
+        if any(b.kind == "num" and a.kind not in ("_", "{") for a, b in pairwise(tokens[place:])):  # not A_1
+            raise Unreadable("a remark with another number")
         tokens = tokens[:place]
     groups = [group for group, _ in split(tokens, {";", "\\\\"}) if group]
     if len(groups) > 1:
@@ -103,9 +107,10 @@ def _item(tokens: Tokens) -> Node:
         return _text(tokens)
     tokens = after_leading
     tokens, after = words.trailing(tokens)
+    after = words.with_power(after)
     if not tokens:
         raise Unreadable("words only")
-    if qualifier := words.qualifier(before, after):
+    if qualifier := words.qualifier(before) or words.reservation(after):
         raise Unreadable(f"qualified by {qualifier!r}")
     if after and (time := literals.clock(tokens, after)) is not None:
         return time
@@ -195,6 +200,8 @@ def _part(tokens: Tokens) -> Node:
     if not tokens:
         raise Unreadable("a missing value")
     first = tokens[0]
+    if (before := matrices.before_transpose(tokens)) is not None and (turned := _transposed(_part(before))) is not None:
+        return turned
     if first.kind == "cmd" and first.text == "begin":
         return matrices.combination(tokens, _part) or _matrix(tokens)
     if first.kind == "cmd" and first.text in _SETS and len(tokens) == 1:
@@ -216,6 +223,16 @@ def _part(tokens: Tokens) -> Node:
     if _all_words(tokens):
         return _text(tokens)
     return scalar(tokens)
+
+
+def _transposed(node: Node) -> Node | None:
+    """The transpose of a matrix, or of a vector in brackets; None of anything else."""
+    match node:
+        case Matrix(rows=rows):
+            return Matrix(tuple(zip(*rows, strict=True)))
+        case Seq(kind="tuple" | "bracket", items=items):
+            return Matrix(tuple((item,) for item in items))
+    return None
 
 
 def _bracketed(tokens: Tokens) -> Node:

@@ -12,6 +12,8 @@ _QUALIFIERS = {
     *("mod", "modulo", "base", "minus", "plus", "times", "half", "twice", "double", "dozen", "hundred", "thousand"),
     *("million", "billion", "trillion", "squared", "cubed", "factorial", "repeating", "recurring"),
 }
+# After a value, these do, too; before it, some carry no meaning.
+_RESERVATIONS = {"but", "if", "otherwise", "or", "perhaps", "wait", "instead", "approximately", "about"}
 # Words before a value that carry no meaning.
 _LEADING = {
     *("the", "answer", "is", "are", "only", "final", "value", "of", "equals", "thus", "therefore", "so", "hence", "a"),
@@ -73,7 +75,8 @@ _UNITS = {
     "%": ["percent", "percentage", "pct"],
     "l": ["l", "liter", "liters", "litre", "litres"],
     "ml": ["ml", "milliliter", "milliliters"],
-    "mph": ["mph"],
+    "mi/h": ["mph"],
+    "km/h": ["kph", "kmph"],
     "rad": ["rad", "radian", "radians"],
 }
 _EASTERN = {
@@ -218,13 +221,18 @@ def _ends_in_words(tokens: list[Token]) -> bool:
     return all(token.kind != "num" or tokens[i - 1].kind in ("^", "{", "-") for i, token in enumerate(tokens))
 
 
-def qualifier(*texts: str) -> str | None:
+def qualifier(said: str) -> str | None:
     """A word that changes the meaning of the value next to it, or None."""
-    for text in texts:
-        for word in re.split(r"[^a-z']+", text.lower()):
-            if word in _QUALIFIERS:
-                return word
-    return None
+    return _first_of(_QUALIFIERS, said)
+
+
+def reservation(said: str) -> str | None:
+    """A word that changes the meaning of the value before it, or None: `5, but maybe 6`, `5 approximately`."""
+    return _first_of(_QUALIFIERS | _RESERVATIONS, said)
+
+
+def _first_of(words: set[str], said: str) -> str | None:
+    return next((word for word in re.split(r"[^a-z']+", said.lower()) if word in words), None)
 
 
 def text(said: str) -> Node:
@@ -253,6 +261,14 @@ def unit(said: str) -> str | None:
     parts = [part.strip() for part in re.split(r"/|\bper\b", said)]
     known = [_CANONICAL.get(part) for part in parts]
     return "/".join(name for name in known if name) + power if all(known) else None
+
+
+def with_power(said: str) -> str:
+    """`square cm` for `cm squared`; other words as they are."""
+    match = re.fullmatch(r"([a-z]+) (squared|cubed)\W*", said.lower())
+    if match is None or match[1] not in _CANONICAL.keys() | {"unit", "units"}:
+        return said
+    return f"{'square' if match[2] == 'squared' else 'cubic'} {match[1]}"
 
 
 def remark(tokens: list[Token]) -> int | None:

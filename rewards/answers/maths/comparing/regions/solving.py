@@ -37,6 +37,7 @@ _BUILD: dict[str, Callable[..., Any]] = {
     "abs": lambda sympy, a: sympy.Abs(a),
     "π": lambda sympy: sympy.pi,
     "degree": lambda sympy, a: a * sympy.pi / 180,
+    "radian": lambda _, a: a,
     "e": lambda sympy: sympy.E,
     "root": lambda sympy, a, index: sympy.root(a, index),
 }

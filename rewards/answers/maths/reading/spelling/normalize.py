@@ -157,6 +157,7 @@ _SYNONYMS = [
     (re.compile(r"(?<=[0-9}])\s*([kc]?m|ft|mi)\s*/\s*(s|h|hr|min|sec)(?=\}*$)"), r"\\text{ \1/\2}"),
     (re.compile(r"(?<![A-Za-z0-9)])(?<![A-Za-z0-9)] )\*\*(?=\S)([^*]+)(?<=\S)\*\*(?![A-Za-z0-9(])"), r"\1"),  # emphasis
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"(?<![\w.^\\])([0-9]+(?:\.[0-9]+)?)\s*[xX]\s*(?=10\s*\^)"), r"\1 \\times "),  # 6.02 x 10^{23}
 ]  # fmt: skip
 
 
