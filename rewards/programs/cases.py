@@ -2,16 +2,20 @@
 
 import ast
 import builtins
+import math
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rewards.text import after_thinking
+from rewards.text import after_thinking, answer_text
 
 Language = Literal["python", "cpp"]
 _TAGS: Mapping[str, Sequence[str]] = {"python": ("python", "py", "python3"), "cpp": ("cpp", "c++", "cc", "cxx")}
+
+LIMITS = ("time_limit", "total_time_limit", "memory_mb")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +44,18 @@ class Tests:
     setup: str = ""  # assert: runs before the tests; may use the submission
     asserts: Sequence[str] = ()
     unwrap: bool = False  # call: for an expected [2], 2 is right, too
-    tolerance: float | None = None  # for numbers, absolute or relative
+    tolerance: float | None = None  # for numbers, absolute or relative; at least 0
     checker: str | None = None  # Python source defining check(input, output, expected) -> bool
     time_limit: float | None = None  # CPU seconds per test
+    total_time_limit: float | None = None  # CPU and idle seconds of all tests together
     memory_mb: int | None = None
 
     def __post_init__(self) -> None:
+        limits = {name: getattr(self, name) for name in LIMITS}
+        if wrong := wrong_limit(**{name: value for name, value in limits.items() if value is not None}):
+            raise ValueError(f"{wrong}. Correct the tests, or drop this problem.")
+        if self.tolerance is not None and not (isinstance(self.tolerance, int | float) and self.tolerance >= 0):
+            raise ValueError(f"tolerance={self.tolerance!r} is not a number of at least 0. Correct the tests.")
         if not self.cases and not self.asserts:
             raise ValueError(f"{self.type} tests are empty, so any program would pass. Drop this problem.")
         if self.type == "stdin" and not all(isinstance(c.input, str) and isinstance(c.output, str) for c in self.cases):
@@ -123,16 +133,31 @@ def _names(texts: Sequence[str]) -> tuple[set[str], set[str], set[str], set[str]
     return used, called, modules, defined
 
 
-def with_limits(tests: Tests, time_limit: float, memory_mb: int) -> Tests:
-    """The tests, with these limits where they set none."""
-    return replace(tests, time_limit=tests.time_limit or time_limit, memory_mb=tests.memory_mb or memory_mb)
+def wrong_limit(**limits: Any) -> str | None:
+    """Which of the limits cannot be one, and why: wrong_limit(time_limit=2, memory_mb="512")."""
+    for name, value in limits.items():
+        kind, what = (int, "whole number") if name == "memory_mb" else (int | float, "finite number")
+        if not (isinstance(value, kind) and 0 < value < math.inf):
+            return f"{name}={value!r} is not a {what} above 0"
+    return None
 
 
-_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
+def with_limits(tests: Tests, time_limit: float, total_time_limit: float, memory_mb: int) -> Tests:
+    """The tests, with these limits where they set none. All tests together may take no less time than one."""
+    time_limit = tests.time_limit or time_limit
+    total = max(tests.total_time_limit or total_time_limit, time_limit)
+    memory_mb = tests.memory_mb or memory_mb
+    return replace(tests, time_limit=time_limit, total_time_limit=total, memory_mb=memory_mb)
+
+
+_FENCE = re.compile(r"^([^\n]*?)(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
+_TAG = re.compile(r"[\w+#]+")
 
 
 def program_in(completion: str, language: Language, names: Sequence[str] = ()) -> str | None:
     """The last fenced block tagged with the language after the last `</think>`; failing that, the last untagged one.
+
+    If `<answer>` has one, only its blocks count.
 
     names: what the tests call; the last block that defines all of them precedes later ones, such as demonstrations.
 
@@ -141,14 +166,20 @@ def program_in(completion: str, language: Language, names: Sequence[str] = ()) -
     text = after_thinking(completion)
     if text is None:
         return None
+    answer = _last_block(answer_text(completion) or "", language, names)
+    return _last_block(text, language, names) if answer is None else answer
+
+
+def _last_block(text: str, language: Language, names: Sequence[str]) -> str | None:
     found: dict[tuple[bool, bool], str] = {}  # by whether the block defines the names, and is tagged
     opening: re.Match[str] | None = None
     for fence in _FENCE.finditer(text):
-        info = fence[3].strip().split(maxsplit=1)
+        before, after = fence[1].strip(), fence[3].strip()
         if opening is None:
-            if fence[2][0] not in fence[3]:
+            # **Solution:** ```python opens a block, ``` at the end of a sentence does not.
+            if fence[2][0] not in after and (before in ("", "<answer>") or _TAG.fullmatch(after)):
                 opening = fence
-        elif not info and fence[2].startswith(opening[2]):
+        elif not before and after in ("", "</answer>") and fence[2].startswith(opening[2]):
             tag = opening[3].strip().lower().partition(" ")[0].partition("{")[0]
             if not tag or tag in _TAGS[language]:
                 block = _dedent(text[opening.end() + 1 : fence.start()], opening[1])
@@ -167,4 +198,7 @@ def _defines(block: str, name: str) -> bool:
 
 
 def _dedent(block: str, indent: str) -> str:
+    """Without the indentation of the opening fence; if text precedes that, without what all lines share."""
+    if indent.strip():
+        return textwrap.dedent(block)
     return "".join(line.removeprefix(indent) for line in block.splitlines(keepends=True)) if indent else block

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
-from rewards.programs.cases import Language, Tests, program_in, with_limits
+from rewards.programs.cases import LIMITS, Case, Language, Tests, program_in, with_limits, wrong_limit
 from rewards.programs.datasets import read_tests, tests_or_reasons
 from rewards.programs.results import CodeResult, TestResult
 from rewards.programs.sandbox.isolation import Level
@@ -28,10 +28,25 @@ class Backend(Protocol):
 
 
 def _check(columns: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    if wrong := wrong_limit(**{name: options[name] for name in LIMITS if name in options}):
+        raise ValueError(f"reward 'code': {wrong}. Correct the option.")
     where = {"backend": "local", "isolation": None, "allow_unsandboxed": False, **options}
     runner = _backend(where["backend"], where["isolation"], where["allow_unsandboxed"])
     [tests] = tests_or_reasons([""], {name: [value] for name, value in columns.items()})
-    return tests if isinstance(tests, str) else runner.unsupported(tests, options.get("language", "python"))
+    if isinstance(tests, str):
+        return tests
+    return runner.unsupported(tests, options.get("language", "python")) or _fault_of_checker(runner, tests)
+
+
+def _fault_of_checker(runner: Backend, tests: Tests) -> str | None:
+    """Why the checker must be wrong: it does not accept the first expected output, if there is one."""
+    case = tests.cases[0] if tests.cases else None
+    if tests.checker is None or case is None or case.output in ("", None):
+        return None
+    call = Case(input=[case.input, case.output, case.output], output=True)
+    one = Tests(type="call", entry_point="check", cases=[call])
+    [result] = runner.run(tests.checker, with_limits(one, 30, 30, 2048), "python", stop_early=True)
+    return None if result.passed else f"the checker does not accept the expected output: {result.detail}"
 
 
 @checked_by(_check)
@@ -43,6 +58,7 @@ def code(
     language: Language = "python",
     scoring: Literal["all", "fraction"] = "all",
     time_limit: float = 5.0,
+    total_time_limit: float = 60.0,
     memory_mb: int = 512,
     code_in: Literal["block", "text"] = "block",
     backend: str = "local",
@@ -64,6 +80,8 @@ def code(
             CodeContests, LiveCodeBench.
         time_limit, memory_mb: CPU seconds per test and MiB, where the tests set none. Idling is limited to two seconds
             more. Waiting for a CPU does not count, so a busy machine changes no result.
+        total_time_limit: CPU and idle seconds of all tests of a program together, where the tests set none, but no less
+            than time_limit. Their own code, such as a checker, may take as many again.
         code_in: "block", the last fenced block in the language after thinking, preferably one that defines what the
             tests call; "text", the whole completion.
         backend: "local", or a remote sandbox: "piston+http://host:2000", "sandboxfusion+http://host:8080".
@@ -86,6 +104,7 @@ def code(
         list(readable.values()),
         language=language,
         time_limit=time_limit,
+        total_time_limit=total_time_limit,
         memory_mb=memory_mb,
         code_in=code_in,
         backend=backend,
@@ -117,6 +136,7 @@ def run_tests(
     *,
     language: Language = "python",
     time_limit: float = 5.0,
+    total_time_limit: float = 60.0,
     memory_mb: int = 512,
     code_in: Literal["block", "text"] = "block",
     backend: str = "local",
@@ -130,6 +150,8 @@ def run_tests(
 
     Raises ValueError for tests that cannot be read, or run with this language and backend.
     """
+    if wrong := wrong_limit(time_limit=time_limit, total_time_limit=total_time_limit, memory_mb=memory_mb):
+        raise ValueError(f"{wrong}. Correct the option.")
     runner = _backend(backend, isolation, allow_unsandboxed)
     read: dict[int, Tests] = {}  # a group shares its tests
     names: dict[int, list[str]] = {}
@@ -137,7 +159,7 @@ def run_tests(
     jobs: dict[tuple[str, int], list[int]] = {}  # identical programs in a group run once
     for index, (completion, raw) in enumerate(zip(completions, tests, strict=True)):
         if id(raw) not in read:
-            read[id(raw)] = with_limits(read_tests(raw), time_limit, memory_mb)
+            read[id(raw)] = with_limits(read_tests(raw), time_limit, total_time_limit, memory_mb)
             names[id(raw)] = read[id(raw)].names()
             if reason := runner.unsupported(read[id(raw)], language):
                 raise ValueError(f"{reason}.")

@@ -193,7 +193,7 @@ def code_contests_tests(
         type="stdin",
         cases=[Case(input=given, output=wanted) for given, wanted in pairs],
         tolerance=1e-6 if any(_FRACTION.search(wanted) for _, wanted in pairs) else None,
-        time_limit=time_limit["seconds"] + time_limit["nanos"] / 1e9 if time_limit else None,
+        time_limit=(time_limit["seconds"] + time_limit["nanos"] / 1e9 if time_limit else 0) or None,
         memory_mb=memory_limit_bytes >> 20 if memory_limit_bytes else None,
     )
 
@@ -222,7 +222,7 @@ _SETS: Sequence[Callable[..., Tests]] = (
 
 def _ours(tests: Mapping[str, Any]) -> Tests:
     known = {"type", "cases", "entry_point", "preamble", "reference", "setup", "tolerance", "checker"}
-    unknown = tests.keys() - known - {"time_limit", "memory_mb", "tests"}
+    unknown = tests.keys() - known - {"time_limit", "total_time_limit", "memory_mb", "tests"}
     if unknown or tests["type"] not in ("stdin", "call", "assert"):
         what = f"keys {sorted(unknown)}" if unknown else f"type {tests['type']!r} (stdin, call or assert)"
         raise ValueError(f"tests have unknown {what}. docs/rewards.md lists what `code` accepts.")

@@ -19,11 +19,11 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewards.programs.sandbox import isolation
 from rewards.programs.sandbox.isolation import Level
-from rewards.programs.sandbox.limits import SandboxError
+from rewards.programs.sandbox.limits import SandboxDiedError, SandboxError
 
 _MODULES = ("plain", "confine", "script", "modes", "zygote", "enter")
 # A sandbox receives its code through the control socket, so it needs access to no path of the host.
@@ -51,6 +51,15 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _slots = itertools.count()
 started: "weakref.WeakSet[Box]" = weakref.WeakSet()
+
+
+class Usage(NamedTuple):
+    """What a box's processes use."""
+
+    cpu: float  # seconds
+    waited: float  # seconds spent waiting for a CPU; not yet those of the present wait
+    memory: int  # resident bytes
+    runnable: bool  # whether one computes, or waits for a CPU or to be started
 
 
 class Box:
@@ -165,13 +174,14 @@ class Box:
         """The zygote's report on the run that has just ended."""
         line = self._replies.readline()
         if not line:
-            raise SandboxError(f"a sandbox of level {self.level!r} died during a run")
+            raise SandboxDiedError(f"a sandbox of level {self.level!r} died during a run")
         return json.loads(line)
 
-    def usage(self) -> tuple[float, float, int]:
-        """Current use of its processes: CPU seconds, seconds spent waiting for a CPU, resident bytes."""
+    def usage(self) -> Usage:
+        """Current use of its processes."""
         cpu, waited, memory = 0.0, 0.0, 0
         waiting = _children(self._zygote)
+        runnable = not waiting  # the job has not started yet, or has just ended
         while waiting:
             pid = waiting.pop()
             with suppress(OSError):  # it may exit meanwhile
@@ -180,8 +190,9 @@ class Box:
                 memory += int(fields[21]) * _PAGE
                 for task in Path(f"/proc/{pid}/task").iterdir():
                     waited += int((task / "schedstat").read_text().split()[1]) / 1e9
+                    runnable |= (task / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"R"
                 waiting += _children(pid)
-        return cpu, waited, memory
+        return Usage(cpu, waited, memory, runnable)
 
 
 def _children(pid: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Limits of a run, and the ways in which it may end."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rewards.programs.sandbox import isolation
@@ -14,6 +14,10 @@ class SandboxError(RuntimeError):
     """A sandbox could not be started, or it broke."""
 
 
+class SandboxDiedError(SandboxError):
+    """A sandbox died during a run."""
+
+
 class Stopped(Exception):  # noqa: N818
     """A submission exceeded a limit and its box was killed. `reason`: "timeout", "memory" or "output"."""
 
@@ -22,11 +26,28 @@ class Stopped(Exception):  # noqa: N818
         self.reason, self.detail = reason, detail
 
 
+@dataclass(slots=True)
+class Budget:
+    """CPU and idle seconds of several runs together: Budget(60.0). What they use is taken from `left`."""
+
+    total: float
+    left: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = self.total
+
+    @property
+    def exceeded(self) -> str | None:
+        """A message if nothing is left."""
+        return None if self.left > 0 else f"more than {self.total:g} s in all tests together"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Limits of one run. Idle time (neither computing nor waiting for a CPU, e.g. sleeping) is limited, too."""
 
     time_limit: float = 5.0  # CPU seconds, all its processes together
+    budget: Budget = field(default_factory=lambda: Budget(math.inf))  # shared with other runs
     memory_mb: int = 512  # all its processes together; up to 64 MiB of files come on top
     output_bytes: int = 1 << 20
     compiling: bool = False

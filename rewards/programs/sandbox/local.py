@@ -13,7 +13,7 @@ from rewards.programs.compare import same_output, same_value
 from rewards.programs.results import NOT_RUN, PASSED, Reason, TestResult, shorten, wrong_value
 from rewards.programs.sandbox.box import Box
 from rewards.programs.sandbox.inside import plain
-from rewards.programs.sandbox.limits import Ended, Limits, SandboxError, Stopped
+from rewards.programs.sandbox.limits import Budget, Ended, Limits, SandboxDiedError, SandboxError, Stopped
 from rewards.programs.sandbox.pool import Pool
 from rewards.programs.sandbox.running import Running
 
@@ -39,126 +39,148 @@ class LocalBackend:
 
     def run(self, program: str, tests: Tests, language: Language, *, stop_early: bool) -> list[TestResult]:
         """One result per test, in order; with stop_early, tests after the first failure are not run."""
-        for attempt in (1, 2):
+        try:
+            found = self._results(program, tests, language, stop_early)
+        except SandboxError:  # the kernel's OOM killer may hit a box, too
             try:
-                return self._run(program, tests, language, stop_early)
-            except SandboxError:  # the kernel's OOM killer may hit a box, too
-                if attempt == 2:
-                    raise
-        raise AssertionError
+                found = self._results(program, tests, language, stop_early)
+            except SandboxDiedError as error:  # twice: the program does it
+                found = [TestResult("crashed", str(error))]
+        return found + [NOT_RUN] * (len(tests) - len(found))
 
-    def _run(self, program: str, tests: Tests, language: Language, stop_early: bool) -> list[TestResult]:
-        assert tests.time_limit and tests.memory_mb
-        limits = Limits(time_limit=tests.time_limit, memory_mb=tests.memory_mb)
+    def _results(self, program: str, tests: Tests, language: Language, stop_early: bool) -> list[TestResult]:
         with self._submissions.box() as box:
-            if tests.type == "assert":
-                results = self._asserts(box, program, tests, limits)
-            elif tests.type == "call":
-                results = self._calls(box, program, tests, limits)
-            else:
-                results = self._scripts(box, program, tests, limits, language)
-            return _collect(results, len(tests), stop_early)
+            return list(_Run(box, self._checkers, program, tests, language, stop_early).results())
 
-    def _scripts(
-        self, box: Box, program: str, tests: Tests, limits: Limits, language: Language
-    ) -> Iterator[TestResult]:
-        job: dict[str, Any] = {"mode": "script", "preamble": tests.preamble, "source": program}
-        if language == "cpp":
-            failure = _compile(box, program)
+
+class _Run:
+    """One submission in its box, and what its tests run elsewhere."""
+
+    def __init__(
+        self, box: Box, checkers: Pool, program: str, tests: Tests, language: Language, stop_early: bool
+    ) -> None:
+        assert tests.time_limit and tests.memory_mb and tests.total_time_limit
+        self._box, self._checkers = box, checkers
+        self._program, self._tests, self._language, self._stop_early = program, tests, language, stop_early
+        budget = Budget(tests.total_time_limit)
+        self._limits = Limits(time_limit=tests.time_limit, memory_mb=tests.memory_mb, budget=budget)
+        self._checking = replace(_CHECKING, budget=Budget(tests.total_time_limit))
+
+    def results(self) -> Iterator[TestResult]:
+        kinds = {"stdin": self._scripts, "call": self._calls, "assert": self._asserts}
+        return kinds[self._tests.type]()
+
+    def _enough(self, result: TestResult) -> bool:
+        return self._stop_early and not result.passed
+
+    def _scripts(self) -> Iterator[TestResult]:
+        box, limits = self._box, self._limits
+        job: dict[str, Any] = {"mode": "script", "preamble": self._tests.preamble, "source": self._program}
+        if self._language == "cpp":
+            failure = _compile(box, self._program)
             if failure:
                 yield failure
                 return
             job = {"mode": "program", "argv": [f"{box.folder}/main"]}
-        for case in tests.cases:
-            if box.closed:
+        for case in self._tests.cases:
+            if exceeded := limits.budget.exceeded:
+                yield TestResult("timeout", exceeded)
                 return
             limits = replace(limits, output_bytes=max(limits.output_bytes, 4 * len(case.output)))
             try:
                 with Running(box, job, limits) as running:
                     running.feed(case.input.encode(errors="surrogatepass"), last=True)
                     ended = running.wait()
+                result = self._grade_output(ended, case)
             except Stopped as stopped:
-                yield TestResult(_REASONS[stopped.reason], stopped.detail)
-                continue
-            yield self._grade_output(ended, case, tests)
+                result = TestResult(_REASONS[stopped.reason], stopped.detail)
+            yield result
+            if box.closed or self._enough(result):
+                return
 
-    def _grade_output(self, ended: Ended, case: Case, tests: Tests) -> TestResult:
+    def _grade_output(self, ended: Ended, case: Case) -> TestResult:
         if ended.status != 0:
             return _crash(ended)
         output = ended.stdout.decode(errors="replace")
-        if tests.checker is not None:
-            right = self._check(tests.checker, case.input, output, case.output)
+        if self._tests.checker is not None:
+            right, why = self._check(self._tests.checker, case.input, output, case.output)
         else:
-            right = same_output(output, case.output, tests.tolerance)
+            right, why = same_output(output, case.output, self._tests.tolerance), ""
         if right:
             return PASSED
-        return TestResult("wrong output" if output.strip() else "no output", shorten(output))
+        return TestResult("wrong output" if output.strip() else "no output", why or shorten(output))
 
-    def _calls(self, box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[TestResult]:
+    def _calls(self) -> Iterator[TestResult]:
         with ExitStack() as stack:
             try:
-                size = 16 * sum(_length(case.output) for case in tests.cases)  # tuples take the most characters
-                limits = replace(limits, output_bytes=max(limits.output_bytes, size))
-                server = stack.enter_context(_serve(box, program, tests, limits))
+                size = 16 * sum(_length(case.output) for case in self._tests.cases)  # tuples take the most characters
+                limits = replace(self._limits, output_bytes=max(self._limits.output_bytes, size))
+                server = stack.enter_context(_serve(self._box, self._program, self._tests, limits))
             except _Failed as failed:
                 yield failed.result
                 return
-            for case in tests.cases:
+            for case in self._tests.cases:
                 positional, keywords = ([], case.input) if isinstance(case.input, dict) else (case.input, {})
                 server.renew()
                 try:
-                    reply = server.ask("call", plain.dumps([tests.entry_point, list(positional), keywords]))
+                    reply = server.ask("call", plain.dumps([self._tests.entry_point, list(positional), keywords]))
                 except _Failed as failed:
                     yield failed.result
                     return
-                yield self._grade_value(reply, case, tests)
+                result = self._grade_value(reply, case)
+                yield result
+                if self._enough(result):
+                    return
 
-    def _grade_value(self, reply: bytes, case: Case, tests: Tests) -> TestResult:
+    def _grade_value(self, reply: bytes, case: Case) -> TestResult:
         outcome, _, text = reply.partition(b" ")
         if outcome != b"value":
             return _error(*_read_error(text))
+        why = ""
         try:
             got = plain.loads(text)
-            if tests.checker is not None:
-                right = self._check(tests.checker, case.input, got, case.output)
+            if self._tests.checker is not None:
+                right, why = self._check(self._tests.checker, case.input, got, case.output)
             else:
-                right = any(same_value(got, wanted, tests.tolerance) for wanted in tests.right_values(case))
+                right = any(same_value(got, wanted, self._tests.tolerance) for wanted in self._tests.right_values(case))
         except plain.NotPlainError as error:
             return TestResult("wrong output", str(error))
-        return PASSED if right else wrong_value(got)
+        return PASSED if right else TestResult("wrong output", why) if why else wrong_value(got)
 
-    def _check(self, checker: str, given: Any, got: Any, wanted: Any) -> bool:
-        """The checker's decision. Raises ValueError if it fails: it is part of the tests, not of the submission.
+    def _check(self, checker: str, given: Any, got: Any, wanted: Any) -> tuple[bool, str]:
+        """The checker's decision, and why there is none: the output was too much for it, or of a form it cannot read.
 
-        If it exceeds a limit, the submission's output was too much for it and counts as wrong.
+        Raises ValueError if it does not load or decides nothing: it is part of the tests, not of the submission.
         """
         tests = Tests(type="call", entry_point="check", cases=[Case(input=[], output=True)])
         try:
-            with self._checkers.box() as box, _serve(box, checker, tests, _CHECKING) as server:
+            with self._checkers.box() as box, _serve(box, checker, tests, self._checking) as server:
                 try:
                     reply = server.ask("call", plain.dumps(["check", [given, got, wanted], {}]))
-                except _Failed:
-                    return False
+                except _Failed as failed:
+                    return False, f"the checker: {failed.result.detail}"
         except _Failed as failed:
             raise ValueError(f"the checker failed to start: {failed.result.detail}") from None
         outcome, _, text = reply.partition(b" ")
-        if outcome == b"value":
-            return plain.loads(text) is True
-        name, message = _read_error(text)
-        if name == "MemoryError":
-            return False
-        raise ValueError(f"the checker raised {name}: {message}. It must return True or False.")
+        if outcome != b"value":
+            name, message = _read_error(text)
+            return False, f"the checker raised {shorten(name)}: {shorten(message)}"
+        if text not in (b"true", b"false"):
+            raise ValueError(f"the checker returned {text[:100].decode()}. It must return True or False.")
+        return text == b"true", ""
 
-    def _asserts(self, box: Box, program: str, tests: Tests, limits: Limits) -> Iterator[TestResult]:
+    def _asserts(self) -> Iterator[TestResult]:
         """The asserts run in a box of their own; each call they make travels to the submission's box and back."""
-        job = {"mode": "check", "reference": tests.reference, "setup": tests.setup}
+        tests = self._tests
+        job = {"mode": "check", "reference": tests.reference, "setup": tests.setup, "stop_early": self._stop_early}
         job |= {"names": tests.names(), "modules": tests.modules(), "tests": list(tests.asserts)}
         job |= {"entry_point": tests.entry_point, "classes": tests.classes()}
-        trusted = Limits(time_limit=limits.time_limit, memory_mb=2048, output_bytes=64 << 20)
+        # Asserts may handle values of any size; they are parsed in the checker's box.
+        limits = replace(self._limits, output_bytes=64 << 20)
+        trusted = replace(limits, memory_mb=2048, budget=self._checking.budget)
         with ExitStack() as stack:
             try:
-                # Asserts may handle values of any size; they are parsed in the checker's box.
-                server = stack.enter_context(_serve(box, program, tests, replace(limits, output_bytes=64 << 20)))
+                server = stack.enter_context(_serve(self._box, self._program, tests, limits))
             except _Failed as failed:
                 yield failed.result
                 return
@@ -254,15 +276,6 @@ def _compile(box: Box, program: str) -> TestResult | None:
     if ended.status == 0:
         return None
     return TestResult("crashed", f"compilation failed: {shorten(errors[0] if errors else '')}")
-
-
-def _collect(results: Iterator[TestResult], total: int, stop_early: bool) -> list[TestResult]:
-    found: list[TestResult] = []
-    for result in results:
-        found.append(result)
-        if stop_early and not result.passed:
-            break
-    return found + [NOT_RUN] * (total - len(found))
 
 
 def _crash(ended: Ended) -> TestResult:

@@ -21,7 +21,7 @@ from rewards.programs.sandbox.running import Running
 
 # An attack that succeeds returns; one that is refused raises.
 _ATTACKS = '''
-import ctypes, os, socket, subprocess, sys, time
+import ctypes, fcntl, os, socket, subprocess, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 
 def check(result):
@@ -105,6 +105,7 @@ ATTACKS = {
     "trace the parent": lambda a: check(libc.ptrace(16, os.getppid(), 0, 0)),
     "signal the parent": lambda a: os.kill(os.getppid(), 0),
     "signal the process of the reward": lambda a: os.kill(a["pid"], 0),
+    "have a pipe signal the parent": lambda a: fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid()),
     "signal everything": lambda a: os.kill(-1, 0),
     "connect by TCP": lambda a: connect(socket.AF_INET, ("127.0.0.1", a["port"])),
     "send by UDP": lambda a: send(("127.0.0.1", a["port"])),

@@ -167,9 +167,11 @@ class RemoteBackend:
             yield TestResult(outcome.failed or "no output", outcome.stderr.strip()[-200:])
 
     def _execute(self, source: str, stdin: str, language: Language, tests: Tests) -> Outcome:
-        assert tests.time_limit and tests.memory_mb
-        periods = len(tests) if tests.type == "call" else 1
-        return self._service.execute(source, stdin, language, tests.time_limit * periods, tests.memory_mb)
+        assert tests.time_limit and tests.total_time_limit and tests.memory_mb
+        time_limit = tests.time_limit
+        if tests.type == "call":  # all of them
+            time_limit = min(time_limit * len(tests), tests.total_time_limit)
+        return self._service.execute(source, stdin, language, time_limit, tests.memory_mb)
 
 
 def _grade_value(reply: str, case: Case, tests: Tests) -> TestResult:

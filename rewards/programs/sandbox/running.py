@@ -52,7 +52,7 @@ class Running:
                 os.close(fd)
         for fd in (self._stdout, self._stderr, box.control_fd):
             self._poll.register(fd, select.POLLIN)
-        self._used = 0.0
+        self._used = self._cpu = 0.0
         self._watched = time.monotonic()
         self.renew()
         self._cpu_before = 0.0
@@ -129,6 +129,7 @@ class Running:
                 while self._stderr in self._open and self._read(self._stderr):
                     pass
                 self._box.clean = self._report["clean"]
+                self._limits.budget.left -= max(0.0, self._report["cpu"] - self._cpu)
                 self.close()
                 return
             else:
@@ -174,21 +175,24 @@ class Running:
     def _watch(self, *, asked: bool = True) -> None:
         """Check resource use. asked=False: no request is pending, so being idle is fine."""
         now = time.monotonic()
-        cpu, waited, memory = self._box.usage()
+        cpu, waited, memory, runnable = self._box.usage()
         if self._cpu_before is None:
             self._cpu_before = cpu
         # On a busy machine much of the time goes to waiting for a CPU, which is not the submission's fault.
         elapsed, active = now - self._watched, cpu + waited - self._used
-        if asked and active < elapsed / 10:
-            self._idle += elapsed
-        self._watched, self._used = now, cpu + waited
+        idle = elapsed if asked and not runnable and active < elapsed / 10 else 0.0
+        self._idle += idle
         limits = self._limits
+        limits.budget.left -= max(0.0, cpu - self._cpu) + idle  # less than before: a process has ended
+        self._watched, self._used, self._cpu = now, cpu + waited, cpu
         if memory > limits.memory_mb << 20:
             self._stop("memory", f"more than {limits.memory_mb} MiB of memory")
         if cpu - self._cpu_before > limits.time_limit:
             self._stop("timeout", f"more than {limits.time_limit:g} s of CPU time")
         if self._idle > limits.idle_seconds:
             self._stop("timeout", f"idle for {limits.idle_seconds:g} s")
+        if exceeded := limits.budget.exceeded:
+            self._stop("timeout", exceeded)
 
     def _stop(self, reason: Reason, detail: str) -> None:
         self.close()

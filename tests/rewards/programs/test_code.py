@@ -10,6 +10,7 @@ from rewards.programs.cases import program_in
 from rewards.programs.code import run_tests
 from rewards.programs.datasets import humaneval_tests, mbpp_tests, read_tests
 from rewards.programs.sandbox.limits import Limits
+from rewards.runner.load import run_check
 
 ADD = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}, {"input": [5], "output": 6}]}
 LINES_OF_ONE = {"type": "call", "entry_point": "f", "cases": [{"input": [1], "output": 2}]}
@@ -40,6 +41,17 @@ def reason(source, tests, **options):
         ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''\n"),
         ("x = 1", None),
         ("", None),
+        ("<answer>```python\nx = 1\n```</answer>", "x = 1\n"),
+        ("<answer>```\nx = 1\n```</answer>", "x = 1\n"),
+        ("<answer>\n```python\nx = 1\n```</answer>", "x = 1\n"),
+        ("<answer>```python\nx = 1\n```</answer>\nFor example:\n```python\nx = 2\n```", "x = 1\n"),
+        ("```python\nx = 1\n```\n<answer>as above</answer>", "x = 1\n"),
+        ("```python\nx = 1\n```\n<answer>```python\nx = 2</answer>", None),
+        ("<answer>```python\nx = '<answer>'\n```</answer>", "x = '<answer>'\n"),
+        ("**Solution:** ```python\nx = 1\n```", "x = 1\n"),
+        ("- ```python\n  if x:\n      y\n  ```", "if x:\n    y\n"),
+        ("**Output:** ```json\n{}\n```\n```\nx = 1\n```", "x = 1\n"),
+        ("Blocks begin with ```\n```python\nx = 1\n```", "x = 1\n"),
     ],
 )
 def test_the_last_closed_block_after_thinking_is_the_program(completion, expected):
@@ -189,6 +201,14 @@ def test_a_submissions_objects_are_used_through_a_proxy():
     assert reason(source, mbpp_tests(asserts, setup)) == "passed"
 
 
+def test_a_proxy_contains_what_it_yields_whatever_it_claims():
+    claims = "class A:\n    __contains__ = lambda s, x: True\n    __len__ = lambda s: 3\ndef f(x): return A()"
+    assert reason(claims, mbpp_tests(["assert 5 in f(1)"])) == "crashed"
+    assert reason(claims, mbpp_tests(["assert len(f(1)) == 3"])) == "crashed"
+    assert reason("def f(x): yield from (4, 5)", mbpp_tests(["assert 5 in f(1)"])) == "passed"
+    assert reason("def f(x): yield from (4, 5)", mbpp_tests(["assert 6 in f(1)"])) == "wrong output"
+
+
 @pytest.mark.parametrize(
     ("tests", "source"),
     [
@@ -251,8 +271,29 @@ def test_a_checker_decides_if_several_outputs_are_correct():
     tests = {"type": "stdin", "checker": checker, "cases": [{"input": "7", "output": ""}]}
     assert reason("print(3, 4)", tests) == "passed"
     assert reason("print(3, 5)", tests) == "wrong output"
-    with pytest.raises(ValueError, match="the checker raised ValueError"):
-        reason("print('x y')", tests)
+    failure = run_tests(["print('no solution')"], [tests], code_in="text")[0].first_failure
+    assert (failure.reason, failure.detail[:29]) == ("wrong output", "the checker raised ValueError")
+    for broken in ("def check(input, output, expected): return 1", "def check(input, output, expected): pass"):
+        with pytest.raises(ValueError, match="It must return True or False"):
+            reason("print(3, 4)", tests | {"checker": broken})
+    with pytest.raises(ValueError, match="the checker failed to start: NameError"):
+        reason("print(3, 4)", tests | {"checker": "check = undefined"})
+
+
+@pytest.mark.parametrize(
+    ("checker", "fault"),
+    [
+        ("def check(input, output, expected): return output == expected", None),
+        ("def check(input, output, expected): return int(output) > 0", "ValueError: invalid literal for int() with"),
+        ("def check(input, output, expected): return 1", "1"),
+        ("check = undefined", "NameError: name 'undefined' is not defined"),
+    ],
+)
+def test_a_checker_that_refuses_the_expected_output_is_found_at_start(checker, fault):
+    tests = {"type": "stdin", "checker": checker, "cases": [{"input": "7", "output": "3 4"}]}
+    found = run_check(code, {"tests": tests}, {})
+    assert (found or "").startswith(f"the checker does not accept the expected output: {fault}" if fault else "")
+    assert run_check(code, {"tests": tests | {"cases": [{"input": "7", "output": ""}]}}, {}) is None
 
 
 def test_a_returned_value_cannot_stall_a_checker(monkeypatch):

@@ -174,14 +174,18 @@ def test_a_reward_worker_killed_mid_step_costs_only_time():
 
 
 def workers():
-    return {pid for pid, command in commands() if b"rewards.runner.remote" in command and parent(pid) == os.getpid()}
+    return {
+        pid for pid, command, *_ in commands() if b"rewards.runner.remote" in command and parent(pid) == os.getpid()
+    }
 
 
 def submissions():
     """Sandbox processes of this test's workers with their own process group: submissions."""
     return {
-        pid for pid, command in commands() if b"rewards.programs.sandbox.inside" in command and os.getpgid(pid) == pid
-    } - {pid for pid, _ in commands() if os.getsid(pid) == pid}
+        pid
+        for pid, command, session, group in commands()
+        if b"rewards.programs.sandbox.inside" in command and group == pid != session
+    }
 
 
 def commands():
@@ -190,8 +194,8 @@ def commands():
         try:
             command = (folder / "cmdline").read_bytes()
             if b"rewards" in command:
-                os.getsid(int(folder.name)), os.getpgid(int(folder.name))
-                found.append((int(folder.name), command))
+                pid = int(folder.name)
+                found.append((pid, command, os.getsid(pid), os.getpgid(pid)))
         except OSError:
             continue
     return found

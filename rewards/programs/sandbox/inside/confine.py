@@ -62,6 +62,10 @@ _METADATA = {
     "setxattrat": (463, 463), "removexattrat": (466, 466), "file_setattr": (469, 469),
 }  # fmt: skip
 _KILL, _TGKILL, _PRLIMIT, _CLONE, _CLONE3 = (62, 129), (234, 131), (302, 261), (56, 220), (435, 435)
+_FCNTL, _IOCTL = (72, 25), (16, 29)
+# They name the process that a descriptor signals when it can be read, and the signal.
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 8, 10, 15, 0x8901, 0x8902
+_FIRST, _SECOND = 16, 24  # where the low halves of a call's arguments are; pids and commands have 32 bits
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID and NET
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH
 _FIRST_X32 = 0x40000000
@@ -122,13 +126,14 @@ def _program(pid: int, metadata: bool) -> list[Instruction]:
     def refuse(error: int) -> Instruction:
         return (_RET, 0, 0, _ERRNO | error)
 
-    def only_if_first_argument(number: int, allowed: Sequence[int], argument: int = 16) -> Iterator[Instruction]:
-        yield (_JEQ, 0, len(allowed) + 3, number)
-        yield (_LOAD, 0, 0, argument)  # the low half: a pid has 32 bits
-        for index, value in enumerate(allowed):
-            yield (_JEQ, len(allowed) - index, 0, value)
-        yield refuse(errno.EPERM)
-        yield (_RET, 0, 0, _ALLOW)
+    def decide(number: int, argument: int, values: Sequence[int], *, allowed: bool) -> Iterator[Instruction]:
+        """Allow or refuse a call if the argument is one of the values; otherwise the opposite."""
+        verdicts = [refuse(errno.EPERM), (_RET, 0, 0, _ALLOW)]
+        yield (_JEQ, 0, len(values) + 3, number)
+        yield (_LOAD, 0, 0, argument)
+        for index, value in enumerate(values):
+            yield (_JEQ, len(values) - index, 0, value)
+        yield from verdicts if allowed else reversed(verdicts)
 
     program: list[Instruction] = [(_LOAD, 0, 0, 4), (_JEQ, 1, 0, arch), (_RET, 0, 0, _KILL_PROCESS), (_LOAD, 0, 0, 0)]
     program += [(_JGE, 0, 1, _FIRST_X32), refuse(errno.ENOSYS)]
@@ -136,9 +141,11 @@ def _program(pid: int, metadata: bool) -> list[Instruction]:
     program += [(_JEQ, 0, 1, _CLONE3[column]), refuse(errno.ENOSYS)]
     program += [(_JEQ, 0, 4, _CLONE[column]), (_LOAD, 0, 0, 16), (_JSET, 0, 1, _NEW_NAMESPACES)]
     program += [refuse(errno.EPERM), (_RET, 0, 0, _ALLOW)]
-    program += only_if_first_argument(_KILL[column], [pid, 0])
-    program += only_if_first_argument(_TGKILL[column], [pid])
-    program += only_if_first_argument(_PRLIMIT[column], [pid, 0])
+    program += decide(_KILL[column], _FIRST, [pid, 0], allowed=True)
+    program += decide(_TGKILL[column], _FIRST, [pid], allowed=True)
+    program += decide(_PRLIMIT[column], _FIRST, [pid, 0], allowed=True)
+    program += decide(_FCNTL[column], _SECOND, [_F_SETOWN, _F_SETSIG, _F_SETOWN_EX], allowed=False)
+    program += decide(_IOCTL[column], _SECOND, [_FIOSETOWN, _SIOCSPGRP], allowed=False)
     for numbers in [*_DENIED.values(), *([] if metadata else _METADATA.values())]:
         number = numbers[column]
         if number is not None:

@@ -30,8 +30,6 @@ OPERATIONS = {
     "item": operator.getitem,
     "iter": iter,
     "next": next,
-    "len": len,
-    "contains": operator.contains,
 }
 
 
@@ -127,7 +125,10 @@ def _message(error: BaseException) -> str:
 
 
 def _check(job: dict[str, Any], requests: io.BufferedReader, replies: io.TextIOBase) -> None:
-    """Run the tests in order, announcing each before it starts and reporting how it ended."""
+    """Run the tests in order, announcing each before it starts and reporting how it ended.
+
+    With job["stop_early"], the first that fails is the last.
+    """
     module = sys.modules["tests"] = types.ModuleType("tests")  # where dataclasses look up names in annotations
     namespace = module.__dict__
     if job["reference"]:
@@ -148,6 +149,8 @@ def _check(job: dict[str, Any], requests: io.BufferedReader, replies: io.TextIOB
             exec(compile(test, f"test_{index}.py", "exec", dont_inherit=True), namespace)
         except Exception as error:
             link.say(test=index, error=type(error).__name__, message=_message(error))
+            if job["stop_early"]:
+                break
         else:
             link.say(test=index)
     link.say(done=True)
@@ -192,7 +195,11 @@ class _Function:
 
 
 class Remote:
-    """Proxy for one of the submission's objects that is not plain. It equals only itself and has no truth value."""
+    """Proxy for one of the submission's objects that is not plain. It equals only itself and has no truth value.
+
+    Calls, attributes, items and iteration are the submission's; `in` compares what iteration yields here, since the
+    submission would claim to contain whatever it is asked for. It has no length.
+    """
 
     def __init__(self, link: _Link, number: int) -> None:
         object.__setattr__(self, "_link", link)
@@ -217,12 +224,6 @@ class Remote:
 
     def __next__(self) -> Any:
         return self._link.ask("next", self)
-
-    def __len__(self) -> int:
-        return self._link.ask("len", self)
-
-    def __contains__(self, item: Any) -> bool:
-        return self._link.ask("contains", self, item)
 
     def __bool__(self) -> bool:
         raise TypeError("the submission returned an object that is neither true nor false")
