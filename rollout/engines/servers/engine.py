@@ -34,7 +34,7 @@ from rollout.engines.servers.client import Server, ServerLostError
 from rollout.engines.servers.pool import Pool
 from rollout.engines.servers.settings import ServerSettings
 from rollout.engines.servers.start import StartedServers
-from rollout.engines.servers.transfer import FileTransfer, NCCLTransfer
+from rollout.engines.servers.transfer import FileTransfer, NCCLTransfer, take_all
 from rollout.types import Completion, Group, Prompt, Sampling
 
 
@@ -46,7 +46,8 @@ class ServersEngine:
     Args:
         model_path: Hugging Face folder or Hub name; with external servers, only its tokenizer is read.
         max_num_seqs: sequences that one process has on one server at most.
-        dtype, max_model_len, kv_cache_gib, gpu_memory_utilization, vllm_options: of servers started here.
+        dtype: precision that weights are sent in, and of servers started here.
+        max_model_len, kv_cache_gib, gpu_memory_utilization, vllm_options: of servers started here.
 
     Raises:
         ValueError: a server cannot be started, does not answer or was not started for training.
@@ -114,10 +115,10 @@ class ServersEngine:
         )
         self._run(self._check_servers())
         if servers.weights == "nccl":
-            self._transfer: FileTransfer | NCCLTransfer = NCCLTransfer(self._run, self._rank)
+            self._transfer: FileTransfer | NCCLTransfer = NCCLTransfer(self._run, getattr(torch, dtype))
         else:
             folder = self._on_main(lambda: FileTransfer.make_folder(servers.weights_dir))
-            self._transfer = FileTransfer(folder) if self._rank == 0 else _Discard()
+            self._transfer = FileTransfer(folder, getattr(torch, dtype)) if self._rank == 0 else _Discard()
         self._watch: asyncio.Task[None] | None = None  # over the servers, from the first `submit` on
 
     async def _check_servers(self) -> None:
@@ -292,15 +293,25 @@ class ServersEngine:
         await self._pool.insist(load)
 
     def _publish_nccl(self, transfer: NCCLTransfer, weights: Iterable[tuple[str, torch.Tensor]], label: str) -> None:
-        alive = self._pool.alive
+        alive, sent = self._pool.alive, Future[None]()
 
         async def each(work: Iterable[Coroutine[Any, Any, None]]) -> None:
             await asyncio.gather(*work)
 
+        def resume() -> None:
+            sent.result()
+            self._run(each(server.resume(label) for server in alive))
+
         try:
             self._on_main(lambda: self._run(each(server.pause() for server in alive)))
-            transfer.send(weights, alive, label)
-            self._on_main(lambda: self._run(each(server.resume(label) for server in alive)))
+            if self._rank:
+                take_all(weights)
+            else:
+                try:
+                    sent.set_result(transfer.send(weights, alive, label))
+                except Exception as error:  # while the other processes wait for it below
+                    sent.set_exception(error)
+            self._on_main(resume)
         except ServerLostError as error:
             raise EngineLostError(f"a server was lost during a broadcast of weights: {error}") from error
 
@@ -342,11 +353,10 @@ class _Discard(FileTransfer):
     """What the other processes do in an update: take part in gathering sharded weights."""
 
     def __init__(self) -> None:
-        super().__init__(Path())
+        super().__init__(Path(), torch.float32)
 
     def write(self, weights: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[Path, int]]:
-        for _ in weights:
-            pass
+        take_all(weights)
         return []
 
     def clear(self) -> None:

@@ -1,41 +1,47 @@
-"""The trainer's side of a weight update: where the weights are put for the servers to take.
+"""The trainer's side of a weight update: how the weights get to the servers, a part at a time.
 
-`NCCLTransfer` is written against vLLM 0.32's trainer API and has not been run: it needs GPUs on both sides.
+They are sent in the precision they are served in. `NCCLTransfer` is written against vLLM 0.32's trainer API; its calls
+are tested, and it has not been run: it needs GPUs on both sides.
 """
 
 import asyncio
+import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from rollout.engines.base import EngineLostError
 from rollout.engines.servers.client import Server
 from rollout.engines.servers.plugin import checksum
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 SHARED_MEMORY = "/dev/shm"
-FILE_BYTES = 2**30  # weights are copied and written in files of about this size
+PART_BYTES = 2**30  # weights are copied and sent in parts of about this size
+# Beside vectors, such as the experts' balance bias: small, and vLLM has them in float32 in some models.
+FLOAT32 = re.compile(r"(\bgate|\brouter|weights_proj|conv1d)\.weight$|\bhc_")
 
 
 class FileTransfer:
     """Weights as safetensors files, deleted once the servers have them."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self._folder, self._dtype = folder, dtype
 
     @staticmethod
     def make_folder(parent: str | None) -> Path:
         """A folder for one run's weights, by default in shared memory."""
-        folder = Path(tempfile.mkdtemp(prefix="grpo-weights-", dir=parent or SHARED_MEMORY))
+        place = Path(parent or SHARED_MEMORY)
+        place.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="grpo-weights-", dir=place))
         folder.chmod(0o755)  # a server may run as another user
         return folder
 
-    def write(self, weights: "Iterable[tuple[str, Tensor]]") -> list[tuple[Path, int]]:
+    def write(self, weights: Iterable[tuple[str, Tensor]]) -> list[tuple[Path, int]]:
         """Write the weights; returns files and their checksums.
 
         Raises:
@@ -46,14 +52,15 @@ class FileTransfer:
 
         files = []
         weights = iter(weights)
+        # A copy: views of one parameter, such as the experts', would each be written with all of it.
+        copy = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
         try:
-            for number, part in enumerate(_parts(weights)):
+            for number, part in enumerate(_parts(weights, self._dtype, copy)):
                 path = self._folder / f"{number}.safetensors"
                 save_file(part, path)
                 files.append((path, checksum(path)))
         except (OSError, SafetensorError) as error:
-            for _ in weights:
-                pass
+            take_all(weights)
             raise EngineLostError(
                 f"the weights for the servers could not be written to {self._folder}: {error}. "
                 "Free space there, or name another folder in rollout.servers.weights_dir"
@@ -70,61 +77,70 @@ class FileTransfer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _parts(weights: "Iterable[tuple[str, Tensor]]") -> "Iterator[dict[str, Tensor]]":
-    """The weights in pieces of about FILE_BYTES, on the CPU."""
+def take_all(weights: Iterable[Any]) -> None:
+    """Take part in gathering the weights that are left."""
+    for _ in weights:
+        pass
+
+
+def _parts(
+    weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, to: Mapping[str, Any]
+) -> Iterator[dict[str, Tensor]]:
+    """The weights in pieces of about PART_BYTES, in the precision they are served in; to: arguments of `Tensor.to`."""
     part: dict[str, Tensor] = {}
     size = 0
     for name, weight in weights:
-        # Views of one parameter, such as the experts', would each be written with all of it.
-        part[name] = weight.detach().cpu().clone(memory_format=_contiguous())
-        size += weight.nbytes
-        if size >= FILE_BYTES:
+        cast = weight.is_floating_point() and weight.ndim > 1 and not FLOAT32.search(name)
+        part[name] = weight.detach().to(dtype=dtype if cast else weight.dtype, **to)
+        size += part[name].nbytes
+        if size >= PART_BYTES:
             yield part
             part, size = {}, 0
     if part:
         yield part
 
 
-def _contiguous() -> Any:
-    import torch
-
-    return torch.contiguous_format
-
-
 class NCCLTransfer:
     """Weights broadcast from the main process to all servers' GPUs, through vLLM's trainer engine. Not run yet.
 
+    vLLM's trainer wants to know names and shapes before it takes the weights, and would go through all of them twice.
+    Here an update of the servers is several sends of the trainer, each of a part that is at hand.
+
     Args:
         run: runs a coroutine in the engine's event loop and returns its result.
-        rank: this trainer process; the others only take part in gathering sharded weights.
     """
 
-    def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any], rank: int) -> None:
-        self._run, self._rank = run, rank
+    def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any], dtype: torch.dtype) -> None:
+        self._run, self._dtype = run, dtype
         self._members: list[str] = []
         self._trainer: Any = None
-        self._source = _listed_source()
 
-    def send(self, weights: "Iterable[tuple[str, Tensor]]", servers: Sequence[Server], label: str) -> None:
-        """Send the weights to these servers, whose requests are frozen. All trainer processes call it.
+    def send(self, weights: Iterable[tuple[str, Tensor]], servers: Sequence[Server], label: str) -> None:
+        """Send the weights to these servers, whose requests are frozen. The main process calls it.
 
-        A change of the servers makes a new NCCL group: one with a lost member never completes a broadcast.
+        A change of the servers makes a new NCCL group: one with a lost member never completes a broadcast. Whatever is
+        raised, all weights are taken first: other processes count on it.
         """
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        weights = iter(weights)
+        try:
+            self._join(servers)
+            trainer = self._trainer
+            trainer.client.begin()
+            for part in _parts(weights, self._dtype, {}):
+                trainer.source.part = part
+                torch.cuda.current_stream().synchronize()  # vLLM reads the part on streams of its own
+                trainer.send_weights()
+                part.clear()  # before the next one is gathered
+            trainer.client.end(label)
+        finally:
+            take_all(weights)
 
-        self._source.weights = [(name, weight.detach().contiguous()) for name, weight in weights]
-        client = _AllServers(self._run, servers, label)
-        if self._members != [server.url for server in servers]:
-            if self._trainer is not None:
-                self._trainer.shutdown()
-            address, port = _free_address()
-            info = NCCLTrainerInitInfo(address, port, 1 + client.world_size, rank=self._rank)
-            self._trainer = WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
-            self._members = [server.url for server in servers]
-        self._trainer.client = client
-        self._trainer.send_weights()
-        self._source.weights = []
+    def _join(self, servers: Sequence[Server]) -> None:
+        if self._members == [server.url for server in servers]:
+            return
+        self.close()
+        self._trainer = _trainer_of(_AllServers(self._run, servers))
+        self._members = [server.url for server in servers]
 
     def close(self) -> None:
         """Leave the NCCL group."""
@@ -133,25 +149,31 @@ class NCCLTransfer:
 
 
 class _AllServers:
-    """vLLM's VLLMWeightSyncClient for several servers at once."""
+    """vLLM's VLLMWeightSyncClient for several servers at once, whose update begins and ends apart from the sends."""
 
-    def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any], servers: Sequence[Server], label: str) -> None:
-        self._run, self._servers, self._label = run, servers, label
+    def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any], servers: Sequence[Server]) -> None:
+        self._run, self._servers = run, servers
         self._sizes: list[int] = run(_gather(server.world_size() for server in servers))
         self.world_size = sum(self._sizes)
+
+    def begin(self) -> None:
+        self._each("/start_weight_update", [None] * len(self._servers))
+
+    def end(self, label: str) -> None:
+        self._each("/finish_weight_update", [{"weight_version": label}] * len(self._servers))
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         offsets = [init_info["rank_offset"] + sum(self._sizes[:i]) for i in range(len(self._sizes))]
         self._each("/init_weight_transfer_engine", [{"init_info": {**init_info, "rank_offset": o}} for o in offsets])
 
     def start_weight_update(self) -> None:
-        self._each("/start_weight_update", [None] * len(self._servers))
+        pass
 
     def update_weights(self, update_info: Any) -> None:
         self._each("/update_weights", [{"update_info": update_info}] * len(self._servers))
 
-    def finish_weight_update(self, weight_version: str | None = None) -> None:  # noqa: ARG002 (vLLM passes none)
-        self._each("/finish_weight_update", [{"weight_version": self._label}] * len(self._servers))
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        pass
 
     def _each(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> None:
         self._run(_gather(s.update(path, body) for s, body in zip(self._servers, bodies, strict=True)))
@@ -161,24 +183,29 @@ async def _gather(requests: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     return list(await asyncio.gather(*requests))
 
 
-def _listed_source() -> Any:
-    """A vLLM WeightSource over a list that is exchanged before each update."""
+def _trainer_of(client: _AllServers) -> Any:
+    """vLLM's trainer, in a new NCCL group with the servers. Its source is one part, exchanged before each send."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-    class Listed(WeightSource):
-        weights: "Sequence[tuple[str, Tensor]]" = ()
+    class Source(WeightSource):
+        part: Mapping[str, Tensor] = {}
 
         def metadata(self) -> list[ParamMeta]:
-            return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in self.weights]
+            return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in self.part.items()]
 
-        def __iter__(self) -> "Iterator[tuple[str, Tensor]]":
-            return iter(self.weights)
+        def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+            return iter(self.part.items())
 
-    return Listed()
+    info = NCCLTrainerInitInfo(*_free_address(), 1 + client.world_size, rank=0)
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=Source())
 
 
 def _free_address() -> tuple[str, int]:
-    """This machine's name and a free port, where servers find the trainer."""
+    """This machine's address and a free port, where servers find the trainer. Names may mean loopback, or nothing."""
+    from vllm.utils.network_utils import get_ip
+
     with socket.socket() as probe:
         probe.bind(("", 0))
-        return socket.gethostname(), probe.getsockname()[1]
+        return get_ip(), probe.getsockname()[1]

@@ -1,27 +1,26 @@
 """Servers that die, hang, return, or have the wrong weights: over real HTTP, against a server with vLLM's API."""
 
-import asyncio
 import json
 import resource
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rollout.engines.base import EngineLostError
 from rollout.engines.servers import pool
-from rollout.engines.servers.client import Server
+from rollout.engines.servers.client import Server, ServerLostError
 from rollout.engines.servers.engine import ServersEngine
 from rollout.engines.servers.plugin import checksum
 from rollout.engines.servers.settings import ServerSettings
+from rollout.engines.servers.transfer import NCCLTransfer, take_all
 from rollout.types import Group, Problem, Prompt, Sampling
 
 PROMPTS = [Prompt(problem=Problem(id=f"p/{i}", prompt=str(i)), token_ids=[65, 66, i]) for i in range(8)]
@@ -338,35 +337,25 @@ def _publish_from(rank: int, rendezvous: str, model: Path, url: str, folder: Pat
         engine.publish(iter(WEIGHTS), 1)
     engine.close()
 
+    def send(transfer: NCCLTransfer, weights: Iterable[Any], servers: list[Server], label: str) -> None:
+        assert rank == 0, "the others only gather"
+        take_all(weights)
+        raise ServerLostError("it died")
 
-def test_weights_that_the_main_process_cannot_write_stop_all_processes(
+    engine, weights = connect(model, [url], folder, weights="nccl"), iter(WEIGHTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NCCLTransfer, "send", send)
+        with pytest.raises(EngineLostError, match="a server was lost during a broadcast of weights: it died"):
+            engine.publish(weights, 1)
+    assert next(weights, None) is None
+    engine.close()
+
+
+def test_weights_that_the_main_process_cannot_send_stop_all_processes(
     servers: list[FakeServer], tiny_llama: Path, tmp_path: Path
 ) -> None:
     arguments = (str(tmp_path / "rendezvous"), tiny_llama, servers[0].url, tmp_path)
     torch.multiprocessing.spawn(_publish_from, arguments, nprocs=2)  # raises what a process raises
-
-
-def test_a_slow_server_gets_less(servers: list[FakeServer]) -> None:
-    """Eight equal groups, and room for all: 4/5 of them go to the server that is four times as fast."""
-
-    async def share() -> int:
-        async with httpx.AsyncClient() as client:
-            settings = ServerSettings()
-            slow, fast = (Server(server.url, client, settings) for server in servers)
-            slow.pace, fast.pace = 0.4, 0.1
-            pool_of_two = pool.Pool([slow, fast], settings, max_num_seqs=100)
-            taken: list[Server] = []
-
-            async def work(server: Server) -> None:
-                taken.append(server)
-                await asyncio.sleep(0.01)
-
-            await asyncio.gather(*(pool_of_two.run(2, 10, work) for _ in range(10)))
-            pool_of_two.remeasure()
-            assert (slow.pace, fast.pace) == (pytest.approx(0.325), 0.1)
-            return taken.count(slow)
-
-    assert asyncio.run(share()) == 2
 
 
 def test_the_key_is_sent_and_never_shown(

@@ -56,3 +56,26 @@ def test_a_server_that_is_slow_for_all_gets_less_of_all() -> None:
     first, *later = shares(16, 6, slow=URLS[3])
     assert first[URLS[3]] == 8
     assert all(taken[URLS[3]] <= 2 for taken in later), later
+
+
+def test_a_slow_server_gets_less() -> None:
+    """Eight equal groups, and room for all: 4/5 of them go to the server that is four times as fast."""
+
+    async def share() -> int:
+        async with httpx.AsyncClient() as client:
+            settings = ServerSettings()
+            slow, fast = (Server(url, client, settings) for url in URLS[:2])
+            slow.pace, fast.pace = 0.4, 0.1
+            pool_of_two = Pool([slow, fast], settings, max_num_seqs=100)
+            taken: list[Server] = []
+
+            async def work(server: Server) -> None:
+                taken.append(server)
+                await asyncio.sleep(0.01)
+
+            await asyncio.gather(*(pool_of_two.run(2, 10, work) for _ in range(10)))
+            pool_of_two.remeasure()
+            assert (slow.pace, fast.pace) == (pytest.approx(0.325), 0.1)
+            return taken.count(slow)
+
+    assert asyncio.run(share()) == 2
