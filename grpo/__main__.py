@@ -66,8 +66,7 @@ def train(arguments: Sequence[str]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"stopped: {where}{error.strerror}. Free disk space, and continue the run.")
+        _fail(f"stopped: {error}. Free disk space, and continue the run.")
     launch(options, command)
 
 
@@ -329,21 +328,15 @@ def usage() -> str:
 
 
 def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, arguments: Sequence[str]) -> None:
-    from grpo.launch.processes import (
-        is_launched,
-        quieten,
-        use_all_cores,
-        wait_without_spinning_on_shared_cores,
-    )
+    from grpo.launch.processes import is_launched, quieten, use_all_cores, wait_without_spinning_on_shared_cores
     from grpo.launch.signals import command_to_continue, end_with_launcher, listen
+    from grpo.recipe.errors import RunError
 
     if is_launched():
         end_with_launcher()
         use_all_cores()
     else:
         wait_without_spinning_on_shared_cores()
-    from grpo.recipe.errors import RunError
-
     quieten()
     listen(command_to_continue(["grpo", name, *arguments], resumes=False))
     try:
