@@ -188,7 +188,7 @@ def update_balance_bias(model: nn.Module, counts: Tensor, gamma: float) -> None:
 def sequence_balance_loss(scores: Tensor, top_k: int, sequences: Tensor, alpha: float = 1e-4) -> Tensor:
     """V3's complementary balance loss of one layer (2412.19437, eq. 17-20), of each of the S sequences: [S]
 
-        L = alpha sum_i f_i P_i,  f_i = E / (k T) sum_t 1(s_it is among the k largest of t),  P_i = 1/T sum_t s_it / sum_j s_jt
+        L = alpha sum_i f_i P_i,  f_i = E / (k T) sum_t 1(s_it among t's k largest),  P_i = 1/T sum_t s_it / sum_j s_jt
 
     The k largest scores are the experts taken where neither bias nor expert groups nor a replay choose others. With
     softmax scores this is V2's expert-level loss (2405.04434, eq. 23-25).
