@@ -2,11 +2,11 @@
 
 from typing import Any
 
+import reasoning_gym  # pyright: ignore[reportMissingImports]  # an extra
+
 
 def score(item: tuple[str, str, dict[str, Any]]) -> float:
     """The score of (task, answer, entry): 0.0 to 1.0; 0.0 if the task's scorer fails to read the answer."""
-    import reasoning_gym  # pyright: ignore[reportMissingImports]  # an extra
-
     task, answer, entry = item
     scorer: Any = reasoning_gym.get_score_answer_fn(task)
     try:
