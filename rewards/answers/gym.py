@@ -86,7 +86,8 @@ def reasoning_gym(
 def _pool() -> WorkerPool:
     """The workers of this process."""
     return WorkerPool(
-        "rewards.answers.gym_scorers:score",
+        "rewards.answers.gym_scorers:scorer",
+        setup="reasoning_gym",
         cpu_seconds=_CPU_SECONDS,
         memory_mb=_MEMORY_MB,
         timeout=15 * _CPU_SECONDS,

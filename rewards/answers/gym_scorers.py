@@ -1,15 +1,24 @@
-"""The function run by the worker processes of `gym`: one of reasoning_gym's scorers on one answer."""
+"""What the worker processes of `gym` run: one of reasoning_gym's scorers on one answer."""
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-import reasoning_gym  # pyright: ignore[reportMissingImports]  # an extra
+Item = tuple[str, str, dict[str, Any]]  # task, answer, entry
 
 
-def score(item: tuple[str, str, dict[str, Any]]) -> float:
-    """The score of (task, answer, entry): 0.0 to 1.0; 0.0 if the task's scorer fails to read the answer."""
-    task, answer, entry = item
-    scorer: Any = reasoning_gym.get_score_answer_fn(task)
-    try:
-        return float(scorer(answer=answer, entry=entry))
-    except Exception:  # many scorers parse without a guard: int("2 * 3"), json.loads
-        return 0.0
+def scorer(package: str) -> Callable[[Item], float]:
+    """The function of one item: the score, 0.0 to 1.0; 0.0 if the task's scorer fails to read the answer.
+
+    It imports reasoning_gym, which takes seconds: here that counts for no answer's time limit.
+    """
+    find = import_module(package).get_score_answer_fn
+
+    def score(item: Item) -> float:
+        task, answer, entry = item
+        try:
+            return float(find(task)(answer=answer, entry=entry))
+        except Exception:  # many scorers parse without a guard: int("2 * 3"), json.loads
+            return 0.0
+
+    return score
