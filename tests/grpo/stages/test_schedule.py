@@ -46,6 +46,8 @@ def run(max_steps: int, steps_per_generation: int, *, sync: int = 0, save: int =
             pass
 
     class Phases:
+        unwritten = ""
+
         def phase(self, name: str) -> Any:
             return self
 
