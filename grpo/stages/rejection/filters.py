@@ -48,7 +48,7 @@ def paragraph_length(chosen: ParagraphLengthFilter, candidate: Candidate) -> boo
 
 
 def code_blocks(chosen: CodeBlocksFilter, candidate: Candidate) -> bool:
-    concerned = chosen.data_sources is None or candidate["data_source"] in chosen.data_sources
+    concerned = chosen.data_sources is None or str(candidate["data_source"]) in chosen.data_sources
     return not (concerned and _FENCE.search(candidate["completion"]))
 
 

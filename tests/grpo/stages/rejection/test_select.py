@@ -67,6 +67,11 @@ def filters(*entries: dict[str, Any]) -> list[FilterConfig]:
             {"completion": "~~~\nx\n~~~"},
         ),
         (
+            {"name": "code_blocks", "data_sources": ["1"]},
+            {"completion": "~~~\nx\n~~~", "data_source": 2},
+            {"completion": "~~~\nx\n~~~", "data_source": 1},
+        ),
+        (
             {"name": "repetition", "ngram_size": 2, "max_share": 0.5},
             {"completion": "a b a b a"},  # 4 bigrams, 2 distinct
             {"completion": "a b a b a b a"},  # 6 bigrams, 2 distinct
