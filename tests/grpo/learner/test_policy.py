@@ -155,16 +155,17 @@ def plain_balance_loss(model_path: Path, alpha: float) -> dict[str, torch.Tensor
     """Gradients of V3's eq. 17-20, one forward per sample, mean over the samples and summed over the layers."""
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     gates = {n: m for n, m in model.named_modules() if n.endswith("mlp.gate")}
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    seen: list[torch.Tensor] = []
     for gate in gates.values():
-        gate.register_forward_hook(lambda _module, _args, output: seen.append((output[0], output[2])))
+        gate.register_forward_hook(lambda _module, _args, output: seen.append(output[0]))
     samples = [(g.group.prompt_ids, c.token_ids) for g in make_groups() for c in g.group.completions]
     for prompt, completion in samples:
         seen.clear()
         model(torch.tensor([[*prompt, *completion]]))
         loss = torch.zeros(())
-        for logits, taken in seen:
+        for logits in seen:
             scores = logits.sigmoid()
+            taken = scores.topk(2).indices
             p = (scores / scores.sum(1, keepdim=True)).mean(0)
             f = torch.tensor([(taken == i).sum().item() for i in range(8)]) * 8 / (2 * len(taken))
             loss = loss + alpha * (f * p).sum()

@@ -97,6 +97,7 @@ def test_a_broadcast_is_one_update_in_parts_of_which_one_is_held_at_a_time(monke
     monkeypatch.setattr(nccl, "packed_nccl_broadcast_producer", producer)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(transfer, "PART_BYTES", 48)
+    pytest.importorskip("vllm.envs").disable_envs_cache()  # an engine in this process may have filled it
     monkeypatch.setenv("VLLM_HOST_IP", "10.1.2.3")
     servers: list[Any] = [Recorder("http://a", 2), Recorder("http://b", 1)]
     broadcast = NCCLTransfer(asyncio.run, torch.bfloat16)
