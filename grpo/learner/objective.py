@@ -92,9 +92,9 @@ def select_tokens(
 
     Statistics are those of each mini-batch over all processes, from the engine's log-probs: the policy's before the
     rollout's first update but for the engine's rounding (with max_staleness, those of the policies that sampled), and
-    known before any forward. So the loss depends neither on
-    micro-batches nor on the number of processes, and nothing is computed twice. The paper takes each update's own
-    log-probs: in a rollout's later mini-batches, these do not see the updates in between.
+    known before any forward. So the loss depends neither on micro-batches nor on the number of processes, and nothing
+    is computed twice. The paper takes each update's own log-probs: in a rollout's later mini-batches, these do not see
+    the updates in between.
 
     samples: all with a token weight, those without advantage included; keep_zero_advantage: these are kept too.
     Processes exchange three numbers a mini-batch, and the keys of the tokens that may be selected.

@@ -193,8 +193,8 @@ def sequence_balance_loss(scores: Tensor, top_k: int, sequences: Tensor, alpha: 
     The k largest scores are the experts taken where neither bias nor expert groups nor a replay choose others. With
     softmax scores this is V2's expert-level loss (2405.04434, eq. 23-25).
 
-    scores: [N, E] the router's, with gradient; sequences: [N] which of the S a token belongs to, -1
-    for padding, which counts nowhere. Equals alpha when the load is even.
+    scores: [N, E] the router's, with gradient; sequences: [N] which of the S a token belongs to, -1 for padding, which
+    counts nowhere. Equals alpha when the load is even.
     """
     numbers = torch.arange(int(sequences.max()) + 1, device=scores.device)
     member = (sequences == numbers[:, None]).to(scores.dtype)  # [S, N]

@@ -71,7 +71,7 @@ class AlgorithmConfig(Section):
     importance_sampling_clip_min: NonNegativeFloat | None = None  # None: the correction's own bounds
     importance_sampling_clip_max: PositiveFloat | None = None
     # The run stops above this mean |log p_trainer - log p_engine|. None: 1e-3 in float32, 0.05 in bfloat16; ten times
-    # that with a correction or dppo.
+    # that with a correction or dppo, but not before the first step.
     max_logp_difference: PositiveFloat | None = None
 
     @property

@@ -35,8 +35,8 @@ class RewardConfig(Section):
     @property
     def can_be_negative(self) -> bool:
         """As far as a recipe tells: a function of one's own may be as well."""
-        lowest = self.options.get("min_value_wrong", -1.0) if self.function == "cosine_scaled" else 0.0
-        return self.weight < 0 or lowest < 0 or self.function in BELOW_ZERO
+        by_default = self.function == "cosine_scaled" and "min_value_wrong" not in self.options
+        return self.weight < 0 or by_default or self.function in BELOW_ZERO
 
     @model_validator(mode="before")
     @classmethod
