@@ -128,6 +128,7 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
     from accelerate import Accelerator
 
     from grpo.algorithm.plan import Plan, Shapes
+    from grpo.launch.processes import keep_freed_memory
     from grpo.learner.batch import assemble
     from grpo.learner.objective import loss_function
     from grpo.learner.policy import Policy
@@ -148,6 +149,8 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
             "trainer": {"max_grad_norm": 1e9, "max_tokens_per_micro_batch": max_tokens},
         }
     )
+    if not torch.cuda.is_available():
+        keep_freed_memory()  # as grpo/stages/parts.py does
     policy = Policy(
         load_model(recipe.model),
         recipe.trainer,

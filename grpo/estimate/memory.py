@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from grpo.estimate.models import Models, UnknownModelError
 from grpo.estimate.shape import BYTES, ModelShape, kv_bytes_per_token
 from grpo.estimate.work import Generation, Training, Work
-from grpo.model.forward.head import CHUNK_ELEMENTS
+from grpo.model.forward.head import CHUNK_ELEMENTS, WAITING_ELEMENTS
 from grpo.model.quantized import BYTES_PER_WEIGHT
 from grpo.recipe.stages.opd import OPDRecipe
 
@@ -65,10 +65,12 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
     heads = 2 if layers > config.num_hidden_layers else 1  # a trained multi-token prediction reads the head too
     hidden = 2 * heads * rows * length * config.hidden_size * width
     if training.head == "chunked":
-        # A chunk's logits twice, the gradient of a trained head in float32, hidden states and their gradient.
-        chunk = min(CHUNK_ELEMENTS.get(device, 2**27), rows * length * config.vocab_size)
+        # A chunk's logits twice or the probabilities that wait; they are gone when a layer's backward begins, which
+        # counts above. The gradient of a trained head in float32, hidden states and their gradient.
+        logits = rows * length * config.vocab_size
+        alive = max(2 * min(CHUNK_ELEMENTS.get(device, 2**27), logits), min(WAITING_ELEMENTS, logits))
         gradient = 4 * config.vocab_size * config.hidden_size if shape.trained >= shape.total else 0
-        parts["LM head, in chunks"] = 2 * 4 * chunk + gradient + hidden
+        parts["LM head, in chunks"] = 4 * alive + gradient + hidden
     return parts
 
 

@@ -1,7 +1,8 @@
 """Log-probs of chosen tokens straight from hidden states: full-vocabulary logits of a batch never exist.
 
-The language-model head runs in chunks of tokens. Only the log-normaliser of each token is kept; the backward pass
-computes the chunk's logits again, one matrix product more, and turns them into the gradient in place.
+The language-model head runs in chunks of tokens. The probabilities of the first chunks wait for the backward pass, as
+many as WAITING_ELEMENTS allows; of the others only each token's log-normaliser is kept, and the backward pass computes
+the logits again, one matrix product more. Both become the gradient in place.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 # Logits alive at once. On CPU a chunk should stay in cache, on a GPU it should fill the machine.
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+WAITING_ELEMENTS = 2**24  # probabilities that wait for the backward pass, 64 MiB, instead of being computed again
 LEFT_OUT = -1e30  # the logit of a token that the sampler left out: finite, so that times a probability of 0 it is 0
 
 
@@ -64,15 +66,22 @@ class _TokenLogProbs(torch.autograd.Function):
         dtype = computing_dtype(hidden)
         normaliser = hidden.new_empty(len(targets), dtype=torch.float32)
         logprobs, entropy = torch.empty_like(normaliser), torch.empty_like(normaliser)
+        ctx.unnormalised = {}
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             logits = head_logits(hidden[part], weight, bias, temperature, dtype)
             if kept is not None:
                 kept.apply_(logits, start)
-            normaliser[part] = logits.logsumexp(-1)
-            logits.sub_(normaliser[part, None])
-            logprobs[part] = logits.gather(-1, targets[part, None])[:, 0]
-            entropy[part] = -torch.linalg.vecdot(logits.exp(), logits)
+            most = logits.amax(-1)
+            logits.sub_(most[:, None])
+            p = logits.exp()
+            total = p.sum(-1)
+            log_total = total.log()
+            normaliser[part] = most + log_total
+            logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - log_total
+            entropy[part] = log_total - logits.mul_(p).sum(-1) / total
+            if (start + len(p)) * len(weight) <= WAITING_ELEMENTS and not train_entropy:
+                ctx.unnormalised[start] = p, total
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy if train_entropy else None)
         ctx.temperature, ctx.chunk, ctx.kept, ctx.dtype = temperature, chunk, kept, dtype
         if not train_entropy:
@@ -90,23 +99,29 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             # d log p(target) / d logits = onehot(target) - p,   d entropy / d logits = -p (log p + entropy)
-            # In the forward's precision: less its normaliser, other logits would not be log-probs.
-            log_p = head_logits(hidden[part], weight, bias, ctx.temperature, ctx.dtype)
-            if ctx.kept is not None:
-                ctx.kept.apply_(log_p, start)
-            log_p.sub_(normaliser[part, None])
-            if entropy is None:
-                scaled = log_p.exp_().mul_(-upstream[part, None])
+            # Each token's factor, usually its upstream gradient, goes to its hidden state, which is narrower.
+            factor = upstream[part]
+            if start in ctx.unnormalised:
+                p, total = ctx.unnormalised.pop(start)
+                factor, onehot = factor / total, total
             else:
-                factor = (log_p + entropy[part, None]).mul_(of_entropy[part, None]).add_(upstream[part, None])
-                scaled = log_p.exp_().mul_(factor.neg_())
-            scaled.scatter_add_(1, targets[part, None], upstream[part, None])
+                # In the forward's precision: less its normaliser, other logits would not be log-probs.
+                log_p = head_logits(hidden[part], weight, bias, ctx.temperature, ctx.dtype)
+                if ctx.kept is not None:
+                    ctx.kept.apply_(log_p, start)
+                log_p.sub_(normaliser[part, None])
+                if entropy is None:
+                    p, onehot = log_p.exp_(), torch.ones_like(factor)
+                else:
+                    of_logits = (log_p + entropy[part, None]).mul_(of_entropy[part, None]).add_(factor[:, None])
+                    p, onehot, factor = log_p.exp_().mul_(of_logits), factor, torch.ones_like(factor)
+            p.scatter_add_(1, targets[part, None], -onehot[:, None])
             if grad_bias is not None:
-                grad_bias += scaled.sum(0)
-            scaled = scaled.to(ctx.dtype)
-            grad_hidden[part] = scaled @ weight.to(ctx.dtype)
+                grad_bias.addmv_(p.T, factor, alpha=-1)
+            p = p.to(ctx.dtype)
+            grad_hidden[part] = (p @ weight.to(ctx.dtype)).mul_(-factor[:, None])
             if grad_weight is not None:
-                grad_weight.addmm_(scaled.T.float(), hidden[part].float())
+                grad_weight.addmm_(p.T.float(), hidden[part].float() * factor[:, None], alpha=-1)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None

@@ -11,12 +11,14 @@ from grpo.model.forward.head import Kept, token_logprobs
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 7 * 11, 10**6])
+@pytest.mark.parametrize("waiting_elements", [0, 15 * 11, 10**6])  # none, of the first 14 or 15 tokens, of all 20
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("train_entropy", [False, True])
 def test_values_and_gradients_equal_log_softmax(
-    chunk_elements: int, temperature: float, train_entropy: bool, monkeypatch: pytest.MonkeyPatch
+    chunk_elements: int, waiting_elements: int, temperature: float, train_entropy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", chunk_elements)
+    monkeypatch.setattr(head, "WAITING_ELEMENTS", waiting_elements)
     torch.manual_seed(0)
     hidden, weight = torch.randn(20, 5), torch.randn(11, 5)
     targets, upstream = torch.randint(0, 11, (20,)), torch.randn(20)
@@ -72,10 +74,12 @@ def kept_of(sets: list[list[int]]) -> Kept:
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 7 * 11, 10**6])
+@pytest.mark.parametrize("waiting_elements", [0, 15 * 11, 10**6])
 def test_over_kept_tokens_values_and_gradients_equal_the_formula(
-    chunk_elements: int, monkeypatch: pytest.MonkeyPatch
+    chunk_elements: int, waiting_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", chunk_elements)
+    monkeypatch.setattr(head, "WAITING_ELEMENTS", waiting_elements)
     rng = np.random.default_rng(0)
     hidden, weight, targets = rng.normal(size=(20, 5)), rng.normal(size=(11, 5)), rng.integers(0, 11, 20)
     others = [rng.permutation(11)[: rng.integers(0, 11)].tolist() for _ in targets]
