@@ -12,7 +12,8 @@ from grpo.launch.processes import keep_freed_memory
 keep_freed_memory()
 def touch():
     blocks = [torch.ones(6 * 2**20) for _ in range(4)]  # of 24 MiB
-touch()
+for _ in range(3):
+    touch()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     touch()
