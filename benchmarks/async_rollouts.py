@@ -29,8 +29,9 @@ from grpo.report.records import METRICS_FILE, Row, is_evaluation, read_rows
 
 ROOT = Path(__file__).parents[1]
 SERVER_OPTIONS = ("--host", "127.0.0.1", "--max-model-len", "176", "--max-num-seqs", "512")
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-TRAINER, SERVER = (lambda cores: (cores[0], cores[-1]))(sorted(os.sched_getaffinity(0)))
+CORES = len(os.sched_getaffinity(0))
+THREADS = {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+TRAINER, SERVER = int(os.environ.get("TN", "19")), 0  # niceness: what the server leaves of the cores is the trainer's
 BARS = ("#1f5fa8", "#e08a2b")
 Spread = tuple[float, float, float]  # mean over seeds, least, most
 
@@ -121,11 +122,11 @@ class Server:
             self._process.wait()
 
 
-def start(words: Sequence[str], log: Path, core: int) -> "subprocess.Popen[bytes]":
-    """`grpo …` on one core, with its output added to a file."""
-    command = ["taskset", "-c", str(core), sys.executable, "-m", "grpo", *words]
+def start(words: Sequence[str], log: Path, niceness: int) -> "subprocess.Popen[bytes]":
+    """`grpo …` on all cores, with its output added to a file."""
+    command = ["nice", "-n", str(niceness), sys.executable, "-m", "grpo", *words]
     with log.open("ab") as output:
-        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **ONE_THREAD}, stdout=output, stderr=output)
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **THREADS}, stdout=output, stderr=output)
 
 
 def run(k: int, seed: int, options: argparse.Namespace, server: Server) -> Result:

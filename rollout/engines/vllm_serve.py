@@ -22,6 +22,7 @@ from rollout.engines.vllm_setup import (
 )
 
 FOR_TRAINING = "--for-training"  # our one option
+SEVERAL_PROCESSES = ("-tp", "-pp", "-dp", "--tensor-par", "--pipeline-par", "--data-par", "--distributed-exec")
 
 
 def serve(model_path: str, options: Sequence[str]) -> NoReturn:
@@ -59,6 +60,10 @@ def server_command(
         command += ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"]
         command += ["--max-num-batched-tokens", str(max(longest, MAX_BATCHED_TOKENS))]
         command += ["--compilation-config", json.dumps({"custom_ops": ["none"]})]
+        if not any(option.replace("_", "-").startswith(SEVERAL_PROCESSES) for option in options):
+            # The model in the scheduler's process: one of its own would be polled without rest, which takes a core.
+            command += ["--distributed-executor-backend", "uni"]
+            environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or vLLM replaces "uni" by "mp"
     if FOR_TRAINING in options:
         environment["VLLM_SERVER_DEV_MODE"] = "1"  # /update_weights and its companions
         command += ["--enable-scale-out", "--logprobs-mode", "processed_logprobs"]
