@@ -4,8 +4,9 @@
     python benchmarks/async_rollouts.py --staleness 0 1 --seeds 42 --steps 4 rollout.problems_per_step=8 \
         --output /tmp/async.md
 
-One server process and one trainer process, each on a core of its own. Each run is recipes/r1_zero.yaml in a folder of
-its own, evaluated before and after. A finished run is read from its folder, an interrupted one goes on from its last
+One server and one trainer, each with a thread per core. They share the cores: the server goes first, as sampling needs
+more of them than the update, and the trainer takes what is left. Each run is recipes/r1_zero.yaml in a folder of its
+own, evaluated before and after. A finished run is read from its folder, an interrupted one goes on from its last
 checkpoint: the command can be stopped and repeated. Use another --folder for other overrides.
 """
 
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 SERVER_OPTIONS = ("--host", "127.0.0.1", "--max-model-len", "176", "--max-num-seqs", "512")
 CORES = len(os.sched_getaffinity(0))
 THREADS = {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-TRAINER, SERVER = int(os.environ.get("TN", "19")), 0  # niceness: what the server leaves of the cores is the trainer's
+SERVER, TRAINER = 0, 19  # niceness: the trainer takes what the server leaves of the cores
 BARS = ("#1f5fa8", "#e08a2b")
 Spread = tuple[float, float, float]  # mean over seeds, least, most
 
@@ -196,8 +197,9 @@ def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: 
         "",
         f"    python {' '.join(['benchmarks/async_rollouts.py', *sys.argv[1:]])}",
         "",
-        f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; one server process and one "
-        "trainer process, one core each. k is `rollout.max_staleness`, 0 is lockstep. Times are means over steps and "
+        f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; a server and a trainer share "
+        f"{CORES} cores, of which the trainer takes what the server leaves. k is `rollout.max_staleness`, 0 is "
+        "lockstep. Times are means over steps and "
         "seeds [range over seeds], without the first step after a start. Trainer waits: for groups. Server rests: "
         "nothing is being generated and no weights are taken. Sync: they are written and taken, the server is frozen. "
         "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
@@ -298,7 +300,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4], metavar="K")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--folder", type=Path, default=Path("runs/async"), help="of the runs")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "async.md")
     options, options.overrides = parser.parse_known_args()  # of the recipe, such as rollout.problems_per_step=8

@@ -3,9 +3,9 @@
     python benchmarks/rollout_throughput.py [--problems 64] [--samples 8] [--rounds 10]
     python benchmarks/rollout_throughput.py --model DIR --template "{prompt}" --problems 4 --max-tokens 64 --rounds 5
 
-A rollout is groups of samples with log-probs and texts; graded, each goes to worker processes as soon as it is finished,
-which is what a step of GRPO times as `generate` and `reward`. `LLM.generate` gets the same sampling parameters, and its
-texts are not decoded. All must give the same tokens.
+A rollout is groups of samples with log-probs and texts; graded, each goes to worker processes as soon as it is
+finished, which is what a step of GRPO times as `generate` and `reward`. `LLM.generate` gets the same sampling
+parameters, and its texts are not decoded. All must give the same tokens.
 """
 
 import argparse
