@@ -66,7 +66,7 @@ def measure(path: str, overrides: Sequence[str]) -> None:
     assert isinstance(recipe, OnPolicyRecipe)
     accelerator = parts.accelerator(recipe.model)
     processes = accelerator.num_processes
-    planned = lay_out(recipe, Models(), cpu(processes, 64 * 2**30), processes).on_trainer
+    planned = lay_out(recipe, Models(), cpu(processes, 64 * 2**30, 1e11, processes), processes).on_trainer
     plan = sum(size for part, size in planned.items() if not part.startswith("engine"))
     set_seed(0)
     rows, length = micro_batch(recipe)

@@ -1,6 +1,7 @@
 """This machine: its memory, and its speed as measured in a moment."""
 
 import functools
+import os
 import time
 
 import psutil
@@ -13,6 +14,11 @@ def machine(num_processes: int) -> tuple[str, int, str]:
         return "cuda", torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     name = "RAM" if num_processes == 1 else f"RAM / {num_processes}"
     return "cpu", psutil.virtual_memory().total // num_processes, name
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What kinds of GPUs can do, as published, and which share of it is assumed to be reached.
+"""What kinds of GPUs can do, as published, and which share of it is assumed to be reached; and this machine's CPU.
 
 Peaks are dense bfloat16 with float32 accumulation; links are per GPU and direction. Memory is the published decimal
 size, below what the driver reports by the few percent that a CUDA context takes.
@@ -7,6 +7,8 @@ size, below what the driver reports by the few percent that a CUDA context takes
 from dataclasses import dataclass
 
 import psutil
+
+from grpo.estimate.machine import cores, machine_flops
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Gpu:
     per_token: float = 1e-5  # sampled: scheduling, log-probs, text
     per_tensor: float = 1e-4  # a published weight, by checkpoint name
     files: float = 1e9  # bytes per second through a shared folder
+    elementwise: float = 0.0  # FLOPs that take as long as the work around a byte which autograd keeps
 
 
 GPUS = {
@@ -56,28 +59,31 @@ def find_gpu(name: str, count: int) -> Gpu:
     Raises:
         KeyError: there is no such kind.
     """
-    return cpu(count, psutil.virtual_memory().total) if name == "cpu" else GPUS[name]
+    if name == "cpu":
+        return cpu(count, psutil.virtual_memory().total, machine_flops("float32", count), cores())
+    return GPUS[name]
 
 
-def cpu(processes: int, memory: int) -> Gpu:
-    """A process's share of two cores of an AMD EPYC with AVX512, in float32, and of `memory`.
+def cpu(processes: int, memory: int, flops: float, cores: int) -> Gpu:
+    """A process's share of `cores` that have `memory` and do `flops` per second in float32 matrix products.
 
-    Speeds are fitted to finished runs of recipes/r1_zero.yaml and benchmarks/trl/update_vs_trl.py (docs/scale.md).
+    The rest is fitted to runs of recipes/r1_zero.yaml and of SmolLM2-135M (docs/scale.md).
     """
     return Gpu(
         "cpu",
-        flops=153e9 / processes,  # a float32 matrix product
+        flops=flops / processes,
         bandwidth=20e9 / processes,
         memory=memory // processes,
         link=1e9,
         network=1e9,
         per_machine=processes,
         device="cpu",
-        update=0.26,
-        prefill=0.26,
+        update=0.95,
+        prefill=0.33,
         decode=0.6,
-        per_iteration=7.7e-3,
-        per_token=1.3e-4,
-        per_tensor=3.8e-4,
+        per_iteration=1.1e-2,
+        per_token=9.6e-5,
+        per_tensor=4.5e-4 * max(1.0, processes / cores),
         files=2e8,
+        elementwise=460.0,
     )

@@ -111,6 +111,8 @@ def update(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     assert training
     forwards = learning_forwards(training, layout.shape)
     flops = forwards * _trained_flops(recipe, layout, lengths, mtp=True) / layout.trainers
+    kept = layout.shape.kept_bytes / (training.rows * training.length) * _trained_tokens(recipe, layout, lengths)
+    flops += gpu.elementwise * kept / layout.trainers
     state = layout.shape.trained * MASTER / layout.shards
     if layout.shards > 1:
         # Gathered for forward and backward; gradients of what trains summed after each, in float32.
@@ -161,18 +163,31 @@ def _trained_flops(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths, *, 
 
     mtp: with that of a multi-token prediction which learns.
     """
-    samples = recipe.rollout.problems_per_step * recipe.rollout.num_generations * lengths.trained
+    texts = ((1, round(_trained_length(recipe, layout, lengths))),)
+    flops = forward_flops(layout.shape, texts) + mtp * mtp_flops(layout.shape, texts)
+    return flops * _trained_samples(recipe, lengths)
+
+
+def _trained_tokens(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> float:
+    return _trained_length(recipe, layout, lengths) * _trained_samples(recipe, lengths)
+
+
+def _trained_samples(recipe: OnPolicyRecipe, lengths: Lengths) -> float:
+    """Per optimizer step."""
+    return recipe.rollout.problems_per_step * recipe.rollout.num_generations * lengths.trained
+
+
+def _trained_length(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> float:
+    """Tokens of a sample that the trainer computes."""
     whole = recipe.model.mtp == "detached" or recipe.model.sequence_balance_coefficient > 0  # as the policy has them
     once = layout.gpu.device == "cpu" and not whole
-    prompt = lengths.prompt / (recipe.rollout.num_generations if once else 1)
-    texts = ((1, round(prompt + lengths.completion)),)
-    return (forward_flops(layout.shape, texts) + mtp * mtp_flops(layout.shape, texts)) * samples
+    return lengths.prompt / (recipe.rollout.num_generations if once else 1) + lengths.completion
 
 
 def _micro_batches(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> int:
     """Of one trainer in an optimizer step."""
     length = lengths.prompt + lengths.completion
-    samples = recipe.rollout.problems_per_step * recipe.rollout.num_generations * lengths.trained / layout.trainers
+    samples = _trained_samples(recipe, lengths) / layout.trainers
     return max(1, math.ceil(samples / max(1, recipe.trainer.max_tokens_per_micro_batch // length)))
 
 

@@ -144,7 +144,7 @@ def test_activations_are_about_those_of_a_real_forward() -> None:
 def test_a_plan_s_update_takes_longer_and_its_other_phases_do_not(model: Path) -> None:
     def seconds(mtp: str | None) -> dict[str, float]:
         recipe = grpo_recipe(model, mtp)
-        layout = lay_out(recipe, Models(), cpu(1, 2**34), 1)
+        layout = lay_out(recipe, Models(), cpu(1, 2**34, 153e9, 2), 1)
         return {phase.name: phase.seconds for phase in phases(recipe, layout, Lengths(32, 96, 96))}
 
     plain, frozen, detached = seconds(None), seconds("frozen"), seconds("detached")

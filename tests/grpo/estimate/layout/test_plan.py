@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from grpo.__main__ import main
 from grpo.estimate.layout.gpus import GPUS, cpu
@@ -94,30 +95,63 @@ def test_an_unknown_gpu_is_refused_with_the_nearest(path: Path) -> None:
         plan_recipe(path, gpus=1, gpu="h20")
 
 
-# Means over steps 2 to 30 of two finished runs of recipes/r1_zero.yaml with 32 x 16 completions, in one process on two
-# cores, to whose single steps the constants of `cpu` were fitted: this holds the model of a step to them.
+# FLOPs per second of a float32 matrix product on two cores of an AMD EPYC and of an Intel Xeon.
+EPYC, XEON = 153e9, 280e9
+R1_ZERO = ["rollout.problems_per_step=64", "rollout.num_generations=8"]
+GIVEN_LLAMA = ["rollout.problems_per_step=4", "rollout.max_completion_length=64", "data.max_prompt_length=128"]
+GIVEN_LLAMA += ["trainer.max_tokens_per_micro_batch=512"]
+SHORT = Lengths(11, 28.9, 134, 0.941)
+SMOLLM2 = {"generate": 7.81, "update": 10.94, "sync": 0.309}
+
+
+# Means over steps of finished runs on two cores. The constants of `cpu` are fitted to `one` and `SmolLM2-135M`.
 @pytest.mark.parametrize(
-    ("lengths", "measured"),
+    ("flops", "processes", "lengths", "measured"),
     [
-        (Lengths(11, 43.4, 139.2, 0.583), {"generate": 5.53, "update": 3.54, "sync": 0.062}),
-        (Lengths(11, 45.5, 142.5, 0.602), {"generate": 5.88, "update": 3.34, "sync": 0.064}),
+        (EPYC, 1, Lengths(11, 43.4, 139.2, 0.583), {"generate": 5.53, "update": 3.54, "sync": 0.062}),
+        (EPYC, 1, Lengths(11, 45.5, 142.5, 0.602), {"generate": 5.88, "update": 3.34, "sync": 0.064}),
+        (XEON, 1, SHORT, {"generate": 3.52, "update": 2.22, "sync": 0.073}),
+        (XEON, 2, SHORT, {"generate": 2.81, "update": 1.80, "sync": 0.080}),
+        (XEON, 4, SHORT, {"generate": 2.99, "update": 2.86, "sync": 0.111}),
     ],
-    ids=["seed 42", "seed 43"],
+    ids=["EPYC, seed 42", "EPYC, seed 43", "one", "two", "four"],
 )
-def test_phases_agree_with_a_measured_run(lengths: Lengths, measured: dict[str, float]) -> None:
-    recipe = load_recipe(RECIPES / "r1_zero.yaml", ["rollout.problems_per_step=32", "rollout.num_generations=16"])
+def test_phases_agree_with_a_measured_run(
+    flops: float, processes: int, lengths: Lengths, measured: dict[str, float]
+) -> None:
+    recipe = load_recipe(RECIPES / "r1_zero.yaml", R1_ZERO)
     assert isinstance(recipe, OnPolicyRecipe)
-    layout = lay_out(recipe, Models(), cpu(1, 24 * 2**30), 1)
+    layout = lay_out(recipe, Models(), cpu(processes, 24 * 2**30, flops, 2), processes)
     found = {phase.name: phase.seconds for phase in phases(recipe, layout, lengths)}
     assert found.pop("score") == 0  # no reference, one step per rollout
     assert found == {name: pytest.approx(seconds, rel=0.3) for name, seconds in measured.items()}
+
+
+def test_phases_of_a_larger_dense_model_agree_with_a_measured_run(tmp_path: Path) -> None:
+    """SmolLM2-135M, whose size these are."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    config.save_pretrained(tmp_path / "model")
+    recipe = load_recipe(RECIPES / "r1_zero.yaml", [*GIVEN_LLAMA, f"model.model_name_or_path={tmp_path / 'model'}"])
+    assert isinstance(recipe, OnPolicyRecipe)
+    layout = lay_out(recipe, Models(), cpu(1, 24 * 2**30, XEON, 2), 1)
+    found = {phase.name: phase.seconds for phase in phases(recipe, layout, Lengths(13.1, 60.8, 64, 1.0))}
+    assert found == {"score": 0, **{name: pytest.approx(seconds, rel=0.3) for name, seconds in SMOLLM2.items()}}
 
 
 def test_memory_agrees_with_a_measured_peak() -> None:
     measured = measured_peak(RECIPES / "v3_base", 46, 176)  # a micro-batch at full length
     recipe = load_recipe(RECIPES / "r1_zero.yaml")
     assert isinstance(recipe, OnPolicyRecipe)
-    parts = lay_out(recipe, Models(), cpu(1, 24 * 2**30), 1).on_trainer
+    parts = lay_out(recipe, Models(), cpu(1, 24 * 2**30, EPYC, 2), 1).on_trainer
     estimate = parts["activations"] + parts["attention scores"] + parts["LM head, in chunks"]
     assert measured < estimate < 1.3 * measured  # with room for what malloc keeps
 
@@ -181,7 +215,7 @@ def test_max_staleness_overlaps_sampling_and_update_on_gpus_alone(
     ahead = load_recipe(path, [*SERVERS, "rollout.max_staleness=1"])
     assert isinstance(ahead, OnPolicyRecipe)
     assert overlap(ahead, lay_out(ahead, Models(), GPUS["h200"], 10))
-    assert not overlap(ahead, lay_out(ahead, Models(), cpu(1, 24 * 2**30), 1))  # they share the cores
+    assert not overlap(ahead, lay_out(ahead, Models(), cpu(1, 24 * 2**30, EPYC, 2), 1))  # they share the cores
     plan_recipe(path, [*SERVERS, "rollout.max_staleness=1"], gpus=10, gpu="h200")
     printed = capsys.readouterr().out
     assert "With max_staleness=1 sampling runs beside the update" in printed and "The trainers wait for" in printed
