@@ -17,7 +17,7 @@ from grpo.estimate.models import Models
 from grpo.estimate.stage import estimate_stage
 from grpo.recipe.load import load_recipe
 from grpo.stages.build import _model
-from tests.grpo.stages.test_trainer import rollout_of, rows, write_recipe
+from tests.grpo.stages.test_trainer import launch, rollout_of, rows, run, write_recipe
 
 LORA = {"r": 2, "target_modules": "all-linear", "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 
@@ -128,6 +128,18 @@ def test_a_resumed_run_on_a_quantized_base_ends_with_the_same_bits(
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (resumed, checkpoint))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_two_processes_on_a_quantized_base_take_the_steps_of_one(
+    quantized: Path, tiny_v3: Path, tmp_path: Path
+) -> None:
+    run(launch("--cpu", "--num_processes", "2", recipe_for(tmp_path / "two", tiny_v3, "4bit", max_steps=3)))
+    one, two = ([row for row in rows(folder) if "reward" in row] for folder in (quantized, tmp_path / "two/run"))
+    assert [row["step"] for row in two] == [1, 2, 3]
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours["reward"] == pytest.approx(theirs["reward"], rel=1e-6)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+        assert ours["sampling/sampling_logp_difference/mean"] < 2e-5
 
 
 def test_check_counts_4_bits(tiny_v3: Path, tmp_path: Path) -> None:
