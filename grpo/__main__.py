@@ -40,6 +40,7 @@ def train(arguments: Sequence[str]) -> None:
     from grpo.recipe.errors import RunError
     from grpo.recipe.load import load_recipe
     from grpo.recipe.record import check_world
+    from grpo.recipe.registry import STAGES
     from rewards.runner.call import RewardError
 
     try:
@@ -49,9 +50,8 @@ def train(arguments: Sequence[str]) -> None:
             launch_on_cpu(missing, command)
         if is_launched():
             nothing_done = "stopped before a step was done" if recipe.stage == "grpo" else "stopped"
-            # Other stages, and a pipeline, take the same command again.
-            resumes = recipe.stage in ("grpo", "sft") and WITHIN_PIPELINE not in os.environ
-            listen(command_to_continue(["grpo", *command], resumes=resumes), nothing_done)
+            resume = "" if WITHIN_PIPELINE in os.environ else STAGES[recipe.stage].resume
+            listen(command_to_continue(["grpo", *command], resume), nothing_done)
             from grpo.stages.run import run
 
             run(recipe)
@@ -338,7 +338,7 @@ def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, argumen
     else:
         wait_without_spinning_on_shared_cores()
     quieten()
-    listen(command_to_continue(["grpo", name, *arguments], resumes=False))
+    listen(command_to_continue(["grpo", name, *arguments]))
     try:
         command(arguments)
     except (RunError, ValueError) as error:

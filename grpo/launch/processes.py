@@ -143,7 +143,7 @@ def launch_on_cpu(num_processes: int, command: Sequence[str]) -> NoReturn:
     options = torchrun_options(_accelerates_options(), num_processes)
     arguments = torchrun.parse_args([*options, "-m", "grpo", *command])
     arguments.signals_to_handle = "SIGQUIT"
-    _supervise(lambda: torchrun.run(arguments), command_to_continue(["grpo", *command], resumes=False))
+    _supervise(lambda: torchrun.run(arguments), command_to_continue(["grpo", *command]))
 
 
 def launch(accelerate_options: Sequence[str], command: Sequence[str]) -> NoReturn:

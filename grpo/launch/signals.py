@@ -28,7 +28,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1: SLURM's no
 COMMAND = "GRPO_COMMAND"  # the command line as typed, from a launcher of ours to the processes it starts
 LAUNCHER = "GRPO_LAUNCHER"  # that launcher's process id
 WITHIN_PIPELINE = "GRPO_WITHIN_PIPELINE"  # set in the processes of a pipeline's stages
-RESUME = "trainer.resume_from_checkpoint"
 
 _PR_SET_PDEATHSIG = 1
 _SAME_SECONDS = 1.0  # Ctrl-C and schedulers signal launcher and trainer, and the launcher forwards: count them as one
@@ -87,10 +86,10 @@ def received() -> int:
     return _first[0] if _first else 0
 
 
-def command_to_continue(words: Sequence[str], *, resumes: bool) -> str:
+def command_to_continue(words: Sequence[str], resume: str = "") -> str:
     """What the user types to continue a run that was started with `words`, or by this process's launcher.
 
-    resumes: the stage continues from its newest checkpoint if told to; other stages take the same command.
+    resume: the setting with which the stage goes on; without one it takes the same command.
     """
     if COMMAND in os.environ:
         words = shlex.split(os.environ[COMMAND])
@@ -99,8 +98,8 @@ def command_to_continue(words: Sequence[str], *, resumes: bool) -> str:
         names = [Path(word).name for word in line[:2]]
         if names[-1:] == ["accelerate"] or names[-1:] == ["torchrun"]:
             words = [names[-1], *line[2:]]
-    if resumes:
-        words = [*(word for word in words if not word.startswith(f"{RESUME}=")), f"{RESUME}=true"]
+    if resume:
+        words = [*(word for word in words if not word.startswith(f"{resume}=")), f"{resume}=true"]
     return shlex.join(words)
 
 

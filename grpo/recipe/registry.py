@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from grpo.recipe.section import StageRecipe
 
@@ -25,6 +25,15 @@ class Stage:
 
     def function(self) -> Callable[..., Path]:
         return pkgutil.resolve_name(self.run)
+
+    @property
+    def resume(self) -> str:
+        """The setting with which an interrupted run goes on in its folder; "": none, or it always does."""
+        fields: Any = self.recipe_class().model_fields
+        if "resume" in fields:
+            return "resume"
+        trainer = fields["trainer"].annotation.model_fields if "trainer" in fields else {}
+        return "trainer.resume_from_checkpoint" if "resume_from_checkpoint" in trainer else ""
 
 
 STAGES: dict[str, Stage] = {

@@ -96,7 +96,8 @@ def _print(console: Console, recipe: OnPolicyRecipe, layout: Layout, lengths: Le
     console.print(bottleneck(step))
     around = f" (with {gpu.elementwise:.0f} FLOPs per byte kept for backward)" if gpu.elementwise else ""
     console.print(
-        f"Assumed: {gpu.update:.0%} of {gpu.flops:.3g} FLOP/s in the update{around}, {gpu.prefill:.0%} without gradient, "
+        f"Assumed: {gpu.update:.0%} of {gpu.flops:.3g} FLOP/s in the update{around}, "
+        f"{gpu.prefill:.0%} without gradient, "
         f"{gpu.decode:.0%} of {gpu.bandwidth:.3g} B/s of memory, {gpu.links:.0%} of {gpu.link:.3g} B/s within a "
         f"machine and {gpu.network:.3g} between machines. Not counted: rewards, teachers, evaluations, checkpoints."
     )

@@ -37,9 +37,7 @@ class Node:
     @property
     def resumes(self) -> bool:
         """Whether an interrupted run goes on in its folder."""
-        fields: Any = STAGES[self.stage].recipe_class().model_fields
-        trainer: Any = fields["trainer"].annotation.model_fields if "trainer" in fields else {}
-        return any(field in fields or field in trainer for field in RESUME)
+        return bool(STAGES[self.stage].resume)
 
     def recipe(self, results: Mapping[str, str], *, resume: bool = False) -> StageRecipe:
         """Its recipe, with the folders that its inputs wrote.
@@ -49,16 +47,12 @@ class Node:
         """
         values = _resolved(self.values, results)
         if resume:
-            for field in RESUME:
-                _set(values, self.stage, field, True)
+            _set(values, self.stage, STAGES[self.stage].resume.rpartition(".")[2], True)
         try:
             return load_recipe(self.extends, sections=values).in_folder(self.folder)
         except RecipeError as error:
             _, _, lines = str(error).partition("\n")
             raise RecipeError(f"stages.{self.name}:\n{lines or error}") from None
-
-
-RESUME = ("resume_from_checkpoint", "resume")  # where a recipe says that it goes on
 
 
 def build_graph(pipeline: PipelineRecipe) -> list[Node]:

@@ -31,6 +31,7 @@ from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.preference import PreferenceData, RewardModelRecipe
 from grpo.report.records import METRICS_FILE, cut_after
 from grpo.stages.parts import refusals
+from grpo.stages.supervised.stopping import StopsForSignals
 from grpo.stages.run_folder import run_id
 from rewards.models.reward_input import RewardInput
 from rewards.text import Text, completion_text
@@ -88,10 +89,11 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
         train_dataset=_dataset(train),
         eval_dataset=_dataset(held_out) if held_out else None,
         processing_class=tokenizer,
-        callbacks=[_Records(output)],
+        callbacks=[stopping := StopsForSignals(), _Records(output)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stopping.check()
     if held_out:
         trainer.evaluate()
     check_finite(model)

@@ -26,6 +26,7 @@ from grpo.stages.parts import refusals
 from grpo.stages.supervised.balanced import BalancedTrainer
 from grpo.stages.supervised.mixture import load_mixture, training_batches
 from grpo.stages.supervised.progress import Progress
+from grpo.stages.supervised.stopping import StopsForSignals
 from rollout.engines.base import check_context, load_tokenizer
 from rollout.support.loading import load_object
 
@@ -41,6 +42,7 @@ def run_sft(recipe: SFTRecipe) -> Path:
     Raises:
         grpo.recipe.errors.RefusedError: the data, the model or the disk cannot give a right result.
         grpo.recipe.errors.NonFiniteError: loss or gradient became NaN or infinite.
+        grpo.launch.signals.Stopped: a signal came; the last step is saved.
     """
     settings, output = recipe.trainer, recipe.output_dir
     checkpoint = find_checkpoint(output, settings.resume_from_checkpoint)
@@ -55,10 +57,12 @@ def run_sft(recipe: SFTRecipe) -> Path:
     )
     trainer.remove_callback(PrinterCallback)
     epochs = sum(map(len, batches)) / len(rows)
+    trainer.add_callback(stopping := StopsForSignals())
     trainer.add_callback(Progress(trainer, checkpoint, epochs_per_step=epochs / arguments.max_steps))
     with trainer.recording():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     check_finite(model)
+    stopping.check()
     if arguments.process_index == 0:
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)

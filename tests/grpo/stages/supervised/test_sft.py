@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import disable_progress_bars
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -173,6 +176,30 @@ def test_a_killed_run_resumes_to_the_same_weights(tiny_v3, rows, tmp_path):
     assert [line["step"] for line in metrics(again)] == [1, 2, 3, 4, 5]
     assert metrics(again)[-1]["num_tokens"] == metrics(whole)[-1]["num_tokens"]
     assert sorted(path.name for path in again.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_a_signal_saves_the_step_and_the_command_it_prints_goes_on_to_the_same_weights(tiny_v3, rows, tmp_path):
+    whole = recipe(tiny_v3, tmp_path / "run", rows, max_steps=120, balance_bias_update_speed=0.01)
+    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(whole.model_dump(mode="json", exclude_defaults=True)))
+    command = [sys.executable, "-m", "grpo", "train", "--num_processes", "1", "sft.yaml"]
+    environment = {name: value for name, value in os.environ.items() if "ACCELERATE" not in name}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[4])}
+    subprocess.run([*command, f"trainer.output_dir={tmp_path / 'whole'}"], cwd=tmp_path, env=environment, check=True)
+    launcher = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while not ((tmp_path / "run/metrics.jsonl").exists() and len(metrics(tmp_path / "run")) > 2):
+        assert launcher.poll() is None, launcher.communicate()[1]
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGTERM)
+    said = launcher.communicate()[1]
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    step = checkpoint.name.partition("-")[2]
+    again = "grpo train --num_processes 1 sft.yaml trainer.resume_from_checkpoint=true"
+    assert said.endswith(f"stopped at step {step} (SIGTERM)\ncontinue with: {again}\n")
+    assert launcher.returncode == 128 + signal.SIGTERM and not (tmp_path / "run/model.safetensors").exists()
+    subprocess.run([sys.executable, "-m", *again.split()], cwd=tmp_path, env=environment, check=True)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [*range(1, 121)]
 
 
 @pytest.mark.slow
