@@ -4,8 +4,8 @@
     python benchmarks/async_rollouts.py --staleness 0 1 --seeds 42 --steps 4 rollout.problems_per_step=8 \
         --output /tmp/async.md
 
-One server and one trainer, each with a thread per core. They share the cores: the server goes first, as sampling needs
-more of them than the update, and the trainer takes what is left. Each run is recipes/r1_zero.yaml in a folder of its
+One server and one trainer share the cores: the server has all of them and goes first, as sampling is most of the work.
+The trainer has all in lockstep; ahead, one is enough for it, of which it takes what the server leaves. Each run is recipes/r1_zero.yaml in a folder of its
 own, evaluated before and after. A finished run is read from its folder, an interrupted one goes on from its last
 checkpoint: the command can be stopped and repeated. Use another --folder for other overrides.
 """
@@ -30,9 +30,10 @@ from grpo.report.records import METRICS_FILE, Row, is_evaluation, read_rows
 
 ROOT = Path(__file__).parents[1]
 SERVER_OPTIONS = ("--host", "127.0.0.1", "--max-model-len", "176", "--max-num-seqs", "512")
-CORES = len(os.sched_getaffinity(0))
-THREADS = {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-SERVER, TRAINER = 0, 19  # niceness: the trainer takes what the server leaves of the cores
+CORES = sorted(os.sched_getaffinity(0))
+THREADS = {"OMP_NUM_THREADS": str(len(CORES)), "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+AFTER_OTHERS = ("nice", "-n", "19")
+ON_LAST_CORE = (*AFTER_OTHERS, "taskset", "-c", str(CORES[-1]))
 BARS = ("#1f5fa8", "#e08a2b")
 Spread = tuple[float, float, float]  # mean over seeds, least, most
 
@@ -105,7 +106,7 @@ class Server:
             self._url = f"http://127.0.0.1:{port}"
             words = ["serve", str(ROOT / "recipes" / "v3_base"), "--for-training", "--port", str(port)]
             print("starting the server", flush=True)
-            self._process = start([*words, *SERVER_OPTIONS], self._log, SERVER)
+            self._process = start([*words, *SERVER_OPTIONS], self._log)
             while not self._is_up():
                 if self._process.poll() is not None:
                     raise SystemExit(f"the server has ended; see {self._log}")
@@ -123,9 +124,9 @@ class Server:
             self._process.wait()
 
 
-def start(words: Sequence[str], log: Path, niceness: int) -> "subprocess.Popen[bytes]":
-    """`grpo …` on all cores, with its output added to a file."""
-    command = ["nice", "-n", str(niceness), sys.executable, "-m", "grpo", *words]
+def start(words: Sequence[str], log: Path, placed: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
+    """`grpo …` with its output added to a file."""
+    command = [*placed, sys.executable, "-m", "grpo", *words]
     with log.open("ab") as output:
         return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **THREADS}, stdout=output, stderr=output)
 
@@ -151,7 +152,8 @@ def run(k: int, seed: int, options: argparse.Namespace, server: Server) -> Resul
             "evaluation.eval_steps=0",
         ]
         print(f"training {out}", flush=True)
-        training = start(["train", str(ROOT / "recipes" / "r1_zero.yaml"), *settings], log, TRAINER)
+        command = ["train", str(ROOT / "recipes" / "r1_zero.yaml"), *settings]
+        training = start(command, log, ON_LAST_CORE if k else AFTER_OTHERS)
         try:
             follow(training, metrics, options.steps)
         finally:
@@ -198,8 +200,8 @@ def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: 
         f"    python {' '.join(['benchmarks/async_rollouts.py', *sys.argv[1:]])}",
         "",
         f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; a server and a trainer share "
-        f"{CORES} cores, of which the trainer takes what the server leaves. k is `rollout.max_staleness`, 0 is "
-        "lockstep. Times are means over steps and "
+        f"{len(CORES)} cores: the server has all of them and goes first, the trainer has all in lockstep and one of "
+        "them otherwise. k is `rollout.max_staleness`, 0 is lockstep. Times are means over steps and "
         "seeds [range over seeds], without the first step after a start. Trainer waits: for groups. Server rests: "
         "nothing is being generated and no weights are taken. Sync: they are written and taken, the server is frozen. "
         "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
