@@ -5,9 +5,10 @@
         --output /tmp/async.md
 
 One server and one trainer share the cores: the server has all of them and goes first, as sampling is most of the work.
-The trainer has all in lockstep; ahead, one is enough for it, of which it takes what the server leaves. Each run is recipes/r1_zero.yaml in a folder of its
-own, evaluated before and after. A finished run is read from its folder, an interrupted one goes on from its last
-checkpoint: the command can be stopped and repeated. Use another --folder for other overrides.
+The trainer has all in lockstep; ahead, one is enough for it, of which it takes what the server leaves. Each run is
+recipes/r1_zero.yaml in a folder of its own, evaluated before and after. A finished run is read from its folder, an
+interrupted one goes on from its last checkpoint: the command can be stopped and repeated. Use another --folder for
+other overrides.
 """
 
 import argparse
@@ -31,9 +32,8 @@ from grpo.report.records import METRICS_FILE, Row, is_evaluation, read_rows
 ROOT = Path(__file__).parents[1]
 SERVER_OPTIONS = ("--host", "127.0.0.1", "--max-model-len", "176", "--max-num-seqs", "512")
 CORES = sorted(os.sched_getaffinity(0))
-THREADS = {"OMP_NUM_THREADS": str(len(CORES)), "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 AFTER_OTHERS = ("nice", "-n", "19")
-ON_LAST_CORE = (*AFTER_OTHERS, "taskset", "-c", str(CORES[-1]))
 BARS = ("#1f5fa8", "#e08a2b")
 Spread = tuple[float, float, float]  # mean over seeds, least, most
 
@@ -106,7 +106,7 @@ class Server:
             self._url = f"http://127.0.0.1:{port}"
             words = ["serve", str(ROOT / "recipes" / "v3_base"), "--for-training", "--port", str(port)]
             print("starting the server", flush=True)
-            self._process = start([*words, *SERVER_OPTIONS], self._log)
+            self._process = start([*words, *SERVER_OPTIONS], self._log, CORES)
             while not self._is_up():
                 if self._process.poll() is not None:
                     raise SystemExit(f"the server has ended; see {self._log}")
@@ -124,11 +124,20 @@ class Server:
             self._process.wait()
 
 
-def start(words: Sequence[str], log: Path, placed: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
-    """`grpo …` with its output added to a file."""
-    command = [*placed, sys.executable, "-m", "grpo", *words]
+def start(
+    words: Sequence[str], log: Path, cores: Sequence[int], before: Sequence[str] = ()
+) -> "subprocess.Popen[bytes]":
+    """`grpo …` on these cores, a thread on each, with its output added to a file."""
+    placed = ["taskset", "-c", ",".join(map(str, cores)), *before]
+    threads = {"OMP_NUM_THREADS": str(len(cores))}
     with log.open("ab") as output:
-        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **THREADS}, stdout=output, stderr=output)
+        return subprocess.Popen(
+            [*placed, sys.executable, "-m", "grpo", *words],
+            cwd=ROOT,
+            env={**os.environ, **WAITING, **threads},
+            stdout=output,
+            stderr=output,
+        )
 
 
 def run(k: int, seed: int, options: argparse.Namespace, server: Server) -> Result:
@@ -153,7 +162,7 @@ def run(k: int, seed: int, options: argparse.Namespace, server: Server) -> Resul
         ]
         print(f"training {out}", flush=True)
         command = ["train", str(ROOT / "recipes" / "r1_zero.yaml"), *settings]
-        training = start(command, log, ON_LAST_CORE if k else AFTER_OTHERS)
+        training = start(command, log, CORES[-1:] if k else CORES, AFTER_OTHERS)
         try:
             follow(training, metrics, options.steps)
         finally:

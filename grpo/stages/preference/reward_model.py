@@ -31,8 +31,8 @@ from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.preference import PreferenceData, RewardModelRecipe
 from grpo.report.records import METRICS_FILE, cut_after
 from grpo.stages.parts import refusals
-from grpo.stages.supervised.stopping import StopsForSignals
 from grpo.stages.run_folder import run_id
+from grpo.stages.supervised.stopping import StopsForSignals
 from rewards.models.reward_input import RewardInput
 from rewards.text import Text, completion_text
 from rollout.data.dataset import DatasetSource
