@@ -103,17 +103,22 @@ def _check_source(source: SourceConfig) -> None:
             f"streaming=true with task={source.task!r} and dataset_split={source.dataset_split!r}: only whole splits "
             "of a dataset can be streamed. Set streaming=false, or name a dataset and a split without a slice."
         )
-    if source.system_prompt is not None and source.template != "chat":
+    check_rendering(source.template, source.system_prompt, source.chat_template_kwargs)
+
+
+def check_rendering(template: str, system_prompt: str | None, chat_template_kwargs: dict[str, Any]) -> None:
+    """Raise ValueError if the template cannot show what it is given."""
+    if system_prompt is not None and template != "chat":
         raise ValueError(
-            f"system_prompt={source.system_prompt!r} with template={source.template!r}: only template chat has one. "
+            f"system_prompt={system_prompt!r} with template={template!r}: only template chat has one. "
             "Write it into the template and set system_prompt=null, or set template=chat."
         )
-    if source.chat_template_kwargs and source.template != "chat":
+    if chat_template_kwargs and template != "chat":
         raise ValueError(
-            f"chat_template_kwargs={source.chat_template_kwargs} with template={source.template!r}: only template chat "
+            f"chat_template_kwargs={chat_template_kwargs} with template={template!r}: only template chat "
             "uses them. Remove them, or set template=chat."
         )
-    if source.template not in ("r1_zero", "chat") and "{prompt}" not in source.template:
+    if template not in ("r1_zero", "chat") and "{prompt}" not in template:
         raise ValueError(
-            f"template={source.template!r}: has no placeholder for the problem. Add {{prompt}}, or use r1_zero or chat."
+            f"template={template!r}: has no placeholder for the problem. Add {{prompt}}, or use r1_zero or chat."
         )

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from grpo.recipe.data import check_rendering
 from grpo.recipe.loop.schedules import Step
 from grpo.recipe.optimizer import AdamWConfig, Schedule
 from grpo.recipe.section import Section, StageRecipe
@@ -89,7 +90,7 @@ class SFTData(Section):
     max_rows: PositiveInt | None = None  # rows of an epoch; None: all, or with weights the most that repeats none
 
     @model_validator(mode="after")
-    def _rows_are_countable(self) -> "SFTData":
+    def _can_be_read(self) -> "SFTData":
         weights = [source.weight for source in self.sources]
         if None in weights and any(weights):
             raise ValueError(
@@ -98,6 +99,7 @@ class SFTData(Section):
         functions = [source.dataset_name for source in self.sources if source.is_function]
         if functions and self.max_rows is None:
             raise ValueError(f"max_rows is not set, and {functions[0]} may yield rows without end. Set data.max_rows.")
+        check_rendering(self.template, self.system_prompt, self.chat_template_kwargs)
         return self
 
 

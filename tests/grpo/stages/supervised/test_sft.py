@@ -101,6 +101,19 @@ def test_batches_by_tokens_fill_the_budget_with_rows_of_like_length():
     assert max(Counter(chain.from_iterable(found)).values()) <= 2
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"system_prompt": "Be brief."}, "only template chat has one"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "only template chat uses them"),
+        ({"template": "Q:"}, "no placeholder for the problem"),
+    ],
+)
+def test_what_the_template_cannot_show_is_refused_with_the_recipe(given, message):
+    with pytest.raises(ValidationError, match=message):
+        SFTData(sources=[{"dataset_name": "rows.jsonl"}], **given)
+
+
 def test_micro_batches_of_a_run():
     whole = SFTTrainerConfig(num_train_epochs=2, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     found = training_batches([5] * 10, whole, num_processes=1)
