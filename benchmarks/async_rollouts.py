@@ -4,11 +4,10 @@
     python benchmarks/async_rollouts.py --staleness 0 1 --seeds 42 --steps 4 rollout.problems_per_step=8 \
         --output /tmp/async.md
 
-One server and one trainer share the cores: the server has all of them and goes first, as sampling is most of the work.
-The trainer has all in lockstep; ahead, one is enough for it, of which it takes what the server leaves. Each run is
-recipes/r1_zero.yaml in a folder of its own, evaluated before and after. A finished run is read from its folder, an
-interrupted one goes on from its last checkpoint: the command can be stopped and repeated. Use another --folder for
-other overrides.
+A server on each core and one trainer share the machine. Servers go first, as sampling is most of the work; the trainer
+takes what they leave. Each run is recipes/r1_zero.yaml in a folder of its own, evaluated before and after. A finished
+run is read from its folder, an interrupted one goes on from its last checkpoint: the command can be stopped and
+repeated. Use another --folder for other overrides.
 """
 
 import argparse
@@ -65,15 +64,20 @@ class Result:
         def mean(value: Callable[[Row], float]) -> float:
             return statistics.mean(value(row) for row in steps)
 
+        whole = sum(row["step_time"] for row in steps)
+
         def share(*phases: str) -> float:
-            return mean(lambda row: sum(row.get(f"time/{phase}", 0.0) for phase in phases) / row["step_time"])
+            return sum(row.get(f"time/{phase}", 0.0) for row in steps for phase in phases) / whole
+
+        def idle(side: str) -> float:
+            return sum(row[f"rollout/idle_{side}"] * row["step_time"] for row in steps) / whole
 
         effective = [row.get("sampling/importance_sampling_ratio/effective_sample_size") for row in steps]
         last = evaluations[-1]
         return cls(
             seconds=mean(lambda row: row["step_time"]),
-            trainer_waits=mean(lambda row: row["rollout/idle_trainer"]) if k else share("generate", "reward"),
-            server_rests=mean(lambda row: row["rollout/idle_generator"]) if k else 1 - share("generate", "sync"),
+            trainer_waits=idle("trainer") if k else share("generate", "reward"),
+            server_rests=idle("generator") if k else 1 - share("generate", "sync"),
             update=share("score", "update"),
             sync=share("sync"),
             stale=[mean(lambda row, age=age: row[f"rollout/staleness_share_{age}"]) for age in range(k + 1)]
@@ -92,36 +96,39 @@ class Result:
 # -- runs
 
 
-class Server:
-    """The server, started for the first run that needs it and ended by `close`."""
+class Servers:
+    """One on each core, started for the first run that needs them and ended by `close`."""
 
-    def __init__(self, log: Path) -> None:
-        self._log, self._process, self._url = log, None, ""
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._processes = folder, {}
 
-    def url(self) -> str:
-        if self._process is None:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            self._url = f"http://127.0.0.1:{port}"
-            words = ["serve", str(ROOT / "recipes" / "v3_base"), "--for-training", "--port", str(port)]
-            print("starting the server", flush=True)
-            self._process = start([*words, *SERVER_OPTIONS], self._log, CORES)
-            while not self._is_up():
-                if self._process.poll() is not None:
-                    raise SystemExit(f"the server has ended; see {self._log}")
+    def urls(self) -> list[str]:
+        if not self._processes:
+            print(f"starting {len(CORES)} servers", flush=True)
+            for core in CORES:
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", 0))
+                    port = probe.getsockname()[1]
+                words = ["serve", str(ROOT / "recipes" / "v3_base"), "--for-training", "--port", str(port)]
+                log = self._folder / f"server_{core}.log"
+                self._processes[f"http://127.0.0.1:{port}"] = start([*words, *SERVER_OPTIONS], log, [core])
+            while not all(map(_is_up, self._processes)):
+                if any(process.poll() is not None for process in self._processes.values()):
+                    raise SystemExit(f"a server has ended; see {self._folder}/server_*.log")
                 time.sleep(1)
-        return self._url
-
-    def _is_up(self) -> bool:
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self._url}/health", timeout=5).is_success
-        return False
+        return [*self._processes]
 
     def close(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            process.wait()
+
+
+def _is_up(url: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    return False
 
 
 def start(
@@ -140,7 +147,7 @@ def start(
         )
 
 
-def run(k: int, seed: int, options: argparse.Namespace, server: Server) -> Result:
+def run(k: int, seed: int, options: argparse.Namespace, servers: Servers) -> Result:
     """Train, or read what has been trained."""
     out = (options.folder / f"k{k}_{seed}_{options.steps}").resolve()
     metrics, log = out / METRICS_FILE, out.with_suffix(".log")
@@ -151,7 +158,7 @@ def run(k: int, seed: int, options: argparse.Namespace, server: Server) -> Resul
     if not is_finished():
         settings = [
             "rollout.engine=server",
-            f"rollout.servers=[{server.url()}]",
+            f"rollout.servers=[{', '.join(servers.urls())}]",
             f"rollout.max_staleness={k}",
             *options.overrides,
             f"trainer.output_dir={out}",
@@ -162,7 +169,7 @@ def run(k: int, seed: int, options: argparse.Namespace, server: Server) -> Resul
         ]
         print(f"training {out}", flush=True)
         command = ["train", str(ROOT / "recipes" / "r1_zero.yaml"), *settings]
-        training = start(command, log, CORES[-1:] if k else CORES, AFTER_OTHERS)
+        training = start(command, log, CORES, AFTER_OTHERS)
         try:
             follow(training, metrics, options.steps)
         finally:
@@ -208,18 +215,18 @@ def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: 
         "",
         f"    python {' '.join(['benchmarks/async_rollouts.py', *sys.argv[1:]])}",
         "",
-        f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; a server and a trainer share "
-        f"{len(CORES)} cores: the server has all of them and goes first, the trainer has all in lockstep and one of "
-        "them otherwise. k is `rollout.max_staleness`, 0 is lockstep. Times are means over steps and "
-        "seeds [range over seeds], without the first step after a start. Trainer waits: for groups. Server rests: "
-        "nothing is being generated and no weights are taken. Sync: they are written and taken, the server is frozen. "
+        f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; {len(CORES)} "
+        "servers, a core each, and a trainer that takes what they leave of the cores. k is `rollout.max_staleness`, 0 "
+        "is lockstep. Times are means over steps and seeds [range over seeds], without the first step after a start; "
+        "shares are of the sum of these steps. Trainer waits: for groups. Servers rest: nothing is being generated and "
+        "no weights are taken. Sync: they are written and taken, the servers are frozen. "
         "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
         "effective sample size of the weights that correct for it, as a share. Held-out pass@1 with "
         f"{bounds}; the base has {before:.3f}.",
         "",
         f"![time, waiting, staleness and pass@1]({chart.parent.name}/{chart.name})",
         "",
-        "| k | s/step | trainer waits | server rests | update | sync | missed updates 0, 1, … | dropped | ESS | length "
+        "| k | s/step | trainer waits | servers rest | update | sync | missed updates 0, 1, … | dropped | ESS | length "
         "| pass@1 |",
         "|" + "---|" * 11,
     ]
@@ -274,7 +281,7 @@ def draw(results: dict[int, list[Result]], path: Path) -> None:
     bars(seconds, 0, 0.6, of(lambda r: r.seconds), color=BARS[0])
     seconds.set_title("seconds per step", fontsize=10)
     bars(idle, -0.2, 0.38, of(lambda r: 100 * waits(r)), color=BARS[0], label="trainer waits")
-    bars(idle, 0.2, 0.38, of(lambda r: 100 * rests(r)), color=BARS[1], label="server rests")
+    bars(idle, 0.2, 0.38, of(lambda r: 100 * rests(r)), color=BARS[1], label="servers rest")
     idle.axhline(15, color="#888888", linewidth=1, linestyle="--")
     idle.set_ylim(0, 100)
     idle.set_title("% of a step (dashed: 15)", fontsize=10)
@@ -321,10 +328,10 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     results: dict[int, list[Result]] = {}
     chart = options.output.parent / options.output.stem / "chart.svg"
-    with contextlib.closing(Server(options.folder / "server.log")) as server:
+    with contextlib.closing(Servers(options.folder)) as servers:
         for seed in options.seeds:  # the first seed of all comes before the second of one
             for k in options.staleness:
-                results.setdefault(k, []).append(run(k, seed, options, server))
+                results.setdefault(k, []).append(run(k, seed, options, servers))
                 done = {k: runs for k, runs in results.items() if len(runs) == len(results[k])}
                 options.output.write_text(table(done, options, chart), encoding="utf-8")
     draw(results, chart)
