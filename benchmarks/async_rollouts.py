@@ -4,8 +4,8 @@
     python benchmarks/async_rollouts.py --staleness 0 1 --seeds 42 --steps 4 rollout.problems_per_step=8 \
         --output /tmp/async.md
 
-A server on each core and one trainer share the machine. Servers go first, as sampling is most of the work; the trainer
-takes what they leave. Each run is recipes/r1_zero.yaml in a folder of its own, evaluated before and after. A finished
+A server on each core and one trainer share the machine. Ahead, the trainer has one thread, which runs where there is
+room: two would wait for each other while a server holds one's core. Each run is recipes/r1_zero.yaml in a folder of its own, evaluated before and after. A finished
 run is read from its folder, an interrupted one goes on from its last checkpoint: the command can be stopped and
 repeated. Use another --folder for other overrides.
 """
@@ -19,9 +19,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 SERVER_OPTIONS = ("--host", "127.0.0.1", "--max-model-len", "176", "--max-num-seqs", "512")
 CORES = sorted(os.sched_getaffinity(0))
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-AFTER_OTHERS = ("nice", "-n", "19")
+ONE_THREAD = {"OMP_THREAD_LIMIT": "1"}
 BARS = ("#1f5fa8", "#e08a2b")
 Spread = tuple[float, float, float]  # mean over seeds, least, most
 
@@ -132,19 +133,13 @@ def _is_up(url: str) -> bool:
 
 
 def start(
-    words: Sequence[str], log: Path, cores: Sequence[int], before: Sequence[str] = ()
+    words: Sequence[str], log: Path, cores: Sequence[int], limits: Mapping[str, str] = MappingProxyType({})
 ) -> "subprocess.Popen[bytes]":
-    """`grpo …` on these cores, a thread on each, with its output added to a file."""
-    placed = ["taskset", "-c", ",".join(map(str, cores)), *before]
-    threads = {"OMP_NUM_THREADS": str(len(cores))}
+    """`grpo …` on these cores, a thread on each unless `limits` say otherwise, with its output added to a file."""
+    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "grpo", *words]
+    environment = {**os.environ, **WAITING, "OMP_NUM_THREADS": str(len(cores)), **limits}
     with log.open("ab") as output:
-        return subprocess.Popen(
-            [*placed, sys.executable, "-m", "grpo", *words],
-            cwd=ROOT,
-            env={**os.environ, **WAITING, **threads},
-            stdout=output,
-            stderr=output,
-        )
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
 
 
 def run(k: int, seed: int, options: argparse.Namespace, servers: Servers) -> Result:
@@ -169,7 +164,7 @@ def run(k: int, seed: int, options: argparse.Namespace, servers: Servers) -> Res
         ]
         print(f"training {out}", flush=True)
         command = ["train", str(ROOT / "recipes" / "r1_zero.yaml"), *settings]
-        training = start(command, log, CORES, AFTER_OTHERS)
+        training = start(command, log, CORES, ONE_THREAD if k else {})
         try:
             follow(training, metrics, options.steps)
         finally:
@@ -216,8 +211,8 @@ def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: 
         f"    python {' '.join(['benchmarks/async_rollouts.py', *sys.argv[1:]])}",
         "",
         f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; {len(CORES)} "
-        "servers, a core each, and a trainer that takes what they leave of the cores. k is `rollout.max_staleness`, 0 "
-        "is lockstep. Times are means over steps and seeds [range over seeds], without the first step after a start; "
+        "servers, a core each, and a trainer that shares these cores, with one thread unless k is 0. k is "
+        "`rollout.max_staleness`, 0 is lockstep. Times are means over steps and seeds [range over seeds], without the first step after a start; "
         "shares are of the sum of these steps. Trainer waits: for groups. Servers rest: nothing is being generated and "
         "no weights are taken. Sync: they are written and taken, the servers are frozen. "
         "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
