@@ -5,9 +5,9 @@
         --output /tmp/async.md
 
 A server on each core and one trainer share the machine. Ahead, the trainer has one thread, which runs where there is
-room: two would wait for each other while a server holds one's core. Each run is recipes/r1_zero.yaml in a folder of its own, evaluated before and after. A finished
-run is read from its folder, an interrupted one goes on from its last checkpoint: the command can be stopped and
-repeated. Use another --folder for other overrides.
+room: two would wait for each other while a server holds one's core. Each run is recipes/r1_zero.yaml in a folder of its
+own, evaluated before and after. A finished run is read from its folder, an interrupted one goes on from its last
+checkpoint: the command can be stopped and repeated. Use another --folder for other overrides.
 """
 
 import argparse
@@ -212,7 +212,8 @@ def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: 
         "",
         f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; {len(CORES)} "
         "servers, a core each, and a trainer that shares these cores, with one thread unless k is 0. k is "
-        "`rollout.max_staleness`, 0 is lockstep. Times are means over steps and seeds [range over seeds], without the first step after a start; "
+        "`rollout.max_staleness`, 0 is lockstep. Times are means over steps and seeds [range over seeds], without the "
+        "first step after a start; "
         "shares are of the sum of these steps. Trainer waits: for groups. Servers rest: nothing is being generated and "
         "no weights are taken. Sync: they are written and taken, the servers are frozen. "
         "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
@@ -313,7 +314,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4], metavar="K")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--folder", type=Path, default=Path("runs/async"), help="of the runs")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "async.md")
     options, options.overrides = parser.parse_known_args()  # of the recipe, such as rollout.problems_per_step=8
