@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(arguments: Sequence[str]) -> None:
     """`grpo train`: run the recipe in a launched process; otherwise launch the processes."""
     from grpo.launch.processes import is_launched, launch, launch_on_cpu, missing_processes, quieten, use_all_cores
-    from grpo.launch.signals import WITHIN_PIPELINE, Stopped, command_to_continue, end, end_with_launcher, listen
+    from grpo.launch.signals import Stopped, end, end_with_launcher, listen
 
     options, path, overrides = _split(arguments)
     overrides = _stage_options(overrides)
@@ -40,7 +40,6 @@ def train(arguments: Sequence[str]) -> None:
     from grpo.recipe.errors import RunError
     from grpo.recipe.load import load_recipe
     from grpo.recipe.record import check_world
-    from grpo.recipe.registry import STAGES
     from rewards.runner.call import RewardError
 
     try:
@@ -50,8 +49,7 @@ def train(arguments: Sequence[str]) -> None:
             launch_on_cpu(missing, command)
         if is_launched():
             nothing_done = "stopped before a step was done" if recipe.stage == "grpo" else "stopped"
-            resume = "" if WITHIN_PIPELINE in os.environ else STAGES[recipe.stage].resume
-            listen(command_to_continue(["grpo", *command], resume), nothing_done)
+            listen(["grpo", *command], nothing_done)
             from grpo.stages.run import run
 
             run(recipe)
@@ -62,7 +60,7 @@ def train(arguments: Sequence[str]) -> None:
         print(f"{error.__cause__ or ''}\n{error}".strip(), file=sys.stderr)
         sys.exit(1)
     except Stopped as stopped:
-        end(str(stopped), stopped.number)
+        end(str(stopped), stopped.number, saved=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -329,7 +327,7 @@ def usage() -> str:
 
 def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, arguments: Sequence[str]) -> None:
     from grpo.launch.processes import is_launched, quieten, use_all_cores, wait_without_spinning_on_shared_cores
-    from grpo.launch.signals import command_to_continue, end_with_launcher, listen
+    from grpo.launch.signals import end_with_launcher, listen
     from grpo.recipe.errors import RunError
 
     if is_launched():
@@ -338,7 +336,7 @@ def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, argumen
     else:
         wait_without_spinning_on_shared_cores()
     quieten()
-    listen(command_to_continue(["grpo", name, *arguments]))
+    listen(["grpo", name, *arguments])
     try:
         command(arguments)
     except (RunError, ValueError) as error:

@@ -27,6 +27,7 @@ from grpo.estimate.layout.gpus import cpu
 from grpo.estimate.layout.layout import lay_out
 from grpo.estimate.models import Models
 from grpo.estimate.work import micro_batch
+from grpo.launch.processes import keep_freed_memory
 from grpo.learner.batch import Sample
 from grpo.learner.policy import Policy
 from grpo.learner.scoring import Batching
@@ -65,6 +66,7 @@ def measure(path: str, overrides: Sequence[str]) -> None:
     recipe = load_recipe(path, overrides)
     assert isinstance(recipe, OnPolicyRecipe)
     accelerator = parts.accelerator(recipe.model)
+    keep_freed_memory()  # as grpo/stages/run.py does
     processes = accelerator.num_processes
     planned = lay_out(recipe, Models(), cpu(processes, 64 * 2**30, 1e11, processes), processes).on_trainer
     plan = sum(size for part, size in planned.items() if not part.startswith("engine"))

@@ -150,7 +150,7 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> tuple[list[float], di
         }
     )
     if not torch.cuda.is_available():
-        keep_freed_memory()  # as grpo/stages/parts.py does
+        keep_freed_memory()  # as grpo/stages/run.py does
     policy = Policy(
         load_model(recipe.model),
         recipe.trainer,

@@ -22,9 +22,12 @@ def cores() -> int:
 
 
 @functools.cache
-def machine_flops(dtype: str, processes: int) -> float:
-    """FLOPs per second of a large matrix product, measured for under a second. On CPU, processes share the cores."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def machine_flops(dtype: str, processes: int = 1, device: str | None = None) -> float:
+    """FLOPs per second of a large matrix product, measured for under a second. On CPU, processes share the cores.
+
+    device: "cuda" or "cpu"; None: a GPU if there is one.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     size = 8192 if device == "cuda" else 512
     matrix = torch.randn(size, size, device=device).to(getattr(torch, dtype))
     best, end = float("inf"), time.perf_counter() + 0.3

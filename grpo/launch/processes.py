@@ -29,7 +29,7 @@ _MARKS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
 PATIENCE = timedelta(days=30)
 MEASURED_SECONDS = 0.3
 SHARED_FRACTION = 0.25  # of all cores, used by others, from which waiting threads sleep
-_MALLOC = {-3: 2**25, -1: 2**31 - 1}  # glibc's M_MMAP_THRESHOLD, the largest it takes, and M_TRIM_THRESHOLD: never
+_MALLOC = {-3: 2**25, -1: -1}  # glibc's M_MMAP_THRESHOLD, the largest it takes, and M_TRIM_THRESHOLD: never
 
 
 def is_launched(environ: Mapping[str, str] = os.environ) -> bool:

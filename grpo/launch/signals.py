@@ -1,7 +1,8 @@
 """How a run ends early: signals to a training process, and the death of its launcher.
 
     end_with_launcher()                       # at start: the kernel ends this process when its launcher dies
-    listen("grpo train x.yaml …")             # from here on, a signal ends the process with two lines on stderr
+    listen(["grpo", "train", "x.yaml"])       # from here on, a signal ends the process with two lines on stderr
+    goes_on_with(…)                           # from here on, it has a folder, which the second line names
     defer()                                   # from here on, there are a step to finish and a checkpoint to save
     while …:
         train_step()
@@ -34,7 +35,8 @@ _SAME_SECONDS = 1.0  # Ctrl-C and schedulers signal launcher and trainer, and th
 
 _first: tuple[int, float] | None = None  # the signal to stop for, and when it arrived
 _deferred = False
-_command = ""
+_words: Sequence[str] = ()  # the command line
+_settings: tuple[Sequence[str], Sequence[str]] = ((), ())  # that continue the run: before and after it has saved
 _nothing_done = ""
 _parent = 0
 
@@ -60,13 +62,13 @@ def end_with_launcher() -> None:
         os._exit(1)
 
 
-def listen(command: str, nothing_done: str = "stopped") -> None:
+def listen(words: Sequence[str], nothing_done: str = "stopped") -> None:
     """End this process when a signal arrives: at once, or after `defer` when a second one does.
 
-    Before `defer`, it prints `nothing_done (SIGTERM)`; then `continue with: command`.
+    Before `defer`, it prints `nothing_done (SIGTERM)`; then `continue with: words`.
     """
-    global _command, _nothing_done, _parent
-    _command, _nothing_done, _parent = command, nothing_done, os.getppid()
+    global _words, _nothing_done, _parent
+    _words, _nothing_done, _parent = _typed(words), nothing_done, os.getppid()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -81,32 +83,40 @@ def defer() -> None:
     _deferred = True
 
 
+def goes_on_with(before: Sequence[str], after: Sequence[str]) -> None:
+    """Settings, as key=value, with which the command continues this run: before and after it has saved a checkpoint."""
+    global _settings
+    _settings = before, after
+
+
 def received() -> int:
     """The signal to stop for, or 0."""
     return _first[0] if _first else 0
 
 
-def command_to_continue(words: Sequence[str], resume: str = "") -> str:
-    """What the user types to continue a run that was started with `words`, or by this process's launcher.
+def command_to_continue(words: Sequence[str]) -> str:
+    """What the user types to continue a run that was started with `words`, or by this process's launcher."""
+    return shlex.join(_typed(words))
 
-    resume: the setting with which the stage goes on; without one it takes the same command.
-    """
+
+def _typed(words: Sequence[str]) -> Sequence[str]:
+    """The command line as the user typed it, if a launcher started this process."""
     if COMMAND in os.environ:
-        words = shlex.split(os.environ[COMMAND])
-    elif launcher := psutil.Process().parent():
+        return shlex.split(os.environ[COMMAND])
+    if launcher := psutil.Process().parent():
         line = launcher.cmdline()
         names = [Path(word).name for word in line[:2]]
         if names[-1:] == ["accelerate"] or names[-1:] == ["torchrun"]:
-            words = [names[-1], *line[2:]]
-    if resume:
-        words = [*(word for word in words if not word.startswith(f"{resume}=")), f"{resume}=true"]
-    return shlex.join(words)
+            return [names[-1], *line[2:]]
+    return words
 
 
-def end(message: str, number: int, command: str = "") -> NoReturn:
+def end(message: str, number: int, command: str = "", *, saved: bool = False) -> NoReturn:
     """Print how the run ended and how to continue, in one process only, and exit with 128 + the signal's number."""
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"{message}\ncontinue with: {command or _command}\n".encode())
+        replaced = tuple(setting.partition("=")[0] + "=" for setting in _settings[saved])
+        words = [*(word for word in _words if not word.startswith(replaced)), *_settings[saved]]
+        os.write(2, f"{message}\ncontinue with: {command or shlex.join(words)}\n".encode())
     sys.stdout.flush()
     os._exit(128 + number)
 

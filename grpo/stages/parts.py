@@ -19,7 +19,6 @@ from rich.progress import track
 from torch import device as Device
 
 from grpo.evaluation.training import HeldOut
-from grpo.launch.processes import keep_freed_memory
 from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig, ServersConfig
 from grpo.recipe.errors import RefusedError, RunError
 from grpo.stages.checks.prompts import report_shared
@@ -71,14 +70,11 @@ def accelerator(model: ModelConfig) -> Accelerator:
     # Its cache would keep a copy of every layer's weights through the whole forward, which undoes sharding.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), AutocastKwargs(cache_enabled=False)]
     with patch_environment(ACCELERATE_USE_FSDP="false"):  # sharding is ours, see grpo/stages/mesh.py
-        made = Accelerator(
+        return Accelerator(
             mixed_precision=precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=handlers,
         )
-    if made.device.type == "cpu":
-        keep_freed_memory()
-    return made
 
 
 def rewards(

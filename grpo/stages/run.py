@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch import cuda
 
+from grpo.launch import signals
+from grpo.launch.processes import keep_freed_memory
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
 from grpo.recipe.record import check_world, with_functions, write_resolved
@@ -47,18 +50,33 @@ def run(recipe: StageRecipe, reward_functions: Sequence[Callable[..., Any]] | No
             )
         # Else transformers reads a model's weights in the main process only, and leaves the others' random.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    if not cuda.is_available():
+        keep_freed_memory()
     stage = STAGES[recipe.stage].function()
     if recipe.stage in ("eval", "pipeline"):  # they resume by rules of their own
         return stage(recipe)
     with _only_run(), claimed(_recorded(recipe, functions)) as claim:
         if claim.finished:
             return _done(claim.folder, claim.finished)
+        _say_how_to_continue(recipe, claim.folder)
         recipe = recipe.in_folder(claim.folder)
         if os.environ.get("RANK", "0") == "0":
             with refusals():
                 write_resolved(_recorded(recipe, functions), claim.folder)
         result = stage(recipe, functions) if isinstance(recipe, OnPolicyRecipe) else stage(recipe)
         return _done(claim.folder, result)
+
+
+def _say_how_to_continue(recipe: StageRecipe, folder: Path) -> None:
+    """Tell the signals' handler which settings continue the run in its folder. A pipeline finds them itself."""
+    key, given = STAGES[recipe.stage].resume, recipe.resume_from_checkpoint
+    if not key or signals.WITHIN_PIPELINE in os.environ:
+        return
+    place = "trainer.output_dir" if key.startswith("trainer.") else "output"
+    moved = [f"{place}={folder}"] if folder != recipe.output_dir else []
+    resumed = [] if given is True else [f"{key}=true"]
+    # A checkpoint of another run stays where to start, until this one has its own.
+    signals.goes_on_with([] if isinstance(given, str) else moved + resumed, moved + resumed)
 
 
 def _recorded(recipe: StageRecipe, functions: Sequence[Callable[..., Any]]) -> StageRecipe:

@@ -7,7 +7,8 @@ its rotary kernel is wrong.
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NoReturn
 
 from transformers import AutoConfig
@@ -22,7 +23,10 @@ from rollout.engines.vllm_setup import (
 )
 
 FOR_TRAINING = "--for-training"  # our one option
-SEVERAL_PROCESSES = ("-tp", "-pp", "-dp", "--tensor-par", "--pipeline-par", "--data-par", "--distributed-exec")
+# Options that may ask for several processes.
+SEVERAL = ("-tp", "-pp", "-dp", "-pcp", "-dcp", "--tensor-par", "--pipeline-par", "--data-par", "--prefill-context")
+SEVERAL += ("--decode-context", "--distributed-exec", "--config")
+SEVERAL += ("-tp", "-pp", "-dp", "-pcp", "-dcp", "--config")
 
 
 def serve(model_path: str, options: Sequence[str]) -> NoReturn:
@@ -43,12 +47,21 @@ def serve(model_path: str, options: Sequence[str]) -> NoReturn:
 
 
 def server_command(
-    model_path: str, options: Sequence[str], *, revision: str | None = None, trust_remote_code: bool = False
+    model_path: str,
+    options: Sequence[str],
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    share: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line of the server and its environment. Arguments and errors as in `serve`."""
+    """The command line of the server and its environment. Arguments and errors as in `serve`.
+
+    share: variables that say which part of the machine it gets.
+    """
     config = AutoConfig.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
     check_routing_keys(model_path, config)
-    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ} | mla_setting(config)
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, **share}
+    environment |= mla_setting(config)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path]
     command += ["--generation-config", "vllm"]
     command += ["--revision", revision] if revision else []
@@ -60,8 +73,10 @@ def server_command(
         command += ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"]
         command += ["--max-num-batched-tokens", str(max(longest, MAX_BATCHED_TOKENS))]
         command += ["--compilation-config", json.dumps({"custom_ops": ["none"]})]
-        if not any(option.replace("_", "-").startswith(SEVERAL_PROCESSES) for option in options):
-            # The model in the scheduler's process: one of its own would be polled without rest, which takes a core.
+        several = any(option.replace("_", "-").startswith(SEVERAL) for option in options)
+        if environment.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind" and not several:
+            # The model in the scheduler's process: one of its own, which vLLM needs to bind threads to cores, would be
+            # polled without rest and take a core from a trainer.
             command += ["--distributed-executor-backend", "uni"]
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or vLLM replaces "uni" by "mp"
     if FOR_TRAINING in options:

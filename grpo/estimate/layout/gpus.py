@@ -60,7 +60,7 @@ def find_gpu(name: str, count: int) -> Gpu:
         KeyError: there is no such kind.
     """
     if name == "cpu":
-        return cpu(count, psutil.virtual_memory().total, machine_flops("float32", count), cores())
+        return cpu(count, psutil.virtual_memory().total, machine_flops("float32", device="cpu"), cores())
     return GPUS[name]
 
 

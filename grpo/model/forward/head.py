@@ -60,6 +60,7 @@ class _TokenLogProbs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         chunk: int,
+        waiting: int,
         train_entropy: bool,
         kept: Kept | None,
     ) -> tuple[Tensor, Tensor]:
@@ -80,7 +81,7 @@ class _TokenLogProbs(torch.autograd.Function):
             normaliser[part] = most + log_total
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - log_total
             entropy[part] = log_total - logits.mul_(p).sum(-1) / total
-            if (start + len(p)) * len(weight) <= WAITING_ELEMENTS and not train_entropy:
+            if (start + len(p)) * len(weight) <= waiting:
                 ctx.unnormalised[start] = p, total
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy if train_entropy else None)
         ctx.temperature, ctx.chunk, ctx.kept, ctx.dtype = temperature, chunk, kept, dtype
@@ -119,12 +120,12 @@ class _TokenLogProbs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias.addmv_(p.T, factor, alpha=-1)
             p = p.to(ctx.dtype)
-            grad_hidden[part] = (p @ weight.to(ctx.dtype)).mul_(-factor[:, None])
+            grad_hidden[part] = (p @ weight.to(ctx.dtype)) * -factor[:, None]
             if grad_weight is not None:
                 grad_weight.addmm_(p.T.float(), hidden[part].float() * factor[:, None], alpha=-1)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
 
 
 def token_logprobs(
@@ -154,4 +155,6 @@ def token_logprobs(
         logprobs [T], float32, differentiable in hidden, weight and bias; entropy [T], float32, in nats.
     """
     chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**27) // weight.shape[0])
-    return _TokenLogProbs.apply(hidden, weight, bias, targets, temperature, chunk, train_entropy, kept)  # type: ignore[return-value]
+    waiting = WAITING_ELEMENTS if torch.is_grad_enabled() and not train_entropy else 0
+    arguments = hidden, weight, bias, targets, temperature, chunk, waiting, train_entropy, kept
+    return _TokenLogProbs.apply(*arguments)  # type: ignore[return-value]

@@ -94,10 +94,10 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     stopping.check()
-    if held_out:
-        trainer.evaluate()
     check_finite(model)
     trainer.save_model(str(output))
+    if held_out:
+        trainer.evaluate()
     return output
 
 

@@ -125,7 +125,7 @@ def _start(
         model = new_model(section, config)
     check_balance(model, "trainer", settings.balance_bias_update_speed, settings.sequence_balance_coefficient)
     check_model(model, tokenizer_size=len(tokenizer), max_model_len=longest)
-    check_saving(model, tokenizer, recipe.output_dir, copies=3 if settings.save_steps else 1)
+    check_saving(model, tokenizer, recipe.output_dir, copies=3)  # a signal saves too
     return tokenizer, model, rows
 
 

@@ -19,10 +19,11 @@ class StopsForSignals(TrainerCallback):
         signals.defer()
 
     def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_kwargs: Any) -> None:
-        """The last step needs no stop: what is left is to write the result."""
+        """The last step needs no stop: the result is written next."""
         if state.global_step < state.max_steps and (number := max(gather_object([signals.received()]))):
             self._number, self._step = number, state.global_step
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # it would come before the checkpoint
 
     def check(self) -> None:
         """Call after `train`.

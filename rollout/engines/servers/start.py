@@ -64,13 +64,15 @@ class StartedServers:
         try:
             for number, port in enumerate(ports):
                 address = ["--host", "127.0.0.1", "--port", str(port)]
+                share = _share(number, count)
                 command, environment = server_command(
                     model_path,
                     [FOR_TRAINING, *_command_line(options), *address],
                     revision=revision,
                     trust_remote_code=trust_remote_code,
+                    share=share,
                 )
-                environment = _without_launcher(environment) | _share(number, count)
+                environment = _without_launcher(environment) | share
                 environment["VLLM_API_KEY"] = os.environ[api_key_env] if api_key_env else ""
                 self._commands.append((command, environment))
                 self._processes.append(self._start(number))

@@ -14,6 +14,7 @@ from grpo.model.load import load_model
 from grpo.model.weights import checkpoint_weights
 from grpo.recipe.config import ModelConfig
 from rollout.engines.vllm import VLLMEngine
+from rollout.engines.vllm_serve import server_command
 from rollout.types import Sampling
 from tests.rollout.engines.agreement import make_prompts
 
@@ -47,6 +48,27 @@ def test_an_openai_client_gets_the_engines_greedy_tokens(vllm_v3: VLLMEngine, ti
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("binding", "options", "expected"),
+    [
+        ("nobind", [], True),
+        ("auto", [], False),  # only processes of the model's own are bound to cores
+        ("nobind", ["-tp", "2"], False),
+        ("nobind", ["--tensor_parallel_size=2"], False),
+        ("nobind", ["--config", "options.yaml"], False),
+        ("nobind", ["--distributed-executor-backend", "mp"], False),
+    ],
+)
+def test_on_cpu_the_model_runs_in_the_schedulers_process_unless_options_may_ask_for_several(
+    tiny_v3: Path, binding: str, options: list[str], expected: bool
+) -> None:
+    share = {"VLLM_CPU_OMP_THREADS_BIND": binding}
+    command, environment = server_command(str(tiny_v3), options, share=share)
+    assert ("uni" in command, environment.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0") == (expected, expected)
+    assert command[len(command) - len(options) :] == options
 
 
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes], seconds: int = 240) -> None:

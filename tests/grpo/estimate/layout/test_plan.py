@@ -6,11 +6,12 @@ import pytest
 from transformers import LlamaConfig
 
 from grpo.__main__ import main
-from grpo.estimate.layout.gpus import GPUS, cpu
+from grpo.estimate.layout.gpus import GPUS, cpu, find_gpu
 from grpo.estimate.layout.layout import Layout, lay_out
 from grpo.estimate.layout.lengths import Lengths
 from grpo.estimate.layout.phases import Phase, awaited, overlap, phases
 from grpo.estimate.layout.show import bottleneck, plan_recipe
+from grpo.estimate.machine import machine_flops
 from grpo.estimate.memory import beyond_update
 from grpo.estimate.models import Models
 from grpo.recipe.config import OnPolicyRecipe
@@ -97,7 +98,7 @@ def test_an_unknown_gpu_is_refused_with_the_nearest(path: Path) -> None:
 
 # FLOPs per second of a float32 matrix product on two cores of an AMD EPYC and of an Intel Xeon.
 EPYC, XEON = 153e9, 280e9
-R1_ZERO = ["rollout.problems_per_step=64", "rollout.num_generations=8"]
+WIDE, R1_ZERO = (32, 16), (64, 8)  # problems and completions of each
 GIVEN_LLAMA = ["rollout.problems_per_step=4", "rollout.max_completion_length=64", "data.max_prompt_length=128"]
 GIVEN_LLAMA += ["trainer.max_tokens_per_micro_batch=512"]
 SHORT = Lengths(11, 28.9, 134, 0.941)
@@ -106,20 +107,22 @@ SMOLLM2 = {"generate": 7.81, "update": 10.94, "sync": 0.309}
 
 # Means over steps of finished runs on two cores. The constants of `cpu` are fitted to `one` and `SmolLM2-135M`.
 @pytest.mark.parametrize(
-    ("flops", "processes", "lengths", "measured"),
+    ("flops", "processes", "sizes", "lengths", "measured"),
     [
-        (EPYC, 1, Lengths(11, 43.4, 139.2, 0.583), {"generate": 5.53, "update": 3.54, "sync": 0.062}),
-        (EPYC, 1, Lengths(11, 45.5, 142.5, 0.602), {"generate": 5.88, "update": 3.34, "sync": 0.064}),
-        (XEON, 1, SHORT, {"generate": 3.52, "update": 2.22, "sync": 0.073}),
-        (XEON, 2, SHORT, {"generate": 2.81, "update": 1.80, "sync": 0.080}),
-        (XEON, 4, SHORT, {"generate": 2.99, "update": 2.86, "sync": 0.111}),
+        (EPYC, 1, WIDE, Lengths(11, 43.4, 139.2, 0.583), {"generate": 5.53, "update": 3.54, "sync": 0.062}),
+        (EPYC, 1, WIDE, Lengths(11, 45.5, 142.5, 0.602), {"generate": 5.88, "update": 3.34, "sync": 0.064}),
+        (XEON, 1, R1_ZERO, SHORT, {"generate": 3.52, "update": 2.22, "sync": 0.073}),
+        (XEON, 2, R1_ZERO, SHORT, {"generate": 2.81, "update": 1.80, "sync": 0.080}),
+        (XEON, 4, R1_ZERO, SHORT, {"generate": 2.99, "update": 2.86, "sync": 0.111}),
     ],
     ids=["EPYC, seed 42", "EPYC, seed 43", "one", "two", "four"],
 )
 def test_phases_agree_with_a_measured_run(
-    flops: float, processes: int, lengths: Lengths, measured: dict[str, float]
+    flops: float, processes: int, sizes: tuple[int, int], lengths: Lengths, measured: dict[str, float]
 ) -> None:
-    recipe = load_recipe(RECIPES / "r1_zero.yaml", R1_ZERO)
+    problems, completions = sizes
+    changed = [f"rollout.problems_per_step={problems}", f"rollout.num_generations={completions}"]
+    recipe = load_recipe(RECIPES / "r1_zero.yaml", changed)
     assert isinstance(recipe, OnPolicyRecipe)
     layout = lay_out(recipe, Models(), cpu(processes, 24 * 2**30, flops, 2), processes)
     found = {phase.name: phase.seconds for phase in phases(recipe, layout, lengths)}
@@ -145,6 +148,12 @@ def test_phases_of_a_larger_dense_model_agree_with_a_measured_run(tmp_path: Path
     layout = lay_out(recipe, Models(), cpu(1, 24 * 2**30, XEON, 2), 1)
     found = {phase.name: phase.seconds for phase in phases(recipe, layout, Lengths(13.1, 60.8, 64, 1.0))}
     assert found == {"score": 0, **{name: pytest.approx(seconds, rel=0.3) for name, seconds in SMOLLM2.items()}}
+
+
+def test_cpu_is_this_machine_divided_among_its_processes() -> None:
+    one, two = find_gpu("cpu", 1), find_gpu("cpu", 2)
+    assert one.device == two.device == "cpu" and two.flops == one.flops / 2 and two.memory == one.memory // 2
+    assert one.flops == machine_flops("float32", device="cpu") > 1e9
 
 
 def test_memory_agrees_with_a_measured_peak() -> None:

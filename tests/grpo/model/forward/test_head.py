@@ -11,31 +11,33 @@ from grpo.model.forward.head import Kept, token_logprobs
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 7 * 11, 10**6])
-@pytest.mark.parametrize("waiting_elements", [0, 15 * 11, 10**6])  # none, of the first 14 or 15 tokens, of all 20
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("train_entropy", [False, True])
+@pytest.mark.parametrize(
+    ("train_entropy", "waiting_elements"),
+    [(True, 10**6), (False, 0), (False, 15 * 11), (False, 10**6)],  # with a chunk per token, 0, 15 and 20 wait
+)
 def test_values_and_gradients_equal_log_softmax(
-    chunk_elements: int, waiting_elements: int, temperature: float, train_entropy: bool, monkeypatch: pytest.MonkeyPatch
+    chunk_elements: int, temperature: float, train_entropy: bool, waiting_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", chunk_elements)
     monkeypatch.setattr(head, "WAITING_ELEMENTS", waiting_elements)
     torch.manual_seed(0)
-    hidden, weight = torch.randn(20, 5), torch.randn(11, 5)
+    hidden, weight, bias = torch.randn(20, 5), torch.randn(11, 5), torch.randn(11)
     targets, upstream = torch.randint(0, 11, (20,)), torch.randn(20)
 
-    def run(function) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        logprobs, entropy = function(h, w)
+    def run(function) -> tuple[torch.Tensor, ...]:
+        h, w, b = (tensor.clone().requires_grad_() for tensor in (hidden, weight, bias))
+        logprobs, entropy = function(h, w, b)
         loss = (logprobs * upstream).sum()
         (loss + (entropy * upstream.flip(0)).sum() if train_entropy else loss).backward()
-        return logprobs.detach(), entropy.detach(), h.grad, w.grad  # type: ignore[return-value]
+        return logprobs.detach(), entropy.detach(), h.grad, w.grad, b.grad  # type: ignore[return-value]
 
-    def plain(h: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        every = torch.log_softmax(h @ w.T / temperature, dim=-1)
+    def plain(h: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        every = torch.log_softmax((h @ w.T + b) / temperature, dim=-1)
         return every.gather(1, targets[:, None])[:, 0], -(every.exp() * every).sum(-1)
 
-    def chunked(h: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return token_logprobs(h, w, targets, temperature, train_entropy=train_entropy)
+    def chunked(h: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return token_logprobs(h, w, targets, temperature, b, train_entropy=train_entropy)
 
     for got, expected in zip(run(chunked), run(plain), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
@@ -49,9 +51,14 @@ def test_no_tokens_still_join_the_graph() -> None:
 
 
 def masked_oracle(
-    hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, temperature: float, sets: list[list[int]]
+    hidden: np.ndarray,
+    weight: np.ndarray,
+    targets: np.ndarray,
+    temperature: float,
+    sets: list[list[int]],
+    of_entropy: float,
 ) -> tuple[np.ndarray, ...]:
-    """Float64: log-probs and entropies over each token's own set, and the gradients of sum_t u_t (log p_t + H_t / 2).
+    """Float64: log-probs and entropies over each token's own set, and the gradients of sum_t u_t (log p_t + c H_t).
 
     d log p(y) / dz_v = [v = y] - p_v,  dH / dz_v = -p_v (log p_v + H) for v in the set, and 0 for all others.
     """
@@ -63,7 +70,7 @@ def masked_oracle(
         p = np.exp(log_p)
         logprobs[t], entropies[t] = log_p[kept.index(target)], -(p * log_p).sum()
         upstream = 0.1 * (t + 1)
-        gradient[t, kept] = -upstream * (p + 0.5 * p * (log_p + entropies[t]))
+        gradient[t, kept] = -upstream * (p + of_entropy * p * (log_p + entropies[t]))
         gradient[t, target] += upstream
     gradient /= temperature
     return logprobs, entropies, gradient @ weight, gradient.T @ hidden
@@ -74,9 +81,11 @@ def kept_of(sets: list[list[int]]) -> Kept:
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 7 * 11, 10**6])
-@pytest.mark.parametrize("waiting_elements", [0, 15 * 11, 10**6])
+@pytest.mark.parametrize(
+    ("train_entropy", "waiting_elements"), [(True, 10**6), (False, 0), (False, 15 * 11), (False, 10**6)]
+)
 def test_over_kept_tokens_values_and_gradients_equal_the_formula(
-    chunk_elements: int, waiting_elements: int, monkeypatch: pytest.MonkeyPatch
+    chunk_elements: int, train_entropy: bool, waiting_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", chunk_elements)
     monkeypatch.setattr(head, "WAITING_ELEMENTS", waiting_elements)
@@ -86,9 +95,10 @@ def test_over_kept_tokens_values_and_gradients_equal_the_formula(
     sets = [list(dict.fromkeys([*some, int(target)])) for some, target in zip(others, targets, strict=True)]
     assert min(map(len, sets)) == 1 and max(map(len, sets)) >= 10
     h, w = (torch.tensor(array, dtype=torch.float32, requires_grad=True) for array in (hidden, weight))
-    logprobs, entropy = token_logprobs(h, w, torch.tensor(targets), 0.7, kept=kept_of(sets), train_entropy=True)
-    ((logprobs + 0.5 * entropy) * 0.1 * torch.arange(1, 21)).sum().backward()
-    expected = masked_oracle(hidden, weight, targets, 0.7, sets)
+    kept, of_entropy = kept_of(sets), 0.5 * train_entropy
+    logprobs, entropy = token_logprobs(h, w, torch.tensor(targets), 0.7, kept=kept, train_entropy=train_entropy)
+    ((logprobs + of_entropy * entropy) * 0.1 * torch.arange(1, 21)).sum().backward()
+    expected = masked_oracle(hidden, weight, targets, 0.7, sets, of_entropy)
     for got, value in zip((logprobs, entropy, h.grad, w.grad), expected, strict=True):
         assert got is not None
         np.testing.assert_allclose(got.detach().numpy(), value, rtol=1e-4, atol=1e-5)

@@ -197,22 +197,23 @@ def test_a_signal_saves_the_step_and_the_command_it_prints_goes_on_to_the_same_w
     command = [sys.executable, "-m", "grpo", "train", "--num_processes", "1", "sft.yaml"]
     environment = {name: value for name, value in os.environ.items() if "ACCELERATE" not in name}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[4])}
-    subprocess.run([*command, f"trainer.output_dir={tmp_path / 'whole'}"], cwd=tmp_path, env=environment, check=True)
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     launcher = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    while not ((tmp_path / "run/metrics.jsonl").exists() and len(metrics(tmp_path / "run")) > 2):
+    second = tmp_path / "run-2"  # the first run's folder is taken
+    while not ((second / "metrics.jsonl").exists() and len(metrics(second)) > 2):
         assert launcher.poll() is None, launcher.communicate()[1]
         time.sleep(0.02)
     launcher.send_signal(signal.SIGTERM)
     said = launcher.communicate()[1]
-    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    (checkpoint,) = second.glob("checkpoint-*")
     step = checkpoint.name.partition("-")[2]
-    again = "grpo train --num_processes 1 sft.yaml trainer.resume_from_checkpoint=true"
+    again = f"grpo train --num_processes 1 sft.yaml trainer.output_dir={second} trainer.resume_from_checkpoint=true"
     assert said.endswith(f"stopped at step {step} (SIGTERM)\ncontinue with: {again}\n")
-    assert launcher.returncode == 128 + signal.SIGTERM and not (tmp_path / "run/model.safetensors").exists()
+    assert launcher.returncode == 128 + signal.SIGTERM and not (second / "model.safetensors").exists()
     subprocess.run([sys.executable, "-m", *again.split()], cwd=tmp_path, env=environment, check=True)
-    a, b = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    a, b = weights(tmp_path / "run"), weights(second)
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert [line["step"] for line in metrics(tmp_path / "run")] == [*range(1, 121)]
+    assert [line["step"] for line in metrics(second)] == [*range(1, 121)]
 
 
 @pytest.mark.slow
