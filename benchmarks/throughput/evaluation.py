@@ -1,7 +1,7 @@
 """The overhead of evaluation over generation: vLLM's `LLM.generate` against `grpo eval`, same requests and tokens.
 
-    python benchmarks/eval_throughput.py [--problems 256] [--samples 4] [--rounds 10]
-    python benchmarks/eval_throughput.py --model DIR --task gsm8k --data-dir DIR --template chat --max-tokens 256
+    python benchmarks/throughput/evaluation.py [--problems 256] [--samples 4] [--rounds 10]
+    python benchmarks/throughput/evaluation.py --model DIR --task gsm8k --data-dir DIR --template chat --max-tokens 256
 
 Both share one engine; by default the embedded base on its held-out problems, the hardest case, because it needs only
 3 ms per sample. Each round runs plain `LLM.generate` and the loop of grpo/evaluation/run.py, which generates, grades in
@@ -28,7 +28,7 @@ from rollout.engines.base import completion_texts, request_seed
 from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
 
-BASE = str(Path(__file__).parent.parent / "recipes" / "v3_base")
+BASE = str(Path(__file__).parents[2] / "recipes" / "v3_base")
 
 
 def main() -> None:
