@@ -208,14 +208,13 @@ def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: 
     lines = [
         "# Asynchronous rollouts on the embedded base",
         "",
-        f"    python {' '.join(['benchmarks/async_rollouts.py', *sys.argv[1:]])}",
+        f"    python {' '.join(['benchmarks/async_rollouts.py', *options.typed])}",
         "",
         f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; {len(CORES)} "
         "servers, a core each, and a trainer that shares these cores, with one thread unless k is 0. k is "
         "`rollout.max_staleness`, 0 is lockstep. Times are means over steps and seeds [range over seeds], without the "
-        "first step after a start; "
-        "shares are of the sum of these steps. Trainer waits: for groups. Servers rest: nothing is being generated and "
-        "no weights are taken. Sync: they are written and taken, the servers are frozen. "
+        "first step after a start; shares are of the sum of these steps. Trainer waits: for groups. Servers rest: "
+        "nothing is being generated and no weights are taken. Sync: they are written and taken, servers are frozen. "
         "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
         "effective sample size of the weights that correct for it, as a share. Held-out pass@1 with "
         f"{bounds}; the base has {before:.3f}.",
@@ -318,6 +317,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/async"), help="of the runs")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "async.md")
     options, options.overrides = parser.parse_known_args()  # of the recipe, such as rollout.problems_per_step=8
+    places = [word for name in ("--folder", "--output") for word in (name, str(getattr(options, name[2:])))]
+    options.typed = [word for word in sys.argv[1:] if word not in places]  # without where this machine keeps it
     if unknown := [word for word in options.overrides if "=" not in word or word.startswith("-")]:
         parser.error(f"{unknown[0]!r} is neither an option nor an override such as rollout.problems_per_step=8.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends server and run

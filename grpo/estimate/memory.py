@@ -65,13 +65,14 @@ def training_parts(training: Training, shape: ModelShape, width: int, *, device:
     heads = 2 if layers > config.num_hidden_layers else 1  # a trained multi-token prediction reads the head too
     hidden = 2 * heads * rows * length * config.hidden_size * width
     if training.head == "chunked":
-        # What waits; of a chunk the logits, and the probabilities unless they wait. The gradient of a trained head in
-        # float32, hidden states and their gradient.
+        # What waits; of a chunk the logits, and the probabilities unless they wait. All is gone when a layer's backward
+        # begins, so only what exceeds that layer's part counts. Then the gradient of a trained head in float32 and
+        # hidden states with their gradient.
         logits = rows * length * config.vocab_size
         waiting, chunk = min(WAITING_ELEMENTS, logits), min(CHUNK_ELEMENTS.get(device, 2**27), logits)
-        alive = heads * waiting + (1 + (logits > waiting)) * chunk
+        alive = 4 * (heads * waiting + (1 + (logits > waiting)) * chunk)
         gradient = 4 * config.vocab_size * config.hidden_size if shape.trained >= shape.total else 0
-        parts["LM head, in chunks"] = 4 * alive + gradient + hidden
+        parts["LM head, in chunks"] = max(0, alive - shape.kept_bytes // layers) + gradient + hidden
     return parts
 
 

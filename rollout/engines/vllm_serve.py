@@ -26,7 +26,6 @@ FOR_TRAINING = "--for-training"  # our one option
 # Options that may ask for several processes.
 SEVERAL = ("-tp", "-pp", "-dp", "-pcp", "-dcp", "--tensor-par", "--pipeline-par", "--data-par", "--prefill-context")
 SEVERAL += ("--decode-context", "--distributed-exec", "--config")
-SEVERAL += ("-tp", "-pp", "-dp", "-pcp", "-dcp", "--config")
 
 
 def serve(model_path: str, options: Sequence[str]) -> NoReturn:

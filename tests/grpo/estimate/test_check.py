@@ -120,7 +120,7 @@ def test_activations_agree_with_a_measured_peak(tmp_path: Path, config, rows: in
     loaded = recipe(tmp_path, tokens, f"rollout.max_completion_length={length - 32}")
     parts = memory_parts(loaded, measure_shape(config, rows=rows, length=length, width=4))
     estimate = parts["activations"] + parts["attention scores"] + parts["LM head, in chunks"]
-    assert measured < estimate < 1.65 * measured  # the head's part and that of a layer's backward add up here only
+    assert measured < estimate < 1.5 * measured
 
 
 def test_memory_parts_follow_the_recipe(tmp_path: Path) -> None:
