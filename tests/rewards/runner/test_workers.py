@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rewards.runner.child import uncounted
 from rewards.runner.workers import WorkerError, WorkerPool
 
 ROOT = Path(__file__).parents[3]
@@ -21,6 +22,9 @@ def task(item):
         case "loop":
             while True:
                 pass
+        case "import":
+            with uncounted():
+                busy_for(2.5)
         case "memory":
             return len(bytearray(4 << 30))
         case "abort":
@@ -34,6 +38,12 @@ def task(item):
         case ("sleep", seconds):
             time.sleep(seconds)
     return item
+
+
+def busy_for(seconds):
+    ends = time.process_time() + seconds
+    while time.process_time() < ends:
+        pass
 
 
 def adder(number):
@@ -61,6 +71,11 @@ def test_a_bad_item_affects_no_other(pool, caplog):
 
 def test_cpu_time_counts_and_waiting_does_not(pool):
     assert pool.map([("sleep", 2.5)]) == [("sleep", 2.5)]
+
+
+def test_an_import_does_not_count_against_the_limit_but_the_rest_does(pool):
+    first, second = pool.map(["import", "loop"])
+    assert (first, second.kind) == ("import", "time")
 
 
 def test_an_item_that_exceeds_the_timeout_loses_its_worker_and_no_other_item():

@@ -63,8 +63,9 @@ def test_an_openai_client_gets_the_engines_greedy_tokens(vllm_v3: VLLMEngine, ti
     ],
 )
 def test_on_cpu_the_model_runs_in_the_schedulers_process_unless_options_may_ask_for_several(
-    tiny_v3: Path, binding: str, options: list[str], expected: bool
+    tiny_v3: Path, monkeypatch: pytest.MonkeyPatch, binding: str, options: list[str], expected: bool
 ) -> None:
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)  # set by an engine in this process
     share = {"VLLM_CPU_OMP_THREADS_BIND": binding}
     command, environment = server_command(str(tiny_v3), options, share=share)
     assert ("uni" in command, environment.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0") == (expected, expected)

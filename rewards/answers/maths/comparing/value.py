@@ -20,6 +20,7 @@ from rewards.answers.maths.comparing.arithmetic import (
     Value,
 )
 from rewards.answers.maths.nodes import INDEX, Node, Num, Op, Sym, Unreadable, children, operations, rebuilt, symbols
+from rewards.runner.child import uncounted
 
 SERIES = {"sum of": "add", "product of": "mul"}  # with dots; the operation between their terms
 _MAX_TERMS = 1000
@@ -209,8 +210,8 @@ def _near(a: Value, b: Value) -> bool:
 
 @lru_cache(maxsize=1)
 def _mp() -> Any:
-    from mpmath import mp  # takes 0.1 s, only needed once an answer is not a plain number
-
+    with uncounted():
+        from mpmath import mp  # takes 0.1 s, only needed once an answer is not a plain number
     mp.dps = _DIGITS
     return mp
 

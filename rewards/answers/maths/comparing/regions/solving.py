@@ -1,7 +1,7 @@
 """sympy, where it decides what our own rules cannot: inequalities in one letter and systems of linear equations.
 
 Only expressions we have read are handed over, built object by object; sympy never reads text. It is imported when first
-needed, which takes 0.4 s, so that a worker that only sees numbers and intervals never does.
+needed, which takes 0.4 s and more, so that a worker that only sees numbers and intervals never does.
 
 Not solved: inequalities that are not rational in their letter (apart from absolute values), nonlinear systems.
 """
@@ -25,6 +25,7 @@ from rewards.answers.maths.nodes import (
     children,
     symbols,
 )
+from rewards.runner.child import uncounted
 
 _MAX_DEGREE = 8
 _MAX_NODES = 200
@@ -43,12 +44,19 @@ _BUILD: dict[str, Callable[..., Any]] = {
 }
 
 
+@lru_cache(maxsize=1)
+def _sympy() -> Any:
+    with uncounted():
+        import sympy
+    return sympy
+
+
 def expression(node: Node, *, opaque: bool = False) -> Any | None:
     """The node as a sympy expression with real letters; None if it uses other operations or large powers.
 
     opaque: stand a symbol for each such part that has no letters.
     """
-    import sympy
+    sympy = _sympy()
 
     found = _built(sympy, node, opaque)
     if found is None and opaque and isinstance(node, Op) and not symbols(node):
@@ -98,8 +106,7 @@ def _node(expression: Any) -> Node | None:
 @lru_cache(maxsize=256)  # one reference answer, a group of answers
 def solution_set(relation: Relation) -> Node | None:
     """The set of numbers that satisfy an inequality in one letter; None if it cannot be found."""
-    import sympy
-    from sympy.solvers.inequalities import solve_univariate_inequality
+    sympy = _sympy()
 
     if _size(relation) > _MAX_NODES:
         return None
@@ -117,7 +124,7 @@ def solution_set(relation: Relation) -> Node | None:
     if inequality in (True, False):
         return Interval(MINUS_INFINITY, INFINITY, False, False) if inequality else Union(())
     try:
-        return _region(solve_univariate_inequality(inequality, x, relational=False))
+        return _region(sympy.solve_univariate_inequality(inequality, x, relational=False))
     except NotImplementedError:
         return None
 
@@ -127,7 +134,7 @@ def _size(node: Node) -> int:
 
 
 def _region(found: Any) -> Node | None:
-    import sympy
+    sympy = _sympy()
 
     match found:
         case sympy.Interval():
@@ -153,7 +160,7 @@ def _region(found: Any) -> Node | None:
 
 def _matrix(equations: Sequence[Relation], letters: list[str]) -> Any | None:
     """The augmented matrix of linear equations with rational coefficients; None if they are not linear."""
-    import sympy
+    sympy = _sympy()
 
     rows = []
     for equation in equations:
