@@ -1,11 +1,11 @@
 """Rollouts ahead of the update: the engine generates and workers score while the policy is trained.
 
-    next(step):  ask for groups, as many as may be ahead
+    next(step):  ask for groups, as many as shall be ahead
                  wait for enough finished ones; for each that is taken, ask for another
     meanwhile, in the engine's thread:  group generated -> reward workers -> finished
 
-At most `max_staleness` rollouts' worth of groups is asked for or finished and not taken, so generation rests when the
-trainer falls behind. Weights arrive while groups are sampled: every token carries the version that sampled it. The
+Between one and `max_staleness` rollouts' worth of groups is asked for or finished and not taken: as few as keep the
+trainer from waiting, since a group that waits grows stale. Weights arrive while groups are sampled: every token carries the version that sampled it. The
 staleness of a group is the number of updates that its oldest token has missed, counted in rollouts.
 
 Left out: engines in the trainer's process, whose generation cannot run beside the update.
@@ -53,7 +53,7 @@ class Ahead:
         count: problems of a rollout, over all processes.
         share: of them, this process's.
         steps: optimizer steps per rollout.
-        max_staleness: rollouts that may be ahead, and updates that a group may have missed when it is trained on.
+        max_staleness: most rollouts that may be ahead, and updates that a group may have missed when it is trained on.
         phase: times the trainer's waiting.
     """
 
@@ -76,6 +76,7 @@ class Ahead:
         self._step = self._number = 0
         self._prompts: deque[Prompt] = deque()  # to be asked for next
         self._asked: list[_Asked] = []  # the oldest first
+        self._depth = share  # how many groups shall be ahead
         self._taken: list[ScoredGroup] = []
         self._dropped = 0
         self._changed = Condition()  # of what follows, and of `_asked`
@@ -87,6 +88,7 @@ class Ahead:
         self._step, self._dropped = step, 0
         with self._changed:
             self._clock.start()
+        self._set_depth()
         self._ask()
         taken: list[tuple[int, ScoredGroup]] = []
         with self._phase("generate"), self._clock.trainer_waits():
@@ -109,6 +111,7 @@ class Ahead:
             trainer, generator = self._clock.shares()
         metrics: dict[str, Metric] = {
             "rollout/dropped_stale": Sum(self._dropped),
+            "rollout/ahead": Mean(self._depth / self._share),
             "rollout/idle_trainer": Mean(trainer),
             "rollout/idle_generator": Mean(generator),
         }
@@ -129,9 +132,20 @@ class Ahead:
         oldest = min(int(versions(one).min(initial=self._step)) for one in scored.group.completions)
         return (self._step - oldest) // self._steps
 
+    def _set_depth(self) -> None:
+        """Fewer groups ahead if many are finished when the trainer comes for them, more if it has to wait.
+
+        A quarter more than it takes shall be finished. The depth moves by half of what is missing, as the next count
+        may still be of groups that were asked for before.
+        """
+        if self._asked:
+            missing = self._share + self._share // 4 - sum(asked.is_finished for asked in self._asked)
+            depth = self._depth + missing - int(missing / 2)
+            self._depth = min(max(depth, self._share), self._max_staleness * self._share)
+
     def _ask(self) -> None:
-        """Ask for as many groups as may be ahead."""
-        while len(self._asked) < self._max_staleness * self._share:
+        """Ask for as many groups as shall be ahead."""
+        while len(self._asked) < self._depth:
             while not self._prompts:  # all of a take may have been trained on before the run was resumed
                 self._prompts.extend(self._problems.take(self._count))
             prompt = self._prompts.popleft()

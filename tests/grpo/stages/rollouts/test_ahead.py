@@ -18,19 +18,43 @@ def versions(groups: list[ScoredGroup]) -> list[object]:
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_generation_is_at_most_k_rollouts_ahead_and_samples_at_most_k_updates_old(k: int) -> None:
+def test_generation_that_keeps_up_is_one_rollout_ahead_and_its_samples_one_update_old(k: int) -> None:
     engine = Hand()
     rollouts = ahead(engine, problems(), max_staleness=k)
     for step in range(7):
         engine.version = step
         groups = rollouts.next(step)
         assert [number(one) for one in groups] == [2 * step, 2 * step + 1]  # as in lockstep
-        assert versions(groups) == [max(0, step - k)] * 2
-        assert engine.asked == list(range(2 * (step + 1 + k)))
-        metrics = rollouts.trained()
-        assert metrics["rollout/dropped_stale"].value == 0
-        assert metrics["rollout/staleness_max"].value == min(step, k)
-        assert metrics[f"rollout/staleness_share_{min(step, k)}"].value == 1.0
+        assert versions(groups) == [max(0, step - 1)] * 2
+        assert engine.asked == list(range(2 * (step + 2)))
+        metrics = {name: metric.value for name, metric in rollouts.trained().items()}
+        assert metrics["rollout/ahead"] == 1.0
+        assert metrics["rollout/dropped_stale"] == 0
+        assert metrics["rollout/staleness_max"] == min(step, 1)
+        assert metrics[f"rollout/staleness_share_{min(step, 1)}"] == 1.0
+
+
+def test_generation_is_as_far_ahead_as_the_trainer_needs() -> None:
+    """Of 8 groups per rollout, 10 shall be finished; the depth moves by half of what is missing, up to 2 rollouts."""
+    engine = Hand()
+    engine.held = set(range(8, 80))
+    rollouts = ahead(engine, problems(), max_staleness=2, count=8)
+
+    def release(count: int, step: int) -> None:
+        for one in sorted(engine.pending)[:count]:
+            engine.release(one, step)
+
+    depths = []
+    for step, finished in enumerate((8, 8, 5, 0, 0, 14, 12, 10, 10)):
+        engine.version = step
+        release(finished - sum(asked.is_finished for asked in rollouts._asked), step)
+        rest = threading.Timer(0.2, release, [max(0, 8 - finished), step])  # while the trainer waits
+        rest.start()
+        rollouts.next(step)
+        rest.join()
+        depths.append(len(rollouts._asked))
+        assert rollouts.trained()["rollout/ahead"].value == depths[-1] / 8
+    assert depths == [8, 9, 12, 16, 16, 14, 13, 13, 13]
 
 
 def test_what_is_finished_is_taken_and_a_group_that_would_be_too_old_next_time_is_waited_for() -> None:
@@ -48,6 +72,7 @@ def test_a_group_that_is_too_old_is_dropped_and_its_problem_sampled_again() -> N
     engine = Hand()
     engine.held = {0, 1, 2}
     rollouts = ahead(engine, problems(), max_staleness=2)
+    rollouts._depth = 4  # as after waiting
     seen = [[number(one) for one in rollouts.next(0)]]
     rollouts.trained()
     for step in range(1, 6):
@@ -63,7 +88,7 @@ def test_a_group_that_is_too_old_is_dropped_and_its_problem_sampled_again() -> N
         assert dropped == (1 if step == 3 else 0)
         if 2 in seen[-1]:
             assert versions(groups)[seen[-1].index(2)] == 3
-    assert seen == [[3, 4], [5, 6], [0, 1], [7, 8], [9, 2], [10, 11]]
+    assert seen == [[3, 4], [5, 6], [0, 1], [7, 8], [2, 9], [10, 11]]
     assert engine.asked.count(2) == 2
 
 
@@ -71,6 +96,7 @@ def test_staleness_is_counted_per_token_in_rollouts() -> None:
     engine = Hand()
     engine.held = {0}
     rollouts = ahead(engine, problems(), max_staleness=2, count=1)
+    rollouts._depth = 2  # as after waiting
     rollouts.next(0)
     rollouts.trained()
     engine.version = 1
