@@ -90,7 +90,7 @@ class RolloutConfig(EngineSection, Truncation):
     engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf, or server
     servers: ServersConfig | None = None  # for engine `server`
     sleep_level: Literal[0, 1, 2] = 0  # vLLM on GPU frees its memory during updates, docs/engines.md
-    max_staleness: NonNegativeInt = 0  # rollouts that generation may be ahead of the update (docs/async.md); 0: none
+    max_staleness: NonNegativeInt = 0  # most rollouts that generation is ahead of the update (docs/async.md); 0: none
     problems_per_step: PositiveInt = 32  # problems per optimizer step, summed over processes
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
     max_completion_length: PositiveInt = 512

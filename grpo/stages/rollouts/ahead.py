@@ -5,8 +5,9 @@
     meanwhile, in the engine's thread:  group generated -> reward workers -> finished
 
 Between one and `max_staleness` rollouts' worth of groups is asked for or finished and not taken: as few as keep the
-trainer from waiting, since a group that waits grows stale. Weights arrive while groups are sampled: every token carries the version that sampled it. The
-staleness of a group is the number of updates that its oldest token has missed, counted in rollouts.
+trainer from waiting, since a group that waits grows stale. Weights arrive while groups are sampled: every token
+carries the version that sampled it. The staleness of a group is the number of updates that its oldest token has missed,
+counted in rollouts.
 
 Left out: engines in the trainer's process, whose generation cannot run beside the update.
 """
