@@ -5,9 +5,11 @@
         --output /tmp/async.md
 
 A server on each core and one trainer share the machine. Ahead, the trainer has one thread, which runs where there is
-room: two would wait for each other while a server holds one's core. Each run is recipes/r1_zero.yaml in a folder of its
-own, evaluated before and after. A finished run is read from its folder, an interrupted one goes on from its last
-checkpoint: the command can be stopped and repeated. Use another --folder for other overrides.
+room: two would wait for each other while a server holds one's core. It leaves the servers a little more of the cores
+than they leave it (`nice`), so that neither side waits much longer than the other at k = 1. Each run is
+recipes/r1_zero.yaml in a folder of its own, evaluated before and after. A finished run is read from its folder, an
+interrupted one goes on from its last checkpoint: the command can be stopped and repeated. Use another --folder for
+other overrides.
 """
 
 import argparse
@@ -34,6 +36,7 @@ SERVER_OPTIONS = ("--host", "127.0.0.1", "--max-model-len", "176", "--max-num-se
 CORES = sorted(os.sched_getaffinity(0))
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 ONE_THREAD = {"OMP_THREAD_LIMIT": "1"}
+NICE = 1  # of a trainer beside servers
 BARS = ("#1f5fa8", "#e08a2b")
 Spread = tuple[float, float, float]  # mean over seeds, least, most
 
@@ -133,10 +136,15 @@ def _is_up(url: str) -> bool:
 
 
 def start(
-    words: Sequence[str], log: Path, cores: Sequence[int], limits: Mapping[str, str] = MappingProxyType({})
+    words: Sequence[str],
+    log: Path,
+    cores: Sequence[int],
+    limits: Mapping[str, str] = MappingProxyType({}),
+    niceness: int = 0,
 ) -> "subprocess.Popen[bytes]":
     """`grpo …` on these cores, a thread on each unless `limits` say otherwise, with its output added to a file."""
-    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "grpo", *words]
+    command = ["nice", "-n", str(niceness), "taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "grpo"]
+    command += words
     environment = {**os.environ, **WAITING, "OMP_NUM_THREADS": str(len(cores)), **limits}
     with log.open("ab") as output:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
@@ -164,7 +172,7 @@ def run(k: int, seed: int, options: argparse.Namespace, servers: Servers) -> Res
         ]
         print(f"training {out}", flush=True)
         command = ["train", str(ROOT / "recipes" / "r1_zero.yaml"), *settings]
-        training = start(command, log, CORES, ONE_THREAD if k else {})
+        training = start(command, log, CORES, *((ONE_THREAD, NICE) if k else ()))
         try:
             follow(training, metrics, options.steps)
         finally:
@@ -211,8 +219,8 @@ def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: 
         f"    python {' '.join(['benchmarks/async_rollouts.py', *options.typed])}",
         "",
         f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; {len(CORES)} "
-        "servers, a core each, and a trainer that shares these cores, with one thread unless k is 0. k is "
-        "`rollout.max_staleness`, 0 is lockstep. Times are means over steps and seeds [range over seeds], without the "
+        f"servers, a core each, and a trainer that shares these cores, unless k is 0 with one thread and nice {NICE}. "
+        "k is `rollout.max_staleness`, 0 is lockstep. Times are means over steps and seeds [range over seeds], without the "
         "first step after a start; shares are of the sum of these steps. Trainer waits: for groups. Servers rest: "
         "nothing is being generated and no weights are taken. Sync: they are written and taken, servers are frozen. "
         "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
