@@ -220,8 +220,8 @@ def table(results: dict[int, list[Result]], options: argparse.Namespace, chart: 
         "",
         f"`recipes/r1_zero.yaml` with {options.steps} steps and what the command changes; {len(CORES)} "
         f"servers, a core each, and a trainer that shares these cores, unless k is 0 with one thread and nice {NICE}. "
-        "k is `rollout.max_staleness`, 0 is lockstep. Times are means over steps and seeds [range over seeds], without the "
-        "first step after a start; shares are of the sum of these steps. Trainer waits: for groups. Servers rest: "
+        "k is `rollout.max_staleness`, 0 is lockstep. Times are means over steps and seeds [range over seeds], without "
+        "the first step after a start; shares are of the sum of these steps. Trainer waits: for groups. Servers rest: "
         "nothing is being generated and no weights are taken. Sync: they are written and taken, servers are frozen. "
         "Missed updates: share of tokens that were sampled 0, 1, … updates before the one that trains on them. ESS: "
         "effective sample size of the weights that correct for it, as a share. Held-out pass@1 with "
