@@ -89,7 +89,6 @@ class Ahead:
         self._step, self._dropped = step, 0
         with self._changed:
             self._clock.start()
-        self._set_depth()
         self._ask()
         taken: list[tuple[int, ScoredGroup]] = []
         with self._phase("generate"), self._clock.trainer_waits():
@@ -108,11 +107,13 @@ class Ahead:
     def trained(self) -> dict[str, Metric]:
         """Remember the groups' problems; returns staleness, what was dropped and how long each side has rested."""
         self._problems.trained([scored.group.problem.id for scored in self._taken])
+        ahead = self._depth / self._share
+        self._set_depth()
         with self._changed:
             trainer, generator = self._clock.shares()
         metrics: dict[str, Metric] = {
             "rollout/dropped_stale": Sum(self._dropped),
-            "rollout/ahead": Mean(self._depth / self._share),
+            "rollout/ahead": Mean(ahead),
             "rollout/idle_trainer": Mean(trainer),
             "rollout/idle_generator": Mean(generator),
         }
@@ -134,15 +135,14 @@ class Ahead:
         return (self._step - oldest) // self._steps
 
     def _set_depth(self) -> None:
-        """Fewer groups ahead if many are finished when the trainer comes for them, more if it has to wait.
+        """Fewer groups ahead if many are finished when the trainer is about to take some, more if it would wait.
 
         A quarter more than it takes shall be finished. The depth moves by half of what is missing, as the next count
-        may still be of groups that were asked for before.
+        may still be of groups that were asked for before. Evaluations and saving come later, and count for nothing.
         """
-        if self._asked:
-            missing = self._share + self._share // 4 - sum(asked.is_finished for asked in self._asked)
-            depth = self._depth + missing - int(missing / 2)
-            self._depth = min(max(depth, self._share), self._max_staleness * self._share)
+        missing = self._share + self._share // 4 - sum(asked.is_finished for asked in self._asked)
+        depth = self._depth + missing - int(missing / 2)
+        self._depth = min(max(depth, self._share), self._max_staleness * self._share)
 
     def _ask(self) -> None:
         """Ask for as many groups as shall be ahead."""

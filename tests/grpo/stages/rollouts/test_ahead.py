@@ -40,21 +40,28 @@ def test_generation_is_as_far_ahead_as_the_trainer_needs() -> None:
     engine.held = set(range(8, 80))
     rollouts = ahead(engine, problems(), max_staleness=2, count=8)
 
-    def release(count: int, step: int) -> None:
+    def finish(count: int, step: int) -> None:
         for one in sorted(engine.pending)[:count]:
             engine.release(one, step)
 
+    def finished() -> int:
+        return sum(asked.is_finished for asked in rollouts._asked)
+
     depths = []
-    for step, finished in enumerate((8, 8, 5, 0, 0, 14, 12, 10, 10)):
+    for step, count in enumerate((8, 5, 0, 0, 14, 12, 10, 10)):
         engine.version = step
-        release(finished - sum(asked.is_finished for asked in rollouts._asked), step)
-        rest = threading.Timer(0.2, release, [max(0, 8 - finished), step])  # while the trainer waits
-        rest.start()
+        missing = max(0, 8 - finished()) if step else 0  # the first eight were never held
+        waiting = threading.Timer(0.2, finish, [missing, step])
+        waiting.start()
         rollouts.next(step)
-        rest.join()
-        depths.append(len(rollouts._asked))
-        assert rollouts.trained()["rollout/ahead"].value == depths[-1] / 8
-    assert depths == [8, 9, 12, 16, 16, 14, 13, 13, 13]
+        waiting.join()
+        finish(count - finished(), step)  # during the update
+        assert rollouts.trained()["rollout/ahead"].value == len(rollouts._asked) / 8
+        depths.append(rollouts._depth)
+    assert depths == [9, 12, 16, 16, 14, 13, 13, 13]
+    finish(80, 8)  # during an evaluation, which says nothing of the trainer's pace
+    rollouts.next(8)
+    assert len(rollouts._asked) == 13
 
 
 def test_what_is_finished_is_taken_and_a_group_that_would_be_too_old_next_time_is_waited_for() -> None:
@@ -88,7 +95,7 @@ def test_a_group_that_is_too_old_is_dropped_and_its_problem_sampled_again() -> N
         assert dropped == (1 if step == 3 else 0)
         if 2 in seen[-1]:
             assert versions(groups)[seen[-1].index(2)] == 3
-    assert seen == [[3, 4], [5, 6], [0, 1], [7, 8], [2, 9], [10, 11]]
+    assert seen == [[3, 4], [5, 6], [0, 1], [7, 8], [9, 2], [10, 11]]
     assert engine.asked.count(2) == 2
 
 
