@@ -14,6 +14,7 @@ from rollout.support.names import nearest
 from rollout.types import Sampling
 
 Bounds = Annotated[list[float | str], Field(min_length=2, max_length=2)]
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 TASKS_FILE = Path(__file__).parent / "tasks" / "tasks.yaml"
 
 # Defaults by protocol. A recipe or the command line can override each value; the resolved recipe shows the result.
@@ -38,12 +39,12 @@ class TaskConfig(Section):
     dataset_name: str | None = None  # Hub name, or a local .jsonl/.json/.parquet path
     dataset_config: str | None = None
     dataset_revision: str | None = None  # None: the latest
-    dataset_files: list[str] = []  # files in the Hub repository or folder, read whole instead of a split
-    dataset_split: str = "test"
+    dataset_files: list[str] = []  # files in the Hub repository or folder, instead of its default configuration
+    dataset_split: str | None = None  # such as test[:200]; None: test, and of files train, which is all of their rows
     where: dict[str, Bounds] = {}  # column -> [low, high): keep only rows in this range
     task: str | None = None  # generated instead of a dataset: countdown, arithmetic, reasoning_gym:<name>
     task_options: dict[str, Any] = {}
-    num_problems: PositiveInt = 512  # for a generated task
+    num_problems: PositiveInt | None = None  # of a generated task; None: 512
     columns: dict[str, str | list[str]] = {}  # our name -> theirs, or alternatives tried in order
     choices: list[str] = []  # option columns, the correct one first; shuffled, shown as {choices}
     # The question's text; {name} inserts a column, a list one item per line. Given several texts, the first whose
@@ -65,12 +66,30 @@ class TaskConfig(Section):
                 f"task={self.task!r} and dataset_name={self.dataset_name!r}: set exactly one "
                 "of them as the source of the problems."
             )
-        if self.task is not None and (self.dataset_files or self.where):
-            raise ValueError(
-                f"task={self.task!r} with dataset_files={self.dataset_files} and where={self.where}: they select "
-                "rows from a dataset, which a generated task does not have. Remove them, or set dataset_name."
-            )
+        source = f"task={self.task!r}" if self.task else f"dataset_name={self.dataset_name!r}"
+        if unread := [f"{key}={value!r}" for key in self._unread_keys() if (value := getattr(self, key))]:
+            raise ValueError(f"{source} does not read {', '.join(unread)}. Remove it, or name another source.")
         return self
+
+    def _unread_keys(self) -> tuple[str, ...]:
+        """Keys that say nothing about this source of problems."""
+        if self.task is not None:
+            return "dataset_config", "dataset_revision", "dataset_files", "dataset_split", "where"
+        if self.is_file:
+            return "dataset_config", "dataset_revision", "dataset_files", "task_options", "num_problems"
+        return ("dataset_config",) * bool(self.dataset_files) + ("task_options", "num_problems")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the dataset is a local file."""
+        return self.dataset_name is not None and self.dataset_name.endswith(FILE_SUFFIXES)
+
+    @property
+    def split(self) -> str:
+        """The split that is read; a generated task's is held out."""
+        if self.task is not None:
+            return "eval"
+        return self.dataset_split or ("train" if self.is_file or self.dataset_files else "test")
 
 
 class EvalModelConfig(Section):

@@ -188,7 +188,7 @@ def _write_results(recipe: EvalRecipe, work: Sequence[Work], rows: Sequence[Row]
             "timing": w.timing,
             "dataset": {
                 "name": config.dataset_name or config.task,
-                "split": config.dataset_split if config.dataset_name else "eval",
+                "split": config.split,
                 "files": config.dataset_files,
                 "where": config.where,
                 "revision": None if recipe.data_dir else config.dataset_revision,

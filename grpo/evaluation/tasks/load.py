@@ -13,7 +13,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from grpo.evaluation.config import TaskConfig, builtin_tasks
+from grpo.evaluation.config import FILE_SUFFIXES, TaskConfig, builtin_tasks
 from grpo.recipe.load import load_section
 from rollout.data.dataset import DatasetSource
 from rollout.data.sources import Source, load_source
@@ -21,7 +21,7 @@ from rollout.data.stream import distinct, fixed_order
 from rollout.support.names import nearest
 from rollout.types import Problem
 
-_FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+_NUM_GENERATED = 512  # problems of a generated task
 _COLUMN = re.compile(r"\{(\w+)\}")
 _NAMED = re.compile(r"(?<![\w\\}^])\{([a-zA-Z]\w*)\}")  # not LaTeX's \text{cm}, \frac{1}{n}, x_{n}, x^{n}, \{a}
 
@@ -120,8 +120,8 @@ def local_file(data_dir: Path, name: str, split: str) -> Path:
     If NAME/ holds a single file, its name does not matter. .json and .parquet work as well. A task with several files
     (`dataset_files`) only gets here if NAME/ lacks one of them.
     """
-    alone = [data_dir / f"{name}{suffix}" for suffix in _FILE_SUFFIXES]
-    inside = sorted(path for path in (data_dir / name).glob("*") if path.suffix in _FILE_SUFFIXES)
+    alone = [data_dir / f"{name}{suffix}" for suffix in FILE_SUFFIXES]
+    inside = sorted(path for path in (data_dir / name).glob("*") if path.suffix in FILE_SUFFIXES)
     found = [path for path in alone if path.is_file()] or [path for path in inside if split in path.stem]
     found = found or (inside if len(inside) == 1 else [])
     if len(found) != 1:
@@ -134,21 +134,20 @@ def local_file(data_dir: Path, name: str, split: str) -> Path:
 
 
 def _location(name: str, config: TaskConfig, data_dir: Path | None) -> tuple[str | None, list[str], str]:
-    """The dataset's name, files and split; a file is read whole, as split "train"."""
+    """The dataset's name, files and split. A local copy is one split, and as a file it has only `train`."""
     files = config.dataset_files
-    if config.dataset_name is None or config.dataset_name.endswith(_FILE_SUFFIXES):
-        return config.dataset_name, [], "train"
-    if data_dir is None:
-        return config.dataset_name, files, "train" if files else config.dataset_split
+    if config.dataset_name is None or config.is_file or data_dir is None:
+        return config.dataset_name, files, config.split
     if files and all((data_dir / name / file).is_file() for file in files):
-        return str(data_dir / name), files, "train"
-    return str(local_file(data_dir, name, config.dataset_split)), [], "train"
+        return str(data_dir / name), files, config.split
+    split, bracket, rows = (config.dataset_split or "test").partition("[")
+    return str(local_file(data_dir, name, split)), [], f"train{bracket}{rows}"
 
 
 def _chosen(source: Source, config: TaskConfig, limit: int | None) -> Iterator[tuple[int, Problem]]:
     if not isinstance(source, DatasetSource):  # the same problems as in held-out evaluation during training
-        count = min(config.num_problems, limit or config.num_problems)
-        yield from enumerate(islice(distinct(source, range(20 * config.num_problems)), count))
+        size = config.num_problems or _NUM_GENERATED
+        yield from enumerate(islice(distinct(source, range(20 * size)), min(size, limit or size)))
         return
     rows = list(range(source.size))
     for column, (low, high) in config.where.items():

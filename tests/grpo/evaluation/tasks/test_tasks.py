@@ -143,10 +143,48 @@ def test_user_defined_tasks_are_validated(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"rewards: unknown key. Did you mean 'reward'\?"):
         find_task(str(tmp_path / "mine.yaml"), {})
     (tmp_path / "mine.yaml").write_text("task: countdown\nwhere: {target: [1, 9]}\n")
-    with pytest.raises(RecipeError, match=r"they select rows from a dataset, which a generated task does not have"):
+    with pytest.raises(RecipeError, match=r"task='countdown' does not read where=\{'target': \[1, 9\]\}. Remove it"):
         find_task(str(tmp_path / "mine.yaml"), {})
     with pytest.raises(ValueError, match=r"unknown task 'humanevl'. Did you mean 'humaneval'\?"):
         find_task("humanevl", {})
+
+
+@pytest.mark.parametrize(
+    ("entry", "unread"),
+    [
+        ({"dataset_name": "a/b", "num_problems": 9}, "dataset_name='a/b' does not read num_problems=9"),
+        ({"dataset_name": "a/b", "task_options": {"terms": 3}}, "does not read task_options={'terms': 3}"),
+        ({"dataset_name": "x.jsonl", "dataset_config": "main"}, "does not read dataset_config='main'"),
+        ({"dataset_name": "x.jsonl", "dataset_files": ["y.jsonl"]}, "does not read dataset_files=['y.jsonl']"),
+        ({"task": "countdown", "dataset_split": "test"}, "task='countdown' does not read dataset_split='test'"),
+    ],
+)
+def test_settings_that_a_source_of_problems_does_not_read_are_refused(entry: dict, unread: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(unread)):
+        TaskConfig.model_validate(entry)
+
+
+def test_a_split_selects_rows_of_files_and_of_local_copies(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "solution": str(i)} for i in range(5)]
+    write(tmp_path / "mine.jsonl", *rows)
+    write(tmp_path / "hub/test.jsonl", *rows)
+    write(tmp_path / "hub/train.jsonl", *rows[:1])
+    write(tmp_path / "two/a.jsonl", *rows[:2])
+    write(tmp_path / "two/b.jsonl", *rows[2:])
+
+    def asked(name: str, data_dir: Path | None = None, **entry: str | list[str]) -> list[str]:
+        config = TaskConfig.model_validate(entry)
+        return [str(problem.prompt) for problem in load_task(name, {name: config}, data_dir=data_dir).problems]
+
+    mine = str(tmp_path / "mine.jsonl")
+    assert asked("mine", dataset_name=mine) == ["q0", "q1", "q2", "q3", "q4"]
+    assert asked("mine", dataset_name=mine, dataset_split="train[-2:]") == ["q3", "q4"]
+    with pytest.raises(ValueError, match=r"dataset_split='test' cannot be read"):
+        asked("mine", dataset_name=mine, dataset_split="test")
+    assert asked("hub", tmp_path, dataset_name="a/b", dataset_split="test[:2]") == ["q0", "q1"]
+    files = ["a.jsonl", "b.jsonl"]
+    assert asked("two", tmp_path, dataset_name="a/b", dataset_files=files, dataset_split="train[1:3]") == ["q1", "q2"]
+    assert asked("two", dataset_name=str(tmp_path / "two"), dataset_files=files) == ["q0", "q1", "q2", "q3", "q4"]
 
 
 def test_unknown_column_in_a_question_is_an_error_but_latex_is_not(tmp_path: Path) -> None:
