@@ -92,6 +92,14 @@ def _build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]
     source = (str(checkpoint), None) if checkpoint else (recipe.model.model_name_or_path, recipe.model.revision)
     tokenizer = load_tokenizer(*source, recipe.model.trust_remote_code)
     refuse_fp8(recipe.model.model_name_or_path, recipe.model.revision, recipe.model.trust_remote_code)
+    parts.check_engine(
+        recipe.rollout.engine,
+        recipe.rollout,
+        recipe.model,
+        max_model_len=recipe.max_model_len,
+        servers=recipe.rollout.servers,
+        sleep_level=recipe.rollout.sleep_level,
+    )
     problems = _problems(recipe, tokenizer, accelerator)
     rewards = _rewards(recipe, reward_functions)
     started.callback(rewards.close)

@@ -28,8 +28,8 @@ from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.check import MAX_ENDLESS
 from rollout.data.sources import Source
 from rollout.data.stream import usable
+from rollout.engines import build as engines
 from rollout.engines.base import Engine, EngineLostError
-from rollout.engines.build import build_engine
 from rollout.engines.servers.settings import ServerSettings
 from rollout.types import Problem
 
@@ -121,6 +121,28 @@ def preflight(
     report_shared(len(set().union(*shares)), len(questions), accelerator)
 
 
+def check_engine(
+    name: str,
+    section: EngineSection,
+    model: ModelConfig,
+    *,
+    max_model_len: int,
+    servers: ServersConfig | None = None,
+    sleep_level: int = 0,
+) -> None:
+    """Raise ValueError where `engine` would, as far as files and settings tell."""
+    engines.check_engine(
+        name,
+        model.model_name_or_path,
+        max_model_len=max_model_len,
+        vllm_options=section.vllm_options,
+        sleep_level=sleep_level,
+        servers=ServerSettings(**dict(servers)) if servers else None,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
 def engine(
     name: str,
     section: EngineSection,
@@ -135,7 +157,7 @@ def engine(
     return_kept: bool = False,
 ) -> Engine:
     """The named engine with the model loaded, in the model's precision."""
-    return build_engine(
+    return engines.build_engine(
         name,
         model.model_name_or_path,
         dtype=model.dtype,

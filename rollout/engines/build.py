@@ -24,13 +24,22 @@ class EngineEntry:
     reference: str  # the class that samples
     trains: str | None  # the one that also takes new weights (`Publisher`)
     records: bool  # its completions can carry the experts that their tokens took, and the tokens that were kept
+    check: str | None = None  # refuses, from files and settings alone, what the one that trains would refuse
 
 
 ENGINES = {
-    "vllm": EngineEntry("rollout.engines.vllm:VLLMEngine", "rollout.engines.vllm:VLLMEngine", records=True),
+    "vllm": EngineEntry(
+        "rollout.engines.vllm:VLLMEngine",
+        "rollout.engines.vllm:VLLMEngine",
+        records=True,
+        check="rollout.engines.vllm_setup:check",
+    ),
     "hf": EngineEntry("rollout.engines.hf:HFEngine", "rollout.engines.hf:HFEngine", records=True),
     "server": EngineEntry(
-        "rollout.engines.server:ServerEngine", "rollout.engines.servers.engine:ServersEngine", records=False
+        "rollout.engines.server:ServerEngine",
+        "rollout.engines.servers.engine:ServersEngine",
+        records=False,
+        check="rollout.engines.servers.start:check",
     ),
 }
 
@@ -55,6 +64,45 @@ def check_in_process(name: str) -> str:
     if check_name(name) == "server":
         raise ValueError("engine 'server' serves its own model. Use vllm, hf.")
     return name
+
+
+def check_engine(
+    name: str,
+    model_name_or_path: str,
+    *,
+    max_model_len: int,
+    vllm_options: dict[str, Any],
+    sleep_level: int,
+    servers: ServerSettings | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> None:
+    """Refuse now what an engine that trains would refuse once the policy has been loaded.
+
+    Arguments as of `build_engine`. Raises ValueError.
+    """
+    source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    _check_length(name, model_name_or_path, max_model_len, vllm_options, source)
+    if reference := ENGINES[name].check:
+        check = load_object(reference, kind="check")
+        settings = {"vllm_options": vllm_options, "sleep_level": sleep_level, "servers": servers, **source}
+        check(model_name_or_path, **{n: v for n, v in settings.items() if n in inspect.signature(check).parameters})
+
+
+def _check_length(
+    name: str, model: str, max_model_len: int, vllm_options: dict[str, Any], source: dict[str, Any]
+) -> None:
+    """ValueError for a context that the model does not have, or that vLLM's options cut short."""
+    own = max_model_len if name == "hf" else vllm_options.get("max_model_len", max_model_len)
+    if own < max_model_len:  # vLLM would cut completions, and call that their length limit
+        raise ValueError(
+            f"vllm_options.max_model_len={own}: prompt and completion may have {max_model_len} tokens together. "
+            "Remove it, or lower max_completion_length."
+        )
+    if name != "server" and "hf_overrides" not in vllm_options:  # vLLM's overrides may extend the context
+        from transformers import AutoConfig
+
+        check_context(AutoConfig.from_pretrained(model, **source), own)
 
 
 def build_engine(
@@ -115,12 +163,8 @@ def build_engine(
     }
     entry = ENGINES[check_name(name)]
     constructor = load_object(entry.trains if servers and entry.trains else entry.reference, kind="engine")
-    if name != "server" and "hf_overrides" not in vllm_options:  # vLLM's overrides may extend the context
-        from transformers import AutoConfig
-
-        source = {"revision": revision, "trust_remote_code": trust_remote_code}
-        config = AutoConfig.from_pretrained(model_name_or_path, **source)
-        check_context(config, vllm_options.get("max_model_len", max_model_len))
+    source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    _check_length(name, model_name_or_path, max_model_len, vllm_options, source)
     accepted = inspect.signature(constructor).parameters
     return constructor(
         model_name_or_path, **{setting: value for setting, value in settings.items() if setting in accepted}

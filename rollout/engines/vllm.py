@@ -22,7 +22,7 @@ from rollout.engines.base import (
 )
 from rollout.engines.vllm_kept import engine_kept
 from rollout.engines.vllm_routes import engine_routes
-from rollout.engines.vllm_setup import free_memory, repack_for_cpu, start, stop
+from rollout.engines.vllm_setup import free_memory, own_source, repack_for_cpu, start, stop
 from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class VLLMEngine:
         seed: int = 0,
     ) -> None:
         vllm_options = vllm_options or {}
-        source = {"revision": revision, "trust_remote_code": trust_remote_code}
-        source |= {name: vllm_options[name] for name in source if name in vllm_options}
+        source = own_source(vllm_options, revision, trust_remote_code)
         self._llm = start(
             model_path,
             dtype=dtype,

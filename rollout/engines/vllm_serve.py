@@ -16,8 +16,7 @@ from transformers import AutoConfig
 from rollout.engines.servers.plugin import BACKEND
 from rollout.engines.vllm_setup import (
     MAX_BATCHED_TOKENS,
-    check_routing_keys,
-    check_sparse_attention,
+    check_model,
     import_vllm,
     mla_setting,
 )
@@ -58,7 +57,6 @@ def server_command(
     share: variables that say which part of the machine it gets.
     """
     config = AutoConfig.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
-    check_routing_keys(model_path, config)
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, **share}
     environment |= mla_setting(config)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path]
@@ -66,7 +64,7 @@ def server_command(
     command += ["--revision", revision] if revision else []
     command += ["--trust-remote-code"] if trust_remote_code else []
     on_cpu = import_vllm()
-    check_sparse_attention(model_path, config, on_cpu=on_cpu)
+    check_model(model_path, config, on_cpu=on_cpu)
     if on_cpu:
         longest = getattr(config.get_text_config(), "max_position_embeddings", MAX_BATCHED_TOKENS)
         command += ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"]

@@ -51,12 +51,7 @@ def start(
     seed: int,
 ) -> "LLM":
     """Start vLLM in this process. Arguments and errors as in `VLLMEngine`; source: revision and trust_remote_code."""
-    config = AutoConfig.from_pretrained(model_path, **source)
-    check_routing_keys(model_path, config)
-    _set_environment(config)
-    on_cpu = import_vllm()
-    check_sparse_attention(model_path, config, on_cpu=on_cpu)
-    _check_options(vllm_options)
+    on_cpu = check(model_path, vllm_options=vllm_options, sleep_level=sleep_level, **source)
     options: dict[str, Any] = {
         "model": model_path,
         "dtype": dtype,
@@ -69,24 +64,11 @@ def start(
         "generation_config": "vllm",
         "use_tqdm_on_load": False,
     }
-    if sleep_level and on_cpu:
-        raise ValueError(
-            f"rollout.sleep_level={sleep_level}: vLLM sleeps on GPUs only, and it runs on the CPU here. "
-            "Set rollout.sleep_level=0."
-        )
     if sleep_level:
         options["enable_sleep_mode"] = True
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        count = torch.distributed.get_world_size()
-        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-            if (size := vllm_options.get(name, 1)) != 1:  # they would join in one engine, each with its own requests
-                raise ValueError(
-                    f"vllm_options.{name}={size} with {count} processes: each process has an engine of its own, on one "
-                    "GPU. Train with rollout.engine=server, and evaluate with --num_processes 1."
-                )
+    if _processes() > 1:
         options["distributed_executor_backend"] = "external_launcher"
     if on_cpu:
-        _check_head_size(model_path, config)
         memory = f"rollout.kv_cache_gib={kv_cache_gib}"
         options |= _cpu_options(kv_cache_gib, max_model_len)
     else:
@@ -101,6 +83,50 @@ def start(
     llm.collective_rpc(_separate_classes)
     _running.append(llm)
     return llm
+
+
+def check(
+    model_path: str,
+    *,
+    vllm_options: dict[str, Any],
+    sleep_level: int = 0,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> bool:
+    """Refuse what vLLM would refuse later, or compute otherwise than the trainer; returns whether it runs on the CPU.
+
+    Raises:
+        ValueError: vLLM is not installed, or the model or an option does not fit.
+    """
+    source = own_source(vllm_options, revision, trust_remote_code)
+    config = AutoConfig.from_pretrained(model_path, **source)
+    _set_environment(config)
+    on_cpu = import_vllm()
+    check_model(model_path, config, on_cpu=on_cpu)
+    _check_options(vllm_options)
+    if sleep_level and on_cpu:
+        raise ValueError(
+            f"rollout.sleep_level={sleep_level}: vLLM sleeps on GPUs only, and it runs on the CPU here. "
+            "Set rollout.sleep_level=0."
+        )
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        # Several processes would join in one engine, each with its own requests.
+        if (size := vllm_options.get(name, 1)) != 1 and (count := _processes()) > 1:
+            raise ValueError(
+                f"vllm_options.{name}={size} with {count} processes: each process has an engine of its own, on one "
+                "GPU. Train with rollout.engine=server, and evaluate with --num_processes 1."
+            )
+    return on_cpu
+
+
+def own_source(vllm_options: dict[str, Any], revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """Revision and trust_remote_code of the engine's model, which vLLM's options may name."""
+    source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return source | {name: vllm_options[name] for name in source if name in vllm_options}
+
+
+def _processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def stop(llm: "LLM") -> None:
@@ -188,6 +214,14 @@ def _route_options(on_cpu: bool) -> dict[str, Any]:
     return {"enable_return_routed_experts": True}
 
 
+def check_model(model_path: str, config: PretrainedConfig, *, on_cpu: bool) -> None:
+    """Raise ValueError for a model that vLLM would fail with, or compute otherwise than the trainer."""
+    check_routing_keys(model_path, config)
+    check_sparse_attention(model_path, config, on_cpu=on_cpu)
+    if on_cpu:
+        _check_head_size(model_path, config)
+
+
 def check_routing_keys(model_path: str, config: PretrainedConfig) -> None:
     """vLLM reads DeepSeek's routing from config keys; transformers hard-codes it and may not write them."""
     for key, needed in ROUTING_KEYS.get(config.model_type, {}).items():
@@ -215,8 +249,9 @@ def _check_head_size(model_path: str, config: PretrainedConfig) -> None:
     """vLLM's CPU attention supports only some head sizes and otherwise fails in the first generation."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    size = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
-    size = size or config.hidden_size // config.num_attention_heads
+    text: Any = config.get_text_config()
+    size = getattr(text, "qk_head_dim", None) or getattr(text, "head_dim", None)
+    size = size or text.hidden_size // text.num_attention_heads
     sizes = CPUAttentionBackend.get_supported_head_sizes()
     if size not in sizes and not _has_mla_kernel(config):
         raise ValueError(

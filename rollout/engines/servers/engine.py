@@ -9,7 +9,6 @@ Left out: LoRA adapters.
 """
 
 import asyncio
-import os
 import queue
 import secrets
 import threading
@@ -98,7 +97,7 @@ class ServersEngine:
                 )
             return self._started.urls if self._started else servers.urls
 
-        headers = _authorization(servers)
+        headers = servers.authorization()
         found, self._run_id = self._on_main(lambda: (urls(), secrets.token_hex(4)))
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="servers", daemon=True).start()
@@ -273,13 +272,16 @@ class ServersEngine:
             except EngineLostError as error:  # in the main process, while the others wait for it below
                 written.set_exception(error)
             try:
-                self._on_main(lambda: self._run(self._load(written.result(), label)))
+                lost = self._on_main(lambda: self._run(self._load(written.result(), label)))
             finally:
                 self._transfer.clear()
+            self._run(self._leave_out(lost))
         self._policy_version, self._label = policy_version, label
         self._pool.remeasure()
 
-    async def _load(self, files: Sequence[tuple[Path, int]], label: str) -> None:
+    async def _load(self, files: Sequence[tuple[Path, int]], label: str) -> dict[str, str]:
+        """Have every server take the weights; why those that have not are lost, by URL."""
+
         async def load(server: Server) -> None:
             try:
                 if server.lost:
@@ -291,6 +293,13 @@ class ServersEngine:
             self._pool.look_after(server)
 
         await self._pool.insist(load)
+        return {server.url: server.lost for server in self._pool.servers if server.lost}
+
+    async def _leave_out(self, lost: Mapping[str, str]) -> None:
+        """In every process: a server that failed to take weights answers, but keeps its requests frozen."""
+        for server in self._pool.servers:
+            if server.url in lost:
+                self._pool.leave_out(server, lost[server.url])
 
     def _publish_nccl(self, transfer: NCCLTransfer, weights: Iterable[tuple[str, torch.Tensor]], label: str) -> None:
         alive, sent = self._pool.alive, Future[None]()
@@ -364,13 +373,3 @@ class _Discard(FileTransfer):
 
     def close(self) -> None:
         pass
-
-
-def _authorization(servers: ServerSettings) -> dict[str, str]:
-    if servers.api_key_env is None:
-        return {}
-    if not (key := os.environ.get(servers.api_key_env)):
-        raise ValueError(
-            f"rollout.servers.api_key_env={servers.api_key_env}: this environment variable is not set. Export it."
-        )
-    return {"Authorization": f"Bearer {key}"}

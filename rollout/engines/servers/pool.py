@@ -19,6 +19,7 @@ from rollout.engines.servers.client import Server, ServerLostError
 from rollout.engines.servers.settings import ServerSettings
 
 PROBE_INTERVAL = 2.0  # seconds between two looks at each server
+MOST_FAILURES = 3  # of one group: more, and the servers are not the cause
 EQUAL_PACE = 1.5  # times the fastest: what a few more sequences of other processes cost a server
 
 T = TypeVar("T")
@@ -57,8 +58,9 @@ class Pool:
         """The result of `work` on the first server that does it.
 
         Raises:
-            EngineLostError: no server is left, for longer than settings.patience.
+            EngineLostError: no server is left, for longer than settings.patience, or the work itself fails everywhere.
         """
+        failures = 0
         while True:
             server = await self._with_room(sequences, tokens)
             server.sequences += sequences
@@ -69,6 +71,13 @@ class Pool:
                 return await task
             except ServerLostError as error:
                 self.leave_out(server, str(error))
+                failures += 1
+                if failures >= max(MOST_FAILURES, len(self.servers) + 1):
+                    raise EngineLostError(
+                        f"a group of {sequences} sequences failed {failures} times, at last because {error}. If it "
+                        f"takes longer than rollout.servers.request_timeout={self._settings.request_timeout:g} s, "
+                        "raise that, or lower rollout.max_completion_length"
+                    ) from error
             except asyncio.CancelledError:
                 current = asyncio.current_task()
                 if current is None or current.cancelling():  # not by leave_out
@@ -143,8 +152,8 @@ class Pool:
         Raises:
             EngineLostError: no server is left, for longer than settings.patience.
         """
-        deadline = time.monotonic() + self._settings.patience
         await asyncio.gather(*map(work, self.servers))
+        deadline = time.monotonic() + self._settings.patience
         while not self.alive:
             if time.monotonic() > deadline:
                 raise EngineLostError(self.obituary())

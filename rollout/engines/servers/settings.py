@@ -1,5 +1,6 @@
 """Which servers a run uses, and how long it waits for them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,3 +33,13 @@ class ServerSettings:
     request_timeout: float = 3600.0
     update_timeout: float = 600.0
     patience: float = 60.0
+
+    def authorization(self) -> dict[str, str]:
+        """The header that carries the key. ValueError if its variable is not set."""
+        if self.api_key_env is None:
+            return {}
+        if not (key := os.environ.get(self.api_key_env)):
+            raise ValueError(
+                f"rollout.servers.api_key_env={self.api_key_env}: this environment variable is not set. Export it."
+            )
+        return {"Authorization": f"Bearer {key}"}

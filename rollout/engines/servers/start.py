@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from rollout.engines.servers.settings import ServerSettings
 from rollout.engines.vllm_serve import FOR_TRAINING, server_command
 
 STOP_SECONDS = 20  # between SIGTERM and SIGKILL
@@ -28,6 +29,19 @@ LAUNCHER_NAMES = (
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT"),
 )
+
+
+def check(model_path: str, *, servers: ServerSettings, revision: str | None, trust_remote_code: bool) -> None:
+    """Refuse servers that could not be started or reached, before anything is.
+
+    Raises:
+        ValueError: another machine, too few GPUs, a model that vLLM cannot serve, or a key that is not set.
+    """
+    servers.authorization()
+    if servers.start:
+        _check_one_machine(servers.start)
+        share = _share(servers.start - 1, servers.start)
+        server_command(model_path, [FOR_TRAINING], revision=revision, trust_remote_code=trust_remote_code, share=share)
 
 
 class StartedServers:

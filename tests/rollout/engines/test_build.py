@@ -1,14 +1,17 @@
 """One builder for every engine: each gets the settings it takes, and its libraries load only when it is built."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
-from rollout.engines.build import build_engine
+from rollout.engines.build import build_engine, check_engine
 from rollout.engines.hf import HFEngine
+from rollout.engines.servers.settings import ServerSettings
 from rollout.types import Problem, Prompt, Sampling
 
 SETTINGS: dict[str, Any] = {
@@ -72,3 +75,47 @@ def test_one_engine_over_the_gpus_of_several_processes_is_refused(
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     with pytest.raises(ValueError, match=r"vllm_options\.tensor_parallel_size=2 with 2 processes: each process has an"):
         build_engine("vllm", str(tiny_llama), **{**SETTINGS, "vllm_options": {"tensor_parallel_size": 2}})
+
+
+@pytest.mark.parametrize("name", ["vllm", "server"])
+def test_a_context_that_an_option_cuts_short_is_refused(tiny_llama: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"vllm_options\.max_model_len=63: .* 64 tokens together"):
+        build_engine(name, str(tiny_llama), **SETTINGS | {"vllm_options": {"max_model_len": 63}})
+
+
+def check(name: str, model: Path, **changes: Any) -> None:
+    """What a trainer asks before it loads its model."""
+    settings: dict[str, Any] = {"vllm_options": {}, "sleep_level": 0, "servers": None, "revision": None}
+    settings |= {"max_model_len": 64, "trust_remote_code": False}
+    check_engine(name, str(model), **settings | changes)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "vllm",
+            {"vllm_options": {"swap_spaces": 1}},
+            r"vllm_options\.swap_spaces=1: this version of vLLM has no such",
+        ),
+        ("vllm", {"sleep_level": 1}, "rollout.sleep_level=1: vLLM sleeps on GPUs only"),
+        ("server", {"servers": ServerSettings(start=1, api_key_env="NO_SUCH_KEY")}, "NO_SUCH_KEY: .* is not set"),
+    ],
+)
+def test_settings_are_refused_without_a_model(
+    tiny_llama: Path, tmp_path: Path, name: str, changes: dict[str, Any], message: str
+) -> None:
+    shutil.copy(tiny_llama / "config.json", tmp_path)  # and no weights
+    with pytest.raises(ValueError, match=message):
+        check(name, tmp_path, **changes)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(("name", "servers"), [("vllm", None), ("server", ServerSettings(start=1))])
+def test_head_sizes_that_vllm_lacks_on_cpu_are_refused_for_servers_too(
+    tmp_path: Path, name: str, servers: ServerSettings | None
+) -> None:
+    LlamaConfig(hidden_size=40, num_attention_heads=2, head_dim=20).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"attention heads of 20 dimensions: vLLM on CPU supports \["):
+        check(name, tmp_path, servers=servers)

@@ -4,8 +4,8 @@ import json
 import resource
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,9 @@ from safetensors.torch import load_file
 
 from rollout.engines.base import EngineLostError
 from rollout.engines.servers import pool
-from rollout.engines.servers.client import Server, ServerLostError
 from rollout.engines.servers.engine import ServersEngine
 from rollout.engines.servers.plugin import checksum
 from rollout.engines.servers.settings import ServerSettings
-from rollout.engines.servers.transfer import NCCLTransfer, take_all
 from rollout.types import Group, Problem, Prompt, Sampling
 
 PROMPTS = [Prompt(problem=Problem(id=f"p/{i}", prompt=str(i)), token_ids=[65, 66, i]) for i in range(8)]
@@ -328,34 +326,6 @@ def test_weights_that_cannot_be_written_are_one_sentence_and_all_taken(
         engine.publish(weights, 1)
     assert next(weights, None) is None  # other processes gather their shares of them
     assert servers[0].paths == []
-
-
-def _publish_from(rank: int, rendezvous: str, model: Path, url: str, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    engine = connect(model, [url], folder)
-    with pytest.raises(EngineLostError, match=FULL), full_disk() if rank == 0 else nullcontext():
-        engine.publish(iter(WEIGHTS), 1)
-    engine.close()
-
-    def send(transfer: NCCLTransfer, weights: Iterable[Any], servers: list[Server], label: str) -> None:
-        assert rank == 0, "the others only gather"
-        take_all(weights)
-        raise ServerLostError("it died")
-
-    engine, weights = connect(model, [url], folder, weights="nccl"), iter(WEIGHTS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NCCLTransfer, "send", send)
-        with pytest.raises(EngineLostError, match="a server was lost during a broadcast of weights: it died"):
-            engine.publish(weights, 1)
-    assert next(weights, None) is None
-    engine.close()
-
-
-def test_weights_that_the_main_process_cannot_send_stop_all_processes(
-    servers: list[FakeServer], tiny_llama: Path, tmp_path: Path
-) -> None:
-    arguments = (str(tmp_path / "rendezvous"), tiny_llama, servers[0].url, tmp_path)
-    torch.multiprocessing.spawn(_publish_from, arguments, nprocs=2)  # raises what a process raises
 
 
 def test_the_key_is_sent_and_never_shown(

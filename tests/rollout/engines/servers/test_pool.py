@@ -6,7 +6,9 @@ from collections import Counter
 import httpx
 import pytest
 
-from rollout.engines.servers.client import Server
+from rollout.engines.base import EngineLostError
+from rollout.engines.servers import pool as module
+from rollout.engines.servers.client import Server, ServerLostError
 from rollout.engines.servers.pool import Pool
 from rollout.engines.servers.settings import ServerSettings
 
@@ -79,3 +81,48 @@ def test_a_slow_server_gets_less() -> None:
             return taken.count(slow)
 
     assert asyncio.run(share()) == 2
+
+
+def test_a_group_that_fails_everywhere_ends_the_run_instead_of_going_round_for_ever() -> None:
+    async def sample() -> list[str]:
+        async with httpx.AsyncClient() as client:
+            settings = ServerSettings()
+            pool = Pool([Server(url, client, settings) for url in URLS[:2]], settings, 64)
+            tried: list[str] = []
+
+            async def work(server: Server) -> None:
+                tried.append(server.url)
+                for other in pool.servers:  # each answers again at once
+                    if other is not server:
+                        await pool.take_back(other)
+                raise ServerLostError("no reply within 3600 s")
+
+            with pytest.raises(EngineLostError, match=r"16 sequences failed 3 times, .* no reply .*=3600 s"):
+                await pool.run(16, 1000, work)
+            return tried
+
+    assert asyncio.run(sample()) == [URLS[0], URLS[1], URLS[0]]
+
+
+def test_patience_counts_from_the_first_attempt_that_failed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROBE_INTERVAL", 0.05)
+
+    async def attempts() -> int:
+        async with httpx.AsyncClient() as client:
+            settings = ServerSettings(patience=0.2)
+            pool = Pool([Server(URLS[0], client, settings)], settings, 64)
+            found = 0
+
+            async def work(server: Server) -> None:
+                nonlocal found
+                found += 1
+                if found == 1:
+                    pool.leave_out(server, "it took longer than patience to fail")
+                    await asyncio.sleep(0.3)
+                else:
+                    await pool.take_back(server)
+
+            await pool.insist(work)
+            return found
+
+    assert asyncio.run(attempts()) == 2
