@@ -345,13 +345,14 @@ def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, argumen
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
     """(options before the recipe, its path, overrides after it)"""
+    from grpo.launch.startup import takes_a_file
+
     recipes = [
         i
         for i, argument in enumerate(arguments)
-        # accelerate takes a YAML file of its own
         if argument.endswith(RECIPE_SUFFIXES)
         and not argument.startswith("-")
-        and arguments[i - 1 : i] != ["--config_file"]
+        and not (i and takes_a_file(arguments[i - 1]))
     ]
     if not recipes:
         _fail_usage("no recipe given. Name a file that ends in .yaml.")

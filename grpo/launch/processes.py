@@ -15,6 +15,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 import psutil
@@ -23,6 +24,8 @@ from grpo.launch.signals import COMMAND, LAUNCHER, SIGNALS, command_to_continue,
 
 # Set by torchrun in each of several processes, and by `accelerate launch` in a single one.
 _MARKS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
+# Words, or names of programs, that accelerate's options follow.
+_LAUNCHERS = ("launch", "train", "accelerate-launch", "accelerate.commands.launch", "launch.py")
 
 # Processes wait for each other as long as it takes: for servers to start, for the longest completion, for a save. The
 # launcher ends the others of its machine when one dies.
@@ -102,7 +105,7 @@ def missing_processes() -> int:
     """The number of CPU processes requested but not started, or 0.
 
     `accelerate launch --cpu --num_processes N` relies on MPI to start N processes. Without MPI it starts one and does
-    not pass N on, so N is read from accelerate's command line.
+    not pass N on, so N is read from accelerate's command line and configuration file.
     """
     if "RANK" in os.environ or "MASTER_ADDR" not in os.environ or not is_launched():
         return 0
@@ -111,14 +114,17 @@ def missing_processes() -> int:
 
 
 def _accelerates_options() -> Namespace:
-    """Those on the command line of the parent process, `accelerate launch` or `grpo train`; else none."""
-    from accelerate.commands.launch import launch_command_parser
+    """Those of the parent process, `accelerate launch` or `grpo train`, and of its configuration file; else none."""
+    from accelerate.commands import launch as accelerate
 
     command = psutil.Process().parent()
     words = command.cmdline() if command else []
-    starts = [i for i, word in enumerate(words[:4]) if "launch" in word or word == "train"]
+    starts = [i for i, word in enumerate(words[:4]) if Path(word).name in _LAUNCHERS]
     given = words[starts[0] + 1 :] if starts else ["script"]  # which it requires
-    return launch_command_parser().parse_known_args(given)[0]
+    asked = accelerate.launch_command_parser().parse_known_args(given)[0]
+    if asked.config_file or (os.path.isfile(accelerate.default_config_file) and not asked.cpu):  # noqa: PTH113 (a string)
+        asked = accelerate._validate_launch_command(asked)[0]  # which merges the file
+    return asked
 
 
 def torchrun_options(asked: Namespace, num_processes: int) -> list[str]:

@@ -13,6 +13,13 @@ from pathlib import Path
 
 from grpo.launch.signals import COMMAND
 
+# accelerate's options with a file of its own, which may be YAML, each in both of its spellings
+_FILE_OPTIONS = {
+    spelling
+    for name in ("config_file", "deepspeed_config_file", "deepspeed_hostfile", "mpirun_hostfile")
+    for spelling in (f"--{name}", f"--{name.replace('_', '-')}")
+}
+
 
 def take_over() -> None:
     """Become `grpo train` if this process is `accelerate launch` with a recipe in place of a script."""
@@ -26,12 +33,17 @@ def take_over() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "grpo", "train", *arguments])
 
 
+def takes_a_file(option: str) -> bool:
+    """Whether the word after this one names a file for accelerate: neither a recipe nor a script."""
+    return option in _FILE_OPTIONS
+
+
 def grpo_train_arguments(words: Sequence[str]) -> list[str] | None:
     """The arguments of `grpo train` for these of `accelerate launch`; None if what they launch is not a recipe."""
     for i, word in enumerate(words):
         if word in ("-m", "--module"):
             return [*words[:i], *words[i + 3 :]] if [*words[i + 1 : i + 3]] == ["grpo", "train"] else None
-        if word.startswith("-") or words[i - 1 : i] == ["--config_file"]:  # accelerate's own, also YAML
+        if word.startswith("-") or (i and takes_a_file(words[i - 1])):
             continue
         if word.endswith((".yaml", ".yml")):
             return [*words]

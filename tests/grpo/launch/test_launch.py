@@ -110,6 +110,9 @@ def test_a_run_that_fails_ends_with_the_reward_s_error(tmp_path: Path, tiny_llam
         ("--cpu -m grpo train x.yaml a.b=1", "--cpu x.yaml a.b=1"),
         ("-m other train x.yaml", None),
         ("--config_file a.yaml script.py x.yaml", None),
+        ("--config-file a.yaml x.yaml", "--config-file a.yaml x.yaml"),
+        ("--config-file a.yaml script.py", None),
+        ("--mpirun-hostfile pyproject.toml x.yaml", "--mpirun-hostfile pyproject.toml x.yaml"),
         ("--cpu pyproject.toml x.yaml", None),  # a script without suffix
         ("--help", None),
     ],

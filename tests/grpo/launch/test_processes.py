@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from grpo.launch import processes
@@ -43,3 +45,43 @@ def test_malloc_settings_of_the_user_stay(name: str, expected: list, monkeypatch
     monkeypatch.setattr(processes.ctypes, "CDLL", lambda _: libc)
     processes.keep_freed_memory()
     assert calls == expected
+
+
+FOUR_ON_CPU = "distributed_type: 'NO'\nuse_cpu: true\nnum_processes: 4\n"
+TWO_MACHINES = FOUR_ON_CPU + "num_machines: 2\nmachine_rank: 1\nmain_process_ip: 10.0.0.1\nmain_process_port: 29501\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "wanted"),
+    [
+        ("/home/me/launch/bin/python /home/me/launch/bin/accelerate launch --cpu --num_processes 2 x.yaml", "", 2),
+        ("/home/me/launch/bin/python -m grpo train --cpu x.yaml", "", 0),
+        ("python bin/accelerate-launch --config_file FILE x.yaml", FOUR_ON_CPU, 4),
+        ("python -m grpo train --config-file FILE x.yaml", FOUR_ON_CPU, 4),
+        ("python -m grpo train --config_file FILE --num_processes 2 x.yaml", FOUR_ON_CPU, 2),
+    ],
+)
+def test_processes_are_counted_as_accelerate_was_asked(
+    command: str, file: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(command, file, tmp_path, monkeypatch)
+    assert processes.missing_processes() == wanted
+
+
+def test_several_machines_may_come_from_accelerates_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask("python -m grpo train --config_file FILE x.yaml", TWO_MACHINES, tmp_path, monkeypatch)
+    assert processes.torchrun_options(processes._accelerates_options(), 4) == [
+        *("--nnodes", "2", "--node_rank", "1", "--master_addr", "10.0.0.1", "--master_port", "29501"),
+        *("--nproc_per_node", "2"),
+    ]
+
+
+def ask(command: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process look like one that accelerate started for `command`; FILE is its configuration file."""
+    (tmp_path / "acc.yaml").write_text(file)
+    words = command.replace("FILE", str(tmp_path / "acc.yaml")).split()
+    monkeypatch.setattr(psutil.Process, "parent", lambda _: SimpleNamespace(cmdline=lambda: words))
+    monkeypatch.setattr("accelerate.commands.launch.default_config_file", str(tmp_path / "none.yaml"))
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("ACCELERATE_MIXED_PRECISION", "no"), ("OMP_NUM_THREADS", "1")):
+        monkeypatch.setenv(name, value)
