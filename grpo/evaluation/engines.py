@@ -16,7 +16,7 @@ from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -42,23 +42,30 @@ class ReferenceEngine:
         pass
 
 
-def base_of(model: EvalModelConfig) -> str:
-    """Where tokenizer and configuration are: the model, or the base of an adapter without its own tokenizer."""
-    path = Path(model.model_name_or_path)
-    if not (path / ADAPTER_FILE).is_file() or (path / "tokenizer_config.json").is_file():
-        return model.model_name_or_path
-    return json.loads((path / ADAPTER_FILE).read_text())["base_model_name_or_path"]
+def base_of(model: EvalModelConfig) -> tuple[str, str | None]:
+    """Where the configuration is, and its revision: the model, or the base that an adapter names."""
+    adapter = Path(model.model_name_or_path) / ADAPTER_FILE
+    if not adapter.is_file():
+        return model.model_name_or_path, model.revision
+    values = json.loads(adapter.read_text(encoding="utf-8"))
+    return values["base_model_name_or_path"], values.get("revision")
+
+
+def tokenizer_of(model: EvalModelConfig) -> tuple[str, str | None]:
+    """Where the tokenizer is, and its revision: an adapter's folder may have one of its own."""
+    if (Path(model.model_name_or_path) / "tokenizer_config.json").is_file():
+        return model.model_name_or_path, model.revision
+    return base_of(model)
 
 
 def load_tokenizer(model: EvalModelConfig) -> "PreTrainedTokenizerBase":
     """The model's tokenizer; loaded first, so a wrong model path raises its ValueError here."""
-    # an adapter's revision does not apply to its base
-    revision = model.revision if base_of(model) == model.model_name_or_path else None
+    name, revision = tokenizer_of(model)
     try:
-        return engines.load_tokenizer(base_of(model), revision, model.trust_remote_code)
+        return engines.load_tokenizer(name, revision, model.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model={model.model_name_or_path!r}: no tokenizer in {base_of(model)!r} ({error}). Give a Hugging Face "
+            f"model={model.model_name_or_path!r}: no tokenizer in {name!r} ({error}). Give a Hugging Face "
             "folder or Hub name, a training checkpoint, or a LoRA adapter's folder."
         ) from error
 
@@ -81,18 +88,18 @@ def fingerprint(model: EvalModelConfig) -> str | None:
 
 
 @contextmanager
-def whole_model(model: EvalModelConfig) -> Iterator[str]:
-    """The model's folder or Hub name; an adapter is merged into its base, in a temporary folder."""
+def whole_model(model: EvalModelConfig) -> Iterator[tuple[str, str | None]]:
+    """The model's folder or Hub name, and its revision; an adapter is merged into its base, in a temporary folder."""
     adapter = Path(model.model_name_or_path)
     if not (adapter / ADAPTER_FILE).is_file():
-        yield model.model_name_or_path
+        yield model.model_name_or_path, model.revision
         return
     from grpo.model.adapters import merge_adapter
 
     with TemporaryDirectory(prefix="merged-") as folder:
         merge_adapter(adapter, Path(folder), trust_remote_code=model.trust_remote_code)
         load_tokenizer(model).save_pretrained(folder)
-        yield folder
+        yield folder, None
 
 
 def merge(adapter: Path, out: Path) -> None:
@@ -118,13 +125,8 @@ def context_length(recipe: EvalRecipe, longest_prompt: int) -> int:
     Raises:
         ValueError: the longest prompt leaves no room for a completion.
     """
-    from transformers import AutoConfig
-
     needed = longest_prompt + (recipe.sampling.max_completion_length or 0)
-    name, source = recipe.model.model_name_or_path, {"trust_remote_code": recipe.model.trust_remote_code}
-    if (Path(name) / ADAPTER_FILE).is_file():
-        name = json.loads((Path(name) / ADAPTER_FILE).read_text())["base_model_name_or_path"]
-    config = AutoConfig.from_pretrained(name, revision=recipe.model.revision, **source)
+    config = _load_config(recipe.model)
     length = recipe.engine.max_model_len or min(needed, getattr(config, "max_position_embeddings", needed))
     if longest_prompt >= length:
         raise ValueError(
@@ -138,7 +140,8 @@ def load_engine(recipe: EvalRecipe, *, max_model_len: int, device: "torch.device
     """The engine named by `engine.name`, with the model loaded."""
     settings, model = recipe.engine, recipe.model
     # A server has loaded the model itself; only the tokenizer is read here.
-    with nullcontext(base_of(model)) if settings.name == "server" else whole_model(model) as path:
+    place = nullcontext(tokenizer_of(model)) if settings.name == "server" else whole_model(model)
+    with place as (path, revision):
         return build_engine(
             settings.name,
             path,
@@ -150,8 +153,7 @@ def load_engine(recipe: EvalRecipe, *, max_model_len: int, device: "torch.device
             gpu_memory_utilization=settings.gpu_memory_utilization,
             vllm_options=settings.vllm_options,
             base_url=settings.base_url,
-            # an adapter's revision does not apply to its base or the merged folder
-            revision=model.revision if path == model.model_name_or_path else None,
+            revision=revision,
             trust_remote_code=model.trust_remote_code,
         )
 
@@ -162,9 +164,11 @@ def _dtype(model: EvalModelConfig, is_cpu: bool) -> str:
         return model.dtype
     if is_cpu:
         return "float32"
+    return str(_load_config(model).dtype or "bfloat16").removeprefix("torch.")
+
+
+def _load_config(model: EvalModelConfig) -> "PretrainedConfig":
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(
-        base_of(model), revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
-    return str(config.dtype or "bfloat16").removeprefix("torch.")
+    name, revision = base_of(model)
+    return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=model.trust_remote_code)

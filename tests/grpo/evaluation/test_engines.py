@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo.evaluation.config import EvalModelConfig, EvalRecipe
-from grpo.evaluation.engines import base_of, context_length, whole_model
+from grpo.evaluation.engines import base_of, context_length, load_engine, tokenizer_of, whole_model
 from grpo.recipe.load import load_recipe
 from rollout.engines.base import cut_at_stop
 from rollout.engines.hf import HFEngine
@@ -81,8 +81,8 @@ def test_merged_adapter_generates_as_the_adapter_does(adapter: Path, tiny_llama:
     from peft import AutoPeftModelForCausalLM
 
     model = EvalModelConfig(model_name_or_path=str(adapter))
-    assert base_of(model) == str(tiny_llama)  # has the tokenizer
-    with whole_model(model) as folder:
+    assert base_of(model) == tokenizer_of(model) == (str(tiny_llama), None)
+    with whole_model(model) as (folder, _):
         engine = HFEngine(folder, dtype="float32", device="cpu", max_num_seqs=5, max_model_len=64)
     assert not Path(folder).exists()
     greedy = Sampling(num_generations=1, max_completion_length=12, temperature=0)
@@ -102,8 +102,29 @@ def test_merged_adapter_generates_as_the_adapter_does(adapter: Path, tiny_llama:
 
 def test_full_models_are_used_in_place(tiny_llama: Path) -> None:
     model = EvalModelConfig(model_name_or_path=str(tiny_llama))
-    with whole_model(model) as folder:
-        assert folder == base_of(model) == str(tiny_llama)
+    with whole_model(model) as place:
+        assert place == base_of(model) == (str(tiny_llama), None)
+
+
+def test_a_checkpoint_of_adapters_is_loaded_with_its_base_s_configuration_at_its_revision(
+    adapter: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint has a tokenizer beside its adapters, and no config.json."""
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(adapter)
+    recorded = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(recorded | {"revision": "v1"}))
+    built: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(
+        "grpo.evaluation.engines.build_engine",
+        lambda _, path, **options: built.append((options["dtype"], options["revision"])),
+    )
+    sections = {"model": {"model_name_or_path": str(adapter), "revision": "main"}, "tasks": ["gsm8k"]}
+    recipe = load_recipe(None, sections={"stage": "eval", **sections})
+    assert isinstance(recipe, EvalRecipe)
+    assert base_of(recipe.model) == (str(tiny_llama), "v1")
+    assert tokenizer_of(recipe.model) == (str(adapter), "main")
+    load_engine(recipe, max_model_len=64, device=torch.device("cuda"))
+    assert built == [("float32", None)]
 
 
 def test_context_length_is_capped_by_the_model(tiny_llama: Path) -> None:
