@@ -35,7 +35,7 @@ def grade_file(
             problem (default: each line is its own problem); `score` is the file's own verdict; all others are columns
             for the grader, such as `solution`.
         key: if the file lacks the grader's columns, join the task's dataset on this column, which both must have.
-            Values are compared by their part after the last slash.
+            Values that differ as a whole are compared by their parts after the last slash.
         data_dir: folder with local dataset copies, for `key`.
         wrap: text to put around each {completion}, such as a code fence around bare programs.
         options: override the task's grading options.
@@ -48,13 +48,13 @@ def grade_file(
         raise ValueError(f"columns={dict(columns)}: must name the column with the completions: completion=…")
     check_output(output)
     name, config = find_task(task, {})
-    joined = _by_key(load_task(task, data_dir=data_dir), key) if key else {}
+    joined = _Joined(load_task(task, data_dir=data_dir), key) if key else None
     problems: dict[str, Problem] = {}
     rows: list[Row] = []
     counts: Counter[str] = Counter()
     for number, line in _lines(path):
         try:
-            problem, completions = _read_line(line, number, name, columns, key, joined)
+            problem, completions = _read_line(line, number, name, columns, joined)
             if problems.setdefault(problem.id, problem) != problem:
                 raise ValueError(
                     f"{problem.id} has columns {problem.columns!s:.300}, but different ones in an earlier line. Name a "
@@ -88,7 +88,7 @@ def grade_file(
 
 
 def _read_line(
-    line: Row, number: int, task: str, columns: Mapping[str, str], key: str | None, joined: Mapping[str, Problem]
+    line: Row, number: int, task: str, columns: Mapping[str, str], joined: "_Joined | None"
 ) -> tuple[Problem, list[tuple[Any, Any]]]:
     """A line's problem, and its completions with their scores."""
     for ours, theirs in columns.items():
@@ -98,12 +98,8 @@ def _read_line(
     completions, scores = found.pop("completion"), found.pop("score", None)
     problem_id, prompt = f"{task}/{found.pop('problem_id', number)}", str(found.pop("prompt", ""))
     problem = Problem(id=problem_id, prompt=prompt, columns=found)
-    if key:
-        if (ours := joined.get(_last_part(line.get(key)))) is None:
-            raise ValueError(
-                f"{key}={line.get(key)!r} matches no problem of task {task!r}. Set --key to a column that both the "
-                f"task's dataset and the file have. The file's columns: {', '.join(line)}."
-            )
+    if joined:
+        ours = joined.problem(line)
         problem = Problem(id=ours.id, prompt=ours.prompt, columns={**ours.columns, **found})
     completions = completions if isinstance(completions, list) else [completions]
     completions = ["" if text is None else text for text in completions]  # null: an empty completion
@@ -141,16 +137,51 @@ def _lines(path: Path) -> Iterator[tuple[int, Row]]:
                 yield number, line
 
 
-def _by_key(task: Task, key: str) -> dict[str, Problem]:
-    if key not in task.problems[0].columns:
-        has = ", ".join(task.problems[0].columns)
-        raise ValueError(f"key={key!r}: task {task.name!r}'s dataset has no such column. Columns: {has}.")
-    return {_last_part(problem.columns[key]): problem for problem in task.problems}
+class _Joined:
+    """A task's problems by a column that a file has as well.
+
+    A value that the dataset lacks matches by its part after the last slash, which makes "Mbpp/2" and 2 the same
+    problem, where that part belongs to a single problem of the dataset and to a single value of the file.
+    """
+
+    def __init__(self, task: Task, key: str) -> None:
+        if key not in task.problems[0].columns:
+            has = ", ".join(task.problems[0].columns)
+            raise ValueError(f"key={key!r}: task {task.name!r}'s dataset has no such column. Columns: {has}.")
+        self._task, self._key = task.name, key
+        self._whole: dict[str, Problem] = {}
+        self._last: dict[str, Problem | None] = {}  # None: of several problems
+        self._matched: dict[str, str] = {}  # problem id -> the file's value
+        for problem in task.problems:
+            value = str(problem.columns[key])
+            if (other := self._whole.setdefault(value, problem)) is not problem:
+                raise ValueError(
+                    f"key={key!r}: {other.id} and {problem.id} both have {value!r}. Set --key to a column that "
+                    "identifies a problem."
+                )
+            last = _last_part(value)
+            self._last[last] = None if last in self._last else problem
+
+    def problem(self, line: Row) -> Problem:
+        """The task's problem that a line of the file is about."""
+        value = str(line.get(self._key))
+        found = self._whole.get(value) or self._last.get(_last_part(value))
+        if found is None:
+            raise ValueError(
+                f"{self._key}={line.get(self._key)!r} matches no problem of task {self._task!r}, or by its last part "
+                f"several. Set --key to a column that both the task's dataset and the file have. The file's columns: "
+                f"{', '.join(line)}."
+            )
+        if (before := self._matched.setdefault(found.id, value)) != value:
+            raise ValueError(
+                f"{self._key}={value!r} matches {found.id} by its last part, and so did {before!r} in an earlier line. "
+                "Set --key to a column with equal values in the task's dataset and the file."
+            )
+        return found
 
 
-def _last_part(value: Any) -> str:
-    """Makes "Mbpp/2" and 2 the same problem."""
-    return str(value).rpartition("/")[2]
+def _last_part(value: str) -> str:
+    return value.rpartition("/")[2]
 
 
 def _is_right(score: Any) -> bool:

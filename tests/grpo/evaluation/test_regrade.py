@@ -106,6 +106,42 @@ def test_lines_are_grouped_by_problem_and_joined_with_the_tasks_dataset(tmp_path
     assert done.changes == []  # the file has no verdicts
 
 
+AIME = "https://artofproblemsolving.com/wiki/2024_AIME_{}_Problems/Problem_4"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "outcome"),
+    [
+        ([AIME.format("I"), AIME.format("II")], [AIME.format("II"), AIME.format("I")], ["gsm8k/1", "gsm8k/0"]),
+        ([AIME.format("I"), AIME.format("II")], ["Problem_4"], "matches no problem of task 'gsm8k', or by its last"),
+        (
+            [AIME.format("I"), "1"],
+            [AIME.format("I"), AIME.format("II")],
+            "matches gsm8k/0 by its last part, and so did",
+        ),
+        (["same", "same"], ["same"], "gsm8k/0 and gsm8k/1 both have 'same'. Set --key to a column that identifies"),
+        (["Mbpp/2", "Mbpp/3"], [3, 2, 3], ["gsm8k/1", "gsm8k/0", "gsm8k/1"]),
+    ],
+)
+def test_lines_join_the_problem_with_their_key_or_none(
+    tmp_path: Path, ours: list[str], theirs: list[Any], outcome: list[str] | str
+) -> None:
+    write(
+        tmp_path / "gsm8k.jsonl", [{"url": url, "question": "q", "answer": f"#### {i}"} for i, url in enumerate(ours)]
+    )
+    path = write(tmp_path / "theirs.jsonl", [{"url": url, "text": "1"} for url in theirs])
+
+    def graded() -> list[str]:
+        grade_file(path, "gsm8k", output=tmp_path / "out", columns={"completion": "text"}, key="url", data_dir=tmp_path)
+        return [row["problem_id"] for row in read_rows(tmp_path / "out" / "samples.jsonl")]
+
+    if isinstance(outcome, str):
+        with pytest.raises(ValueError, match=outcome):
+            graded()
+    else:
+        assert graded() == outcome
+
+
 def test_missing_columns_in_an_external_file_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no column 'ok' \(for 'score'\). Columns: response, gold"):
         external(tmp_path, [{"response": "", "gold": "1"}])
