@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel, get_scheduler
 
 from grpo.algorithm.loss import LossOutput
@@ -270,12 +271,18 @@ class Policy:
         return nullcontext()
 
     def _clip_gradient(self) -> float:
-        """Clip to `max_grad_norm`; returns the norm before, of all processes' parts."""
-        norm: Any = self.accelerator.clip_grad_norm_(self._trunk(), self.max_grad_norm)
-        if self.mtp:  # on its own, so that the trunk's step is what it would be without
-            own: Any = self.accelerator.clip_grad_norm_(self.mtp, self.max_grad_norm)
-            norm = norm if own.isfinite() else own
-        return float(whole(norm))
+        """Clip to `max_grad_norm`; returns the norm before, of all processes' parts. One that is not finite clips none.
+
+        A multi-token prediction is clipped on its own, so that the trunk's step is what it would be without.
+        """
+        groups = [group for group in (self._trunk(), self.mtp) if group]
+        norms = [get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
+        found = [float(whole(norm)) for norm in norms]
+        if not all(map(math.isfinite, found)):
+            return next(norm for norm in found if not math.isfinite(norm))
+        for group, norm in zip(groups, norms, strict=True):
+            clip_grads_with_norm_(group, self.max_grad_norm, norm)
+        return found[0]
 
     def _trunk(self) -> list[Tensor]:
         """The parameters without a multi-token prediction's."""

@@ -16,10 +16,18 @@ SAMPLING_ONLY = ("temperature", "top_p", "min_p", "top_h", "typical_p", "top_k",
 BEAMS_ONLY = ("early_stopping", "length_penalty")
 
 
-def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output_dir: Path, *, copies: int) -> None:
+def check_saving(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: Path,
+    *,
+    copies: int,
+    trust_remote_code: bool,
+) -> None:
     """Save all but the weights to a temporary folder in output_dir, and compare free space with a checkpoint's size.
 
     copies: the checkpoint's size as a multiple of the model's weights; AdamW's two moments count as two.
+    trust_remote_code: as the tokenizer was loaded.
 
     Raises:
         RecipeError: the model or its tokenizer cannot be saved, the tokenizer cannot be loaded again, or the disk has
@@ -40,7 +48,7 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
             if (generation := getattr(model, "generation_config", None)) is not None:
                 generation.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            _check_loading(str(name), folder)
+            _check_loading(str(name), folder, trust_remote_code)
     except RecipeError:
         raise
     except Exception as error:  # whatever it is, it would come again after training
@@ -58,10 +66,10 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
         )
 
 
-def _check_loading(name: str, folder: str) -> None:
+def _check_loading(name: str, folder: str, trust_remote_code: bool) -> None:
     """RecipeError if the saved tokenizer cannot be loaded again."""
     try:
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=True)  # code that runs already
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise RecipeError(
             f"{name}: its tokenizer, once saved, cannot be loaded again, so no checkpoint could be resumed or used "

@@ -30,18 +30,20 @@ def check_model(
     max_model_len: int,
     balance_bias_update_speed: float = 0.0,
     sequence_balance_coefficient: float = 0.0,
+    disable_dropout: bool = True,
 ) -> None:
     """Raise unless this toolkit can train the model right; freeze the parameters that text never reaches.
 
     Args:
         tokenizer_size: entries of the tokenizer, added tokens included.
         max_model_len: tokens of the longest sequence, prompt and completion together.
+        disable_dropout: nothing may be random in training.
     """
     check_finite(model)
     check_vocabulary(model, tokenizer_size)
     check_context(model.config, max_model_len)
     check_balance(model, "model", balance_bias_update_speed, sequence_balance_coefficient)
-    reached = _check_head(model)
+    reached = _check_head(model, as_trained=disable_dropout)
     _freeze_unreached(model, reached)
 
 
@@ -87,7 +89,7 @@ def check_balance(
     if not moe_layers(model):
         raise ValueError(f"{setting}: {name} has no mixture of experts with a `gate` and `experts`. Set it to 0.")
     ids = torch.randint(0, _num_embeddings(model), (1, 32), generator=torch.Generator().manual_seed(0))
-    with _without_flash(model), computing(model), record_routes(model) as routes, torch.no_grad():
+    with without_flash(model), computing(model), record_routes(model) as routes, torch.no_grad():
         model.base_model(input_ids=ids.to(model.device), use_cache=False)
     try:
         _ = routes.scores
@@ -112,8 +114,11 @@ def check_finite(model: nn.Module) -> None:
         )
 
 
-def _check_head(model: PreTrainedModel) -> set[int]:
-    """Compare our log-probs with those of the model's own forward; returns the ids of the parameters that took part."""
+def _check_head(model: PreTrainedModel, *, as_trained: bool) -> set[int]:
+    """Compare our log-probs with those of the model's own forward; returns the ids of the parameters that took part.
+
+    as_trained: ours are computed in training mode, in which nothing may be random.
+    """
     vocabulary = _num_embeddings(model)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (2, 9), generator=generator).to(model.device)
@@ -121,13 +126,23 @@ def _check_head(model: PreTrainedModel) -> set[int]:
     targets = ids[:, 1:].flatten()
     position_ids = torch.arange(9, device=model.device).expand(2, 9)
     parts = in_parts(model)
-    with _without_flash(model), computing(model):
+    with without_flash(model), computing(model):
+        arguments = ids, position_ids, positions.flatten(), targets
+        model.train(as_trained)
         with torch.set_grad_enabled(not parts):
-            ours, _ = CompletionLogProbs(model, 1.0)(ids, position_ids, positions.flatten(), targets)
+            ours, _ = CompletionLogProbs(model, 1.0)(*arguments)
+        model.eval()
         with torch.no_grad():
+            again, _ = CompletionLogProbs(model, 1.0)(*arguments)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
         theirs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    difference = float((ours.detach() - theirs).abs().max())
+    if not float((ours.detach() - again).abs().max()) <= HEAD_TOLERANCE:
+        raise ValueError(
+            f"{model.config.name_or_path} ({model.config.model_type}): its forward is random in training mode, as with "
+            "router_jitter_noise or a dropout that it reads from its config.json, so equal weights would give other "
+            "log-probs. Set these rates to 0 there, or choose another model."
+        )
+    difference = float((again - theirs).abs().max())
     if not difference <= HEAD_TOLERANCE:
         raise ValueError(
             f"{model.config.name_or_path} ({model.config.model_type}): log-probs from its hidden states and its head "
@@ -139,7 +154,7 @@ def _check_head(model: PreTrainedModel) -> set[int]:
 
 
 @contextmanager
-def _without_flash(model: PreTrainedModel) -> Iterator[None]:
+def without_flash(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block, attention works in float32 and on a CPU: the model is not where it trains yet."""
     own = model.config._attn_implementation or ""
     if "flash" in own:

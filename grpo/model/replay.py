@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from grpo.model.checks import without_flash
 from grpo.model.moe import moe_layers
 from grpo.model.sharding import computing
 from grpo.recipe.errors import RunError
@@ -171,7 +172,7 @@ def _learn(model: PreTrainedModel) -> tuple[RouterRule, int, int]:
 
     embedding: Any = model.get_input_embeddings()
     tokens = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(0)).to(model.device)
-    with computing(model), _intercepted(model, watch):
+    with without_flash(model), computing(model), _intercepted(model, watch):
         model.base_model(input_ids=tokens % embedding.weight.shape[0], use_cache=False)
     has_bias = all(hasattr(block.gate, "e_score_correction_bias") for block in moe_layers(model).values())
     scales = dict.fromkeys([getattr(model.config.get_text_config(), "routed_scaling_factor", None) or 1.0, 1.0])

@@ -138,8 +138,8 @@ def shard(
 
     mesh: [shards], or [replicas, shards] to keep several whole copies.
     dtype: what autocast computes in. Layers' matrices are gathered in it, with the numbers that autocast gives when it
-        casts them afterwards. The root gathers the layers' vectors, which norms multiply with, in float32, as it does
-        the head; so is the embedding.
+        casts them afterwards. The root gathers the layers' vectors, which norms multiply with, and what the model keeps
+        in float32, in float32, as it does the head; so is the embedding.
     offload: parts, gradients and what the optimizer adds are in host memory; parts are copied to be gathered.
 
     Raises:
@@ -157,8 +157,10 @@ def shard(
     home = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
     how = {"mesh": mesh, "reshard_after_forward": True, "offload_policy": home}
 
+    kept = {p for name, p in model.named_parameters() if _stays_in_float32(model, name)}
+
     def left_to_root(layer: nn.Module) -> set[nn.Parameter]:
-        return {parameter for parameter in layer.parameters() if cast and parameter.ndim < 2}
+        return {p for p in layer.parameters() if cast and (p.ndim < 2 or p in kept)}
 
     with shapes_only(root, on_meta=True):
         units = {parameter for module in (*layers, *apart) for parameter in module.parameters()}
@@ -181,6 +183,11 @@ def shard(
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # else a factor means an operation that only NCCL has
     return root
+
+
+def _stays_in_float32(model: PreTrainedModel, name: str) -> bool:
+    """Whether the model computes with this parameter in float32 under autocast too, such as a balance bias."""
+    return name.endswith("A_log") or any(kept in name for kept in model._keep_in_fp32_modules_strict or ())
 
 
 @contextmanager

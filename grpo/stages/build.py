@@ -118,8 +118,15 @@ def _build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]
         max_model_len=recipe.max_model_len,
         balance_bias_update_speed=recipe.model.balance_bias_update_speed,
         sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
+        disable_dropout=recipe.model.disable_dropout,
     )
-    check_saving(model, tokenizer, recipe.output_dir, copies=4 if recipe.policy_gradient.ref_model_sync_steps else 3)
+    check_saving(
+        model,
+        tokenizer,
+        recipe.output_dir,
+        copies=4 if recipe.policy_gradient.ref_model_sync_steps else 3,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
     policy = _policy(recipe, model, tokenizer, accelerator, mesh)
     reference = _reference(recipe, policy, checkpoint, mesh) if recipe.policy_gradient.beta > 0 else None
     totals, entropy_bonus = Totals(), EntropyBonus(recipe.policy_gradient)

@@ -4,7 +4,7 @@ On CPU, torch attends over padded rows only. Here each sample's queries, keys an
 rest of the model computes on the tokens there are. On GPUs flash attention takes packed rows itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -68,15 +68,19 @@ class Segments:
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether the model attends through transformers' interface, to everything before a token and in every layer."""
     config: Any = model.config.get_text_config()
-    layers = getattr(config, "layer_types", None) or ["full_attention"]
     return (
         config._attn_implementation == "sdpa"
         and model._supports_attention_backend
-        and not getattr(model, "_is_stateful", False)
-        and set(layers) == {"full_attention"}
+        and only_attends(model, {"full_attention"})
         and not getattr(config, "sliding_window", None)
         and not getattr(config, "attention_chunk_size", None)
     )
+
+
+def only_attends(model: PreTrainedModel, kinds: Set[str] = frozenset({"full_attention", "sliding_attention"})) -> bool:
+    """Whether every layer is attention of these kinds: a state or a convolution would reach into the next sample."""
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+    return not getattr(model, "_is_stateful", False) and set(layers) <= kinds
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
@@ -107,6 +111,11 @@ def packed_attention(
     """Heads of a packed row to [1, L, H, d']; without segments, of any rows, as transformers' sdpa."""
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if attention_mask is not None:  # `_causal` makes none
+        raise ValueError(
+            f"{type(module).__name__} makes an attention mask of its own, which rows of several samples do not take. "
+            "Set model.attn_implementation=eager."
+        )
     unpadded = value.shape[-1]
     value = nn.functional.pad(value, (0, query.shape[-1] - unpadded))  # torch fuses attention to one head size only
     # Split and concatenated, not sliced: each slice's gradient would be as long as the row.

@@ -23,7 +23,9 @@ from rollout.engines.servers.plugin import checksum
 SHARED_MEMORY = "/dev/shm"
 PART_BYTES = 2**30  # weights are copied and sent in parts of about this size
 # Beside vectors, such as the experts' balance bias: small, and vLLM has them in float32 in some models.
-FLOAT32 = re.compile(r"(\bgate|\brouter|weights_proj|conv1d)\.weight$|\bhc_")
+FLOAT32 = re.compile(
+    r"(\bgate|\brouter|weights_proj|conv1d)\.weight$|\bhc_|\b(e_score_correction_bias|A_log|ape|position_bias)$"
+)
 
 
 class FileTransfer:

@@ -31,11 +31,12 @@ def test_a_loss_that_is_not_finite_names_micro_batch_and_cause_and_changes_no_we
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.model.state_dict().items())
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight(tiny_v3: Path) -> None:
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_gradient_that_is_not_finite_is_named_and_changes_no_weight(tiny_v3: Path, value: float) -> None:
     policy, samples = make_policy(tiny_v3)
     before = weights(policy)
-    policy.model.lm_head.weight.register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(NonFiniteError, match=r"the gradient is not finite in \d+ parameters \(lm_head\.weight"):
+    policy.model.lm_head.weight.register_hook(lambda gradient: gradient.fill_(value))
+    with pytest.raises(NonFiniteError, match=r"the gradient is not finite in 1 parameters \(lm_head\.weight\) while"):
         policy.update(samples, on_policy_loss)
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.model.state_dict().items())
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -18,10 +19,12 @@ from transformers import (
     MixtralForCausalLM,
     PhiConfig,
     PhiForCausalLM,
+    PreTrainedConfig,
 )
 
 from grpo.model.checks import check_finite, check_model
 from grpo.model.load import CompletionLogProbs, disable_dropout
+from grpo.model.replay import RoutingReplay
 from grpo.recipe.config import ModelConfig
 from tests.conftest import tiny_llama_config
 
@@ -73,6 +76,25 @@ def test_a_soft_cap_is_refused_whatever_its_name() -> None:
         check(model)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        MixtralConfig(**SHAPE, num_key_value_heads=2, num_local_experts=4, router_jitter_noise=0.5),
+        FalconConfig(**SHAPE, ffn_hidden_size=64, hidden_dropout=0.1),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_forward_that_is_random_in_training_mode_is_refused(config: PreTrainedConfig) -> None:
+    """Equal weights would give other log-probs than the engine's. These rates are read from the config."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    disable_dropout(model)
+    with pytest.raises(ValueError, match=r"its forward is random in training mode, as with router_jitter_noise"):
+        check(model)
+    check(model, disable_dropout=False)
+    assert not model.training
+
+
 def test_sizes_that_do_not_fit_are_refused(tiny_llama: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"the tokenizer has 264 entries and the embedding 263 rows"):
@@ -110,6 +132,8 @@ def test_a_model_with_flash_attention_is_checked_on_the_cpu_without_it(monkeypat
     names.clear()
     check(model, sequence_balance_coefficient=0.1)
     assert names == ["eager", "flash_attention_2"] * 2
+    RoutingReplay(model)
+    assert names == ["eager", "flash_attention_2"] * 3
     assert model.config._attn_implementation == "flash_attention_2"
 
 

@@ -76,6 +76,15 @@ def test_a_tokenizer_that_could_not_be_loaded_from_a_checkpoint_is_refused_befor
         grpo.train(base, model=trusted, trainer={"max_steps": 1})
 
 
+def test_code_beside_a_tokenizer_that_is_not_trusted_is_not_run(base: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "untrusted")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": [None, "tok.Mine"]}}  # there is no tok.py, nor is it needed
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    done = grpo.train(base, model={"model_name_or_path": str(model)}, trainer={"max_steps": 1})
+    assert (done / "tokenizer_config.json").exists()
+
+
 def test_a_full_disk_is_refused_before_training(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30, 107374))

@@ -1,5 +1,6 @@
 """Packed rows: nothing that a sample's tokens compute depends on what lies beside them in the row."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DogeConfig,
     FalconH1Config,
     Gemma2Config,
     GPTJConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -93,6 +96,34 @@ def test_only_full_attention_through_transformers_interface_is_packed(config: Pr
     batching = Batching(100, pad_token_id=0).for_model(model, torch.device("cpu"))
     assert (batching.packed, batching.shared) == (packs, packs)
     assert not Batching(100, pad_token_id=0).for_model(model, torch.device("cuda")).packed
+
+
+@pytest.mark.parametrize(
+    ("config", "packs"),
+    [
+        (LlamaConfig(**SMALL), True),
+        (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=4), True),
+        (Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=4, sliding_window=4), True),
+        (FalconH1Config(**SMALL, num_key_value_heads=2, mamba_d_ssm=8, mamba_n_heads=2, mamba_d_state=4), False),
+        (Lfm2Config(**SMALL, num_key_value_heads=2, layer_types=["conv", "full_attention"]), False),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_flash_attention_packs_no_model_that_carries_more_than_attention(config: PretrainedConfig, packs: bool) -> None:
+    """It sees the positions restart; a convolution or a recurrence would run on into the next sample."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.config._attn_implementation = "flash_attention_2"
+    batching = Batching(100, pad_token_id=0).for_model(model, torch.device("cuda"))
+    assert (batching.packed, batching.shared) == (packs, False)
+
+
+def test_a_mask_of_the_model_s_own_is_refused_in_a_packed_row() -> None:
+    model = AutoModelForCausalLM.from_config(DogeConfig(**SMALL, num_key_value_heads=2, intermediate_size=8))
+    use_packed_attention(model)
+    batch = collate([replace(SAMPLES[1], prompt_ids=[3, 4, 5], completion_ids=[6, 7])], pad_token_id=0, packed=True)
+    with pytest.raises(ValueError, match=r"DogeAttention makes an attention mask.*attn_implementation=eager"):
+        forward(CompletionLogProbs(model, 1.0), batch)
 
 
 def test_an_attention_mask_is_refused(tiny_llama: Path) -> None:

@@ -15,7 +15,12 @@ from rollout.engines.servers.transfer import FileTransfer, NCCLTransfer
 
 MATRIX, EXPERT = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.experts.3.gate_proj.weight"
 ROUTER, BIAS = "model.layers.1.mlp.gate.weight", "model.layers.1.mlp.gate.e_score_correction_bias"
-NAMES = (MATRIX, EXPERT, ROUTER, BIAS, "model.norm.weight")
+OTHERS = (  # of Ernie 4.5 [1, E], Jamba, and DeepSeek-V4
+    "model.layers.1.mlp.moe_statics.e_score_correction_bias",
+    "model.layers.0.mamba.A_log",
+    "layers.2.attn.compressor.ape",
+)
+NAMES = (MATRIX, EXPERT, ROUTER, BIAS, "model.norm.weight", *OTHERS)
 
 
 def trained() -> dict[str, torch.Tensor]:
@@ -33,7 +38,7 @@ def test_weights_travel_in_the_serving_precision_but_for_what_vllm_keeps_in_floa
     found = read(FileTransfer(tmp_path, torch.bfloat16).write(weights.items()))
     assert {name for name, weight in found.items() if weight.dtype == torch.bfloat16} == {MATRIX, EXPERT}
     assert found[MATRIX].tolist() == [[1.0] * 4] * 2
-    for name in (ROUTER, BIAS, "model.norm.weight"):
+    for name in (ROUTER, BIAS, "model.norm.weight", *OTHERS):
         assert torch.equal(found[name], weights[name])
     assert all(torch.equal(weights[name], weight) for name, weight in trained().items()), "what trains stays"
 
