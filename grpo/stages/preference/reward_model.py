@@ -32,6 +32,7 @@ from grpo.recipe.stages.preference import PreferenceData, RewardModelRecipe
 from grpo.report.records import METRICS_FILE, cut_after
 from grpo.stages.parts import refusals
 from grpo.stages.run_folder import run_id
+from grpo.stages.supervised.basis import Basis, fingerprint
 from grpo.stages.supervised.stopping import StopsForSignals
 from rewards.models.reward_input import RewardInput
 from rewards.text import Text, completion_text
@@ -50,8 +51,8 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
     """Train, and write a folder that AutoModelForSequenceClassification and the reward `reward_model` open.
 
     Raises:
-        RefusedError: the pairs lack a column, none is short enough, the model has no room for one, or the batch cannot
-            be shared among the processes.
+        RefusedError: the pairs lack a column, none is short enough, the model has no room for one, or a checkpoint was
+            trained on others.
         NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     from trl.trainer.reward_trainer import RewardTrainer
@@ -63,16 +64,19 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
     output, section = recipe.output_dir, recipe.model
     state = PartialState()
     shown = reward_input(recipe.data)
+    checkpoint = checkpoints.find_checkpoint(output, recipe.trainer.resume_from_checkpoint)
     with refusals():
         tokenizer = load_tokenizer(section.model_name_or_path, section.revision, section.trust_remote_code)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         pairs = load_pairs(recipe.data, tokenizer, shown)
         train, held_out = split(pairs, recipe.data.num_held_out)
+        basis = Basis(fingerprint(rows := _dataset(train)))
+        if checkpoint:
+            basis.check(checkpoint, recipe.trainer.allow_changes)
     if state.is_main_process:
         dropped = pairs.num_rows - len(pairs.rows)
         print(f"{len(train)} pairs to train on, {len(held_out)} held out, {dropped} dropped as too long", flush=True)
-    checkpoint = checkpoints.find_checkpoint(output, recipe.trainer.resume_from_checkpoint)
     arguments = _arguments(recipe, state.num_processes, evaluate=bool(held_out), starts=checkpoint is None)
     set_seed(recipe.trainer.seed)  # the new head's weights
     with refusals():
@@ -80,16 +84,16 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
         check_finite(model)
         check_vocabulary(model, len(tokenizer))
         check_context(model.config, max(len(ids) for pair in pairs.rows for ids in (pair.chosen, pair.rejected)))
-        check_saving(model, tokenizer, output, copies=4)
+        check_saving(model, tokenizer, output, copies=4, trust_remote_code=recipe.model.trust_remote_code)
     if state.is_main_process:
         cut_after(output / METRICS_FILE, checkpoints.step_of(checkpoint) if checkpoint else -1)
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=_dataset(train),
+        train_dataset=rows,
         eval_dataset=_dataset(held_out) if held_out else None,
         processing_class=tokenizer,
-        callbacks=[stopping := StopsForSignals(), _Records(output)],
+        callbacks=[stopping := StopsForSignals(), _Records(output, basis)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -264,8 +268,8 @@ _SHOWN = ("learning_rate", "loss", "grad_norm", "accuracy", "margin", "eval/loss
 class _Records(TrainerCallback):
     """metrics.jsonl and a line of it, held-out values under eval/, and the mark of a checkpoint that is complete."""
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
+    def __init__(self, output: Path, basis: Basis) -> None:
+        self.output, self.basis = output, basis
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         refuse_not_finite(logs, state.global_step)
@@ -281,4 +285,5 @@ class _Records(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if state.is_world_process_zero:
             folder = checkpoints.checkpoint_path(self.output, state.global_step)
+            self.basis.write(folder)
             checkpoints.write_mark(folder, checkpoints.Mark(step=state.global_step, run=run_id(self.output)))

@@ -14,13 +14,14 @@ from grpo.model.moe import load_metrics
 from grpo.report.records import METRICS_FILE, cut_after, read_rows
 from grpo.stages.run_folder import run_id
 from grpo.stages.supervised.balanced import BalancedTrainer
+from grpo.stages.supervised.basis import Basis
 
 
 class Progress(TrainerCallback):
     """Called by the trainer in every process; the main process writes."""
 
-    def __init__(self, trainer: BalancedTrainer, resumed: Path | None, epochs_per_step: float) -> None:
-        self.trainer, self.settings = trainer, trainer.settings
+    def __init__(self, trainer: BalancedTrainer, basis: Basis, resumed: Path | None, epochs_per_step: float) -> None:
+        self.trainer, self.settings, self.basis = trainer, trainer.settings, basis
         self.output = Path(str(trainer.args.output_dir))
         self.epochs_per_step = epochs_per_step
         self.loads: Tensor | None = None  # [layers, E], of all processes since the last row
@@ -74,8 +75,9 @@ class Progress(TrainerCallback):
         """Mark the checkpoint as complete once every process has written its part, then delete old ones."""
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            mark = checkpoints.Mark(step=state.global_step, run=run_id(self.output))
-            checkpoints.write_mark(checkpoints.checkpoint_path(self.output, state.global_step), mark)
+            folder = checkpoints.checkpoint_path(self.output, state.global_step)
+            self.basis.write(folder)
+            checkpoints.write_mark(folder, checkpoints.Mark(step=state.global_step, run=run_id(self.output)))
             checkpoints.rotate(self.output, self.settings.save_total_limit)
 
     def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:

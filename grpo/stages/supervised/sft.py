@@ -24,6 +24,7 @@ from grpo.recipe.stages.sft import SFTModel, SFTRecipe
 from grpo.report.page.write import write_page
 from grpo.stages.parts import refusals
 from grpo.stages.supervised.balanced import BalancedTrainer
+from grpo.stages.supervised.basis import Basis, fingerprint
 from grpo.stages.supervised.mixture import load_mixture, training_batches
 from grpo.stages.supervised.progress import Progress
 from grpo.stages.supervised.stopping import StopsForSignals
@@ -40,7 +41,8 @@ def run_sft(recipe: SFTRecipe) -> Path:
     """Train, and write a folder that AutoModelForCausalLM and vLLM open, with metrics.jsonl beside the weights.
 
     Raises:
-        grpo.recipe.errors.RefusedError: the data, the model or the disk cannot give a right result.
+        grpo.recipe.errors.RefusedError: the data, the model or the disk cannot give a right result, or the checkpoint
+            is of other rows or processes.
         grpo.recipe.errors.NonFiniteError: loss or gradient became NaN or infinite.
         grpo.launch.signals.Stopped: a signal came; the last step is saved.
     """
@@ -49,7 +51,7 @@ def run_sft(recipe: SFTRecipe) -> Path:
     arguments = _arguments(recipe)  # first: it starts the process group
     set_seed(settings.seed)
     with refusals():
-        tokenizer, model, rows = _start(recipe, checkpoint, is_main=arguments.process_index == 0)
+        tokenizer, model, rows, basis = _start(recipe, checkpoint, arguments)
     batches = training_batches(rows["length"][:], settings, arguments.world_size)
     arguments.max_steps = len(batches) // (settings.gradient_accumulation_steps * arguments.world_size)
     trainer = BalancedTrainer(
@@ -58,7 +60,7 @@ def run_sft(recipe: SFTRecipe) -> Path:
     trainer.remove_callback(PrinterCallback)
     epochs = sum(map(len, batches)) / len(rows)
     trainer.add_callback(stopping := StopsForSignals())
-    trainer.add_callback(Progress(trainer, checkpoint, epochs_per_step=epochs / arguments.max_steps))
+    trainer.add_callback(Progress(trainer, basis, checkpoint, epochs_per_step=epochs / arguments.max_steps))
     with trainer.recording():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     check_finite(model)
@@ -98,15 +100,20 @@ def _arguments(recipe: SFTRecipe) -> SFTConfig:
 
 
 def _start(
-    recipe: SFTRecipe, checkpoint: Path | None, *, is_main: bool
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Any]:
-    """Tokenizer, model and one epoch's rows; everything about them that cannot be right is refused here."""
+    recipe: SFTRecipe, checkpoint: Path | None, arguments: SFTConfig
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Any, Basis]:
+    """Tokenizer, model, one epoch's rows and the run's basis; everything about them that cannot be right is refused
+    here.
+    """
     section, settings = recipe.model, recipe.trainer
     tokenizer = _tokenizer(section, Path(recipe.base_dir))
     config = _config(section, tokenizer)
     rows, lines = load_mixture(recipe.data, tokenizer, seed=settings.seed, base_dir=Path(recipe.base_dir))
-    if is_main:
+    if arguments.process_index == 0:
         print("\n".join(lines), flush=True)
+    basis = Basis(fingerprint(rows), arguments.world_size, settings.gradient_accumulation_steps)
+    if checkpoint:
+        basis.check(checkpoint, settings.allow_changes)
     longest = max(rows["length"])
     try:
         check_context(config, longest)
@@ -124,9 +131,10 @@ def _start(
     else:
         model = new_model(section, config)
     check_balance(model, "trainer", settings.balance_bias_update_speed, settings.sequence_balance_coefficient)
-    check_model(model, tokenizer_size=len(tokenizer), max_model_len=longest)
-    check_saving(model, tokenizer, recipe.output_dir, copies=3)  # a signal saves too
-    return tokenizer, model, rows
+    check_model(model, tokenizer_size=len(tokenizer), max_model_len=longest, disable_dropout=section.disable_dropout)
+    # A signal saves too.
+    check_saving(model, tokenizer, recipe.output_dir, copies=3, trust_remote_code=section.trust_remote_code)
+    return tokenizer, model, rows, basis
 
 
 def _tokenizer(section: SFTModel, base_dir: Path) -> PreTrainedTokenizerBase:

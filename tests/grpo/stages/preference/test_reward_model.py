@@ -135,6 +135,13 @@ def test_a_killed_run_continues_bitwise(trained: Path, tiny_v3: Path, tmp_path: 
     assert [row.get("loss") for row in rows[1]] == [row.get("loss") for row in rows[0]]
 
 
+def test_a_checkpoint_that_was_trained_on_other_pairs_is_refused(trained: Path, tiny_v3: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "checkpoint-6", tmp_path / "run" / "checkpoint-6")
+    others = pairs_file(tmp_path, [{**row, "chosen": f"{row['chosen']}!"} for row in ROWS])
+    with pytest.raises(RefusedError, match=r"data: the rows have changed since .*checkpoint-6, so some would be taken"):
+        run_reward_model(recipe(tmp_path / "run", tiny_v3, others, max_steps=12, resume_from_checkpoint=True))
+
+
 def test_a_dataset_without_a_column_is_refused(tmp_path: Path, tiny_v3: Path) -> None:
     rows = [{"prompt": "q", "chosen": "a", "worse": "b"}]
     with pytest.raises(ValueError, match="has no column 'rejected'; a pair needs prompt, chosen and rejected"):

@@ -216,6 +216,30 @@ def test_a_signal_saves_the_step_and_the_command_it_prints_goes_on_to_the_same_w
     assert [line["step"] for line in metrics(second)] == [*range(1, 121)]
 
 
+def test_a_checkpoint_of_other_rows_or_of_other_processes_is_refused(tiny_llama, rows, tmp_path):
+    folder = run_sft(recipe(tiny_llama, tmp_path / "out", rows, save_steps=2))
+    basis = folder / "checkpoint-2" / "trainer_state" / "basis.json"
+    saved = json.loads(basis.read_text())
+    assert (saved["processes"], saved["gradient_accumulation_steps"]) == (1, 1)
+    basis.write_text(json.dumps({**saved, "processes": 2}))  # as two processes leave it
+    again = {"max_steps": 4, "save_steps": 2, "resume_from_checkpoint": True}
+    message = (
+        r"checkpoint-2 is of 2 processes with trainer.gradient_accumulation_steps=1, and this run has 1 with 1: "
+        r".* Launch 2 processes, or keep the product at 2\."
+    )
+    with pytest.raises(RefusedError, match=message):
+        run_sft(recipe(tiny_llama, folder, rows, **again))
+    run_sft(recipe(tiny_llama, folder, rows, **again, gradient_accumulation_steps=2))
+    write(Path(rows), [{**ROWS[0], "completion": "another completion"}, *ROWS[1:]])
+    again |= {"max_steps": 5, "gradient_accumulation_steps": 2}
+    with pytest.raises(
+        RefusedError, match=r"data: the rows have changed since .*checkpoint-4, so some would be taken tw"
+    ):
+        run_sft(recipe(tiny_llama, folder, rows, **again))
+    run_sft(recipe(tiny_llama, folder, rows, **again, allow_changes=["data.sources"]))
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(tiny_v3, rows, tmp_path):
     one = run_sft(recipe(tiny_v3, tmp_path / "one", rows, balance_bias_update_speed=0.01))
