@@ -59,13 +59,18 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
 
     Problem difficulty cancels, so it is narrower than two separate intervals suggest. It is clipped to -1..1, which is
     also the interval for a single problem.
+
+    If all N problems have the same difference, SE is 0, but others may have another one: a share of them of up to
+    1 - 0.025^(1/N), Clopper and Pearson's upper bound after 0 of N (1934; about 3.7/N, as in the rule of three of
+    Hanley and Lippman-Hand 1983). The interval ends where all of these have -1, or all have 1.
     """
     if len(differences) < 2:
         return -1.0, 1.0
-    d, half = (
-        mean(differences),
-        _student(len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5,
-    )
+    d = mean(differences)
+    if max(differences) - min(differences) < 1e-9:  # equal but for rounding
+        others = 1 - 0.025 ** (1 / len(differences))
+        return d - others * (1 + d), d + others * (1 - d)
+    half = _student(len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
     return max(-1.0, d - half), min(1.0, d + half)
 
 

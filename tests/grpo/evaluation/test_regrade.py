@@ -241,10 +241,34 @@ def test_comparison_pairs_the_problems(tmp_path: Path) -> None:
         "t", "4", "50.0", "75.0", "+25.0 [-100.0, +100.0]", "2", "1",
     ]  # fmt: skip
     same = compare_runs(a, a).splitlines()[-1]
-    assert "+0.0 [+0.0, +0.0]" in same
+    assert "+0.0 [-60.2, +60.2]" in same  # no difference in four problems says little
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty has no results\.json, so it is not a finished evaluation"):
         compare_runs(a, tmp_path / "empty")
+
+
+def test_comparison_refuses_other_problems_of_the_same_id(tmp_path: Path) -> None:
+    a = evaluated(tmp_path, SAID, name="a")
+    b = evaluated(tmp_path, SAID[:2], name="b")
+    assert "| t    |        2 |" in compare_runs(a, b)
+    rows = list(read_rows(b / "problems.jsonl"))
+    write(b / "problems.jsonl", [rows[0], {**rows[1], "prompt": "another question"}])
+    with pytest.raises(ValueError, match=r"t/1 is another problem in .*/a than in .*/b. Evaluate both on"):
+        compare_runs(a, b)
+    write(b / "problems.jsonl", [rows[0], {**rows[1], "columns": {"solution": "9"}}])
+    assert "t: columns differ between A and B, so the comparison may be invalid." in compare_runs(a, b)
+    first, second = ({"response": "1", "gold": gold, "ok": 1} for gold in ("1", "2"))
+    theirs = [external(tmp_path, [row], output=row["gold"]).results.folder for row in (first, second)]
+    with pytest.raises(ValueError, match="gsm8k/0 is another problem"):
+        compare_runs(*theirs)
+
+
+def test_comparison_notes_different_graders(tmp_path: Path) -> None:
+    a = evaluated(tmp_path, SAID)
+    regrade(a, options={"answer_in": "free_text"}, output=tmp_path / "free")
+    said = compare_runs(a, tmp_path / "free")
+    assert "t: A was graded by accuracy {}, B by accuracy {'answer_in': 'free_text'}; part of the difference" in said
+    assert "graded by" not in compare_runs(a, a)
 
 
 def test_regrading_puts_a_prefilled_thought_before_the_completion(tmp_path: Path) -> None:

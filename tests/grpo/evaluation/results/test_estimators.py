@@ -105,7 +105,14 @@ def test_paired_interval_uses_students_t_and_is_vacuous_for_one_problem():
         expected = min(1.0, quantile * statistics.stdev(differences) / n**0.5)
         assert (high - low) / 2 == pytest.approx(expected, rel=2e-3), n
     assert paired_interval([0.5]) == (-1.0, 1.0)
-    assert paired_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_equal_differences_leave_room_for_problems_with_others() -> None:
+    """If more than 1 - 0.025^(1/N) of all problems were otherwise, N without one would be rarer than 1 in 40."""
+    assert paired_interval([0.5, 0.5, 0.5]) == pytest.approx((-0.5614, 0.8538), abs=1e-4)
+    assert paired_interval([1.0] * 3) == pytest.approx((-0.4152, 1.0), abs=1e-4)
+    assert paired_interval([0.0] * 100) == pytest.approx((-0.0362, 0.0362), abs=1e-4)
+    assert paired_interval([1 / 3, 2 / 3 - 1 / 3, 1 - 2 / 3]) == pytest.approx((-0.6101, 0.8051), abs=1e-4)
 
 
 def test_percentile_is_the_smallest_value_covering_the_share():
