@@ -94,7 +94,7 @@ def whole_model(model: EvalModelConfig) -> Iterator[tuple[str, str | None]]:
     if not (adapter / ADAPTER_FILE).is_file():
         yield model.model_name_or_path, model.revision
         return
-    from grpo.model.adapters import merge_adapter
+    from grpo.model.merge import merge_adapter
 
     with TemporaryDirectory(prefix="merged-") as folder:
         merge_adapter(adapter, Path(folder), trust_remote_code=model.trust_remote_code)
@@ -112,7 +112,7 @@ def merge(adapter: Path, out: Path) -> None:
         raise ValueError(f"{adapter} contains no {ADAPTER_FILE}. Name an adapter's folder.")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty. Name another folder.")
-    from grpo.model.adapters import merge_adapter
+    from grpo.model.merge import merge_adapter
 
     tokenizer = load_tokenizer(EvalModelConfig(model_name_or_path=str(adapter)))
     merge_adapter(adapter, out)

@@ -5,24 +5,22 @@ on working, and its `save_pretrained` writes adapters only. In a sharded model a
 parameters; a quantized base is merged as what it computes with. Left out: several adapters at once.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from grpo.model.quantized import (
@@ -30,7 +28,6 @@ from grpo.model.quantized import (
     dequantized,
     in_4_bits,
     is_quantized,
-    load_as_recorded,
     quantized_numbers,
     record_quantization,
 )
@@ -291,22 +288,3 @@ def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         plain[name.replace(".base_layer", "").replace(".modules_to_save.default", "")] = tensor
     return plain
-
-
-def merge_adapter(adapter: Path, out: Path, *, trust_remote_code: bool = False) -> None:
-    """Write the base with the adapter merged as a plain Hugging Face folder, without a tokenizer, in the base's dtype.
-
-    A base that was quantized in training is merged as it was then: quantized, and dequantized again.
-    The sum is computed in float32 and rounded once, as when a trainer sends its weights to an engine.
-    """
-    adapter_config = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8"))
-    name = adapter_config["base_model_name_or_path"]
-    source = {"revision": adapter_config.get("revision"), "trust_remote_code": trust_remote_code}
-    dtype = AutoConfig.from_pretrained(name, **source).dtype or torch.float32
-    base = load_as_recorded(name, adapter, **source)
-    merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    for name, tensor in chain(merged.named_parameters(), merged.named_buffers()):
-        # As when it is loaded: a balance bias rounded to bfloat16 would choose other experts.
-        if tensor.is_floating_point() and not any(kept in name for kept in merged._keep_in_fp32_modules_strict):
-            tensor.data = tensor.data.to(dtype)
-    merged.save_pretrained(out)

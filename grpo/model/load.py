@@ -12,13 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from grpo.model.adapters import is_adapter
 from grpo.model.forward.head import Kept, token_logprobs
-from grpo.model.forward.mtp import DeepseekV3ForCausalLM, check_loaded, check_mtp, drafts_of_completions, mtp_layer
+from grpo.model.forward.mtp import DeepseekV3ForCausalLM, check_loaded, check_mtp, drafts_of_completions
 from grpo.model.forward.packed import Segments, segments_for
 from grpo.model.forward.teacher import Target, token_divergence
 from grpo.model.fp8 import fp8_block, load_dequantized
 from grpo.model.moe import cast_grouped_products, moe_layers
 from grpo.model.quantized import load_quantized
 from grpo.model.sharding import buffers_to, in_parts, reading_parts
+from grpo.model.weights import keep_published_keys
 from grpo.recipe.config import ModelConfig, PolicyConfig
 from grpo.recipe.stages.sft import SFTModel
 from rollout.support.weights import REPORTING, whole
@@ -113,12 +114,7 @@ def prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrain
         cast_grouped_products()
     if config.disable_dropout:
         disable_dropout(model)
-    text: Any = model.config.get_text_config()
-    if getattr(text, "num_nextn_predict_layers", None) and mtp_layer(model) is None:
-        text.num_nextn_predict_layers = 0  # none is loaded, so none is saved
-    if text.model_type == "deepseek_v4":  # transformers reads these published keys, and does not keep them
-        text.compress_ratios = [text.compress_rates.get(kind, 0) for kind in text.layer_types]
-        text.num_hash_layers = text.mlp_layer_types.count("hash_moe")
+    keep_published_keys(model)
     return model
 
 

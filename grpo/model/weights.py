@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from grpo.model.adapters import has_adapters, merged_weights, save_adapters
-from grpo.model.forward.mtp import mtp_prefix
+from grpo.model.forward.mtp import mtp_layer, mtp_prefix
 from grpo.model.sharding import in_parts, whole
 
 MAX_FILE_BYTES = 4 * 2**30  # of weights in one file
@@ -62,6 +63,16 @@ def _layer_of(name: str) -> str:
     """`model.layers.3` for `model.layers.3.mlp.gate.weight`; the whole name for what belongs to no layer."""
     parts = name.split(".")
     return next((".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdecimal()), name)
+
+
+def keep_published_keys(model: PreTrainedModel) -> None:
+    """Have the config say, where it is saved, what vLLM reads and transformers leaves out or states otherwise."""
+    text: Any = model.config.get_text_config()
+    if getattr(text, "num_nextn_predict_layers", None) and mtp_layer(model) is None:
+        text.num_nextn_predict_layers = 0  # none is loaded, so none is saved
+    if text.model_type == "deepseek_v4":  # transformers reads these published keys, and does not keep them
+        text.compress_ratios = [text.compress_rates.get(kind, 0) for kind in text.layer_types]
+        text.num_hash_layers = text.mlp_layer_types.count("hash_moe")
 
 
 def save_model(model: PreTrainedModel, folder: Path, *, is_writer: bool, max_file_bytes: int = MAX_FILE_BYTES) -> None:

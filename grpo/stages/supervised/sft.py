@@ -20,6 +20,7 @@ from grpo.learner.checkpoint import find_checkpoint
 from grpo.learner.savable import check_saving
 from grpo.model.checks import check_balance, check_finite, check_model
 from grpo.model.load import load_model, new_model
+from grpo.model.weights import save_model
 from grpo.recipe.stages.sft import SFTModel, SFTRecipe
 from grpo.report.page.write import write_page
 from grpo.stages.parts import refusals
@@ -66,7 +67,7 @@ def run_sft(recipe: SFTRecipe) -> Path:
     check_finite(model)
     stopping.check()
     if arguments.process_index == 0:
-        model.save_pretrained(output)
+        save_model(model, output, is_writer=True)
         tokenizer.save_pretrained(output)
         write_page(output)
     trainer.accelerator.wait_for_everyone()
