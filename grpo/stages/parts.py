@@ -1,8 +1,9 @@
 """The parts that training and sampling stages share: each from the sections of a recipe that describe it."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,6 +19,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import device as Device
 
+from grpo.evaluation.config import EvalModelConfig
+from grpo.evaluation.engines import fingerprint
 from grpo.evaluation.training import HeldOut
 from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig, ServersConfig
 from grpo.recipe.errors import RefusedError, RunError
@@ -75,6 +78,24 @@ def accelerator(model: ModelConfig) -> Accelerator:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=handlers,
         )
+
+
+def same_weights(model: ModelConfig, folder: Path, state: Mapping[str, Any] | None) -> str | None:
+    """A hash of the model's weights; None: they are not, or no longer, in a local folder.
+
+    state: what was written beside the newest samples in `folder`, with this hash as `weights`; None: there are none.
+
+    Raises:
+        RefusedError: these samples are from other weights.
+    """
+    now = fingerprint(EvalModelConfig(model_name_or_path=model.model_name_or_path))
+    before = now if state is None else state.get("weights")
+    if now not in (None, before):
+        raise RefusedError(
+            f"{folder} has samples from other weights than those now in {model.model_name_or_path} (hash {before}, now "
+            f"{now}). Choose another `output`."
+        )
+    return now
 
 
 def rewards(

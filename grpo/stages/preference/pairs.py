@@ -40,8 +40,8 @@ def run_pairs(recipe: PairsRecipe) -> Path:
     """Write a dataset's folder with the columns prompt, chosen, rejected, judge_mean, problem_id, and counts.json.
 
     Raises:
-        RefusedError: the judge lacks a column or returns a score out of range; no pairs are left by the margin; or all
-            have the longer answer chosen, or the shorter.
+        RefusedError: the judge lacks a column or returns a score out of range; the weights have changed since the run
+            began; no pairs are left by the margin; or all have the longer answer chosen, or the shorter.
     """
     state, model, rollout = PartialState(), recipe.model, recipe.rollout
     with parts.refusals():
@@ -50,8 +50,10 @@ def run_pairs(recipe: PairsRecipe) -> Path:
         check_judge(recipe.judge, problems.first(1)[0].problem.columns)
         output = recipe.output_dir
         done = sorted((output / CHUNKS).glob("*.jsonl"))
-        if done:
-            problems.load_state_dict(_read(done[-1])[0]["stream"])
+        head = _read(done[-1])[0] if done else None
+        weights = parts.same_weights(model, output, head)
+        if head:
+            problems.load_state_dict(head["stream"])
     if state.is_main_process:
         cut_after(output / METRICS_FILE, len(done))
     chunks = range(len(done), -(-recipe.pairs.num_problems // recipe.pairs.chunk_size))
@@ -62,7 +64,7 @@ def run_pairs(recipe: PairsRecipe) -> Path:
             )
         with closing(engine):
             for index in chunks:
-                _write_chunk(recipe, output, index, problems, engine, load_judge(recipe.judge), state)
+                _write_chunk(recipe, output, index, problems, engine, load_judge(recipe.judge), weights, state)
     if state.is_main_process:
         _finish(recipe, output)
     state.wait_for_everyone()
@@ -76,6 +78,7 @@ def _write_chunk(
     problems: ProblemStream,
     engine: Engine,
     judge: Judge,
+    weights: str | None,
     state: PartialState,
 ) -> None:
     """Sample and compare one chunk, every process its share; the main process writes it."""
@@ -98,7 +101,7 @@ def _write_chunk(
     pairs = sorted(_gathered(pairs, state), key=lambda pair: place[pair["problem_id"]])
     counts = sum(_gathered([counts], state), Counter())
     if state.is_main_process:
-        head = {"stream": problems.state_dict(), "counts": counts}
+        head = {"stream": problems.state_dict(), "weights": weights, "counts": counts}
         path = output / CHUNKS / f"{index:06}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".draft")

@@ -10,8 +10,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.table import Table
 
-from grpo.evaluation.config import EvalModelConfig
-from grpo.evaluation.engines import fingerprint
 from grpo.recipe.errors import RefusedError, RunError
 from grpo.recipe.stages.rejection import RejectionRecipe
 from grpo.stages import parts
@@ -38,11 +36,12 @@ def run_rejection(recipe: RejectionRecipe) -> Path:
     """
     accelerator = parts.accelerator(recipe.model)
     candidates = Candidates(recipe.output_dir / FOLDER)
+    weights = parts.same_weights(recipe.model, recipe.output_dir, candidates.state())
     done: Any = [len(candidates.files)]
     if accelerator.num_processes > 1:
         broadcast_object_list(done)
     if done[0] < len(recipe.batches):
-        _sample(recipe, candidates, done[0], accelerator)
+        _sample(recipe, candidates, done[0], weights, accelerator)
     _by_main(accelerator, lambda: _print_counts(write_dataset(recipe)))
     return recipe.output_dir
 
@@ -61,7 +60,9 @@ def _by_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
         raise answer[0]
 
 
-def _sample(recipe: RejectionRecipe, candidates: Candidates, done: int, accelerator: Accelerator) -> None:
+def _sample(
+    recipe: RejectionRecipe, candidates: Candidates, done: int, weights: str | None, accelerator: Accelerator
+) -> None:
     """Sample, score and write the batches from number `done` on; cheap and fallible parts first."""
     model, rollout = recipe.model, recipe.rollout
     with parts.refusals():
@@ -73,8 +74,7 @@ def _sample(recipe: RejectionRecipe, candidates: Candidates, done: int, accelera
             process_index=accelerator.process_index,
             num_processes=accelerator.num_processes,
         )
-        weights = fingerprint(EvalModelConfig(model_name_or_path=model.model_name_or_path))
-        _check(recipe, problems, candidates.state(), weights)
+        _check_size(recipe, problems)
         if (section := recipe.rewrite) is not None:
             _by_main(accelerator, lambda: check_endpoint(section))
         check_prompts("data", problems.source, problems.prompter, accelerator)
@@ -107,17 +107,12 @@ def _sample(recipe: RejectionRecipe, candidates: Candidates, done: int, accelera
         rewards.close()
 
 
-def _check(recipe: RejectionRecipe, problems: ProblemStream, state: dict[str, Any] | None, weights: str | None) -> None:
+def _check_size(recipe: RejectionRecipe, problems: ProblemStream) -> None:
     size = problems.source.size
     if size is not None and recipe.rollout.num_problems > size:
         raise RefusedError(
             f"rollout.num_problems={recipe.rollout.num_problems}: the dataset has {size} problems. Set it to {size}; "
             "for more samples of each, raise rollout.num_generations."
-        )
-    if state is not None and state["weights"] != weights:
-        raise RefusedError(
-            f"{recipe.output_dir} has samples from other weights than those now in {recipe.model.model_name_or_path} "
-            f"(hash {state['weights']}, now {weights}). Choose another `output`."
         )
 
 

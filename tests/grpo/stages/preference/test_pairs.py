@@ -1,6 +1,7 @@
 """Pairs: swapped comparisons, margin, balance of lengths, resuming, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from grpo.recipe.config import ModelConfig
 from grpo.recipe.data import DataConfig
+from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.preference import (
     CandidateConfig,
     JudgeEndpoint,
@@ -146,6 +148,18 @@ def test_a_killed_run_continues_with_the_same_pairs(tmp_path: Path, tiny_v3: Pat
     counts = json.loads((killed / "counts.json").read_text())
     assert counts == json.loads((whole / "counts.json").read_text())
     assert (counts["problems"], counts["candidates"], counts["kept"]) == (6, 36, len(rows[0]))
+
+
+def test_a_run_that_continues_with_other_weights_is_refused(tmp_path: Path, tiny_v3: Path) -> None:
+    model = shutil.copytree(tiny_v3, tmp_path / "model")
+    one = recipe(tmp_path / "run", model, judge_file(tmp_path, "return 0.3"))
+    with pytest.raises(RefusedError, match="none of"):  # all chunks are there
+        run(one)
+    (model / "more.safetensors").write_bytes(b"other weights")
+    with pytest.raises(
+        RefusedError, match=r"run has samples from other weights than those now in .*model \(hash \w{16}"
+    ):
+        run(one)
 
 
 def test_no_pairs_above_the_margin_is_an_error(tmp_path: Path, tiny_v3: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from datasets import load_dataset
 
-from grpo.recipe.errors import RunError
+from grpo.recipe.errors import RefusedError, RunError
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.stages.rejection import run as stage
 from grpo.stages.rejection.candidates import Candidates
@@ -112,6 +113,19 @@ def test_filters_may_change_without_sampling_again(
     with pytest.raises(RecipeError, match=r"rollout\.temperature: was 1\.0, now 0\.5"):
         rollout = sections(tiny_llama, folder)["rollout"] | {"temperature": 0.5}
         run(recipe(tiny_llama, folder, rollout=rollout))
+
+
+def test_samples_of_other_weights_are_not_used_again_even_if_all_are_there(tiny_llama: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    folder = run(recipe(model, tmp_path / "run"))
+    (model / "more.safetensors").write_bytes(b"other weights")
+    with pytest.raises(
+        RefusedError, match=r"run has samples from other weights than those now in .*model \(hash \w{16}"
+    ):
+        run(recipe(model, folder, filters=[]))
+    shutil.rmtree(model)
+    run(recipe(model, folder, filters=[]))
+    assert len(load_dataset(str(folder), split="train")) == 15
 
 
 def test_a_prefilled_answer_moves_from_the_prompt_to_the_completion(tiny_llama: Path, tmp_path: Path) -> None:
