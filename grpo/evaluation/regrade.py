@@ -3,6 +3,7 @@
 Samples on disk have token counts but no token ids, so a reward that reads completion_ids gets that many zeros.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from grpo.evaluation.results.samples import (
 )
 from grpo.evaluation.results.store import RESULTS_FILE, Results
 from grpo.evaluation.results.summary import by_problem, summarize_task
+from grpo.report.lock import held
 from grpo.report.records import RECIPE_FILE, Row
 from rollout.types import Completion, Group, Problem
 
@@ -53,10 +55,16 @@ def regrade(
         options: override the reward's options.
 
     Raises:
-        ValueError: the folder is not a finished evaluation, or `output` has files that would be overwritten.
+        ValueError: the folder is not a finished evaluation or in use, or `output` has files that would be overwritten.
     """
-    if output is not None and output != folder:
-        check_output(output)
+    if output is None or output == folder:
+        with held(folder):
+            return _regrade(folder, folder, reward, options)
+    check_output(output)
+    return _regrade(folder, output, reward, options)
+
+
+def _regrade(folder: Path, output: Path, reward: str | None, options: Mapping[str, Any] | None) -> Regraded:
     before = Results.read(folder)
     saved, manifest = read_samples(folder), read_manifest(folder)
     reported = {key_of(row) for row in reported_samples(folder, before.tasks)}
@@ -78,18 +86,23 @@ def regrade(
         rows += mine
         others += [row for row in graded if key_of(row) not in reported]
         grader.close()
-    if output is None or output == folder:
-        output = folder
-        (folder / SAMPLES_FILE).replace(folder / f"{SAMPLES_FILE}.previous")
-        write_manifest(folder, manifest["weights"], manifest["tasks"])
-    else:
-        output.mkdir(parents=True, exist_ok=True)
-        write_problems(
-            output, [(name, [p for p in problems.values() if p.id.startswith(f"{name}/")]) for name in tasks]
-        )
-        others = []
     results = Results(before.model, before.protocol, tasks, output)
-    return write_regraded(results, rows, {key_of(row): row["verdict"] for row in saved}, others)
+    verdicts = {key_of(row): row["verdict"] for row in saved}
+    if output == folder:
+        _keep_previous(folder / SAMPLES_FILE)
+        done = write_regraded(results, rows, verdicts, others)
+        write_manifest(folder, manifest["weights"], manifest["tasks"])
+        return done
+    output.mkdir(parents=True, exist_ok=True)
+    write_problems(output, [(name, [p for p in problems.values() if p.id.startswith(f"{name}/")]) for name in tasks])
+    return write_regraded(results, rows, verdicts)
+
+
+def _keep_previous(path: Path) -> None:
+    """Copy a file to NAME.previous, which is at no time cut off."""
+    draft = path.with_name(f"{path.name}.draft")
+    shutil.copyfile(path, draft)
+    draft.replace(path.with_name(f"{path.name}.previous"))
 
 
 def check_output(output: Path) -> None:

@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,17 @@ def lock(folder: Path, *, new: bool = False) -> int | None:
     os.ftruncate(file, 0)
     os.pwrite(file, json.dumps({"run": run, "pid": os.getpid()}).encode(), 0)
     return file
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; ValueError if another process does."""
+    if (file := lock(folder)) is None:
+        raise ValueError(f"{folder} is in use by process {owner(folder).get('pid')}. Wait for it to end.")
+    try:
+        yield
+    finally:
+        os.close(file)
 
 
 def owner(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Regrading an evaluation, grading external completions, and comparing two evaluations."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from grpo.evaluation.cli import regrade_command
 from grpo.evaluation.external import grade_file
 from grpo.evaluation.regrade import Regraded, regrade
 from grpo.evaluation.results.compare import compare_runs
+from grpo.report.lock import lock
 from grpo.report.records import read_rows
 
 
@@ -59,6 +61,25 @@ def test_regrading_with_other_options_or_rewards(tmp_path: Path) -> None:
     assert mine.results.tasks["t"]["metrics"]["pass@1"] == 0.25
     again = regrade(tmp_path / "mine")  # the reward is remembered
     assert again.changes == [] and again.results.tasks["t"]["reward"].endswith("mine.py:long")
+
+
+def test_regrading_in_place_keeps_the_samples_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = evaluated(tmp_path, SAID)
+    before = (folder / "samples.jsonl").read_bytes()
+    file = lock(folder)
+    assert file is not None
+    with pytest.raises(ValueError, match=rf"run is in use by process {os.getpid()}. Wait for it to end."):
+        regrade(folder)
+    os.close(file)
+
+    def full(path: Path, rows: list) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("grpo.evaluation.regrade.write_rows", full)
+    with pytest.raises(OSError, match="No space"):
+        regrade(folder, options={"answer_in": "free_text"})
+    assert (folder / "samples.jsonl").read_bytes() == (folder / "samples.jsonl.previous").read_bytes() == before
+    assert next(read_rows(folder / "manifest.json"))["tasks"]["t"]["options"] == {}
 
 
 def external(tmp_path: Path, rows: list[dict[str, Any]], output: str = "out", **options: Any) -> Regraded:
