@@ -11,13 +11,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from grpo.stages.changes import covered
+from grpo.stages import changes
 from grpo.stages.pipeline.graph import Node, unresolved
 
 # What may change without making a finished result another one.
 FREE = {"report", "output", "num_reward_workers"}
-FREE |= {f"rollout.{name}" for name in ("max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "sleep_level")}
+FREE |= {f"rollout.{name}" for name in ("max_num_seqs", "max_model_len", "gpu_memory_utilization", "kv_cache_gib")}
+FREE |= {f"rollout.{name}" for name in ("sleep_level", "servers")}
 FREE |= {f"trainer.{name}" for name in ("num_reward_workers", "save_steps", "save_total_limit", "output_dir")}
+FREE |= {"trainer.allow_changes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,13 @@ class Entry:
         return sha256(json.dumps([self.values, self.inputs], sort_keys=True).encode()).hexdigest()[:16]
 
     def continues(self, before: "Entry", allowed: Sequence[str]) -> bool:
-        """Whether the stage goes on in its folder: it had not finished, or only keys differ that it lets change."""
+        """Whether the stage goes on in its folder: it had not finished, or only keys differ that it lets change.
+
+        What a run on its own may always change when it is resumed, one that had not finished may here.
+        """
         changed = self._changed_keys(before)
-        is_same_work = self.inputs == before.inputs and all(covered(key, allowed) for key in changed)
+        free = changes.FREE if before.result is None else ()
+        is_same_work = self.inputs == before.inputs and all(changes.covered(key, (*free, *allowed)) for key in changed)
         return is_same_work and (before.result is None or bool(changed))
 
     def changes(self, before: "Entry") -> list[str]:

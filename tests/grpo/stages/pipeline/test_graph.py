@@ -162,6 +162,29 @@ def test_a_stage_goes_on_in_its_folder_if_it_allows_the_change() -> None:
     assert not replace(before, values={**before.values, "seed": "43"}).continues(done, allowed)
 
 
+def test_an_unfinished_stage_goes_on_with_what_a_run_of_its_own_may_always_change() -> None:
+    def entry(**trainer: Any) -> Entry:
+        (node,) = build_graph(pipeline({"rl": {**RL, "trainer": trainer}}))
+        return expected(node, "v3", {})
+
+    begun = entry()
+    done = replace(begun, result="r1/rl/checkpoint-100")
+    for change in ({"max_tokens_per_micro_batch": 4096}, {"gradient_checkpointing": True}, {"max_steps": 200}):
+        assert entry(**change).continues(begun, ()) and not entry(**change).continues(done, ())
+    faster = entry(learning_rate=1e-4, allow_changes=["trainer.learning_rate"])
+    assert faster.continues(begun, ["trainer.learning_rate"]) and not faster.continues(begun, ())
+    assert faster.changes(begun) == ["trainer.learning_rate was 1e-06, now 0.0001"]
+
+
+def test_room_for_the_engine_makes_no_result_another_one() -> None:
+    def identity(**rollout: Any) -> str:
+        (node,) = build_graph(pipeline({"rl": {**RL, "rollout": {"engine": "server", **rollout}}}))
+        return expected(node, "v3", {}).identity
+
+    urls = [{"servers": {"urls": [f"http://{machine}:8000/v1"]}} for machine in ("one", "two")]
+    assert identity(**urls[0]) == identity(**urls[1], max_model_len=4096) != identity(**urls[0], temperature=0.5)
+
+
 def test_what_a_recipe_file_extends_counts(tmp_path: Path) -> None:
     def write(steps: int) -> list[Node]:
         (tmp_path / "deepest.yaml").write_text(f"trainer: {{max_steps: {steps}}}\nmodel: {{dtype: bfloat16}}\n")

@@ -156,9 +156,7 @@ def test_a_run_that_continues_with_other_weights_is_refused(tmp_path: Path, tiny
     with pytest.raises(RefusedError, match="none of"):  # all chunks are there
         run(one)
     (model / "more.safetensors").write_bytes(b"other weights")
-    with pytest.raises(
-        RefusedError, match=r"run has samples from other weights than those now in .*model \(hash \w{16}"
-    ):
+    with pytest.raises(RefusedError, match=r"run has samples from other weights than those now in .*/model \(hash"):
         run(one)
 
 

@@ -119,9 +119,7 @@ def test_samples_of_other_weights_are_not_used_again_even_if_all_are_there(tiny_
     model = shutil.copytree(tiny_llama, tmp_path / "model")
     folder = run(recipe(model, tmp_path / "run"))
     (model / "more.safetensors").write_bytes(b"other weights")
-    with pytest.raises(
-        RefusedError, match=r"run has samples from other weights than those now in .*model \(hash \w{16}"
-    ):
+    with pytest.raises(RefusedError, match=r"run has samples from other weights than those now in .*/model \(hash"):
         run(recipe(model, folder, filters=[]))
     shutil.rmtree(model)
     run(recipe(model, folder, filters=[]))
