@@ -74,7 +74,7 @@ def grade_file(
     graded = grade_again(rows, problems, grader)
     groups = [group for group in config.groups if all(group in problem.columns for problem in problems.values())]
     entry = {
-        **summarize_task(graded, problems, groups=groups, voting=grader.voting, unreadable=grader.unreadable),
+        **summarize_task(graded, problems, groups=groups, grader=grader),
         "reward": config.reward,
         "options": used,
         "dataset": {"name": path.name, "sha": None},

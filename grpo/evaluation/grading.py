@@ -16,12 +16,12 @@ from grpo.evaluation.results.graded import Graded
 from grpo.evaluation.results.summary import Voting
 from rewards.answers.multiple_choice import same_choice
 from rewards.answers.verdict import Verdict
-from rewards.programs.cases import Tests
+from rewards.programs.cases import Tests, program_in
 from rewards.programs.datasets import read_tests, usual_columns
 from rewards.programs.sandbox.limits import SandboxError
 from rewards.runner.load import bind, check_options, load_function, required_columns
 from rewards.runner.score import Rewards, RewardSpec
-from rewards.text import final_answer, reference_answer
+from rewards.text import answer_text, final_answer, reference_answer
 from rollout.types import Group, Problem
 
 accuracy = import_module("rewards.answers.accuracy")  # as `rewards.answers.accuracy` is the function
@@ -35,6 +35,7 @@ class Grader(Protocol):
     """Grades one task's completions."""
 
     voting: Voting  # how cons@k compares answers
+    finds_answers: bool  # whether it knows where a completion's answer is
 
     def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
         """Yield groups as they are graded, in no particular order."""
@@ -85,6 +86,7 @@ class _VerifierGrader:
 
     name: str
     voting: Voting
+    finds_answers = True
 
     def __init__(self, verify: Callable[[list[str], Problem], Verdicts], workers: int) -> None:
         self._verify = verify
@@ -147,8 +149,7 @@ class CodeGrader(_VerifierGrader):
             if isinstance(tests, str):
                 return [None] * len(texts)
             verdicts = code.run_tests(texts, [tests] * len(texts), stop_early=True, **used)
-            names = tests.names()
-            programs = [code.program_in(text, options.get("language", "python"), names) for text in texts]
+            programs = _programs(texts, tests, options)
             return [_of_program(verdict, program) for verdict, program in zip(verdicts, programs, strict=True)]
 
         super().__init__(verify, workers=len(os.sched_getaffinity(0)))
@@ -186,6 +187,14 @@ def _tests(problem: Problem) -> Tests | str:
         return str(error)
 
 
+def _programs(texts: Sequence[str], tests: Tests | str, options: Mapping[str, Any]) -> list[str | None]:
+    """The programs that the code reward runs."""
+    if options.get("code_in") == "text":
+        return [*texts]
+    names = [] if isinstance(tests, str) else tests.names()
+    return [program_in(text, options.get("language", "python"), names) for text in texts]
+
+
 def _of_program(verdict: Any, program: str | None) -> Verdict:
     failure = verdict.first_failure
     if failure.passed:
@@ -194,20 +203,26 @@ def _of_program(verdict: Any, program: str | None) -> Verdict:
 
 
 class RewardGrader:
-    """Ordinary reward functions, one of which decides: a completion is right if its value is above 0.5."""
+    """Ordinary reward functions, one of which decides: a completion is right if its value is above 0.5.
+
+    Where a judge, a model or one's own function finds the answer is not known: completions have none, and no votes.
+    """
 
     def __init__(self, rewards: Rewards, *, function: str, decides: str | None = None) -> None:
         self._rewards = rewards
         self._decides = decides or rewards.names[0]
-        self.voting: Voting = _VOTING.get(function, "text")
+        self._answers = _answers_of(function, rewards.options(self._decides))
+        self.voting: Voting = _VOTING.get(function)
+        self.finds_answers = self._answers is not None
 
     def grade(self, groups: Iterable[Group]) -> Iterator[Graded]:
         for scored in self._rewards.score(groups):
-            verdicts = [
-                self._verdict(value, scored.group.completion_prefix + completion.text)
-                for value, completion in zip(scored.breakdown[self._decides], scored.group.completions, strict=True)
-            ]
-            yield Graded(scored.group, verdicts, scored.breakdown)
+            group = scored.group
+            texts = [group.completion_prefix + completion.text for completion in group.completions]
+            answers = self._answers(texts, group.problem) if self._answers else [None] * len(texts)
+            values = scored.breakdown[self._decides]
+            verdicts = [self._verdict(*pair) for pair in zip(values, answers, strict=True)]
+            yield Graded(group, verdicts, scored.breakdown)
 
     def reference_answer(self, problem: Problem) -> str | None:
         column = next(
@@ -221,24 +236,40 @@ class RewardGrader:
     def close(self) -> None:
         self._rewards.close()
 
-    def _verdict(self, value: float | None, text: str) -> Verdict | None:
+    def _verdict(self, value: float | None, answer: str | None) -> Verdict | None:
         if value is None:
             return None
-        answer = final_answer(text)
         if value > 0.5:
             return Verdict("right", "", answer)
-        return Verdict("wrong", "no answer" if answer is None else f"{self._decides} is {value:g}", answer)
+        is_missing = answer is None and self.finds_answers
+        return Verdict("wrong", "no answer" if is_missing else f"{self._decides} is {value:g}", answer)
+
+
+def _answers_of(
+    function: str, options: Mapping[str, Any]
+) -> Callable[[Sequence[str], Problem], list[str | None]] | None:
+    """Finds completions' answers where the reward does; None if that is not known."""
+    match function:
+        case "code":
+            return lambda texts, problem: _programs(texts, _tests(problem), options)
+        case "accuracy" | "multiple_choice":
+            return lambda texts, _: [final_answer(text, options.get("answer_in", "auto")) for text in texts]
+        case "countdown" | "exact_match" | "reasoning_gym":
+            return lambda texts, _: [answer_text(text) or None for text in texts]
+    return None
 
 
 def _same_choices(pairs: Sequence[tuple[str, str]]) -> list[bool]:
     return [same_choice(one, other) for one, other in pairs]
 
 
-# Rewards whose right answers all have the same value: the reference answer, the target number, a letter.
+# By value, where all right answers have the same: the reference answer, the target number, a letter.
 _VOTING: Mapping[str, Voting] = {
     "accuracy": accuracy.equal_answers,
     "countdown": accuracy.equal_answers,
     "multiple_choice": _same_choices,
+    "exact_match": "text",
+    "reasoning_gym": "text",
 }
 
 

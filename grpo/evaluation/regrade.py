@@ -77,9 +77,7 @@ def _regrade(folder: Path, output: Path, reward: str | None, options: Mapping[st
         graded = grade_again([row for row in saved if row["task"] == name], problems, grader)
         mine = [row for row in graded if key_of(row) in reported]
         here = {key: problems[key] for key in dict.fromkeys(row["problem_id"] for row in mine)}
-        summary = summarize_task(
-            mine, here, groups=list(task["groups"]), voting=grader.voting, unreadable=grader.unreadable
-        )
+        summary = summarize_task(mine, here, groups=list(task["groups"]), grader=grader)
         tasks[name] = {**task, **grading, **summary}
         if name in manifest["tasks"]:
             manifest["tasks"][name] |= grading

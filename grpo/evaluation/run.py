@@ -180,9 +180,7 @@ def _write_results(recipe: EvalRecipe, work: Sequence[Work], rows: Sequence[Row]
         reported += mine
         config = w.task.config
         tasks[w.task.name] = {
-            **summarize_task(
-                mine, problems, groups=config.groups, voting=w.grader.voting, unreadable=w.grader.unreadable
-            ),
+            **summarize_task(mine, problems, groups=config.groups, grader=w.grader),
             "reward": config.reward,
             "options": w.grading_options,
             "timing": w.timing,

@@ -88,7 +88,7 @@ class HeldOut:
         place = {prompt.problem.id: index for index, prompt in enumerate(self.prompts)}
         problems = by_problem(sorted(rows, key=lambda row: place[row["problem_id"]]))
         assert [samples[0]["problem_id"] for samples in problems] == list(place), "one group per problem"
-        metrics = summarize(problems, self.grader.voting)
+        metrics = summarize(problems, self.grader.voting, finds_answers=self.grader.finds_answers)
         if not self._is_binary(rows):
             metrics = {key: value for key, value in metrics.items() if not _needs_verdict(key)}
         prefix = f"eval/{self.name}/" if self.name else "eval/"

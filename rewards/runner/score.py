@@ -154,6 +154,10 @@ class Rewards:
         named = [call.name for call in weighted if data_source in (call.data_sources or ())]
         return named + [call.name for call in weighted if call.data_sources is None]
 
+    def options(self, name: str) -> dict[str, Any]:
+        """A reward's options, as they were given."""
+        return self._calls[self.names.index(name)].options
+
     def check(self, problem: Problem) -> dict[str, str | None]:
         """Whether this problem's answers can be graded: {"format": None, "accuracy": "the reference answer is empty"}.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from grpo.evaluation.results.estimators import clustered_interval, consensus, mean, pass_at_k, percentile
 from grpo.report.records import Row
@@ -21,15 +21,15 @@ def by_problem(rows: Iterable[Row]) -> list[list[Row]]:
     return [sorted(samples, key=lambda row: row["sample"]) for samples in problems.values()]
 
 
-def summarize(problems: Sequence[Sequence[Row]], voting: Voting) -> dict[str, float]:
-    """A task's metrics.
+def summarize(problems: Sequence[Sequence[Row]], voting: Voting, *, finds_answers: bool = True) -> dict[str, float]:
+    """A task's metrics; finds_answers: whether the grader knows where a completion's answer is.
 
     {
         "pass@1": 0.84, "pass@1_low": 0.81, "pass@1_high": 0.87,  # mean share of right samples, 95% confidence interval
         "pass@2": 0.91,              # also 4, 8, …: at least one of k samples is right, unbiased
         "cons@8": 0.88,              # majority vote; needs two or more samples with answers
         "truncated_ratio": 0.01,     # share of samples truncated at the token budget
-        "no_answer_ratio": 0.02,     # share of samples that are not right and have no extractable answer
+        "no_answer_ratio": 0.02,     # share of samples that are not right and have no answer; only if finds_answers
         "unverifiable_ratio": 0.0,   # share of samples shown neither right nor wrong; counted as wrong
         "mean_length": 41.5, "p95_length": 88,  # tokens
         "num_problems": 512, "num_samples": 8,
@@ -57,7 +57,6 @@ def summarize(problems: Sequence[Sequence[Row]], voting: Voting) -> dict[str, fl
     lengths = [row["num_tokens"] for row in rows]
     metrics |= {
         "truncated_ratio": mean(row["finish_reason"] == "length" for row in rows),
-        "no_answer_ratio": mean(row["answer"] is None and row["verdict"] != "right" for row in rows),
         "unverifiable_ratio": mean(row["verdict"] == "unverifiable" for row in rows),
         "mean_length": mean(lengths),
         "p95_length": percentile(lengths, 0.95),
@@ -65,6 +64,8 @@ def summarize(problems: Sequence[Sequence[Row]], voting: Voting) -> dict[str, fl
         "num_samples": num_samples,
         "num_unreadable": len(problems) - len(graded),
     }
+    if finds_answers:
+        metrics["no_answer_ratio"] = mean(row["answer"] is None and row["verdict"] != "right" for row in rows)
     for name in rows[0]["rewards"]:
         if applicable := [row["rewards"][name] for row in rows if row["rewards"][name] is not None]:
             metrics[f"rewards/{name}/mean"] = mean(applicable)
@@ -112,11 +113,23 @@ def _class(row: Row, number: dict[Any, int]) -> int | None:
     return 0 if row["verdict"] == "right" else number[row["answer"]]
 
 
-def tabulate(problems: Sequence[Sequence[Row]], column: dict[str, Any], voting: Voting) -> dict[str, dict[str, float]]:
+def tabulate(
+    problems: Sequence[Sequence[Row]], column: dict[str, Any], voting: Voting, *, finds_answers: bool = True
+) -> dict[str, dict[str, float]]:
     """Metrics for each value of a column: {"1": {"pass@1": …}, "2": …}; column: problem id -> value or list."""
     values = {str(column[samples[0]["problem_id"]]): column[samples[0]["problem_id"]] for samples in problems}
     order = sorted(values, key=lambda text: (str(type(values[text])), values[text]))
-    return {text: summarize([s for s in problems if str(column[s[0]["problem_id"]]) == text], voting) for text in order}
+    parts = {text: [s for s in problems if str(column[s[0]["problem_id"]]) == text] for text in order}
+    return {text: summarize(part, voting, finds_answers=finds_answers) for text, part in parts.items()}
+
+
+class Answers(Protocol):
+    """What a summary asks of a grader (grpo/evaluation/grading.py)."""
+
+    voting: Voting
+    finds_answers: bool
+
+    def unreadable(self, problem: Problem) -> str | None: ...
 
 
 def summarize_task(
@@ -124,18 +137,17 @@ def summarize_task(
     problems: Mapping[str, Problem],
     *,
     groups: Sequence[str],
-    voting: Voting,
-    unreadable: Callable[[Problem], str | None],
+    grader: Answers,
 ) -> dict[str, Any]:
-    """Metrics, metrics by group, and the problems that cannot be graded: part of a task's entry in `Results`.
-
-    unreadable: why a problem cannot be graded, see `Grader`.
-    """
+    """Metrics, metrics by group, and the problems that cannot be graded: part of a task's entry in `Results`."""
     samples = by_problem(rows)
     columns = {group: {key: problem.columns[group] for key, problem in problems.items()} for group in groups}
     ungraded = [s[0]["problem_id"] for s in samples if all(row["verdict"] is None for row in s)]
     return {
-        "metrics": summarize(samples, voting),
-        "groups": {group: tabulate(samples, column, voting) for group, column in columns.items()},
-        "unreadable": {key: unreadable(problems[key]) or "the reward does not apply" for key in ungraded},
+        "metrics": summarize(samples, grader.voting, finds_answers=grader.finds_answers),
+        "groups": {
+            group: tabulate(samples, column, grader.voting, finds_answers=grader.finds_answers)
+            for group, column in columns.items()
+        },
+        "unreadable": {key: grader.unreadable(problems[key]) or "the reward does not apply" for key in ungraded},
     }

@@ -116,6 +116,51 @@ def test_problems_without_a_reward_are_counted_and_excluded():
     assert metrics["eval/rewards/only_odd/mean"] == 1.0
 
 
+PROGRAM = "```python\nprint(int(input()) + 1)\n```"
+ECHO = "So:\n```python\nprint(input())\n```"
+
+
+def test_a_program_is_the_answer_to_the_code_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "SAID", {"add 1": [(text, 4, "stop") for text in (PROGRAM, ECHO, ECHO, "print(2)")]})
+    tests = {"type": "stdin", "cases": [{"input": "1\n", "output": "2\n"}]}
+    prompts = [Prompt(problem=Problem(id="p/0", prompt="add 1", columns={"tests": tests}), token_ids=[1])]
+    found = recite(of("code", prompts=prompts))
+    assert [row["answer"] for row in found.rows] == [
+        "print(int(input()) + 1)",
+        "print(input())",
+        "print(input())",
+        None,
+    ]
+    assert [row["reason"] for row in found.rows] == ["", "code is 0", "code is 0", "no answer"]
+    assert (found.metrics["eval/pass@1"], found.metrics["eval/no_answer_ratio"]) == (0.25, 0.25)
+    assert not [key for key in found.metrics if "cons@" in key]
+
+
+def test_a_reward_whose_answers_are_not_known_has_no_votes_and_no_share_without_answer() -> None:
+    def mine(completions: list[str], **columns: object) -> list[float]:
+        return [float("2" in text) for text in completions]
+
+    found = recite(of(mine))
+    assert {row["answer"] for row in found.rows} == {None}
+    assert found.rows[1]["reason"] == "mine is 0"
+    assert found.metrics["eval/pass@1"] == pytest.approx(1 / 6)
+    assert not [key for key in found.metrics if "cons@" in key or "no_answer" in key]
+
+
+def test_a_reward_finds_no_answer_where_it_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "SAID", {text: [(r"\boxed{2}", 4, "stop")] for text in SAID})
+    assert recite(of("exact_match")).metrics["eval/no_answer_ratio"] == 1.0
+    tagged = [RewardSpec(function="accuracy", options={"answer_in": "free_text"})]
+    prompts = [
+        Prompt(problem=Problem(id=p.problem.id, prompt=p.problem.prompt, columns={"solution": "2"}), token_ids=[1])
+        for p in PROMPTS
+    ]
+    monkeypatch.setitem(globals(), "SAID", {text: [("It is 2.", 4, "stop")] for text in SAID})
+    free = reward_held_out(prompts, Rewards(tagged, num_workers=0), None, None)
+    assert recite(free).metrics["eval/no_answer_ratio"] == 0.0
+    assert {row["answer"] for row in recite(free).rows} == {"2"}
+
+
 def test_unknown_reward_is_an_error():
     with pytest.raises(
         ValueError, match=r"evaluation.reward='acuracy' is not one of the run's rewards: exact_match, format"
