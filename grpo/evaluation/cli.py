@@ -29,6 +29,8 @@ _OPTIONS: dict[str, tuple[str, type]] = {
     "--output": ("output", str),
 }
 
+_FOR_FILES = ("task", "columns", "key", "data_dir", "wrap")  # options of `grpo regrade` for external completions
+
 
 def eval_command(arguments: Sequence[str]) -> None:
     """`grpo eval`: evaluate a model, or compare two finished evaluations."""
@@ -92,8 +94,13 @@ def regrade_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--columns", type=_pairs, default={}, help="file only: column names, ours=theirs,…")
     parser.add_argument("--key", help="file only: column to join the task's dataset on")
     parser.add_argument("--data-dir", type=Path, help="file only: folder with local dataset copies, for --key")
-    parser.add_argument("--wrap", default="{completion}", help="file only: text to put around each {completion}")
+    parser.add_argument("--wrap", help="file only: text to put around each {completion}")
     given = parser.parse_args(list(arguments))
+    kind, others = ("a folder", _FOR_FILES) if given.samples.is_dir() else ("a file", ("reward",))
+    if unread := [f"--{name.replace('_', '-')}" for name in others if getattr(given, name)]:
+        parser.error(f"{given.samples} is {kind}, which is regraded without {', '.join(unread)}. Leave it out.")
+    if given.data_dir and not given.key:
+        parser.error(f"--data-dir {given.data_dir} has the dataset that --key joins. Add --key, or leave it out.")
     options = {name: _value(name, value) for pairs in given.option for name, value in pairs.items()}
     if given.samples.is_dir():
         done = regrade(given.samples, output=given.output, reward=given.reward, options=options)
@@ -109,15 +116,12 @@ def regrade_command(arguments: Sequence[str]) -> None:
             columns=given.columns,
             key=given.key,
             data_dir=given.data_dir,
-            wrap=given.wrap.replace("\\n", "\n"),
+            wrap=(given.wrap or "{completion}").replace("\\n", "\n"),
             options=options,
         )
     results = done.results
     print(markdown(results.model, results.protocol, results.tasks))
-    total = sum(
-        task["metrics"]["num_problems"] * task["metrics"].get("num_samples", 0) for task in results.tasks.values()
-    )
-    print(describe(done.changes, total))
+    print(describe(done))
     print(f"page: {results.folder / 'index.html'}")
 
 

@@ -37,11 +37,13 @@ CHANGES_SHOWN = 20
 class Regraded:
     """New results, and the verdicts that differ from before (or from an external file's own scores).
 
-    Regraded(results, [{"task": "gsm8k", "problem_id": "gsm8k/3", "sample": 0, "before": "wrong", "now": "right", …}])
+    Regraded(results, [{"task": "gsm8k", "problem_id": "gsm8k/3", "sample": 0, "before": "wrong", "now": "right", …}],
+             num_graded=64)
     """
 
     results: Results
     changes: list[Row]
+    num_graded: int  # samples with a verdict
 
 
 def regrade(
@@ -110,12 +112,13 @@ def check_output(output: Path) -> None:
             raise ValueError(f"output={str(output)!r} has a {name}, which would be lost. Choose another folder.")
 
 
-def describe(changes: Sequence[Row], total: int) -> str:
+def describe(done: Regraded) -> str:
     """A summary of the changed verdicts, for the terminal."""
+    changes = done.changes
     if not changes:
-        return f"None of {total} verdicts changed."
+        return f"None of {done.num_graded} verdicts changed."
     kinds = Counter((change["before"], change["now"]) for change in changes)
-    lines = [f"{len(changes)} of {total} verdicts changed:"]
+    lines = [f"{len(changes)} of {done.num_graded} verdicts changed:"]
     lines += [f"  {count} from {before} to {now}" for (before, now), count in kinds.most_common()]
     for change in changes[:CHANGES_SHOWN]:
         why = f" ({change['reason']})" if change["reason"] else ""
@@ -182,4 +185,4 @@ def write_regraded(
     write_rows(results.folder / "changes.jsonl", changes)
     results.write()
     write_page(results, rows)
-    return Regraded(results, changes)
+    return Regraded(results, changes, sum(row["verdict"] is not None for row in rows))

@@ -10,7 +10,7 @@ import pytest
 import grpo
 from grpo.evaluation.cli import regrade_command
 from grpo.evaluation.external import grade_file
-from grpo.evaluation.regrade import Regraded, regrade
+from grpo.evaluation.regrade import Regraded, describe, regrade
 from grpo.evaluation.results.compare import compare_runs
 from grpo.report.lock import lock
 from grpo.report.records import read_rows
@@ -251,6 +251,29 @@ def test_command_line_grades_an_external_file(tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert "| gsm8k |        1 |       1 | 100.0 [20.7, 100.0] |" in said
     assert "1 of 1 verdicts changed:\n  1 from wrong to right" in said
+
+
+def test_the_samples_of_a_file_are_counted_one_by_one(tmp_path: Path) -> None:
+    rows = [{"response": ["1", "2", "3"], "gold": "1", "ok": 0}, {"response": r"\boxed{1}", "gold": "1", "ok": 1}]
+    assert describe(external(tmp_path, rows)) == "None of 4 verdicts changed."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("x.jsonl --task gsm8k --reward code", "x.jsonl is a file, which is regraded without --reward. Leave it out."),
+        (". --task gsm8k --key id --data-dir d", ". is a folder, which is regraded without --task, --key, --data-dir."),
+        (". --columns a=b --wrap x", ". is a folder, which is regraded without --columns, --wrap. Leave it out."),
+        ("x.jsonl --task gsm8k --data-dir d", "--data-dir d has the dataset that --key joins. Add --key, or leave"),
+    ],
+)
+def test_options_that_regrading_does_not_read_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        regrade_command(arguments.split())
+    assert message in capsys.readouterr().err
 
 
 def test_comparison_pairs_the_problems(tmp_path: Path) -> None:
