@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.recipe.registry import STAGES
 from grpo.recipe.section import StageRecipe
@@ -29,10 +30,15 @@ class Node:
     extends: str | None  # a recipe file that `values` are merged over
     inputs: tuple[str, ...]  # nodes whose folders it reads
     folder: Path
+    seed: int  # where its recipe sets none
 
     @property
     def makes_model(self) -> bool:
         return STAGES[self.stage].makes == "a model"
+
+    @property
+    def is_evaluation(self) -> bool:
+        return self.name.endswith(EVALUATION)
 
     @property
     def resumes(self) -> bool:
@@ -47,9 +53,10 @@ class Node:
         """
         values = _resolved(self.values, results)
         if resume:
-            _set(values, self.stage, STAGES[self.stage].resume.rpartition(".")[2], True)
+            section, _, key = STAGES[self.stage].resume.rpartition(".")
+            values |= {section: {**(values.get(section) or {}), key: True}} if section else {key: True}
         try:
-            return load_recipe(self.extends, sections=values).in_folder(self.folder)
+            return _seeded(load_recipe(self.extends, sections=values).in_folder(self.folder), self.seed)
         except RecipeError as error:
             _, _, lines = str(error).partition("\n")
             raise RecipeError(f"stages.{self.name}:\n{lines or error}") from None
@@ -61,7 +68,8 @@ def build_graph(pipeline: PipelineRecipe) -> list[Node]:
     Each stage that makes a model is followed by a node that evaluates it, as soon as what its rewards need is there.
 
     Raises:
-        RecipeError: a recipe is invalid, a reference is unknown or of the wrong kind, or the stages form a cycle.
+        RecipeError: a recipe is invalid, a reference is unknown or of the wrong kind, the stages form a cycle, or one
+            would read adapters.
     """
     nodes = {name: _node(pipeline, name, dict(values)) for name, values in pipeline.stages.items()}
     for node in nodes.values():
@@ -94,6 +102,9 @@ def build_graph(pipeline: PipelineRecipe) -> list[Node]:
                 )
     for node in evaluations:
         node.recipe(unresolved(pipeline.base, nodes))
+    for node in [*ordered, *evaluations]:
+        for name in node.inputs:
+            _check_whole(name, recipes[name], read_by=node.name)
     return _interleaved([*ordered, *evaluations])
 
 
@@ -138,18 +149,26 @@ def _node(pipeline: PipelineRecipe, name: str, values: dict[str, Any]) -> Node:
             f"stages.{name}.stage={stage!r}: must be one of {', '.join(known)}.{nearest(str(stage), known)}"
         )
     values["stage"] = stage
-    _set(values, stage, "seed", pipeline.seed, keep=True)
     inputs = tuple(dict.fromkeys(_references(values)))
-    return Node(name, stage, values, extends, inputs, pipeline.output_dir / name)
+    return Node(name, stage, values, extends, inputs, pipeline.output_dir / name, pipeline.seed)
 
 
 def _evaluation(pipeline: PipelineRecipe, name: str, model: dict[str, Any]) -> Node:
     """The node that evaluates the model of a stage, or the base."""
     settings = pipeline.evaluation.model_dump(mode="json")
-    values = {"stage": "held_out", "model": model, "seed": pipeline.seed, **settings}
+    values = {"stage": "held_out", "model": model, **settings}
     inputs = tuple(dict.fromkeys(_references(values)))
     folder = pipeline.output_dir / "evaluation" / name
-    return Node(name + EVALUATION, "held_out", values, None, inputs, folder)
+    return Node(name + EVALUATION, "held_out", values, None, inputs, folder, pipeline.seed)
+
+
+def _check_whole(name: str, recipe: StageRecipe, *, read_by: str) -> None:
+    """Refuse a stage that writes adapters if another one reads them."""
+    if isinstance(recipe, OnPolicyRecipe) and recipe.model.lora is not None:
+        raise RecipeError(
+            f"stages.{name}.model.lora: the stage writes adapters, and {read_by} needs a whole model. Remove lora, or "
+            "end the pipeline there, without evaluation.sets, and go on from what `grpo merge` makes of them."
+        )
 
 
 def _references(values: Any) -> Iterator[str]:
@@ -177,16 +196,13 @@ def _resolved(values: Any, results: Mapping[str, str]) -> Any:
     return values
 
 
-def _set(values: dict[str, Any], stage: str, field: str, value: Any, *, keep: bool = False) -> None:
-    """Set a field of the stage's `trainer`, or of its recipe if it is there; nothing if the stage has no such field."""
-    fields: Any = STAGES[stage].recipe_class().model_fields
-    place = values
-    if "trainer" in fields and field in fields["trainer"].annotation.model_fields:
-        place = values["trainer"] = dict(values.get("trainer") or {})
-    elif field not in fields:
-        return
-    if not (keep and field in place):
-        place[field] = value
+def _seeded(recipe: StageRecipe, seed: int) -> StageRecipe:
+    """The recipe with this seed, unless it sets one."""
+    section: Any = getattr(recipe, "trainer", recipe)
+    if "seed" in section.model_fields_set:
+        return recipe
+    seeded = section.model_copy(update={"seed": seed})
+    return seeded if section is recipe else recipe.model_copy(update={"trainer": seeded})
 
 
 def _ordered(nodes: Mapping[str, Node]) -> list[Node]:
@@ -207,8 +223,8 @@ def _ordered(nodes: Mapping[str, Node]) -> list[Node]:
 
 def _interleaved(nodes: list[Node]) -> list[Node]:
     """The stages, each followed by the evaluations that can run once it has finished."""
-    stages = [node for node in nodes if not node.name.endswith(EVALUATION)]
-    left = [node for node in nodes if node.name.endswith(EVALUATION)]
+    stages = [node for node in nodes if not node.is_evaluation]
+    left = [node for node in nodes if node.is_evaluation]
     order: list[Node] = []
     for stage in [None, *stages]:
         order += [stage] if stage else []

@@ -46,6 +46,15 @@ def test_a_stage_starts_from_its_inputs_folder_and_gets_folder_and_seed() -> Non
     assert [recipe.trainer.resume_from_checkpoint for recipe in recipes] == [False, True]
 
 
+@pytest.mark.parametrize("stage", ["grpo", "rejection"])
+def test_a_seed_in_the_file_that_a_stage_extends_is_kept(stage: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("trainer: {seed: 7}\n" if stage == "grpo" else "seed: 7\n")
+    stages = {"own": {**RL, "stage": stage, "extends": str(own)}, "shared": {**RL, "stage": stage}}
+    recipes: list[Any] = [node.recipe({"base": "v3"}) for node in build_graph(pipeline(stages, seed=43))]
+    assert [recipe.trainer.seed if stage == "grpo" else recipe.seed for recipe in recipes] == [7, 43]
+
+
 def test_an_evaluation_follows_its_model_once_its_rewards_inputs_are_there() -> None:
     judged = {**SET, "rewards": [{"function": "reward_model", "options": {"model_name_or_path": "stage:two"}}]}
     stages = {"one": RL, "two": {**RL, "from": "one"}}
@@ -93,11 +102,24 @@ def test_from_and_until_choose_a_part_with_its_evaluations() -> None:
             r"num_samples=4 at temperature=0: greedy decoding gives the same completion every time. Set num_samples=1",
         ),
         ({"rl": {**RL, "trainer": {"max_step": 3}}}, r"stages.rl:\n  - trainer.max_step: unknown key"),
+        (
+            {"rl": {**RL, "model": {"lora": {}}}, "more": {**RL, "from": "rl"}},
+            r"stages.rl.model.lora: the stage writes adapters, and more needs a whole model. Remove lora, or end the",
+        ),
     ],
 )
 def test_a_wrong_graph_is_refused_before_anything_runs(stages: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_graph(pipeline(stages))
+
+
+def test_adapters_end_a_pipeline_and_are_not_evaluated() -> None:
+    stages = {"first": RL, "rl": {**RL, "from": "first", "model": {"lora": {}}}}
+    assert names(pipeline(stages)) == ["first", "rl"]
+    with pytest.raises(
+        RecipeError, match=r"stages.rl.model.lora: the stage writes adapters, and rl \(evaluation\) needs"
+    ):
+        build_graph(pipeline(stages, evaluation={"sets": {"maths": SET}}))
 
 
 def test_a_change_reaches_everything_made_from_it(tmp_path: Path) -> None:
