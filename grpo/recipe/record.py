@@ -17,6 +17,7 @@ from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
 from grpo.recipe.loop.rewards import NOT_IMPORTABLE, RewardConfig
 from grpo.recipe.section import StageRecipe
+from grpo.recipe.stages.preference import RewardModelRecipe
 from rewards.runner.load import BUILTINS, check_options, load_function
 
 RECIPE_HEADER = "# -*- coding: grpo-recipe -*-\n"  # lets `accelerate launch` run a recipe, see grpo/launch/codec.py
@@ -46,16 +47,22 @@ _Dumper.add_implicit_resolver(
 
 
 def check_world(recipe: StageRecipe, num_processes: int) -> None:
-    """Raise RecipeError unless every process can take the same number of problems."""
-    if not isinstance(recipe, OnPolicyRecipe):
-        return
-    problems = recipe.rollout.problems_per_step
-    if problems % num_processes:
-        remedy = -(-problems // num_processes) * num_processes
-        raise RecipeError(
-            f"rollout.problems_per_step={problems} with {num_processes} processes: every process takes the same number "
-            f"of problems. Set rollout.problems_per_step={remedy}, or change the number of processes."
-        )
+    """Raise RecipeError unless every process can take the same number of problems, or of pairs."""
+    if isinstance(recipe, OnPolicyRecipe):
+        problems = recipe.rollout.problems_per_step
+        if problems % num_processes:
+            remedy = -(-problems // num_processes) * num_processes
+            raise RecipeError(
+                f"rollout.problems_per_step={problems} with {num_processes} processes: every process takes the same "
+                f"number of problems. Set rollout.problems_per_step={remedy}, or change the number of processes."
+            )
+    elif isinstance(recipe, RewardModelRecipe):
+        pairs, size = recipe.trainer.max_pairs_per_micro_batch, recipe.trainer.batch_size
+        if size % (num_processes * pairs):
+            raise RecipeError(
+                f"trainer.batch_size={size} with {num_processes} processes: must be a multiple of {num_processes} x "
+                f"max_pairs_per_micro_batch={pairs}. Change one of them."
+            )
 
 
 def with_functions(recipe: OnPolicyRecipe, functions: Sequence[Callable[..., Any]]) -> OnPolicyRecipe:

@@ -36,7 +36,7 @@ def write_page(output: Path, nodes: Sequence[Node], results: Mapping[str, str]) 
     folders = {
         node.name.removesuffix(EVALUATION): Path(results[node.name])
         for node in nodes
-        if node.name.endswith(EVALUATION) and node.name in results
+        if node.is_evaluation and node.name in results
     }
     metrics = {name: json.loads((folder / RESULTS_FILE).read_text()) for name, folder in folders.items()}
     names = list(metrics)
@@ -46,7 +46,7 @@ def write_page(output: Path, nodes: Sequence[Node], results: Mapping[str, str]) 
         f"<title>{html.escape(output.name)}</title><style>{asset('page.css')}{STYLE}</style>",
         f"<h1>{html.escape(output.name)}</h1>",
         f"<p class=facts>{len(names)} models evaluated; stages: "
-        + html.escape(" → ".join(node.name for node in nodes if not node.name.endswith(EVALUATION))),
+        + html.escape(" → ".join(node.name for node in nodes if not node.is_evaluation)),
         "</p>" + diagnosis_section(_diagnoses(nodes)),
         "<div class=stages>" + "".join(_chart(names, column) for column in columns) + "</div>",
         "<h2>Metrics</h2>" + _table(names, columns),

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from grpo.launch import signals
 from grpo.recipe.load import RecipeError
-from grpo.recipe.record import write_resolved
+from grpo.recipe.record import check_world, write_resolved
 from grpo.recipe.stages.pipeline import PipelineRecipe
-from grpo.stages.pipeline.graph import BASE, Node, build_graph, selected
+from grpo.stages.pipeline.graph import BASE, Node, build_graph, selected, unresolved
 from grpo.stages.pipeline.ledger import Entry, Ledger, expected, set_aside
 from grpo.stages.pipeline.page import write_page
 from grpo.stages.run import DONE_FILE
@@ -27,7 +27,8 @@ def run_pipeline(recipe: PipelineRecipe) -> Path:
     """Run what has not finished, in order; returns the pipeline's folder.
 
     Raises:
-        RecipeError: the graph is invalid, or a stage outside first..last has not finished.
+        RecipeError: the graph is invalid, a stage cannot run in this many processes, or one outside first..last has not
+            finished.
         SystemExit: a stage failed or a signal stopped it; it has printed why.
     """
     nodes = build_graph(recipe)
@@ -41,32 +42,48 @@ def _run(recipe: PipelineRecipe, nodes: list[Node], wanted: set[str]) -> Path:
         write_resolved(recipe, recipe.output_dir)
     # Read before the first stage starts: from then on, only the main process would see what it writes.
     found = {node.name: ledger.read(node) for node in nodes}
-    results, identities = {BASE: recipe.base}, dict[str, str]()
+    entries = dict[str, Entry]()
+    for node in nodes:
+        entries[node.name] = expected(node, recipe.base, {name: entry.identity for name, entry in entries.items()})
+    results = {BASE: recipe.base}
+    for name, before in found.items():
+        if before is not None and before.identity == entries[name].identity and _exists(before.result):
+            results[name] = str(before.result)
+    finished = results.keys() & wanted
+    _check_start(recipe, [node for node in nodes if node.name in wanted - finished], {*wanted, *results})
     signals.defer()
     for index, node in enumerate(nodes):
-        missing = [name for name in node.inputs if name not in results]
-        if missing and node.name in wanted:
+        if node.name not in wanted:
+            continue
+        told = ""
+        if node.name in finished:
+            told = f"finished, {results[node.name]}"
+        elif missing := [name for name in node.inputs if name not in results]:
+            told = f"left for later: {', '.join(missing)} has not finished"
+        else:
+            entry, before = entries[node.name], found[node.name]
+            results[node.name] = _run_stage(recipe, node, results, entry, before, ledger if is_main else None, index)
+        if is_main:
+            print(f"== {node.name}: {told}\n" if told else "", end="", flush=True)
+            write_page(recipe.output_dir, nodes, results)
+    return recipe.output_dir
+
+
+def _check_start(recipe: PipelineRecipe, waiting: list[Node], available: set[str]) -> None:
+    """Refuse now what a stage would be refused for when its turn comes. An evaluation may wait for its inputs."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    for node in waiting:
+        missing = [name for name in node.inputs if name not in available]
+        if missing and not node.is_evaluation:
             raise RecipeError(
                 f"stages.{node.name}: reads from {', '.join(missing)}, which has not finished. Run that first, or "
                 f"leave out --stage and --from."
             )
-        if missing:
-            continue
-        entry, before = expected(node, recipe.base, identities), found[node.name]
-        finished = before is not None and before.identity == entry.identity and _exists(before.result)
-        if not finished and node.name in wanted:
-            result = _run_stage(recipe, node, results, entry, before, ledger if is_main else None, index)
-        elif finished:
-            assert before is not None and before.result is not None
-            result = before.result
-            if is_main and node.name in wanted:
-                print(f"== {node.name}: finished, {result}", flush=True)
-        else:
-            continue
-        results[node.name], identities[node.name] = result, entry.identity
-        if is_main:
-            write_page(recipe.output_dir, nodes, results)
-    return recipe.output_dir
+        stage = node.recipe(unresolved(recipe.base, node.inputs))
+        try:
+            check_world(stage, world)
+        except RecipeError as error:
+            raise RecipeError(f"stages.{node.name}: {error}") from None
 
 
 def _run_stage(

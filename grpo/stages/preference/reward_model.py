@@ -232,12 +232,6 @@ def _arguments(recipe: RewardModelRecipe, num_processes: int, *, evaluate: bool,
     from trl.trainer.reward_config import RewardConfig
 
     settings = recipe.trainer
-    per_pass = settings.max_pairs_per_micro_batch * num_processes
-    if settings.batch_size % per_pass:
-        raise RefusedError(
-            f"trainer.batch_size={settings.batch_size} with {num_processes} processes: must be a multiple of "
-            f"{num_processes} x max_pairs_per_micro_batch={settings.max_pairs_per_micro_batch}. Change one of them."
-        )
     same = ("learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
     same += ("max_grad_norm", "lr_scheduler_type", "num_train_epochs", "gradient_checkpointing", "seed")
     same += ("logging_steps", "save_total_limit")
@@ -247,7 +241,7 @@ def _arguments(recipe: RewardModelRecipe, num_processes: int, *, evaluate: bool,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.max_pairs_per_micro_batch,
         per_device_eval_batch_size=settings.max_pairs_per_micro_batch,
-        gradient_accumulation_steps=settings.batch_size // per_pass,
+        gradient_accumulation_steps=settings.batch_size // (settings.max_pairs_per_micro_batch * num_processes),
         bf16=recipe.model.dtype == "bfloat16",
         max_length=None,  # longer pairs are dropped already
         disable_dropout=False,  # done already, functional dropout included

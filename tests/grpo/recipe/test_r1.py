@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 
 from grpo.estimate.check import check_recipe
 from grpo.recipe.load import load_recipe
+from grpo.recipe.record import check_world
 from grpo.recipe.stages.pipeline import PipelineRecipe
 from grpo.stages.pipeline.graph import build_graph, unresolved
 from rewards import accuracy, format
@@ -95,6 +96,12 @@ def test_r1_has_the_published_numbers_of_preferences() -> None:
     assert found["pairs"].judge.model == "deepseek-ai/DeepSeek-V3"
     assert (model.trainer.batch_size, model.trainer.learning_rate) == (256, 6e-6)
     assert (model.trainer.num_train_epochs, model.data.max_length, model.data.summary_only) == (1, 8192, True)
+
+
+def test_every_stage_of_the_small_r1_runs_in_one_and_in_two_processes() -> None:
+    for recipe in stages("r1.yaml").values():
+        check_world(recipe, 1)
+        check_world(recipe, 2)
 
 
 def test_gsm8k_solutions_become_traces_with_a_right_answer(tmp_path: Path) -> None:

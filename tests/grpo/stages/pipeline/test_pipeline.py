@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from grpo.recipe.load import RecipeError
 from grpo.report.records import deterministic, read_rows
+from grpo.stages.pipeline import run
+from grpo.stages.pipeline.graph import Node
+from tests.grpo.stages.pipeline.test_graph import RL, SET, pipeline
 
 DATA: dict[str, Any] = {"task": "countdown", "template": "{prompt} :", "max_prompt_length": 32}
 
@@ -107,3 +111,51 @@ def test_a_stage_without_its_input_is_refused(tiny_v3: Path, tmp_path: Path) -> 
     output = finish(start(recipe, "--stage", "two"), code=2)
     assert "stages.two: reads from one, which has not finished. Run that first, or leave out --stage" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ({**RL, "rollout": {"problems_per_step": 3}}, r"rollout.problems_per_step=3 with 2 processes: every process"),
+        (
+            {
+                "stage": "reward_model",
+                "data": {"dataset_name": "pairs.jsonl"},
+                "trainer": {"batch_size": 32, "max_pairs_per_micro_batch": 32},
+            },
+            r"trainer.batch_size=32 with 2 processes: must be a multiple of 2 x max_pairs_per_micro_batch=32.",
+        ),
+    ],
+    ids=["problems", "pairs"],
+)
+def test_processes_that_a_later_stage_cannot_use_are_refused_before_the_first_one_runs(
+    later: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = pipeline({"one": RL, "two": {**later, "from": "one"}}, output=str(tmp_path / "out"))
+    with pytest.raises(RecipeError, match=f"^stages.two: {message}"):
+        run.run_pipeline(recipe)
+    assert not (tmp_path / "out" / "ledger").exists()
+
+
+def test_an_evaluation_whose_model_is_not_there_is_left_for_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rewards of the set read what stage `judge` writes, so all evaluations follow that stage."""
+    ran: list[str] = []
+
+    def stage(_recipe: Any, node: Node, *_rest: Any) -> str:
+        ran.append(node.name)
+        node.folder.mkdir(parents=True)
+        (node.folder / "results.json").write_text("{}")
+        (node.folder / "samples.jsonl").write_text("")
+        return str(node.folder)
+
+    monkeypatch.setattr(run, "_run_stage", stage)
+    judged = {**SET, "rewards": [{"function": "reward_model", "options": {"model_name_or_path": "stage:judge"}}]}
+    stages, output = {"one": RL, "judge": RL}, str(tmp_path / "out")
+    whole = pipeline(stages, output=output, evaluation={"sets": {"maths": judged}})
+    run.run_pipeline(whole.model_copy(update={"first": "judge", "last": "judge"}))
+    assert ran == ["judge", "base (evaluation)", "judge (evaluation)"]
+    assert "== one (evaluation): left for later: one has not finished\n" in capsys.readouterr().out
+    assert "2 models evaluated" in (tmp_path / "out" / "index.html").read_text()
