@@ -43,6 +43,7 @@ from grpo.report.records import (
     is_evaluation,
     read_rows,
 )
+from grpo.report.schedule import due_within
 from grpo.report.terminal import Terminal
 from rewards.runner.values import Spans
 
@@ -72,9 +73,9 @@ class Report:
         self.recipe = recipe
         self.accelerator = accelerator
         self.seconds: defaultdict[str, float] = defaultdict(float)  # per phase, since the last row
-        self.intervals: deque[float] = deque(maxlen=20)  # wall seconds of the latest steps
+        self.intervals: deque[float] = deque(maxlen=20)  # wall seconds per step, of the latest rows
         self.mark = time.perf_counter()
-        self.step = resume_step or 0
+        self.step = resume_step or 0  # of the last row
         self.watch = Watch(recipe.model_dump())
         self.terminal: Terminal | None = None
         self.closed = False
@@ -103,13 +104,14 @@ class Report:
             self.seconds[name] += time.perf_counter() - start
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Write a training step's row, with `warnings` if any. Only finite numbers go to trackers."""
+        """Write the row of the steps since the last one, with `warnings` if any. Only finite numbers go to trackers."""
         times = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
         self.seconds.clear()
         now = time.perf_counter()
-        self.intervals.append(now - self.mark)
+        self.intervals.append((now - self.mark) / (step - self.step))
         self.mark = now
-        shown = step % self.recipe.report.logging_steps == 0 or step == self.recipe.trainer.max_steps
+        last = self.recipe.trainer.max_steps
+        shown = step == last or due_within(self.step, step, self.recipe.report.logging_steps)
         warnings = _alarms(self.watch.update({**metrics, "step": step}))
         row = self._write_metrics(
             step, {**metrics, **times, **({"warnings": warnings} if warnings else {})}, track=shown
@@ -117,8 +119,7 @@ class Report:
         if self.terminal is None:
             return
         if shown:
-            steps_left = self.recipe.trainer.max_steps - step
-            self.terminal.step(step, row, steps_left * sum(self.intervals) / len(self.intervals))
+            self.terminal.step(step, row, (last - step) * sum(self.intervals) / len(self.intervals))
         self._warn(step, warnings)
 
     def log_evaluation(self, step: int, metrics: Mapping[str, Value]) -> None:

@@ -35,6 +35,7 @@ from grpo.recipe.errors import RunError
 from grpo.report.metrics import ExpertLoad, Mean, Metric, merge, per_step, values
 from grpo.report.records import METRICS_FILE, is_evaluation, read_rows
 from grpo.report.rollout_metrics import rollout_metrics
+from grpo.report.schedule import due_within, is_due
 from grpo.stages.build import Parts, build
 from grpo.stages.parts import refusals
 from grpo.stages.rollouts.ahead import Ahead
@@ -42,7 +43,6 @@ from grpo.stages.rollouts.base import Rollouts
 from grpo.stages.rollouts.lockstep import Lockstep
 from grpo.stages.rollouts.tracked import TrackedStream
 from grpo.stages.saving import keeping_newest_on_failure, save
-from grpo.stages.schedule import due_within, is_due
 from rewards.runner.score import ScoredGroup, TrainerState
 from rollout.data.stream import counts
 from rollout.engines.base import EngineLostError

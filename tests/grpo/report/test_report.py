@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,17 @@ def test_logging_steps_thins_the_terminal_but_not_the_file(tmp_path: Path) -> No
         run.log(step, {"reward": 0.0})
     assert [line.split()[0] for line in out.getvalue().splitlines()] == ["step", "2/40", "4/40"]
     assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    run.close()
+
+
+def test_rows_of_several_steps_are_shown_and_timed_per_step(tmp_path: Path) -> None:
+    out = io.StringIO()
+    run = report(tmp_path, console=Console(file=out), logging_steps=10)
+    for step in (8, 16, 24):
+        run.mark = time.perf_counter() - 80
+        run.log(step, {"reward": 0.0})
+    shown = [line.split() for line in out.getvalue().splitlines()]
+    assert [(line[0], line[-1]) for line in shown] == [("step", "left"), ("16/40", "4:00"), ("24/40", "2:40")]
     run.close()
 
 

@@ -10,8 +10,8 @@ from grpo.algorithm.entropy import EntropyBonus
 from grpo.recipe.algorithm import AlgorithmConfig
 from grpo.recipe.config import DataConfig, GRPORecipe, PolicyConfig, RewardConfig, TrainerConfig
 from grpo.report.metrics import Metric
+from grpo.report.schedule import due_within, is_due
 from grpo.stages.grpo import Trainer
-from grpo.stages.schedule import due_within, is_due
 
 
 def run(max_steps: int, steps_per_generation: int, *, sync: int = 0, save: int = 0, evaluate: int = 0) -> Any:
