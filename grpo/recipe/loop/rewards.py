@@ -46,10 +46,8 @@ class RewardConfig(Section):
         return values
 
 
-def reward_conflicts(
-    rewards: Sequence[RewardConfig], algorithm: AlgorithmConfig, num_generations: int
-) -> Iterator[str]:
-    """Entries that contradict one another or the estimator."""
+def naming_conflicts(rewards: Sequence[RewardConfig]) -> Iterator[str]:
+    """Entries that share a name, or refer to one that there is not."""
     names = [reward.name for reward in rewards]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"rewards: {name!r} is listed {names.count(name)} times, but names must be unique. Give each a `name`."
@@ -60,6 +58,14 @@ def reward_conflicts(
                 f"rewards: {reward.name!r} requires {reward.requires!r}, which is not another reward of this recipe "
                 f"({others}). Name one of them, or remove `requires`."
             )
+
+
+def reward_conflicts(
+    rewards: Sequence[RewardConfig], algorithm: AlgorithmConfig, num_generations: int
+) -> Iterator[str]:
+    """Entries that contradict one another or the estimator."""
+    yield from naming_conflicts(rewards)
+    for reward in rewards:
         if algorithm.advantage_estimator == "maxrl" and reward.can_be_negative:
             yield (
                 f"rewards: {reward.name!r} with advantage_estimator='maxrl': the estimator divides by a group's mean "

@@ -1,11 +1,11 @@
 """The recipe of stage `pipeline`: a graph of stages, such as R1's."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 
 from grpo.recipe.section import FolderRecipe, Section
-from grpo.recipe.stages.held_out import HeldOutRollout, HeldOutSet
+from grpo.recipe.stages.held_out import HeldOutRollout, HeldOutSet, check_room
 
 
 class PipelineEvaluation(Section):
@@ -13,6 +13,11 @@ class PipelineEvaluation(Section):
 
     rollout: HeldOutRollout = HeldOutRollout()
     sets: dict[str, HeldOutSet] = {}  # none: no evaluation
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        check_room(self.rollout, self.sets)
+        return self
 
 
 class PipelineRecipe(FolderRecipe):

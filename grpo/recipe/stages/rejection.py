@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig
 from grpo.recipe.data import ProblemsConfig
+from grpo.recipe.loop.rewards import naming_conflicts
 from grpo.recipe.optimizer import Fraction
 from grpo.recipe.section import Endpoint, SamplingRecipe, Section
 from rollout.engines.build import check_name
@@ -217,15 +218,8 @@ def _conflicts(recipe: RejectionRecipe) -> Iterator[str]:
             f"completion, {needed} tokens. Set rollout.max_model_len={needed}, or lower data.max_prompt_length or "
             "rollout.max_completion_length."
         )
+    yield from naming_conflicts(recipe.rewards)
     names = [reward.name for reward in recipe.rewards]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"rewards: {name!r} is listed {names.count(name)} times, but names must be unique. Give each a `name`."
-    for reward in recipe.rewards:
-        if reward.requires is not None and (reward.requires not in names or reward.requires == reward.name):
-            yield (
-                f"rewards: {reward.name!r} requires {reward.requires!r}, which is not another reward of this recipe "
-                f"({', '.join(names)}). Name one of them, or remove `requires`."
-            )
     for i, chosen in enumerate(recipe.filters):
         if isinstance(chosen, CorrectFilter | RewardFilter) and chosen.reward not in names:
             yield (

@@ -26,11 +26,17 @@ def check_prompts(section: str, source: Source, prompter: Prompter, accelerator:
     _warn(conclude(section, surveys, size=source.size, max_prompt_length=prompter.max_prompt_length), accelerator)
 
 
-def report_held_out(count: int, wanted: int, dropped: Mapping[Reason, int], accelerator: Accelerator) -> None:
-    """Say which rows were skipped in choosing held-out problems, and whether there are fewer than asked for."""
+def report_held_out(
+    count: int, wanted: int, dropped: Mapping[Reason, int], accelerator: Accelerator, *, name: str = ""
+) -> None:
+    """Say which rows were skipped in choosing held-out problems, and whether there are fewer than asked for.
+
+    name: of the set in a recipe's `sets`; "": the problems of its section `evaluation`.
+    """
+    what, key = (f"held-out problems of {name}", f"sets.{name}") if name else ("held-out problems", "evaluation")
     parts = [f"{sum(dropped.values())} rows were skipped ({counts(dropped)})"] if dropped else []
-    parts += [f"the source has only {count} of evaluation.num_problems={wanted}"] if count < wanted else []
-    _warn(f"held-out problems: {'; '.join(parts)}." if parts else None, accelerator)
+    parts += [f"the source has only {count} of {key}.num_problems={wanted}"] if count < wanted else []
+    _warn(f"{what}: {'; '.join(parts)}." if parts else None, accelerator)
 
 
 def report_shared(shared: int, total: int, accelerator: Accelerator) -> None:

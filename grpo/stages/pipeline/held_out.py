@@ -5,6 +5,7 @@ each set, and samples.jsonl.
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -13,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from grpo.evaluation.training import HeldOut, reward_held_out
 from grpo.recipe.stages.held_out import HeldOutRecipe, HeldOutSet
 from grpo.stages import parts
+from grpo.stages.checks.prompts import check_prompts, report_held_out
 from grpo.stages.problems import prompter_of, source_of
-from rewards.runner.score import Rewards, RewardSpec
 from rollout.data.stream import held_out
 from rollout.engines.base import load_tokenizer
 from rollout.types import Sampling
@@ -26,17 +27,6 @@ SAMPLES_FILE = "samples.jsonl"
 def run_held_out(recipe: HeldOutRecipe) -> Path:
     """Evaluate, and write the results; returns their folder. RefusedError: data or model cannot be used."""
     accelerator, model, rollout = Accelerator(), recipe.model, recipe.rollout
-    longest = max(part.data.max_prompt_length for part in recipe.sets.values())
-    with parts.refusals():
-        tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
-        sets = {name: _held_out(part, tokenizer) for name, part in recipe.sets.items()}
-        engine = parts.engine(
-            rollout.engine,
-            rollout,
-            model,
-            max_model_len=rollout.max_model_len or longest + rollout.max_completion_length,
-            device=accelerator.device,
-        )
     sampling = Sampling(
         num_generations=rollout.num_samples,
         max_completion_length=rollout.max_completion_length,
@@ -47,8 +37,15 @@ def run_held_out(recipe: HeldOutRecipe) -> Path:
         logprobs=False,
     )
     results, rows = {}, []
-    try:
-        for name, (part, _) in sets.items():
+    with ExitStack() as started:
+        with parts.refusals():
+            tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
+            sets = {name: _held_out(name, part, tokenizer, accelerator, started) for name, part in recipe.sets.items()}
+            engine = parts.engine(
+                rollout.engine, rollout, model, max_model_len=recipe.max_model_len, device=accelerator.device
+            )
+            started.callback(engine.close)
+        for name, part in sets.items():
             evaluation = part.evaluate(
                 engine,
                 sampling,
@@ -57,10 +54,6 @@ def run_held_out(recipe: HeldOutRecipe) -> Path:
             )
             results[name] = {key.removeprefix("eval/"): value for key, value in evaluation.metrics.items()}
             rows += [{**row, "task": name} for row in evaluation.rows]
-    finally:
-        engine.close()
-        for _, rewards in sets.values():
-            rewards.close()
     output = recipe.output_dir
     if accelerator.is_main_process:
         (output / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -71,13 +64,21 @@ def run_held_out(recipe: HeldOutRecipe) -> Path:
     return output
 
 
-def _held_out(part: HeldOutSet, tokenizer: PreTrainedTokenizerBase) -> tuple[HeldOut, Rewards]:
-    """A set's problems with their grader, and the rewards to close."""
+def _held_out(
+    name: str, part: HeldOutSet, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, started: ExitStack
+) -> HeldOut:
+    """A set's problems with their grader, checked. started: takes the rewards, which have to be closed."""
     source = source_of(part.data, split="eval", seed=0)
-    prompts, _ = held_out(source, prompter_of(part.data, tokenizer, part.data.max_prompt_length), part.num_problems)
-    rewards = Rewards([RewardSpec(**dict(reward)) for reward in part.rewards], num_workers=2)
+    prompter = prompter_of(part.data, tokenizer, part.data.max_prompt_length)
+    check_prompts(f"sets.{name}.data", source, prompter, accelerator)
+    prompts, dropped = held_out(source, prompter, part.num_problems)
+    report_held_out(len(prompts), part.num_problems, dropped, accelerator, name=name)
+    rewards = parts.rewards(part.rewards, num_workers=2, timeout=600.0)
+    started.callback(rewards.close)
     functions = {reward.name: reward.function for reward in part.rewards}
-    return reward_held_out(prompts, rewards, part.reward, functions), rewards
+    found = reward_held_out(prompts, rewards, part.reward, functions)
+    parts.preflight((), [found], rewards, accelerator)
+    return found
 
 
 def _shown(metrics: dict[str, float]) -> list[str]:

@@ -8,6 +8,8 @@ import pytest
 
 import grpo
 from grpo.recipe.errors import RefusedError
+from grpo.recipe.load import load_recipe
+from grpo.stages.run import run
 from tests.grpo.stages.test_run_folder import base
 
 __all__ = ["base"]  # the fixture
@@ -54,3 +56,31 @@ def test_held_out_problems_that_are_trained_on_are_counted_and_refused_if_there_
         train("train", "train[6:]")
     train("train[:6]", "train[6:]")
     assert "training problems as well" not in capsys.readouterr().err
+
+
+def test_problems_of_a_held_out_set_are_checked_as_those_of_a_run(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ("1 + 1", "2 + 2", "3 + 3" * 20)))
+
+    def evaluate(reward: str) -> Path:
+        sections = {
+            "stage": "held_out",
+            "model": {"model_name_or_path": str(tiny_llama)},
+            "rollout": {"engine": "hf", "num_samples": 1, "max_completion_length": 4},
+            "sets": {
+                "sums": {
+                    "data": {"dataset_name": str(path), "max_prompt_length": 20},
+                    "rewards": [{"function": reward}],
+                }
+            },
+            "output": str(tmp_path / "run"),
+        }
+        return run(load_recipe(None, sections=sections))
+
+    with pytest.raises(RefusedError, match="solution"):
+        evaluate("accuracy")
+    assert json.loads((evaluate("format") / "results.json").read_text())["sums"]["pass@1"] == 0.0
+    skipped = "held-out problems of sums: 1 rows were skipped (1 too long)"
+    assert f"{skipped}; the source has only 2 of sets.sums.num_problems=256.\n" in capsys.readouterr().err

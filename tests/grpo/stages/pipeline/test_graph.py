@@ -101,6 +101,18 @@ def test_from_and_until_choose_a_part_with_its_evaluations() -> None:
             {"checked": {"stage": "held_out", "from": "base", "sets": {"x": SET}, "rollout": {"temperature": 0.0}}},
             r"num_samples=4 at temperature=0: greedy decoding gives the same completion every time. Set num_samples=1",
         ),
+        (
+            {"checked": {"stage": "held_out", "from": "base", "sets": {"x": SET}, "rollout": {"max_model_len": 600}}},
+            r"rollout.max_model_len=600: the engine's context must hold the longest prompt and completion, 1024 to",
+        ),
+        (
+            {"checked": {"stage": "held_out", "from": "base", "sets": {"x": {**SET, "reward": "countdwn"}}}},
+            r"sets.x: reward='countdwn': must be one of the set's rewards, countdown. Did you mean 'countdown'\?",
+        ),
+        (
+            {"checked": {"stage": "held_out", "from": "base", "sets": {"x": {**SET, "rewards": SET["rewards"] * 2}}}},
+            r"sets.x: rewards: 'countdown' is listed 2 times, but names must be unique.",
+        ),
         ({"rl": {**RL, "trainer": {"max_step": 3}}}, r"stages.rl:\n  - trainer.max_step: unknown key"),
         (
             {"rl": {**RL, "model": {"lora": {}}}, "more": {**RL, "from": "rl"}},
@@ -111,6 +123,16 @@ def test_from_and_until_choose_a_part_with_its_evaluations() -> None:
 def test_a_wrong_graph_is_refused_before_anything_runs(stages: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_graph(pipeline(stages))
+
+
+def test_a_pipelines_evaluation_has_the_rules_of_the_stage() -> None:
+    gated = {**SET, "rewards": [{"function": "countdown", "requires": "format"}]}
+    with pytest.raises(
+        RecipeError, match=r"evaluation.sets.maths: rewards: 'countdown' requires 'format', which is not"
+    ):
+        pipeline({"one": RL}, evaluation={"sets": {"maths": gated}})
+    with pytest.raises(RecipeError, match=r"evaluation: rollout.max_model_len=600: .* 1024 tokens"):
+        pipeline({"one": RL}, evaluation={"sets": {"maths": SET}, "rollout": {"max_model_len": 600}})
 
 
 def test_adapters_end_a_pipeline_and_are_not_evaluated() -> None:
