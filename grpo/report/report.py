@@ -46,6 +46,7 @@ from grpo.report.records import (
 from grpo.report.schedule import due_within
 from grpo.report.terminal import Terminal
 from rewards.runner.values import Spans
+from rollout.support.names import nearest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -216,19 +217,36 @@ class Report:
         from accelerate.tracking import filter_trackers
 
         self.accelerator.project_configuration.set_directories(str(self.output_dir))
-        found = filter_trackers(names, self.output_dir)  # type: ignore[arg-type]
-        missing = sorted(set(names) - {str(tracker) for tracker in found})
-        if missing:  # accelerate would drop them silently
-            raise ValueError(
-                f"report.report_to={names}: {missing} cannot be imported. "
-                f"Install with `pip install {' '.join(missing)}`, or remove from report_to."
-            )
-        self.accelerator.log_with = found
+        self.accelerator.log_with = filter_trackers(names, self.output_dir)  # type: ignore[arg-type]
         run_name = self.recipe.report.run_name or self.output_dir.name
         options: dict[str, dict[str, Any]] = {"wandb": {"name": run_name}, "trackio": {"name": run_name}}
         if resume_step is not None:
             options["tensorboard"] = {"purge_step": resume_step + 1}
         self.accelerator.init_trackers("grpo", config=_flat(self.recipe.model_dump()), init_kwargs=options)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Of `report.report_to`, before a model loads. accelerate would drop trackers that are not installed.
+
+    Raises:
+        ValueError: accelerate has no such tracker, or it is not installed.
+    """
+    if not names:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(
+                f"report.report_to={[*names]}: there is no tracker {name!r}.{nearest(name, LOGGER_TYPE_TO_CLASS)} "
+                f"Name each of those you want: {', '.join(LOGGER_TYPE_TO_CLASS)}."
+            )
+    found = {str(tracker) for tracker in filter_trackers([*names], "")}
+    if missing := sorted(set(names) - found):
+        raise ValueError(
+            f"report.report_to={[*names]}: {missing} cannot be imported. "
+            f"Install with `pip install {' '.join(missing)}`, or remove from report_to."
+        )
 
 
 def _alarms(findings: Sequence[Finding]) -> list[str]:

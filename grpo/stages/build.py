@@ -32,7 +32,7 @@ from grpo.model.replay import RoutingReplay
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.data import MixedSource
 from grpo.recipe.loop.mtp import SHARDED
-from grpo.report.report import Report
+from grpo.report.report import Report, check_trackers
 from grpo.report.rollout_metrics import Totals
 from grpo.stages import parts
 from grpo.stages.checks.engine import verify_engine
@@ -76,6 +76,7 @@ class Parts:
 
 def build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]] | None = None) -> Parts:
     """Build a run's parts, cheap and fallible ones first: a wrong dataset or reward is found before a model loads."""
+    check_trackers(recipe.report.report_to)
     with ExitStack() as started:
         built = _build(recipe, reward_functions, started)
         started.pop_all()  # from now on `Parts.close` ends them

@@ -13,6 +13,7 @@ from rich.console import Console
 from grpo.recipe.config import DataConfig, GRPORecipe, PolicyConfig, ReportConfig, RewardConfig, TrainerConfig
 from grpo.report.records import deterministic
 from grpo.report.report import Report
+from grpo.stages.build import build
 from rewards.runner.score import ScoredGroup
 from rollout.types import Completion, Group, Problem
 
@@ -259,9 +260,17 @@ def test_tensorboard_receives_the_scalars(tmp_path: Path) -> None:
     assert "moe/load" not in events.Tags()["scalars"]
 
 
-def test_missing_tracker_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\['dvclive'\] cannot be imported.*pip install dvclive"):
-        report(tmp_path, report_to=["dvclive"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dvclive", r"\['dvclive'\] cannot be imported.*pip install dvclive"),
+        ("wandbb", r"there is no tracker 'wandbb'. Did you mean 'wandb'\? Name each of those you want: aim, .*wandb"),
+        ("all", r"there is no tracker 'all'. Name each of those you want"),
+    ],
+)
+def test_a_tracker_that_cannot_be_is_refused_before_anything_is_loaded(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(recipe(report_to=[name]))  # whose model does not exist
 
 
 def test_trackers_skip_what_has_no_finite_value(tmp_path: Path) -> None:
