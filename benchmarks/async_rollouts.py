@@ -36,7 +36,7 @@ SERVER_OPTIONS = ("--host", "127.0.0.1", "--max-model-len", "176", "--max-num-se
 CORES = sorted(os.sched_getaffinity(0))
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 ONE_THREAD = {"OMP_THREAD_LIMIT": "1"}
-NICE = 2  # of a trainer beside servers
+NICE = 3  # of a trainer beside servers
 BARS = ("#1f5fa8", "#e08a2b")
 Spread = tuple[float, float, float]  # mean over seeds, least, most
 
