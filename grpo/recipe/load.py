@@ -40,14 +40,14 @@ def load_recipe(
         overrides: `section.key=value` with a YAML value; list items by index, `rewards.0.weight=2`. Applied last.
         sections: nested mappings, merged over the file.
 
-    Strings that start with `./` or `../` are paths relative to the file they appear in; in overrides, relative to the
-    working directory.
+    Strings that start with `./` or `../` are paths relative to the file they appear in; in overrides and sections,
+    relative to the working directory.
 
     Raises:
         RecipeError: lists every error with value, rule and remedy.
     """
     file = None if path is None else Path(path)
-    data = _merge({} if file is None else _read(file, seen=()), dict(sections or {}))
+    data = _merge({} if file is None else _read(file, seen=()), _resolve_paths(dict(sections or {}), Path.cwd()))
     problems = [problem for text in overrides if (problem := _override(data, text))]
     stage = str(data.get("stage", "grpo"))
     if stage not in STAGES:

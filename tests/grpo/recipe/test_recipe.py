@@ -121,6 +121,11 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
     assert recipe.rewards[0].function == f"{tmp_path / 'mine.py'}:score"
     assert recipe.evaluation.data is not None
     assert recipe.evaluation.data.dataset_name == str(elsewhere / "held_out.jsonl")
+    sections = {"model": {"model_name_or_path": "../base"}, "evaluation": {"tasks": ["./mine.yaml"]}}
+    recipe = load_recipe(variant, sections=sections)
+    assert isinstance(recipe, GRPORecipe)
+    assert recipe.model.model_name_or_path == str(tmp_path / "base")
+    assert recipe.evaluation.tasks == [str(elsewhere / "mine.yaml")]
 
 
 @pytest.mark.parametrize(
