@@ -74,11 +74,16 @@ def completion_text(completion: Text, prefix: str = "") -> str:
     return prefix + (completion if isinstance(completion, str) else completion[-1]["content"])
 
 
+def asked(prompt: list[Message]) -> list[Message]:
+    """A prompt's messages without the answer that the last one may begin: it is the start of the completion."""
+    return prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
+
+
 def prompt_text(prompt: Text) -> str:
-    """A prompt as text that a model can be shown: a string as it is, messages under their roles."""
+    """What is asked, as text that a model can be shown: a string as it is, messages under their roles."""
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in asked(prompt))
 
 
 def after_thinking(completion: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rewards.text import Text, after_thinking
+from rewards.text import Text, after_thinking, asked
 
 KEY = "reward_input"  # in config.json
 
@@ -46,12 +46,15 @@ class RewardInput:
         return rows
 
     def text(self, tokenizer: Any, prompt: Text, completion: str) -> str:
-        """Prompt and completion as one text, without the tokenizer's special tokens."""
+        """Prompt and completion as one text, without the tokenizer's special tokens.
+
+        completion: whole, with what a last message of the assistant in the prompt has begun of it.
+        """
         if self.summary_only:
             completion = (after_thinking(completion) or "").strip()
         if isinstance(prompt, str) and self.template != "chat":
             return self.template.replace("{prompt}", prompt) + completion
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else asked(prompt)
         return tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": completion}], tokenize=False)
 
     def _ended(self, ids: list[int], tokenizer: Any) -> list[int]:

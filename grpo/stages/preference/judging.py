@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.preference import JudgeEndpoint
+from grpo.stages.rejection.candidates import question
 from rewards.models.judge import compare
 from rollout.support.loading import load_object
 from rollout.types import Problem
@@ -31,11 +32,11 @@ def load_judge(judge: str | JudgeEndpoint) -> Judge:
     """Raises ValueError if there is no such function."""
     if isinstance(judge, JudgeEndpoint):
         options = judge.model_dump(exclude={"max_concurrency"})
-        return lambda problem, first, second, draw: compare(problem.prompt, first, second, draw=draw, **options)
+        return lambda problem, first, second, draw: compare(question(problem), first, second, draw=draw, **options)
     function = load_object(judge, kind="judge")
 
     def ask(problem: Problem, first: str, second: str, draw: int) -> float:  # noqa: ARG001
-        score = function(problem.prompt, first, second, **problem.columns)
+        score = function(question(problem), first, second, **problem.columns)
         if not isinstance(score, int | float) or not -1 <= score <= 1:  # NaN is neither
             raise RefusedError(
                 f"judge {judge!r} returned {score!r} for problem {problem.id!r}: a score lies between -1 and 1. "

@@ -26,6 +26,7 @@ from grpo.report.records import METRICS_FILE, cut_after
 from grpo.stages import parts
 from grpo.stages.preference.judging import Comparison, Judge, check_judge, load_judge, mean_scores
 from grpo.stages.problems import stream_of
+from grpo.stages.rejection.candidates import question
 from rewards.text import after_thinking
 from rollout.data.stream import ProblemStream
 from rollout.engines.base import Engine, load_tokenizer
@@ -160,7 +161,7 @@ def _pair(pair: Comparison, seen: Comparison, mean: float) -> Pair:
     if not isinstance(pair.problem.prompt, str):  # TRL's conversational format
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
     return {
-        "prompt": pair.problem.prompt,
+        "prompt": question(pair.problem),
         "chosen": chosen,
         "rejected": rejected,
         "judge_mean": abs(mean),

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rewards.text import asked
 from rollout.types import Message, Problem
 
 FOLDER = "candidates"
@@ -48,11 +49,9 @@ def schema(rewards: Sequence[str], *, chat: bool) -> pa.Schema:
 
 def question(problem: Problem) -> str | list[Message]:
     """A problem's prompt as files have it: without a prefilled answer, which is the start of the completion."""
-    prompt = problem.prompt
-    if isinstance(prompt, str):
-        return prompt
-    asked = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
-    return [{"role": message["role"], "content": message["content"]} for message in asked]
+    if isinstance(problem.prompt, str):
+        return problem.prompt
+    return [{"role": message["role"], "content": message["content"]} for message in asked(problem.prompt)]
 
 
 @dataclass(frozen=True, slots=True)

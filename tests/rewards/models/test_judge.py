@@ -76,6 +76,15 @@ def rating(word, parts):
     return f"<think>{word} VERDICT: 9</think>It says: {parts['ANSWER']}\n**{word} VERDICT: {points}**"
 
 
+def test_an_answer_that_the_prompt_begins_is_no_part_of_the_question(serve):
+    server = serve(rating)
+    prompt = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "The answer"}]
+    completion = [{"role": "assistant", "content": " is 4"}]
+    assert judge([prompt], [completion], completion_prefix="The answer", **server.options) == [0.3]
+    asked = server.requests[0]["messages"][1]["content"]
+    assert "BEGIN\n[user]\n2 + 2?\n" in asked and asked.count("The answer") == asked.count("The answer is 4") == 1
+
+
 def test_ratings_are_divided_by_ten(serve):
     server = serve(rating)
     completions = ["<think>…</think>Paris", "London"]

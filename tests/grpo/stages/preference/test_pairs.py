@@ -77,6 +77,22 @@ def test_summary_only_compares_what_follows_the_thought() -> None:
     assert (found["chosen"], found["rejected"], found["longer"]) == (said[1], said[0], -3)
 
 
+def test_an_answer_that_the_prompt_begins_is_in_the_answers_alone(tmp_path: Path) -> None:
+    """The judge sees it once, and so does the reward model."""
+    asked, begun = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "The answer"}
+    problem = Problem(id="sums/1", prompt=[asked, begun], columns={})
+    said = group(" is 4", "?").completions
+    body = f"assert prompt == {[asked]!r}; return 1.0 if first == 'The answer is 4' else -1.0"
+    settings = PairsConfig(num_problems=1, num_comparisons=2)
+    prefilled = Group(problem=problem, prompt_ids=[1], completions=said, completion_prefix="The answer")
+    [found], _ = compared([prefilled], load_judge(judge_file(tmp_path, body)), settings, 1, 42)
+    assert (found["prompt"], found["chosen"], found["rejected"]) == (
+        [asked],
+        [{"role": "assistant", "content": "The answer is 4"}],
+        [{"role": "assistant", "content": "The answer?"}],
+    )
+
+
 def test_lengths_are_balanced_by_dropping_the_surplus() -> None:
     kept = balanced([pair(n) for n in (5, 3, -2, 0, 9, 4, -1, 0)], seed=0)
     lengths = [one["longer"] for one in kept]

@@ -68,6 +68,13 @@ def test_the_model_reads_template_answer_and_end_token() -> None:
     assert [tokenizer.decode(ids) for ids in both] == ["[user]q[assistant]a"] * 2  # the template writes its own end
 
 
+def test_an_answer_that_the_prompt_begins_is_read_once() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    prompt = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "The answer"}]
+    assert RewardInput().text(tokenizer, prompt, "The answer is 4") == "[user]q[assistant]The answer is 4"
+
+
 def test_a_row_without_an_answer_is_named(tmp_path: Path) -> None:
     data = PreferenceData(dataset_name=pairs_file(tmp_path, [*ROWS[:1], {**ROWS[1], "chosen": None}]), max_length=40)
     with pytest.raises(RefusedError, match=r"pairs.jsonl/train/1: the column 'chosen' is None; a pair needs text"):
