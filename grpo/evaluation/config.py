@@ -7,7 +7,7 @@ import yaml
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from grpo.recipe.config import EngineSection
-from grpo.recipe.optimizer import Fraction
+from grpo.recipe.optimizer import PositiveFraction
 from grpo.recipe.section import Section, StageRecipe
 from rollout.engines.build import check_name
 from rollout.support.names import nearest
@@ -106,7 +106,7 @@ class SamplingConfig(Section):
 
     num_samples: PositiveInt | None = None  # per problem; None: the protocol's, else each task's own
     temperature: NonNegativeFloat | None = None
-    top_p: Fraction | None = None
+    top_p: PositiveFraction | None = None
     top_k: NonNegativeInt = 0  # 0: no limit
     max_completion_length: PositiveInt | None = None
     seed: NonNegativeInt = 42
@@ -118,7 +118,7 @@ class EngineConfig(EngineSection):
     # vllm, hf, server, or reference: the task's own reference completions
     name: Annotated[str, AfterValidator(lambda name: name if name == "reference" else check_name(name))] = "vllm"
     base_url: str = "http://localhost:8000/v1"  # for engine "server", OpenAI-compatible
-    gpu_memory_utilization: Fraction = 0.9  # vLLM on GPU
+    gpu_memory_utilization: PositiveFraction = 0.9  # vLLM on GPU
 
 
 class EvalRecipe(StageRecipe):

@@ -27,7 +27,7 @@ from grpo.recipe.loop.mtp import mtp_conflicts
 from grpo.recipe.loop.rewards import RewardConfig, reward_conflicts
 from grpo.recipe.loop.schedules import Schedules, recipe_at, schedule_conflicts, sized_by_largest
 from grpo.recipe.loop.truncation import Truncation, truncation_conflicts
-from grpo.recipe.optimizer import Fraction, OptimizerConfig
+from grpo.recipe.optimizer import OptimizerConfig, PositiveFraction
 from grpo.recipe.section import Section, StageRecipe
 from grpo.recipe.servers import ServersConfig, ahead_conflicts, corrected_if_stale, server_conflicts
 from rollout.engines.build import ENGINES, check_trainable
@@ -47,7 +47,7 @@ class EngineSection(Section):
 
     max_num_seqs: PositiveInt = 256  # sequences decoded at once
     max_model_len: PositiveInt | None = None  # context in tokens; None: longest prompt plus longest completion
-    gpu_memory_utilization: Fraction = 0.3  # vLLM on GPU
+    gpu_memory_utilization: PositiveFraction = 0.3  # vLLM on GPU
     kv_cache_gib: PositiveFloat = 1.0  # vLLM on CPU
     vllm_options: dict[str, Any] = {}  # further arguments of vllm.LLM
 
@@ -127,7 +127,7 @@ class EvaluationConfig(Section):
     num_problems: NonNegativeInt = 0  # 0: no evaluation, unless `tasks` is set
     num_samples: PositiveInt = 4  # completions per problem (k)
     temperature: NonNegativeFloat = 1.0
-    top_p: Fraction = 1.0
+    top_p: PositiveFraction = 1.0
     top_k: NonNegativeInt = 0  # 0: no limit
     max_completion_length: PositiveInt | None = None  # None: the rollout's
     data: DataConfig | None = None  # None: the training data's held-out split

@@ -1,19 +1,19 @@
 """Sampling from a part of the vocabulary, and its rules."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
 
-from pydantic import Field, NonNegativeInt
+from pydantic import NonNegativeInt
 
+from grpo.recipe.optimizer import Fraction, PositiveFraction
 from grpo.recipe.section import Section
 
 
 class Truncation(Section):
     """Which tokens a rollout draws from. The order is vLLM's: min_p, top_k, top_p."""
 
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # the likeliest tokens with this probability together; 1: all
+    top_p: PositiveFraction = 1.0  # the likeliest tokens with this probability together; 1: all
     top_k: NonNegativeInt = 0  # the likeliest; 0: no limit
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0  # with this share of the likeliest one's probability; 0: no limit
+    min_p: Fraction = 0.0  # with this share of the likeliest one's probability; 0: no limit
 
 
 def truncation_conflicts(

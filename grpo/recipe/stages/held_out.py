@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, model
 from grpo.recipe.config import EngineSection, ModelConfig, RewardConfig
 from grpo.recipe.data import ProblemsConfig
 from grpo.recipe.loop.rewards import naming_conflicts
-from grpo.recipe.optimizer import Fraction
+from grpo.recipe.optimizer import PositiveFraction
 from grpo.recipe.section import FolderRecipe, Section
 from rollout.engines.build import check_in_process
 from rollout.support.names import nearest
@@ -21,7 +21,7 @@ class HeldOutRollout(EngineSection):
     num_samples: PositiveInt = 4  # completions per problem (k)
     max_completion_length: PositiveInt = 512
     temperature: NonNegativeFloat = 1.0
-    top_p: Fraction = 1.0
+    top_p: PositiveFraction = 1.0
     stop: list[Annotated[str, Field(min_length=1)]] = []
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from pydantic import (
 
 from grpo.recipe.config import EngineSection, ModelConfig
 from grpo.recipe.data import ProblemsConfig
-from grpo.recipe.optimizer import Fraction, OptimizerConfig
+from grpo.recipe.optimizer import OptimizerConfig, PositiveFraction
 from grpo.recipe.section import Endpoint, SamplingRecipe, Section, StageRecipe
 from rollout.engines.build import check_in_process
 
@@ -26,7 +26,7 @@ class CandidateConfig(EngineSection):
     num_generations: Annotated[int, Field(ge=2)] = 4  # candidates per problem
     max_completion_length: PositiveInt = 512  # candidates that reach it are left out
     temperature: PositiveFloat = 1.0
-    top_p: Fraction = 1.0
+    top_p: PositiveFraction = 1.0
     stop: list[Annotated[str, Field(min_length=1)]] = []
 
 

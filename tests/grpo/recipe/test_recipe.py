@@ -132,6 +132,10 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
     ("overrides", "words"),
     [
         (["trainer.max_step=5"], ["trainer.max_step", "Did you mean 'max_steps'?"]),
+        (
+            ["evaluation.top_p=0", "rollout.gpu_memory_utilization=0", "trainer.adam_beta1=1.0"],
+            ["evaluation.top_p=0", "gpu_memory_utilization=0: must be greater than 0", "adam_beta1=1.0: must be less"],
+        ),
         (["trainer.num_generations=5"], ["trainer.num_generations", "Did you mean rollout.num_generations?"]),
         (["optimizer.lr=1"], ["optimizer: unknown key. Known keys: stage, model", "trainer"]),
         (["rewards.0.wieght=2"], ["rewards.0.wieght", "Did you mean 'weight'?"]),
