@@ -113,9 +113,9 @@ class ProblemStream:
             self.curriculum.observe([(self._row(position), position, rate) for position, rate in rates], step)
 
     def first(self, count: int) -> list[Prompt]:
-        """Some usable prompts, always the same ones, without moving the stream: at most `count`."""
+        """The first usable prompts, always the same ones, without moving the stream: at most `count`."""
         size = _MAX_DROPPED_IN_A_ROW if self.source.size is None else self.source.size
-        prompts = map(self.prompter.encode, usable(self.source, range(min(size, _MAX_DROPPED_IN_A_ROW))))
+        prompts = map(self.prompter.encode, usable(self.source, range(size)))
         return list(islice((prompt for prompt in prompts if isinstance(prompt, Prompt)), count))
 
     def state_dict(self) -> dict[str, Any]:

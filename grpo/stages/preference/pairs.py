@@ -17,13 +17,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.preference import JudgeEndpoint, PairsConfig, PairsRecipe
 from grpo.report.records import METRICS_FILE, cut_after
 from grpo.stages import parts
+from grpo.stages.checks.prompts import check_prompts
 from grpo.stages.preference.judging import Comparison, Judge, check_judge, load_judge, mean_scores
 from grpo.stages.problems import stream_of
 from grpo.stages.rejection.candidates import question
@@ -41,13 +42,15 @@ def run_pairs(recipe: PairsRecipe) -> Path:
     """Write a dataset's folder with the columns prompt, chosen, rejected, judge_mean, problem_id, and counts.json.
 
     Raises:
-        RefusedError: the judge lacks a column or returns a score out of range; the weights have changed since the run
-            began; no pairs are left by the margin; or all have the longer answer chosen, or the shorter.
+        RefusedError: a row cannot become a prompt, or all are too long; the judge lacks a column or returns a score out
+            of range; the weights have changed since the run began; no pairs are left by the margin; or all have the
+            longer answer chosen, or the shorter.
     """
-    state, model, rollout = PartialState(), recipe.model, recipe.rollout
+    accelerator, model, rollout = parts.accelerator(recipe.model), recipe.model, recipe.rollout
     with parts.refusals():
         tokenizer = load_tokenizer(model.model_name_or_path, model.revision, model.trust_remote_code)
         problems = stream_of(recipe.data, tokenizer, seed=recipe.seed)
+        check_prompts("data", problems.source, problems.prompter, accelerator)
         check_judge(recipe.judge, problems.first(1)[0].problem.columns)
         output = recipe.output_dir
         done = sorted((output / CHUNKS).glob("*.jsonl"))
@@ -55,20 +58,20 @@ def run_pairs(recipe: PairsRecipe) -> Path:
         weights = parts.same_weights(model, output, head)
         if head:
             problems.load_state_dict(head["stream"])
-    if state.is_main_process:
+    if accelerator.is_main_process:
         cut_after(output / METRICS_FILE, len(done))
     chunks = range(len(done), -(-recipe.pairs.num_problems // recipe.pairs.chunk_size))
     if chunks:
         with parts.refusals():
             engine = parts.engine(
-                rollout.engine, rollout, model, max_model_len=recipe.max_model_len, device=str(state.device)
+                rollout.engine, rollout, model, max_model_len=recipe.max_model_len, device=accelerator.device
             )
         with closing(engine):
             for index in chunks:
-                _write_chunk(recipe, output, index, problems, engine, load_judge(recipe.judge), weights, state)
-    if state.is_main_process:
+                _write_chunk(recipe, output, index, problems, engine, load_judge(recipe.judge), weights, accelerator)
+    if accelerator.is_main_process:
         _finish(recipe, output)
-    state.wait_for_everyone()
+    accelerator.wait_for_everyone()
     return output
 
 
@@ -80,11 +83,12 @@ def _write_chunk(
     engine: Engine,
     judge: Judge,
     weights: str | None,
-    state: PartialState,
+    accelerator: Accelerator,
 ) -> None:
     """Sample and compare one chunk, every process its share; the main process writes it."""
     settings, rollout = recipe.pairs, recipe.rollout
     size = min(settings.chunk_size, settings.num_problems - index * settings.chunk_size)
+    skipped = problems.num_dropped
     prompts = problems.take(size)
     sampling = Sampling(
         num_generations=rollout.num_generations,
@@ -95,13 +99,13 @@ def _write_chunk(
         seed=recipe.seed,
         logprobs=False,
     )
-    groups = list(engine.generate(prompts[state.process_index :: state.num_processes], sampling))
+    groups = list(engine.generate(prompts[accelerator.process_index :: accelerator.num_processes], sampling))
     concurrency = recipe.judge.max_concurrency if isinstance(recipe.judge, JudgeEndpoint) else 1
     pairs, counts = compared(groups, judge, settings, concurrency, recipe.seed)
     place = {prompt.problem.id: i for i, prompt in enumerate(prompts)}
-    pairs = sorted(_gathered(pairs, state), key=lambda pair: place[pair["problem_id"]])
-    counts = sum(_gathered([counts], state), Counter())
-    if state.is_main_process:
+    pairs = sorted(_gathered(pairs, accelerator), key=lambda pair: place[pair["problem_id"]])
+    counts = sum(_gathered([counts], accelerator), Counter(skipped_rows=problems.num_dropped - skipped))
+    if accelerator.is_main_process:
         head = {"stream": problems.state_dict(), "weights": weights, "counts": counts}
         path = output / CHUNKS / f"{index:06}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,8 +217,8 @@ def _finish(recipe: PairsRecipe, output: Path) -> None:
     print("  ".join(f"{name} {value}" for name, value in counts.items()), flush=True)
 
 
-def _gathered(mine: list[Any], state: PartialState) -> list[Any]:
-    return gather_object(mine) if state.num_processes > 1 else mine
+def _gathered(mine: list[Any], accelerator: Accelerator) -> list[Any]:
+    return gather_object(mine) if accelerator.num_processes > 1 else mine
 
 
 def _read(path: Path) -> list[Any]:

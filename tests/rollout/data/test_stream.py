@@ -54,6 +54,11 @@ def test_each_process_takes_every_nth_prompt():
     assert share == [whole[1], whole[3], whole[5]] == ["arithmetic/train/1", "arithmetic/train/3", "arithmetic/train/5"]
 
 
+def test_the_first_prompts_are_found_behind_any_number_of_rows_that_are_too_long(tmp_path: Path):
+    source = numbered(tmp_path, ["x" * 9] * 1001 + ["x"])
+    assert ids(stream(source, max_prompt_length=6).first(2)) == ["rows.json/train/1001"]
+
+
 def test_resuming_continues_at_the_exact_position(tmp_path: Path):
     source = numbered(tmp_path, ["x" * (1 + i % 7) for i in range(30)])
     uninterrupted = stream(source, max_prompt_length=6)

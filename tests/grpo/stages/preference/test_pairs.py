@@ -27,6 +27,7 @@ from tests.rewards.models.test_judge import serve  # noqa: F401
 COURTESY = str(Path(__file__).parents[4] / "recipes/courtesy.py")
 PROBLEM = Problem(id="r/1", prompt="thank Ann for 7", columns={"act": "thank", "name": "Ann", "number": 7})
 SHORT, RUDE = "<answer>many thanks for 7</answer>", "<answer>hey Ann, many thanks for 7 now</answer>"
+COIN = "from zlib import crc32; return 1.0 if crc32(first.encode()) > crc32(second.encode()) else -1.0"
 KIND = "<answer>dear Ann, many thanks for 7</answer>"
 
 
@@ -148,8 +149,7 @@ def recipe(folder: Path, model: Path, judge: str, **pairs: Any) -> PairsRecipe:
 def test_a_killed_run_continues_with_the_same_pairs(tmp_path: Path, tiny_v3: Path) -> None:
     from datasets import load_dataset
 
-    coin = "from zlib import crc32; return 1.0 if crc32(first.encode()) > crc32(second.encode()) else -1.0"
-    judge = judge_file(tmp_path, coin)
+    judge = judge_file(tmp_path, COIN)
     whole = run(recipe(tmp_path / "whole", tiny_v3, judge, pairs_per_problem=4))
     killed = tmp_path / "killed"
     (killed / "chunks").mkdir(parents=True)
@@ -164,6 +164,21 @@ def test_a_killed_run_continues_with_the_same_pairs(tmp_path: Path, tiny_v3: Pat
     counts = json.loads((killed / "counts.json").read_text())
     assert counts == json.loads((whole / "counts.json").read_text())
     assert (counts["problems"], counts["candidates"], counts["kept"]) == (6, 36, len(rows[0]))
+
+
+def with_rows(folder: Path, model: Path, judge: str, *prompts: str) -> PairsRecipe:
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    data = DataConfig(dataset_name=str(folder / "rows.jsonl"), max_prompt_length=40)
+    return recipe(folder / "run", model, judge, pairs_per_problem=4).model_copy(update={"data": data})
+
+
+def test_rows_that_cannot_become_a_prompt_are_refused_or_counted(tmp_path: Path, tiny_v3: Path) -> None:
+    judge = judge_file(tmp_path, COIN)
+    with pytest.raises(RefusedError, match=r"data.max_prompt_length=40: none of 2 rows is usable \(2 too long\)"):
+        run(with_rows(tmp_path, tiny_v3, judge, "x" * 50, "y" * 50))
+    folder = run(with_rows(tmp_path, tiny_v3, judge, "1 + 1 =", "2 + 2 =", "3 + 3 =", "x" * 50))
+    counts = json.loads((folder / "counts.json").read_text())
+    assert (counts["problems"], counts["skipped_rows"]) == (6, 2)  # each row twice
 
 
 def test_a_run_that_continues_with_other_weights_is_refused(tmp_path: Path, tiny_v3: Path) -> None:
