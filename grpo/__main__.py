@@ -119,11 +119,11 @@ def roofline(arguments: Sequence[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         _fail_usage("roofline takes one run's folder.")
     from grpo.estimate.roofline.show import show_roofline
-    from grpo.recipe.load import RecipeError
+    from grpo.recipe.errors import RunError
 
     try:
         show_roofline(Path(arguments[0]))
-    except RecipeError as error:
+    except RunError as error:
         _fail(str(error))
 
 
@@ -199,6 +199,7 @@ def drafts(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """`grpo report`: rebuild a run's page from its files."""
+    from grpo.recipe.errors import RunError
     from grpo.report.page.write import write_page
     from grpo.report.records import METRICS_FILE
 
@@ -207,7 +208,10 @@ def report(arguments: Sequence[str]) -> None:
     run_dir = Path(arguments[0])
     if not (run_dir / METRICS_FILE).exists():
         _fail(f"{run_dir} contains no {METRICS_FILE}. Name a run's output_dir.")
-    print(write_page(run_dir))
+    try:
+        print(write_page(run_dir))
+    except RunError as error:
+        _fail(str(error))
 
 
 def diagnose(arguments: Sequence[str]) -> None:

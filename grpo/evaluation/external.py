@@ -127,11 +127,11 @@ def _row(task: str, problem: Problem, sample: int, completion: str, score: Any) 
 
 def _lines(path: Path) -> Iterator[tuple[int, Row]]:
     """Each non-blank line's content with its 0-based number."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, text in enumerate(lines):
             try:
                 line = json.loads(text) if text.strip() else None
-            except json.JSONDecodeError as error:
+            except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
                 raise ValueError(f"{path}, line {number + 1} is not JSON: {error}") from error
             if line is not None:
                 yield number, line

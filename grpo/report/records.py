@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from grpo.recipe.errors import RunError
+
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 RECIPE_FILE = "recipe.yaml"  # the resolved recipe
@@ -20,17 +22,34 @@ Row = dict[str, Any]
 COUNTS = ("num_problems", "num_samples", "num_unreadable")  # of an evaluation: shown in captions, not as metrics
 
 
+class DamagedFileError(RunError, ValueError):
+    """A file has a line that nothing here wrote."""
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield a file's rows; none if the file does not exist.
 
-    A last line without newline is skipped: it is still being written, or its process was killed.
+    Raises:
+        DamagedFileError: a line is not JSON.
     """
+    return (row for row, _ in _rows_and_lines(path))
+
+
+def _rows_and_lines(path: Path) -> Iterator[tuple[Row, bytes]]:
+    """A last line without newline is skipped: it is still being written, or its process was killed."""
     if not path.exists():
         return
     with path.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
+                raise DamagedFileError(
+                    f"{path}, line {number} is not JSON ({error}). Restore the file, or delete the line."
+                ) from None
+            yield row, line
 
 
 def append(file: BinaryIO, text: str, errors: str = "strict") -> None:
@@ -41,12 +60,12 @@ def append(file: BinaryIO, text: str, errors: str = "strict") -> None:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop rows of later steps, atomically; the remaining lines are unchanged byte for byte."""
+    """Drop rows of later steps, atomically; the remaining lines are unchanged byte for byte. Errors as `read_rows`."""
     if not path.exists():
         return
     cut = path.with_name(path.name + ".cut")
-    with path.open("rb") as lines, cut.open("wb") as kept:
-        kept.writelines(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step)
+    with cut.open("wb") as kept:
+        kept.writelines(line for row, line in _rows_and_lines(path) if row["step"] <= step)
         kept.flush()
         os.fsync(kept.fileno())
     cut.replace(path)

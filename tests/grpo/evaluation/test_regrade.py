@@ -176,13 +176,14 @@ def test_missing_columns_in_an_external_file_are_errors(tmp_path: Path) -> None:
     [
         ("", "has no completions"),
         ('{"response": "1", "gold": "1", "ok": 1}\n\n{"resp', "theirs.jsonl, line 3 is not JSON"),
+        ('{"response": "\xfc"}', "theirs.jsonl, line 1 is not JSON: 'utf-8' codec can't decode"),
         ('{"response": ["1", "2"], "gold": "1", "ok": [1]}', "line 1: 2 completions but 1 scores"),
         ('{"response": "1", "gold": "1", "ok": {"pass": 1}}', "must be true, false, a number or text"),
     ],
 )
 def test_malformed_external_files_are_reported_by_line(tmp_path: Path, lines: str, message: str) -> None:
     path = tmp_path / "theirs.jsonl"
-    path.write_text(lines)
+    path.write_text(lines, encoding="latin-1")
     columns = {"completion": "response", "solution": "gold", "score": "ok"}
     with pytest.raises(ValueError, match=message):
         grade_file(path, "gsm8k", output=tmp_path / "out", columns=columns)

@@ -10,8 +10,9 @@ import pytest
 from accelerate import Accelerator
 from rich.console import Console
 
+from grpo.__main__ import main
 from grpo.recipe.config import DataConfig, GRPORecipe, PolicyConfig, ReportConfig, RewardConfig, TrainerConfig
-from grpo.report.records import deterministic
+from grpo.report.records import cut_after, deterministic, read_rows
 from grpo.report.report import Report
 from grpo.stages.build import build
 from rewards.runner.score import ScoredGroup
@@ -165,6 +166,21 @@ def test_resuming_drops_rows_after_the_checkpoint(tmp_path: Path) -> None:
     assert rows(tmp_path / "metrics.jsonl")[-1] == {"step": 3, "reward": 0.25}
     run.close()
     assert not list(tmp_path.glob("*.cut"))
+
+
+def test_a_damaged_line_is_named_with_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "reward": 0.5}\n\x00\x00\xff\n{"step": 3}\n{"st')
+    message = f"{path}, line 2 is not JSON (.*). Restore the file, or delete the line."
+    for read in (lambda: list(read_rows(path)), lambda: cut_after(path, 3), lambda: report(tmp_path, resume_step=3)):
+        with pytest.raises(ValueError, match=message):
+            read()
+    for command in ("report", "diagnose"):
+        with pytest.raises(SystemExit):
+            main([command, str(tmp_path)])
+        assert re.fullmatch(message + "\n", capsys.readouterr().err)
+    path.write_bytes(path.read_bytes().replace(b"\x00\x00\xff\n", b""))
+    assert [row["step"] for row in read_rows(path)] == [1, 3]
 
 
 METRICS = {
