@@ -66,12 +66,14 @@ def check_unchanged(recipe: Section, recorded: Path, allowed: Sequence[str]) -> 
 
 
 def _remedy(recipe: Section, changed: Iterable[str]) -> str:
-    if not hasattr(recipe, "trainer"):
-        return "Restore these values, or start a new run with resume=false."
-    return (
-        f"Restore these values, allow the change with trainer.allow_changes=[{','.join(changed)}], or start a new run "
-        "without trainer.resume_from_checkpoint."
-    )
+    allow = f", allow the change with trainer.allow_changes=[{','.join(changed)}]" if hasattr(recipe, "trainer") else ""
+    return f"Restore these values{allow}, or {afresh(recipe)}."
+
+
+def afresh(recipe: Section) -> str:
+    """The remedy of a run that cannot go on."""
+    resume = "without trainer.resume_from_checkpoint" if hasattr(recipe, "trainer") else "with resume=false"
+    return f"start a new run {resume}"
 
 
 def differences(recipe: Section, recorded: Path, allowed: Sequence[str] = ()) -> dict[str, tuple[str, str]]:

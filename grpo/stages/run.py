@@ -23,7 +23,7 @@ from grpo.recipe.registry import STAGES
 from grpo.recipe.section import StageRecipe
 from grpo.stages.mesh import launched_with_fsdp2
 from grpo.stages.parts import refusals
-from grpo.stages.run_folder import claimed
+from grpo.stages.run_folder import claimed, folder_key
 
 DONE_FILE = "done.json"  # written when a stage has finished: {"result": the folder with what it made}
 
@@ -72,8 +72,7 @@ def _say_how_to_continue(recipe: StageRecipe, folder: Path) -> None:
     key, given = STAGES[recipe.stage].resume, recipe.resume_from_checkpoint
     if not key or signals.WITHIN_PIPELINE in os.environ:
         return
-    place = "trainer.output_dir" if key.startswith("trainer.") else "output"
-    moved = [f"{place}={folder}"] if folder != recipe.output_dir else []
+    moved = [f"{folder_key(recipe)}={folder}"] if folder != recipe.output_dir else []
     resumed = [] if given is True else [f"{key}=true"]
     # A checkpoint of another run stays where to start, until this one has its own.
     signals.goes_on_with([] if isinstance(given, str) else moved + resumed, moved + resumed)

@@ -20,10 +20,11 @@ from grpo.launch.processes import PATIENCE
 from grpo.learner import checkpoint as checkpoints
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError
+from grpo.recipe.registry import STAGES
 from grpo.recipe.section import StageRecipe
 from grpo.report.lock import is_locked, lock, owner
 from grpo.report.records import METRICS_FILE, is_evaluation, read_rows
-from grpo.stages.changes import check_unchanged
+from grpo.stages.changes import afresh, check_unchanged
 from grpo.stages.rejection.candidates import FOLDER as CANDIDATES
 
 RESULTS = ("metrics.jsonl", "samples.jsonl", "results.json", "config.json")  # a folder with one of them is used
@@ -69,22 +70,29 @@ def claimed(recipe: StageRecipe) -> Iterator[Claim]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock in the main process.
+def locked(recipe: StageRecipe) -> Iterator[None]:
+    """Hold the lock of the recipe's folder in the main process.
 
     Raises:
         RecipeError: another process holds it.
     """
     held: int | None = None
-    if os.environ.get("RANK", "0") == "0" and (held := _lock(folder)) is None:
+    folder = recipe.output_dir
+    if os.environ.get("RANK", "0") == "0" and (held := _lock(recipe, folder)) is None:
         raise RecipeError(
-            f"{folder} is in use by process {owner(folder).get('pid')}. Wait for it, or choose another folder."
+            f"{folder_key(recipe)}={folder} is in use by process {owner(folder).get('pid')}. Wait for it, or choose "
+            "another folder."
         )
     try:
         yield
     finally:
         if held is not None:
             os.close(held)
+
+
+def folder_key(recipe: StageRecipe) -> str:
+    """The recipe's key for the folder it writes to."""
+    return "trainer.output_dir" if hasattr(recipe, "trainer") else "output"
 
 
 def run_id(folder: Path) -> str:
@@ -97,18 +105,18 @@ def _choose(recipe: StageRecipe) -> tuple[int, Claim]:
     checkpoint = checkpoints.find_checkpoint(wanted, resume)
     mine = resume is True or (checkpoint is not None and checkpoints.read_mark(checkpoint).run == run_id(wanted))
     if not mine:
-        held, folder = _next_free(wanted)
+        held, folder = _next_free(recipe)
         if folder != wanted:
-            resumable = bool(checkpoints.list_checkpoints(wanted)) and isinstance(recipe, OnPolicyRecipe)
-            hint = " To continue that run instead: trainer.resume_from_checkpoint=true." if resumable else ""
+            key = STAGES[recipe.stage].resume
+            resumable = key and checkpoints.list_checkpoints(wanted)
+            hint = f" To continue that run instead: {key}=true." if resumable else ""
             print(f"{wanted} belongs to {_describe(wanted)}, so this run writes to {folder}.{hint}", flush=True)
     else:
-        held, folder = _lock(wanted), wanted
+        held, folder = _lock(recipe, wanted), wanted
         if held is None:
             raise RecipeError(
-                f"trainer.output_dir={wanted} is in use by process {owner(wanted).get('pid')}, and only one process "
-                "may write to a run's folder. Wait for it or stop it before resuming, or start a new run without "
-                "trainer.resume_from_checkpoint."
+                f"{folder_key(recipe)}={wanted} is in use by process {owner(wanted).get('pid')}, and only one process "
+                f"may write to a run's folder. Wait for it or stop it before resuming, or {afresh(recipe)}."
             )
     try:
         if checkpoint is not None and isinstance(recipe, OnPolicyRecipe):
@@ -187,24 +195,25 @@ def is_used(folder: Path) -> bool:
     return results or recipe or sampled or bool(checkpoints.list_checkpoints(folder))
 
 
-def _next_free(wanted: Path) -> tuple[int, Path]:
+def _next_free(recipe: StageRecipe) -> tuple[int, Path]:
+    wanted = recipe.output_dir
     base = wanted if wanted.name not in ("", "..") else wanted.resolve()
     for number in count(1):
         folder = wanted if number == 1 else base.with_name(f"{base.name}-{number}")
-        if not is_used(folder) and (held := _lock(folder, new=True)) is not None:
+        if not is_used(folder) and (held := _lock(recipe, folder, new=True)) is not None:
             if not is_used(folder):  # asked again under the lock
                 return held, folder
             os.close(held)
     raise AssertionError
 
 
-def _lock(folder: Path, *, new: bool = False) -> int | None:
-    """`lock`, for a folder that a recipe names."""
+def _lock(recipe: StageRecipe, folder: Path, *, new: bool = False) -> int | None:
+    """`lock`, for a folder that the recipe names."""
     try:
         return lock(folder, new=new)
     except OSError as error:
         raise RecipeError(
-            f"trainer.output_dir={folder} cannot be written to ({error.strerror}). Choose another folder."
+            f"{folder_key(recipe)}={folder} cannot be written to ({error.strerror}). Choose another folder."
         ) from None
 
 

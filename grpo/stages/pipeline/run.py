@@ -32,7 +32,7 @@ def run_pipeline(recipe: PipelineRecipe) -> Path:
         SystemExit: a stage failed or a signal stopped it; it has printed why.
     """
     nodes = build_graph(recipe)
-    with locked(recipe.output_dir):
+    with locked(recipe):
         return _run(recipe, nodes, selected(nodes, recipe.first, recipe.last))
 
 

@@ -16,10 +16,11 @@ import yaml
 import grpo
 from grpo.learner.checkpoint import STATE, read_mark
 from grpo.learner.policy import Policy
-from grpo.recipe.load import RecipeError
-from grpo.report.lock import LOCK_FILE
+from grpo.recipe.load import RecipeError, load_recipe
+from grpo.report.lock import LOCK_FILE, lock
 from grpo.report.records import deterministic
 from grpo.stages import run_folder
+from grpo.stages.run import run
 from grpo.stages.run_folder import is_used
 
 
@@ -91,9 +92,9 @@ def test_what_makes_a_folder_used(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from grpo.stages import run_folder
-lock = run_folder._lock(Path(sys.argv[1]))
-print(lock is not None, flush=True)
+from grpo.report.lock import lock
+held = lock(Path(sys.argv[1]))
+print(held is not None, flush=True)
 time.sleep(600)
 """
 
@@ -119,6 +120,43 @@ def test_a_folder_in_use_is_left_alone_until_its_process_ends(
         holder.wait()
     assert json.loads((tmp_path / "run" / LOCK_FILE).read_text())["pid"] == holder.pid
     assert resume(base, 2) == tmp_path / "run" / "checkpoint-2"
+
+
+COUNTDOWN: dict[str, Any] = {"data": {"task": "countdown"}, "rewards": [{"function": "countdown"}]}
+STAGES: dict[str, dict[str, Any]] = {
+    "grpo": {**COUNTDOWN, "trainer": {"resume_from_checkpoint": True}},
+    "rejection": COUNTDOWN,
+    "pipeline": {"base": "v3", "stages": {"one": {"from": "base", **COUNTDOWN}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "remedy"),
+    [
+        ("grpo", "trainer.output_dir", "or start a new run without trainer.resume_from_checkpoint."),
+        ("rejection", "output", "or start a new run with resume=false."),
+        ("pipeline", "output", "Wait for it, or choose another folder."),
+    ],
+)
+def test_errors_about_the_folder_name_keys_that_the_stage_has(
+    stage: str, key: str, remedy: str, tmp_path: Path
+) -> None:
+    def refusal(folder: Path) -> str:
+        model = {} if stage == "pipeline" else {"model": {"model_name_or_path": "v3"}}
+        recipe = load_recipe(None, [f"{key}={folder}"], sections={"stage": stage, **model, **STAGES[stage]})
+        with pytest.raises(RecipeError) as refused:
+            run(recipe)
+        return str(refused.value)
+
+    held = lock(tmp_path / "run")
+    assert held is not None
+    said = refusal(tmp_path / "run")
+    os.close(held)
+    assert said.startswith(f"{key}={tmp_path}/run is in use by process {os.getpid()}") and said.endswith(remedy)
+    (tmp_path / "file").touch()
+    assert refusal(tmp_path / "file" / "run") == (
+        f"{key}={tmp_path}/file/run cannot be written to (Not a directory). Choose another folder."
+    )
 
 
 def test_resuming_at_or_beyond_the_last_step_returns_the_checkpoint(
