@@ -1,6 +1,7 @@
 """Before the first step: the engine, given the trainer's weights, computes the trainer's log-probs."""
 
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 
@@ -49,20 +50,21 @@ def verify_engine(
             "algorithm.routing_replay='R3': the engine returned no experts with its completions, so nothing can be "
             "replayed. Set algorithm.routing_replay=none, or R2."
         )
-    after = _difference(policy, samples)
+    after, widest = _difference(policy, samples), inf
     if before is not None and before <= bound:
-        bound = min(bound, max(GROWTH * before, NEGLIGIBLE))
-    if after <= bound:
+        widest = max(GROWTH * before, NEGLIGIBLE)
+    if after <= min(bound, widest):
         return
     where = "after it received the trainer's weights"
     if before is not None and before <= bound:
         where += ", and agreed before: they arrive wrong"
     elif before is not None:
         where = "already with the weights it loaded itself: it computes the model differently"
+    lower = "; if the engine is meant to compute in lower precision, raise algorithm.max_logp_difference"
     raise ValueError(
         f"{policy.model.config.name_or_path} ({policy.model.config.model_type}): the engine's log-probs differ from "
-        f"the trainer's by {after:.2g} on average, above {bound:.2g}, {where}. Set rollout.engine=hf; if the engine is "
-        "meant to compute in lower precision, raise algorithm.max_logp_difference."
+        f"the trainer's by {after:.2g} on average, above {min(bound, widest):.2g}, {where}. Set "
+        f"rollout.engine=hf{lower if bound < widest else ''}."
     )
 
 

@@ -63,7 +63,7 @@ def test_experts_that_arrive_wrong_are_refused(family: str, request: pytest.Fixt
         )
 
     verify(engine)
-    with pytest.raises(ValueError, match="after it received the trainer's weights, and agreed before: they arrive wro"):
+    with pytest.raises(ValueError, match=r"and agreed before: they arrive wrong\. Set rollout\.engine=hf\.$"):
         verify(WithExpertsExchanged(engine))
     with pytest.raises(ValueError, match=r"above 0.001, after it received the trainer's weights\. Set"):
         verify(WithExpertsExchanged(engine), has_weights=False)
@@ -78,8 +78,12 @@ def test_a_wide_bound_does_not_hide_experts_that_arrive_wrong(tiny_v3: Path) -> 
     )
     sampling = Sampling(num_generations=2, max_completion_length=16)
     options: Any = {"step": 0, "sampling": sampling, "bound": 10.0, "has_weights": True}
-    with pytest.raises(ValueError, match=r"above 0\.001, after it received the trainer's weights, and agreed before"):
+    agreed = r"above 0\.001, after it received the trainer's weights, and agreed before: they arrive wrong\. Set "
+    with pytest.raises(ValueError, match=rf"{agreed}rollout\.engine=hf\.$"):  # no wider bound would help
         verify_engine(policy, engine, WithExpertsExchanged(engine), problems, **options)
+    own = options | {"bound": 1e-4, "has_weights": False}
+    with pytest.raises(ValueError, match=r"above 0\.0001, .* raise algorithm\.max_logp_difference\.$"):
+        verify_engine(policy, engine, WithExpertsExchanged(engine), problems, **own)
     verify_engine(policy, engine, engine, problems, **options | {"has_weights": False})
     with pytest.raises(ValueError, match="the engine returned no experts with its completions"):
         verify_engine(policy, engine, engine, problems, **options, records_routes=True)
