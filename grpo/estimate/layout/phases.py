@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from grpo.estimate.layout.gpus import Gpu
 from grpo.estimate.layout.layout import Layout, kv_per_token
 from grpo.estimate.layout.lengths import Lengths
+from grpo.estimate.memory import caches_latents
 from grpo.estimate.shape import BYTES, ModelShape, forward_flops, mtp_flops
 from grpo.estimate.stage import learning_forwards
 from grpo.recipe.config import OnPolicyRecipe
@@ -70,6 +71,7 @@ def generate(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     weights = iterations * _weights_read(shape, batch) * BYTES[recipe.model.dtype]
     cache = tokens * (lengths.prompt + lengths.completion / 2) * kv_per_token(recipe, shape, gpu, layout.engine_gpus)
     flops = forward_flops(shape, ((1, round(lengths.prompt + lengths.completion)),)) * samples
+    flops -= forward_flops(shape, ((1, _cached(recipe, layout, lengths)),)) * (samples - samples / _group(recipe))
     read = gpu.bandwidth * gpu.decode * layout.engine_gpus
     times = {
         "memory bandwidth": (weights + cache) / read,
@@ -154,8 +156,23 @@ def _steps(recipe: OnPolicyRecipe) -> int:
     return recipe.policy_gradient.steps_per_generation
 
 
+def _group(recipe: OnPolicyRecipe) -> int:
+    return recipe.rollout.num_generations
+
+
 def _samples_per_rollout(recipe: OnPolicyRecipe) -> int:
-    return recipe.problems_per_rollout * recipe.rollout.num_generations
+    return recipe.problems_per_rollout * _group(recipe)
+
+
+def _cached(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> int:
+    """Tokens of a prompt that vLLM computes once for its group: full blocks, without that of the last token."""
+    options, on_cpu = recipe.rollout.vllm_options, layout.gpu.device == "cpu"
+    records_on_cpu = on_cpu and recipe.policy_gradient.routing_replay == "R3"  # which needs every token's forward
+    if recipe.rollout.engine == "hf" or not options.get("enable_prefix_caching", not records_on_cpu):
+        return 0
+    is_wide = on_cpu and not caches_latents("vllm", layout.shape.config, "cpu")
+    block = options.get("block_size", 128 if is_wide else 16)  # vLLM's own
+    return int(lengths.prompt - 1) // block * block
 
 
 def _trained_flops(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths, *, mtp: bool = False) -> float:

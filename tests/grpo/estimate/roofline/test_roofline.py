@@ -80,6 +80,32 @@ def test_floors_are_flops_and_bytes_at_the_peaks(run: Path) -> None:
     assert by_name["generate"].bound == "FLOP/s"
 
 
+@pytest.mark.parametrize(
+    ("device", "options", "cached"),
+    [
+        ("cuda", "", 32),  # two blocks of 16 tokens; the third has the last token
+        ("cuda", "vllm_options: {enable_prefix_caching: false}", 0),
+        ("cuda", "vllm_options: {block_size: 32}", 32),
+        ("cuda", "engine: hf", 0),
+        ("cpu", "", 0),  # blocks of 128
+    ],
+)
+def test_a_prompt_in_the_engine_s_cache_is_computed_once_for_its_group(
+    run: Path, device: str, options: str, cached: int
+) -> None:
+    recipe = (run / "recipe.yaml").read_text()
+    if options:
+        (run / "recipe.yaml").write_text(recipe.replace("rollout: {", f"rollout: {{{options}, "))
+    rows = [{"step": step, **ROW, "num_tokens": step * 16 * 88.0} for step in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_run(run)
+    assert found.lengths.prompt == 40
+    layout = lay_out(found.recipe, Models(), peak(device, "p", flops=1e9, bandwidth=1e12, memory=2**34), 1)
+    computed = forward_flops(layout.shape, ((16, 88),)) - forward_flops(layout.shape, ((14, cached),))
+    [generate] = [part for part in parts(found, layout) if part.name == "generate"]
+    assert generate.floor == pytest.approx(computed / 1e9)
+
+
 def test_the_verdict_says_when_neither_peak_binds() -> None:
     rest = Part("update", 1.0, 0.9, "FLOP/s")
     assert "bound by memory bandwidth" in verdict([Part("generate", 9.0, 6.0, "memory bandwidth"), rest])
