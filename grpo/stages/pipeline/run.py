@@ -64,7 +64,8 @@ def _run(recipe: PipelineRecipe, nodes: list[Node], wanted: set[str]) -> Path:
             entry, before = entries[node.name], found[node.name]
             results[node.name] = _run_stage(recipe, node, results, entry, before, ledger if is_main else None, index)
         if is_main:
-            print(f"== {node.name}: {told}\n" if told else "", end="", flush=True)
+            if told:
+                print(f"== {node.name}: {told}", flush=True)
             write_page(recipe.output_dir, nodes, results)
     return recipe.output_dir
 

@@ -88,7 +88,7 @@ def _write_chunk(
     """Sample and compare one chunk, every process its share; the main process writes it."""
     settings, rollout = recipe.pairs, recipe.rollout
     size = min(settings.chunk_size, settings.num_problems - index * settings.chunk_size)
-    skipped = problems.num_dropped
+    before = problems.num_dropped
     prompts = problems.take(size)
     sampling = Sampling(
         num_generations=rollout.num_generations,
@@ -104,7 +104,7 @@ def _write_chunk(
     pairs, counts = compared(groups, judge, settings, concurrency, recipe.seed)
     place = {prompt.problem.id: i for i, prompt in enumerate(prompts)}
     pairs = sorted(_gathered(pairs, accelerator), key=lambda pair: place[pair["problem_id"]])
-    counts = sum(_gathered([counts], accelerator), Counter(skipped_rows=problems.num_dropped - skipped))
+    counts = sum(_gathered([counts], accelerator), Counter(skipped_rows=problems.num_dropped - before))
     if accelerator.is_main_process:
         head = {"stream": problems.state_dict(), "weights": weights, "counts": counts}
         path = output / CHUNKS / f"{index:06}.jsonl"
