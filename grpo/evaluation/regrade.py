@@ -60,6 +60,7 @@ def regrade(
         ValueError: the folder is not a finished evaluation or in use, or `output` has files that would be overwritten.
     """
     if output is None or output == folder:
+        Results.read(folder)  # nothing, not even a lock, is put into a folder that is no evaluation
         with held(folder):
             return _regrade(folder, folder, reward, options)
     check_output(output)

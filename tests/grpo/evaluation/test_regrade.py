@@ -71,6 +71,9 @@ def test_regrading_in_place_keeps_the_samples_whatever_happens(tmp_path: Path, m
     with pytest.raises(ValueError, match=rf"run is in use by process {os.getpid()}. Wait for it to end."):
         regrade(folder)
     os.close(file)
+    with pytest.raises(ValueError, match=r"has no results\.json"):
+        regrade(tmp_path)
+    assert not (tmp_path / "run.lock").exists()
 
     def full(path: Path, rows: list) -> None:
         raise OSError(28, "No space left on device")
