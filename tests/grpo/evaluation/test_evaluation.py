@@ -146,7 +146,7 @@ def test_a_launched_evaluation_that_is_refused_shows_its_sentence_alone(tiny_lla
     assert "Traceback" not in done.stderr
 
 
-def test_right_sample_without_extracted_answer_is_not_counted_as_no_answer(tmp_path: Path) -> None:
+def test_a_task_with_one_s_own_reward_has_shares_of_right_samples_but_none_without_answer(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"prompt": "a", "tags": ["x", "y"]}\n{"prompt": "b", "tags": ["x"]}\n')
     (tmp_path / "mine.py").write_text(
         "def says_a(prompts, completions, **kw):\n    return [float('a' in c) for c in completions]\n"
@@ -161,7 +161,8 @@ def test_right_sample_without_extracted_answer_is_not_counted_as_no_answer(tmp_p
     task = grpo.evaluate(model="reference", tasks=["t"], define_tasks={"t": entry}, engine=engine, output=output).tasks[
         "t"
     ]
-    assert (task["metrics"]["pass@1"], task["metrics"]["no_answer_ratio"]) == (0.5, 0.5)
+    assert task["metrics"]["pass@1"] == 0.5 and "no_answer_ratio" not in task["metrics"]
+    assert not any("no_answer_ratio" in metrics for metrics in task["groups"]["tags"].values())
     assert {value: m["pass@1"] for value, m in task["groups"]["tags"].items()} == {"['x', 'y']": 1.0, "['x']": 0.0}
 
 

@@ -143,7 +143,7 @@ def test_user_defined_tasks_are_validated(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"rewards: unknown key. Did you mean 'reward'\?"):
         find_task(str(tmp_path / "mine.yaml"), {})
     (tmp_path / "mine.yaml").write_text("task: countdown\nwhere: {target: [1, 9]}\n")
-    with pytest.raises(RecipeError, match=r"task='countdown' does not read where=\{'target': \[1, 9\]\}. Remove it"):
+    with pytest.raises(RecipeError, match=r"task='countdown' does not read where=\{'target': \[1.0, 9.0\]\}. Remove"):
         find_task(str(tmp_path / "mine.yaml"), {})
     with pytest.raises(ValueError, match=r"unknown task 'humanevl'. Did you mean 'humaneval'\?"):
         find_task("humanevl", {})
