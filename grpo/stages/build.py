@@ -113,21 +113,7 @@ def _build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]
     parts.preflight([stream.source for stream in problems.streams.values()], held_out, rewards, accelerator)
 
     model = _model(recipe, checkpoint, accelerator, mesh)
-    check_model(
-        model,
-        tokenizer_size=len(tokenizer),
-        max_model_len=recipe.max_model_len,
-        balance_bias_update_speed=recipe.model.balance_bias_update_speed,
-        sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
-        disable_dropout=recipe.model.disable_dropout,
-    )
-    check_saving(
-        model,
-        tokenizer,
-        recipe.output_dir,
-        copies=4 if recipe.policy_gradient.ref_model_sync_steps else 3,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
+    _check_model(recipe, model, tokenizer)
     policy = _policy(recipe, model, tokenizer, accelerator, mesh)
     reference = _reference(recipe, policy, checkpoint, mesh) if recipe.policy_gradient.beta > 0 else None
     totals, entropy_bonus = Totals(), EntropyBonus(recipe.policy_gradient)
@@ -258,6 +244,25 @@ def _model(
     if accelerator.is_main_process:
         print(describe_adapters(model), file=sys.stderr)
     return model
+
+
+def _check_model(recipe: OnPolicyRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise unless the model can be trained as the recipe says, and saved."""
+    check_model(
+        model,
+        tokenizer_size=len(tokenizer),
+        max_model_len=recipe.max_model_len,
+        balance_bias_update_speed=recipe.model.balance_bias_update_speed,
+        sequence_balance_coefficient=recipe.model.sequence_balance_coefficient,
+        disable_dropout=recipe.model.disable_dropout,
+    )
+    check_saving(
+        model,
+        tokenizer,
+        recipe.output_dir,
+        copies=4 if recipe.policy_gradient.ref_model_sync_steps else 3,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
 
 
 def _policy(
