@@ -45,7 +45,10 @@ def report_shared(shared: int, total: int, accelerator: Accelerator) -> None:
     Raises:
         ValueError: all are.
     """
-    remedy = "Divide the rows, such as dataset_split=train[:-500] to train on and train[-500:] to evaluate on."
+    remedy = (
+        "Divide the rows, such as dataset_split=train[:-500] to train on and train[-500:] to evaluate on; give a "
+        "generated task options with more different problems."
+    )
     if shared and shared == total:
         raise ValueError(
             f"evaluation: all {total} held-out problems are training problems as well (the same prompts), so what is "
