@@ -125,12 +125,8 @@ def test_a_program_is_the_answer_to_the_code_reward(monkeypatch: pytest.MonkeyPa
     tests = {"type": "stdin", "cases": [{"input": "1\n", "output": "2\n"}]}
     prompts = [Prompt(problem=Problem(id="p/0", prompt="add 1", columns={"tests": tests}), token_ids=[1])]
     found = recite(of("code", prompts=prompts))
-    assert [row["answer"] for row in found.rows] == [
-        "print(int(input()) + 1)",
-        "print(input())",
-        "print(input())",
-        None,
-    ]
+    echo = "print(input())\n"
+    assert [row["answer"] for row in found.rows] == ["print(int(input()) + 1)\n", echo, echo, None]
     assert [row["reason"] for row in found.rows] == ["", "code is 0", "code is 0", "no answer"]
     assert (found.metrics["eval/pass@1"], found.metrics["eval/no_answer_ratio"]) == (0.25, 0.25)
     assert not [key for key in found.metrics if "cons@" in key]
