@@ -1,6 +1,6 @@
 """Whole GRPO steps, TRL with colocated vLLM and ours: seconds per step and peak memory, on the same dense model.
 
-    python benchmarks/trl/step_vs_trl.py [--steps 6] [--max-tokens 8192]
+    python benchmarks/trl/step_vs_trl.py [--steps 6] [--max-tokens 2048]
 
 A step is everything: 16 problems x 8 completions of at most 128 tokens through vLLM, a reward, advantages, one
 optimizer step, new weights in the engine. Both train the dense Llama of update_vs_trl.py (5.1M parameters, float32,
@@ -137,7 +137,7 @@ def run_ours(folder: Path, steps: int, max_tokens: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--max-tokens", type=int, default=8192, help="our token budget per micro-batch")
+    parser.add_argument("--max-tokens", type=int, default=2048, help="our token budget per micro-batch")
     parser.add_argument("--side", choices=["trl", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
