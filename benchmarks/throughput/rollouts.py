@@ -1,7 +1,7 @@
 """A rollout against vLLM's `LLM.generate`: same requests, same engine, alternating in one process.
 
-    python benchmarks/throughput/rollout.py [--problems 64] [--samples 8] [--rounds 10]
-    python benchmarks/throughput/rollout.py --model DIR --template "{prompt}" --problems 4 --max-tokens 64 --rounds 5
+    python benchmarks/throughput/rollouts.py [--problems 64] [--samples 8] [--rounds 10]
+    python benchmarks/throughput/rollouts.py --model DIR --template "{prompt}" --problems 4 --max-tokens 64 --rounds 5
 
 A rollout is groups of samples with log-probs and texts; graded, each goes to worker processes as soon as it is
 finished, which is what a step of GRPO times as `generate` and `reward`. `LLM.generate` gets the same sampling
