@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    DeepseekV4Config,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -84,6 +85,32 @@ def tiny_v3_config() -> DeepseekV3Config:
         # transformers ignores these two; vLLM routes by them, and the official checkpoint has them
         topk_method="noaux_tc",
         scoring_func="sigmoid",
+    )
+
+
+def tiny_v4_config() -> DeepseekV4Config:
+    """Two layers with 4 experts, of which the first attends to windows of 4 positions, compressed."""
+    return DeepseekV4Config(
+        vocab_size=263,
+        hidden_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        compress_ratios=[4, 0],
+        num_attention_heads=2,
+        head_dim=16,
+        qk_rope_head_dim=8,
+        q_lora_rank=16,
+        o_groups=2,
+        o_lora_rank=8,
+        index_head_dim=16,
+        index_n_heads=2,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        num_hash_layers=0,
+        hc_mult=2,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM, DeepseekV4Config, PreTrainedModel
+from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM, PreTrainedModel
 
 from grpo.evaluation.engines import merge
 from grpo.model.adapters import (
@@ -28,6 +28,7 @@ from grpo.recipe.config import ModelConfig
 from grpo.recipe.loop.lora import LoRAConfig
 from rollout.engines.hf import HFEngine
 from rollout.types import Problem, Prompt, Sampling
+from tests.conftest import tiny_v4_config
 
 if TYPE_CHECKING:
     from rollout.engines.vllm import VLLMEngine
@@ -138,26 +139,7 @@ def test_merging_keeps_what_the_base_has_in_float32(tiny_v3: Path, tmp_path: Pat
 
 def test_a_merged_folder_has_the_published_names_and_keys(tmp_path: Path) -> None:
     """DeepSeek-V4's are not those that transformers computes with, and vLLM reads the published ones."""
-    config = DeepseekV4Config(
-        vocab_size=263,
-        hidden_size=32,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        compress_ratios=[4, 0],
-        num_attention_heads=2,
-        head_dim=16,
-        qk_rope_head_dim=8,
-        q_lora_rank=16,
-        o_groups=2,
-        o_lora_rank=8,
-        index_head_dim=16,
-        index_n_heads=2,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        num_hash_layers=0,
-        hc_mult=2,
-    )
-    save_model(AutoModelForCausalLM.from_config(config), tmp_path / "base", is_writer=True)
+    save_model(AutoModelForCausalLM.from_config(tiny_v4_config()), tmp_path / "base", is_writer=True)
     model = adapted(tmp_path / "base", LoRAConfig(r=2, target_modules=["q_b_proj"]))
     save_adapters(model, tmp_path / "adapter", is_writer=True)
     merge_adapter(tmp_path / "adapter", tmp_path / "whole")

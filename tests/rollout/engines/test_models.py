@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV4Config, PhiConfig, PreTrainedConfig, SmolLM3Config
+from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedConfig, SmolLM3Config
 
 from grpo.model.weights import checkpoint_weights
 from rollout.engines.base import check_context, end_token_ids, load_tokenizer
 from rollout.engines.hf import HFEngine
 from rollout.types import Group, Sampling
-from tests.conftest import save_tiny, tiny_llama_config
+from tests.conftest import save_tiny, tiny_llama_config, tiny_v4_config
 from tests.rollout.engines.agreement import (
     assert_agrees,
     engine_logprobs,
@@ -84,29 +84,7 @@ def test_hf_engine_pads_for_a_tokenizer_without_pad(tiny_llama: Path, tmp_path: 
 
 def test_hf_engine_does_not_pad_what_compresses_windows_of_positions(tmp_path: Path):
     """DeepSeek-V4: four positions padded on the left would be a window of their own."""
-    config = DeepseekV4Config(
-        vocab_size=263,
-        hidden_size=32,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        compress_ratios=[4, 0],
-        num_attention_heads=2,
-        head_dim=16,
-        qk_rope_head_dim=8,
-        q_lora_rank=16,
-        o_groups=2,
-        o_lora_rank=8,
-        index_head_dim=16,
-        index_n_heads=2,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        num_hash_layers=0,
-        hc_mult=2,
-        bos_token_id=256,
-        eos_token_id=257,
-        pad_token_id=258,
-    )
-    model = load(save_tiny(AutoModelForCausalLM.from_config(config), tmp_path))
+    model = load(save_tiny(AutoModelForCausalLM.from_config(tiny_v4_config()), tmp_path))
     engine, prompts = start_hf(tmp_path), make_prompts(4)
     assert len({len(prompt.token_ids) for prompt in prompts}) == 4
     before = list(engine.generate(prompts, SAMPLING))
