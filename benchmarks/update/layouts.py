@@ -15,6 +15,7 @@ from statistics import median
 import numpy as np
 from accelerate import Accelerator
 
+from grpo.launch.processes import keep_freed_memory
 from grpo.learner.batch import Sample
 from grpo.learner.objective import loss_function
 from grpo.learner.policy import Policy
@@ -55,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
+    keep_freed_memory()  # as grpo/stages/run.py does
     accelerator = Accelerator()
     for name, shape in SHAPES.items():
         batch = samples(*shape)

@@ -133,17 +133,18 @@ def _check_head(model: PreTrainedModel, *, as_trained: bool) -> set[int]:
             ours, _ = CompletionLogProbs(model, 1.0)(*arguments)
         model.eval()
         with torch.no_grad():
-            again, _ = CompletionLogProbs(model, 1.0)(*arguments)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-        theirs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    if not float((ours.detach() - again).abs().max()) <= HEAD_TOLERANCE:
+            theirs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+            difference = float((ours.detach() - theirs).abs().max())
+            agrees = difference <= HEAD_TOLERANCE
+            again = theirs if agrees else CompletionLogProbs(model, 1.0)(*arguments)[0]  # is it the mode?
+    if not agrees and float((again - theirs).abs().max()) <= HEAD_TOLERANCE:
         raise ValueError(
             f"{model.config.name_or_path} ({model.config.model_type}): its forward is random in training mode, as with "
             "router_jitter_noise or a dropout that it reads from its config.json, so equal weights would give other "
             "log-probs. Set these rates to 0 there, or choose another model."
         )
-    difference = float((again - theirs).abs().max())
-    if not difference <= HEAD_TOLERANCE:
+    if not agrees:
         raise ValueError(
             f"{model.config.name_or_path} ({model.config.model_type}): log-probs from its hidden states and its head "
             f"differ by {difference:.2g} from those of its own forward: its logits are not a linear head's (as with "

@@ -93,10 +93,12 @@ def uncounted() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
     started = time.process_time()
     resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
-    yield
-    if soft != hard:
-        soft += math.ceil(time.process_time() - started)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+    try:
+        yield
+    finally:
+        if soft != hard:
+            soft += math.ceil(time.process_time() - started)
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 def _reply(function: Callable[[Any], Any], item: Any) -> Reply:

@@ -71,7 +71,8 @@ def generate(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
     weights = iterations * _weights_read(shape, batch) * BYTES[recipe.model.dtype]
     cache = tokens * (lengths.prompt + lengths.completion / 2) * kv_per_token(recipe, shape, gpu, layout.engine_gpus)
     flops = forward_flops(shape, ((1, round(lengths.prompt + lengths.completion)),)) * samples
-    flops -= forward_flops(shape, ((1, _cached(recipe, layout, lengths)),)) * (samples - samples / _group(recipe))
+    cached = forward_flops(shape, ((1, _cached(recipe, layout, lengths)),))
+    flops -= cached * (samples - samples / recipe.rollout.num_generations)
     read = gpu.bandwidth * gpu.decode * layout.engine_gpus
     times = {
         "memory bandwidth": (weights + cache) / read,
@@ -156,12 +157,8 @@ def _steps(recipe: OnPolicyRecipe) -> int:
     return recipe.policy_gradient.steps_per_generation
 
 
-def _group(recipe: OnPolicyRecipe) -> int:
-    return recipe.rollout.num_generations
-
-
 def _samples_per_rollout(recipe: OnPolicyRecipe) -> int:
-    return recipe.problems_per_rollout * _group(recipe)
+    return recipe.problems_per_rollout * recipe.rollout.num_generations
 
 
 def _cached(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> int:

@@ -35,7 +35,7 @@ def check(model_path: str, *, servers: ServerSettings, revision: str | None, tru
     """Refuse servers that could not be started or reached, before anything is.
 
     Raises:
-        ValueError: another machine, too few GPUs, a model that vLLM cannot serve, or a key that is not set.
+        ValueError: several machines, too few GPUs, a model that vLLM cannot serve, or a key that is not set.
     """
     servers.authorization()
     if servers.start:

@@ -1,7 +1,7 @@
 """sympy, where it decides what our own rules cannot: inequalities in one letter and systems of linear equations.
 
 Only expressions we have read are handed over, built object by object; sympy never reads text. It is imported when first
-needed, which takes 0.4 s and more, so that a worker that only sees numbers and intervals never does.
+needed, which takes about a second, so that a worker that only sees numbers and intervals never does.
 
 Not solved: inequalities that are not rational in their letter (apart from absolute values), nonlinear systems.
 """
