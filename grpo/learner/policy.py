@@ -156,6 +156,9 @@ class Policy:
     def _replaying(self, batch: MicroBatch) -> AbstractContextManager[Replayed]:
         return nullcontext(Replayed()) if self.replay is None else self.replay(batch.routes)
 
+    def _watched(self) -> AbstractContextManager[Routes | None]:
+        return record_routes(self.model) if self.is_moe else nullcontext()
+
     def update(self, samples: Sequence[Sample], loss_function: LossFunction) -> dict[str, Metric]:
         """One optimizer step on the samples of one mini-batch. The loss is a sum over all processes' tokens."""
         self.optimizer.zero_grad()
@@ -222,10 +225,13 @@ class Policy:
         devices = [] if device.type == "cpu" else [device]
         try:
             moments(self.model, self.optimizer)
-            with torch.random.fork_rng(devices, device_type=device.type), self._reduction(is_last=True):
+            generators = torch.random.fork_rng(devices, device_type=device.type)
+            with generators, self._reduction(is_last=True), self._watched() as routes:
                 batch = replace(self.batching, shared=False).collate([sample] * rows, device)
                 found: tuple[Any, ...] = forward(self.scorer, batch)  # drafts last, if they are trained
                 total = found[0].sum() + found[1].sum() + sum(drafts.loss() for drafts in found[2:])
+                if routes is not None and self.sequence_balance_coefficient:
+                    total = total + self._balance_loss(routes, batch)
                 self.accelerator.backward(0.0 * total)
         except torch.OutOfMemoryError as error:
             raise ValueError(
@@ -306,8 +312,7 @@ class Policy:
         num_samples: of the mini-batch, in all processes, if balanced; num_drafts: likewise, if they are trained.
         """
         # Open until after the backward: gradient checkpointing runs the layers again and must find the same hooks.
-        watched = record_routes(self.model) if self.is_moe else nullcontext()
-        with self._replaying(batch) as replayed, watched as routes:
+        with self._replaying(batch) as replayed, self._watched() as routes:
             logprobs, entropy, *others = forward(self.scorer, batch)
             drafts: Any = others.pop() if self.mtp else None
             output = loss_function(logprobs, entropy, batch, *others)

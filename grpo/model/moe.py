@@ -114,7 +114,8 @@ def record_routes(model: nn.Module) -> Iterator[Routes]:
 
     Hooks sit on the arguments of `experts`, since what the router itself returns changed between transformers 5.17 and
     5.19.
-    A layer run again by gradient checkpointing writes the same routes into the same place.
+    A layer that gradient checkpointing runs again in backward takes the same routes. Nothing of it is kept: the logits'
+    graph would hold all that the layer computes again until the last backward of the block.
     """
     routes, handles = Routes(), []
     for layer, block in enumerate(moe_layers(model).values()):
@@ -122,10 +123,14 @@ def record_routes(model: nn.Module) -> Iterator[Routes]:
             kept.append(torch.empty(0))
 
         def keep_logits(_module: nn.Module, _args: Any, output: Any, layer: int = layer) -> None:
+            if _in_backward():
+                return
             logits = output[0] if isinstance(output, tuple) else output
             routes.logits[layer] = logits.flatten(0, -2).float()
 
         def keep_indices(_module: nn.Module, args: Any, kwargs: dict[str, Any], layer: int = layer) -> None:
+            if _in_backward():
+                return
             routes.indices[layer] = (kwargs["top_k_index"] if "top_k_index" in kwargs else args[1]).detach()
             routes.weights[layer] = (kwargs["top_k_weights"] if "top_k_weights" in kwargs else args[2]).detach()
 
@@ -136,6 +141,11 @@ def record_routes(model: nn.Module) -> Iterator[Routes]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _in_backward() -> bool:
+    """Whether autograd is running here: a forward then is gradient checkpointing's."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def router_scores(logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from grpo.algorithm.advantage import group_relative_advantages
 from grpo.algorithm.plan import Plan, Shapes
-from grpo.learner.batch import Sample, assemble, collate
+from grpo.learner.batch import MicroBatch, Sample, assemble, collate
 from grpo.learner.objective import loss_function
 from grpo.learner.policy import Policy
 from grpo.model.moe import Routes
@@ -246,6 +247,20 @@ def test_a_rehearsal_changes_nothing_that_the_run_computes(tiny_v3: Path) -> Non
     assert metrics == metrics_after
     assert torch.equal(state, state_after)
     assert all(torch.equal(weights[name], tensor) for name, tensor in weights_after.items())
+
+
+def test_a_rehearsal_keeps_the_routes_that_an_update_keeps(tiny_v3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = make_policy(tiny_v3, sequence_balance_coefficient=1.0)
+    balance_loss, counts = policy._balance_loss, []
+
+    def seen(routes: Routes, batch: MicroBatch) -> torch.Tensor:
+        counts.append(routes.counts().sum(-1).tolist())
+        return balance_loss(routes, batch)
+
+    monkeypatch.setattr(policy, "_balance_loss", seen)
+    policy.batching = replace(policy.batching, max_tokens=40)
+    policy.rehearse(8, 12)
+    assert counts == [[2 * 40, 2 * 40]]  # top-2 of 40 tokens, two MoE layers
 
 
 def test_the_rehearsal_is_of_the_largest_micro_batch_and_says_what_to_lower(tiny_v3: Path) -> None:

@@ -159,6 +159,25 @@ def test_gradient_checkpointing_records_the_same_routes(model):
     assert not plain.differ(routes).any()
 
 
+def test_nothing_of_a_layer_that_gradient_checkpointing_runs_again_is_kept(model):
+    """A router's logits with their graph would keep all that its layer computes again, layer after layer."""
+    tokens = torch.randint(0, 32, (2, 7))
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    runs: list[torch.Tensor] = []
+    gate = next(iter(moe_layers(model).values())).gate
+    gate.register_forward_hook(
+        lambda _module, _args, output: runs.append(output[0] if type(output) is tuple else output)
+    )
+    with record_routes(model) as routes:
+        loss = model(input_ids=tokens, labels=tokens).loss
+        first = [*routes.logits, *routes.indices, *routes.weights]
+        loss.backward()
+        assert len(runs) == 2
+        last = [*routes.logits, *routes.indices, *routes.weights]
+    assert all(before is after for before, after in zip(first, last, strict=True))
+
+
 def test_autocast_casts_the_experts_too():
     cast_grouped_products()
     states, weights = torch.randn(4, 16), torch.randn(2, 16, 8).requires_grad_()
