@@ -7,8 +7,10 @@ import os
 from collections.abc import Mapping
 
 from accelerate import Accelerator
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from grpo.launch.processes import PATIENCE
 from grpo.recipe.config import TrainerConfig
 from grpo.recipe.load import RecipeError
 
@@ -66,6 +68,9 @@ def process_mesh(trainer: TrainerConfig, accelerator: Accelerator) -> DeviceMesh
     copies = f", in {replicas} copies" if replicas > 1 else ""
     accelerator.print(f"models are sharded over {processes // replicas} processes{copies}", flush=True)
     device = accelerator.device.type
-    if replicas == 1:
+    if replicas == 1:  # the group of all processes
         return init_device_mesh(device, (processes,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (replicas, processes // replicas), mesh_dim_names=("replica", "shard"))
+    mesh = init_device_mesh(device, (replicas, processes // replicas), mesh_dim_names=("replica", "shard"))
+    for group in mesh.get_all_groups():  # new ones, which start with torch's limit: 10 minutes for NCCL
+        distributed_c10d._set_pg_timeout(PATIENCE, group)
+    return mesh

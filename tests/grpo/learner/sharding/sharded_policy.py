@@ -10,6 +10,7 @@ update from that checkpoint. Each process takes every n-th group, as in training
 
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import gather_object, set_seed
+from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule
 
 from grpo.algorithm.plan import Plan, Shapes
@@ -180,7 +182,14 @@ def updates(recipe: GRPORecipe, accelerator: Accelerator) -> dict[str, Any]:
         "computing": computing,
         "offloaded": any(part.offload_to_cpu for group in _units(policy.model) for part in group.fsdp_params),
         "reference": {name: whole(tensor).clone() for name, tensor in moved.items()},
+        "limits": [_limit(group) for group in policy.mesh.get_all_groups()] if policy.mesh else [],
     }
+
+
+def _limit(group: ProcessGroup) -> float:
+    """How many days processes of a group wait for each other."""
+    backend: Any = group._get_backend(torch.device("cpu"))
+    return backend.options._timeout / timedelta(days=1)
 
 
 def _units(model: Any) -> list[Any]:

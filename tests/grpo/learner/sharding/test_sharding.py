@@ -105,6 +105,7 @@ def test_hybrid_sharding_sums_over_the_copies_too(tiny_v3: Path, tmp_path: Path,
     found = launched(tiny_v3, tmp_path / "out.pt", "replicas=2", *cases, processes=4)
     for case in cases:
         assert_same(found[case], alone[case], 1e-6)
+        assert found[case]["limits"] == [30, 30]
 
 
 def test_tied_embeddings(tiny_llama: Path, two: dict[str, Any]) -> None:
