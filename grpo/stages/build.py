@@ -32,11 +32,13 @@ from grpo.model.replay import RoutingReplay
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.data import MixedSource
 from grpo.recipe.loop.mtp import SHARDED
+from grpo.recipe.stages.opd import OPDRecipe
 from grpo.report.report import Report, check_trackers
 from grpo.report.rollout_metrics import Totals
 from grpo.stages import parts
 from grpo.stages.checks.engine import verify_engine
 from grpo.stages.checks.prompts import check_prompts, report_held_out
+from grpo.stages.distillation.teachers import Teachers, check_column
 from grpo.stages.mesh import process_mesh
 from grpo.stages.problems import prompter_of, source_of, training_stream
 from grpo.stages.rollouts.tracked import TrackedStream
@@ -57,6 +59,7 @@ class Parts:
     held_out: Sequence[HeldOut]
     policy: Policy
     reference: Reference | AdapterReference | None  # None without a KL term
+    teachers: Teachers | None  # of stage opd alone
     engine: Engine
     publisher: Publisher
     sleeper: Sleeper | None  # the engine, if it sleeps during updates
@@ -116,6 +119,7 @@ def _build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]
     _check_model(recipe, model, tokenizer)
     policy = _policy(recipe, model, tokenizer, accelerator, mesh)
     reference = _reference(recipe, policy, checkpoint, mesh) if recipe.policy_gradient.beta > 0 else None
+    teachers = _teachers(recipe, policy, tokenizer)
     totals, entropy_bonus = Totals(), EntropyBonus(recipe.policy_gradient)
     accelerator.register_for_checkpointing(problems, totals, entropy_bonus)
     if recipe.model.lora and checkpoint:
@@ -149,6 +153,7 @@ def _build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]
         held_out=held_out,
         policy=policy,
         reference=reference,
+        teachers=teachers,
         engine=engine,
         publisher=engine,
         sleeper=engine if recipe.rollout.sleep_level else None,
@@ -165,6 +170,8 @@ def _problems(recipe: OnPolicyRecipe, tokenizer: PreTrainedTokenizerBase, accele
     problems = training_stream(recipe, tokenizer, **shard)
     for name, stream in problems.streams.items():
         check_prompts(f"data.mixture: {name}" if name else "data", stream.source, stream.prompter, accelerator)
+    if isinstance(recipe, OPDRecipe):
+        check_column(recipe, problems.streams.values(), accelerator)
     data = recipe.evaluation.data
     if data and recipe.evaluation.num_problems and not recipe.evaluation.tasks:
         for one in data.sources:
@@ -315,6 +322,15 @@ def _reference(
         batching=policy.batching,
         mesh=mesh,
         offload=recipe.trainer.offload_params,
+    )
+
+
+def _teachers(recipe: OnPolicyRecipe, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> Teachers | None:
+    """Loaded before the largest micro-batch is tried: a teacher may be on the device."""
+    if not isinstance(recipe, OPDRecipe):
+        return None
+    return Teachers(
+        recipe, policy.accelerator, tokenizer_size=len(tokenizer), batching=policy.batching, mesh=policy.mesh
     )
 
 

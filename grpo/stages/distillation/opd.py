@@ -21,7 +21,7 @@ from grpo.recipe.stages.opd import OPDRecipe
 from grpo.report.metrics import Mean, Metric
 from grpo.report.rollout_metrics import rollout_metrics
 from grpo.stages.build import Parts, build
-from grpo.stages.distillation.teachers import Teachers, check_column, check_tokenizers, teacher_of
+from grpo.stages.distillation.teachers import check_tokenizers, teacher_of
 from grpo.stages.grpo import Trainer
 from grpo.stages.parts import refusals
 from grpo.stages.saving import keeping_newest_on_failure
@@ -38,25 +38,17 @@ def distill(recipe: OPDRecipe, reward_functions: Sequence[Callable[..., Any]] | 
         check_tokenizers(recipe)
         parts = build(recipe, reward_functions)
     with closing(parts), keeping_newest_on_failure(parts):
-        with refusals():
-            check_column(recipe, parts.problems.streams.values(), parts.accelerator)
-            teachers = Teachers(
-                recipe,
-                parts.accelerator,
-                tokenizer_size=len(parts.tokenizer),
-                batching=parts.policy.batching,
-                mesh=parts.policy.mesh,
-            )
-        return Distiller(parts, recipe, teachers).train()
+        return Distiller(parts, recipe).train()
 
 
 class Distiller(Trainer):
     """GRPO's loop; what a completion is worth comes from its teacher."""
 
-    def __init__(self, parts: Parts, recipe: OPDRecipe, teachers: Teachers) -> None:
+    def __init__(self, parts: Parts, recipe: OPDRecipe) -> None:
         super().__init__(parts)
+        assert parts.teachers is not None
         self.distillation = recipe
-        self.teachers = teachers
+        self.teachers = parts.teachers
         self.loss = distillation_function(recipe.policy_gradient)
 
     def prepare(self, groups: list[ScoredGroup]) -> tuple[list[Sample], dict[str, Metric]]:

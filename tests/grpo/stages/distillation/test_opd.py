@@ -17,6 +17,7 @@ from grpo.recipe.errors import RefusedError
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.recipe.stages.opd import OPDRecipe
 from grpo.report.records import deterministic
+from grpo.stages import build
 from grpo.stages.distillation.teachers import Teachers, check_column, teacher_of
 from grpo.stages.problems import stream_of
 from rollout.types import Problem
@@ -63,6 +64,25 @@ def write(folder: Path, student: Path, teachers: dict[str, Path], questions: Pat
     path = folder / "recipe.yaml"
     path.write_text(RECIPE + yaml.safe_dump(recipe))
     return path
+
+
+def test_teachers_are_there_before_the_engine_takes_its_memory_and_the_largest_micro_batch_is_tried(
+    tiny_llama: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(write(tmp_path, tiny_llama, {"sums": tiny_llama, "words": tiny_llama}, questions))
+    assert isinstance(recipe, OPDRecipe)
+    loaded: list[str] = []
+
+    def teachers(recipe: OPDRecipe, *_arguments: Any, **_keywords: Any) -> None:
+        loaded.extend(recipe.teachers)
+
+    def engine(*_arguments: Any) -> None:
+        raise ValueError(f"after {loaded}")
+
+    monkeypatch.setattr(build, "Teachers", teachers)
+    monkeypatch.setattr(build, "_engine", engine)
+    with pytest.raises(ValueError, match=r"after \['sums', 'words'\]"):
+        build.build(recipe)
 
 
 @pytest.mark.parametrize("loss", ["sampled", "reverse_kl", "forward_kl"])
@@ -152,7 +172,7 @@ def test_a_problem_without_a_known_teacher_is_an_error_that_names_the_known(
         teacher_of(recipe, Problem(id="p", prompt="", columns={"target": 3}))
     with pytest.raises(RefusedError, match="asks for teacher 'words'"):
         grpo.train(tmp_path / "recipe.yaml")
-    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()  # before a model loads
 
 
 def test_a_quantized_students_teachers_are_not_quantized(
