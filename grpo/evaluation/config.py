@@ -97,7 +97,7 @@ class EvalModelConfig(Section):
 
     model_name_or_path: str
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: float32 on CPU, else the checkpoint's
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: see docs/evaluation.md
     trust_remote_code: bool = False
 
 

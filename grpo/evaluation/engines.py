@@ -159,12 +159,17 @@ def load_engine(recipe: EvalRecipe, *, max_model_len: int, device: "torch.device
 
 
 def _dtype(model: EvalModelConfig, is_cpu: bool) -> str:
-    """As configured; "auto" is float32 on CPU, for exact results, and the checkpoint's dtype on a GPU."""
+    """As configured; "auto" is float32 on CPU, for exact results, and the checkpoint's dtype on a GPU.
+
+    There a checkpoint in float32 runs in bfloat16, as with vLLM's own "auto": trained weights are float32 whatever
+    precision the run sampled in, and would take twice the memory, without flash attention.
+    """
     if model.dtype != "auto":
         return model.dtype
     if is_cpu:
         return "float32"
-    return str(_load_config(model).dtype or "bfloat16").removeprefix("torch.")
+    stored = str(_load_config(model).dtype or "bfloat16").removeprefix("torch.")
+    return "bfloat16" if stored == "float32" else stored
 
 
 def _load_config(model: EvalModelConfig) -> "PretrainedConfig":

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from grpo.evaluation.config import EvalModelConfig, EvalRecipe
-from grpo.evaluation.engines import base_of, context_length, load_engine, tokenizer_of, whole_model
+from grpo.evaluation.engines import _dtype, base_of, context_length, load_engine, tokenizer_of, whole_model
 from grpo.recipe.load import load_recipe
 from rollout.engines.base import cut_at_stop
 from rollout.engines.hf import HFEngine
@@ -77,6 +77,18 @@ def adapter(tiny_llama: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
+@pytest.mark.parametrize(
+    ("stored", "on_gpu"), [("float32", "bfloat16"), ("bfloat16", "bfloat16"), ("float16", "float16")]
+)
+def test_auto_is_float32_on_cpu_and_half_precision_on_a_gpu(tmp_path: Path, stored: str, on_gpu: str) -> None:
+    """A trained checkpoint is float32, in whatever precision the run sampled."""
+    LlamaConfig(dtype=stored).save_pretrained(tmp_path)
+    model = EvalModelConfig(model_name_or_path=str(tmp_path))
+    assert _dtype(model, is_cpu=True) == "float32"
+    assert _dtype(model, is_cpu=False) == on_gpu
+    assert _dtype(model.model_copy(update={"dtype": "float32"}), is_cpu=False) == "float32"
+
+
 def test_merged_adapter_generates_as_the_adapter_does(adapter: Path, tiny_llama: Path) -> None:
     from peft import AutoPeftModelForCausalLM
 
@@ -124,7 +136,7 @@ def test_a_checkpoint_of_adapters_is_loaded_with_its_base_s_configuration_at_its
     assert base_of(recipe.model) == (str(tiny_llama), "v1")
     assert tokenizer_of(recipe.model) == (str(adapter), "main")
     load_engine(recipe, max_model_len=64, device=torch.device("cuda"))
-    assert built == [("float32", None)]
+    assert built == [("bfloat16", None)]
 
 
 def test_context_length_is_capped_by_the_model(tiny_llama: Path) -> None:
