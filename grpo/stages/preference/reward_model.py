@@ -235,7 +235,7 @@ def _arguments(recipe: RewardModelRecipe, num_processes: int, *, evaluate: bool,
     same = ("learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
     same += ("max_grad_norm", "lr_scheduler_type", "num_train_epochs", "gradient_checkpointing", "seed")
     same += ("logging_steps", "save_total_limit")
-    return RewardConfig(
+    arguments = RewardConfig(
         output_dir=str(recipe.output_dir),
         **{name: getattr(settings, name) for name in same},
         max_steps=settings.max_steps or -1,
@@ -254,6 +254,8 @@ def _arguments(recipe: RewardModelRecipe, num_processes: int, *, evaluate: bool,
         logging_nan_inf_filter=False,  # it would show an earlier loss in place of one that is not finite
         disable_tqdm=True,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process counts all GPUs of the machine, and TRL refuses several
+    return arguments
 
 
 _SHOWN = ("learning_rate", "loss", "grad_norm", "accuracy", "margin", "eval/loss", "eval/accuracy", "eval/margin")

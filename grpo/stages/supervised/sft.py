@@ -79,7 +79,7 @@ def _arguments(recipe: SFTRecipe) -> SFTConfig:
     settings, bfloat16 = recipe.trainer, recipe.model.dtype == "bfloat16"
     on_cpu = not torch.cuda.is_available()
     same = {name: getattr(settings, name) for name in SAME_NAMES}
-    return SFTConfig(
+    arguments = SFTConfig(
         **same,
         output_dir=str(recipe.output_dir),
         lr_scheduler_type=settings.lr_scheduler_type,
@@ -98,6 +98,8 @@ def _arguments(recipe: SFTRecipe) -> SFTConfig:
         disable_tqdm=True,
         report_to=[],
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process counts all GPUs of the machine, and TRL refuses several
+    return arguments
 
 
 def _start(

@@ -55,6 +55,12 @@ def trained(tiny_v3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_reward_model(recipe(folder / "run", tiny_v3, pairs_file(folder), max_steps=12, save_steps=6))
 
 
+def test_one_process_takes_one_of_several_gpus(tiny_v3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else transformers would spread the model over all, which TRL refuses."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    run_reward_model(recipe(tmp_path / "run", tiny_v3, pairs_file(tmp_path), max_steps=1))
+
+
 def test_the_model_reads_template_answer_and_end_token() -> None:
     tokenizer = byte_tokenizer()
     shown = RewardInput(template="{prompt} :", summary_only=True, special_tokens=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from datasets import disable_progress_bars
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.sft import SFTData, SFTRecipe, SFTTrainerConfig
 from grpo.stages.supervised.mixture import batches_by_rows, batches_by_tokens, load_mixture, mix, training_batches
-from grpo.stages.supervised.sft import run_sft
+from grpo.stages.supervised.sft import _arguments, run_sft
 from rollout.data.prompts import Prompter
 from rollout.types import Problem
 
@@ -301,6 +302,16 @@ def test_what_cannot_be_right_is_refused(tiny_llama, tmp_path, rows):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="the tokenizer has no EOS token"):
         load_mixture(SFTData(sources=[{"dataset_name": rows}]), tokenizer, seed=0, base_dir=Path())
+
+
+def test_one_process_takes_one_of_several_gpus(tiny_llama, tmp_path, monkeypatch):
+    """Else transformers would spread the model over all, which TRL refuses."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    found = _arguments(recipe(tiny_llama, tmp_path, "rows.jsonl")).n_gpu
+    AcceleratorState._reset_state(reset_partial_state=True)  # later tests are on the CPU again
+    assert found == 1
 
 
 def test_settings_are_strict():
