@@ -19,7 +19,7 @@ from rollout.engines.servers.client import Server, ServerLostError
 from rollout.engines.servers.settings import ServerSettings
 
 PROBE_INTERVAL = 2.0  # seconds between two looks at each server
-MOST_FAILURES = 3  # of one group: more, and the servers are not the cause
+MOST_FAILURES = 3  # of one group, over `patience` seconds: more, and the servers are not the cause
 EQUAL_PACE = 1.5  # times the fastest: what a few more sequences of other processes cost a server
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Pool:
         Raises:
             EngineLostError: no server is left, for longer than settings.patience, or the work itself fails everywhere.
         """
-        failures = 0
+        failures, first_failure = 0, 0.0
         while True:
             server = await self._with_room(sequences, tokens)
             server.sequences += sequences
@@ -71,8 +71,10 @@ class Pool:
                 return await task
             except ServerLostError as error:
                 self.leave_out(server, str(error))
-                failures += 1
-                if failures >= max(MOST_FAILURES, len(self.servers) + 1):
+                failures, now = failures + 1, time.monotonic()
+                first_failure = first_failure or now
+                often = failures >= max(MOST_FAILURES, len(self.servers) + 1)
+                if often and now - first_failure >= self._settings.patience:  # all may be down for a moment
                     raise EngineLostError(
                         f"a group of {sequences} sequences failed {failures} times, at last because {error}. If it "
                         f"takes longer than rollout.servers.request_timeout={self._settings.request_timeout:g} s, "
