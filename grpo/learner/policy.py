@@ -23,6 +23,7 @@ from grpo.algorithm.loss import LossOutput
 from grpo.learner.batch import MicroBatch, Sample, gathered
 from grpo.learner.optim import adamw, moments
 from grpo.learner.scoring import Around, Batching, completion_logprobs, compute_dtype, equally_many, forward
+from grpo.model.adapters import adapter_weights
 from grpo.model.forward.mtp import mtp_layer
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import Routes, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
@@ -56,6 +57,7 @@ class Policy:
         mesh: the processes the model is sharded over, see grpo/stages/mesh.py; None: it is whole in each.
         offload: what is sharded over them is in host memory.
         offload_activations: what gradient checkpointing keeps is in host memory.
+        send_adapters: engines get adapters as they are, not weights with adapters merged into them.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class Policy:
         mesh: DeviceMesh | None = None,
         offload: bool = False,
         offload_activations: bool = False,
+        send_adapters: bool = False,
     ) -> None:
         self.accelerator = accelerator
+        self.send_adapters = send_adapters
         self.model = model
         self.batching = batching.for_model(model, accelerator.device)
         if sequence_balance_coefficient or train_mtp:  # of whole samples
@@ -357,8 +361,11 @@ class Policy:
         return self.accelerator.reduce(counts, "sum")  # type: ignore[return-value]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All weights under their checkpoint names, for a publisher. If they are sharded, every process takes all."""
-        return checkpoint_weights(self.model)
+        """What a publisher is given: all weights under their checkpoint names, or adapters under peft's.
+
+        If they are sharded, every process takes all.
+        """
+        return adapter_weights(self.model) if self.send_adapters else checkpoint_weights(self.model)
 
     def save(self, folder: Path) -> None:
         """Write the model as a Hugging Face folder. All processes call it, the main one writes."""

@@ -5,6 +5,7 @@ on working, and its `save_pretrained` writes adapters only. In a sharded model a
 parameters; a quantized base is merged as what it computes with. Left out: several adapters at once.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -145,8 +146,23 @@ def _no_match(field: str, wanted: str, names: list[str]) -> str:
     )
 
 
-def describe_adapters(model: PreTrainedModel) -> str:
-    """What trains and what does not, in one line for the log."""
+def check_sendable(model: PreTrainedModel) -> None:
+    """Raise ValueError for adapters that vLLM would not apply, or not as peft does."""
+    for name, layer in model.named_modules():
+        reason = ""
+        if isinstance(layer, ParamWrapper):
+            name, reason = f"{name}.{layer.parameter_name}", "vLLM takes adapters of modules only, not of parameters"
+        elif isinstance(layer, LoraLayer) and name.endswith(".kv_b_proj"):
+            reason = "vLLM multiplies this weight into its latent attention once, without adapters"
+        if reason:
+            raise ValueError(
+                f"rollout.adapters=send: model.lora adapts {_end(name)}, and {reason}. List other modules in "
+                "model.lora.target_modules, or set rollout.adapters=merge."
+            )
+
+
+def describe_adapters(model: PreTrainedModel, *, are_sent: bool = False) -> str:
+    """What trains and what does not, in one line for the log; are_sent: to the engine as they are."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = count_parameters(model)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
@@ -154,7 +170,7 @@ def describe_adapters(model: PreTrainedModel) -> str:
     packed = f" {quantized_numbers(model):,} of the base's are in 4 bits." if is_quantized(model) else ""
     return (
         f"model.lora: {trained:,} of {total:,} parameters train, in {', '.join(adapted)}.{packed} The engine is sent "
-        "merged weights."
+        f"{'the adapters' if are_sent else 'merged weights'}."
     )
 
 
@@ -190,6 +206,29 @@ def save_adapters(model: PreTrainedModel, folder: Path, *, is_writer: bool) -> N
         model.save_pretrained(folder, state_dict=weights)
         if is_quantized(model):
             record_quantization(model, folder)
+
+
+def adapter_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield the adapters under the names of peft's file. If they are sharded, all processes must take all."""
+    for name, tensor in get_peft_model_state_dict(model).items():
+        yield PREFIX + name, whole(tensor.detach())
+
+
+@contextmanager
+def perturbed(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the adapters of modules do something, which new ones do not: their B is 0.
+
+    What they add to a weight has entries of about N(0, 0.3^2 / in_features), the same in all processes.
+    """
+    generator, noise = torch.Generator().manual_seed(0), {}
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    for name, layer in layers.items():
+        a, b = whole(layer.lora_A["default"].weight), layer.lora_B["default"].weight
+        size = 0.3 / (layer.scaling["default"] * a.square().sum(0).mean().sqrt() * math.sqrt(a.shape[1]))
+        drawn = torch.randn(b.shape, generator=generator).to(b.device) * size
+        noise[f"{name}.lora_B.default.weight"] = divided_like(drawn, b)
+    with holding(model, noise):
+        yield
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from grpo.recipe.algorithm import AlgorithmConfig, conflicts
 from grpo.recipe.data import DataConfig, SourceConfig
 from grpo.recipe.loop.curriculum import curriculum_conflicts
 from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
-from grpo.recipe.loop.lora import LoRAConfig, lora_conflicts, quantization_conflicts
+from grpo.recipe.loop.lora import LoRAConfig, lora_conflicts, quantization_conflicts, sending_conflicts
 from grpo.recipe.loop.mixture import mixture_conflicts
 from grpo.recipe.loop.mtp import mtp_conflicts
 from grpo.recipe.loop.rewards import RewardConfig, reward_conflicts
@@ -90,6 +90,7 @@ class RolloutConfig(EngineSection, Truncation):
     engine: Annotated[str, AfterValidator(check_trainable)] = "vllm"  # or hf, or server
     servers: ServersConfig | None = None  # for engine `server`
     sleep_level: Literal[0, 1, 2] = 0  # vLLM on GPU frees its memory during updates, docs/engines.md
+    adapters: Literal["merge", "send"] = "merge"  # model.lora: merged into the engine's weights, or sent as they are
     max_staleness: NonNegativeInt = 0  # most rollouts that generation is ahead of the update (docs/async.md); 0: none
     problems_per_step: PositiveInt = 32  # problems per optimizer step, summed over processes
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
@@ -328,6 +329,9 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     yield from quantization_conflicts(model.quantization, model.lora, sharding=trainer.sharding)
     if model.lora is not None:
         yield from lora_conflicts(model.lora, model.balance_bias_update_speed, beta=algorithm.beta)
+    if rollout.adapters == "send":
+        transfer = rollout.servers.weights if rollout.servers else None
+        yield from sending_conflicts(model.lora, model.quantization, rollout.engine, rollout.sleep_level, transfer)
     yield from mixture_conflicts(recipe.data.mixture, trainer.max_steps, evaluation.tasks, evaluation.data)
     if rollout.dynamic_sampling:
         first_steps = {source.name: source.first_step(trainer.max_steps) for source in recipe.data.mixture}

@@ -24,7 +24,13 @@ from grpo.learner.reference import FOLDER, AdapterReference, Reference
 from grpo.learner.restore import restore
 from grpo.learner.savable import check_saving, normalise_generation_config
 from grpo.learner.scoring import Batching
-from grpo.model.adapters import attach_adapters, describe_adapters, load_adapters, trained_weights
+from grpo.model.adapters import (
+    attach_adapters,
+    check_sendable,
+    describe_adapters,
+    load_adapters,
+    trained_weights,
+)
 from grpo.model.checks import check_model
 from grpo.model.fp8 import refuse_fp8
 from grpo.model.load import load_model
@@ -44,6 +50,7 @@ from grpo.stages.problems import prompter_of, source_of, training_stream
 from grpo.stages.rollouts.tracked import TrackedStream
 from rewards.runner.score import Rewards
 from rollout.data.stream import PromptStream, held_out
+from rollout.engines.adapter import AdapterFormat
 from rollout.engines.base import Engine, Publisher, Sleeper, completion_texts, end_token_ids, load_tokenizer
 
 
@@ -103,6 +110,7 @@ def _build(recipe: OnPolicyRecipe, reward_functions: Sequence[Callable[..., Any]
         max_model_len=recipe.max_model_len,
         servers=recipe.rollout.servers,
         sleep_level=recipe.rollout.sleep_level,
+        adapter=_sent_adapter(recipe),
     )
     problems = _problems(recipe, tokenizer, accelerator)
     rewards = _rewards(recipe, reward_functions)
@@ -249,7 +257,9 @@ def _model(
     model = load_model(recipe.model, mesh=mesh)
     attach_adapters(model, lora, revision=recipe.model.revision)
     if accelerator.is_main_process:
-        print(describe_adapters(model), file=sys.stderr)
+        print(describe_adapters(model, are_sent=recipe.rollout.adapters == "send"), file=sys.stderr)
+    if recipe.rollout.adapters == "send":
+        check_sendable(model)
     return model
 
 
@@ -301,6 +311,7 @@ def _policy(
         mesh=mesh,
         offload=recipe.trainer.offload_params,
         offload_activations=recipe.trainer.activation_offloading,
+        send_adapters=recipe.rollout.adapters == "send",
     )
 
 
@@ -348,7 +359,17 @@ def _engine(recipe: OnPolicyRecipe, accelerator: Accelerator) -> Engine:
             sleep_level=rollout.sleep_level,
             return_routes=recipe.policy_gradient.routing_replay == "R3",
             return_kept=recipe.policy_gradient.sampling_mask,
+            adapter=_sent_adapter(recipe),
         )
+
+
+def _sent_adapter(recipe: OnPolicyRecipe) -> AdapterFormat | None:
+    """What the engine's adapters look like, if it is sent any."""
+    if recipe.model.lora is None or recipe.rollout.adapters != "send":
+        return None
+    # Ahead of the update, requests of as many updates may run, and some that will be dropped.
+    versions = recipe.rollout.max_staleness + 2 if recipe.rollout.max_staleness else 1
+    return AdapterFormat(recipe.model.lora.peft_arguments() | {"peft_type": "LORA"}, versions)
 
 
 def _rehearse(recipe: OnPolicyRecipe, policy: Policy, engine: Any, step: int) -> None:

@@ -32,6 +32,7 @@ from rollout.data.check import MAX_ENDLESS
 from rollout.data.sources import Source
 from rollout.data.stream import usable
 from rollout.engines import build as engines
+from rollout.engines.adapter import AdapterFormat
 from rollout.engines.base import Engine, EngineLostError
 from rollout.engines.servers.settings import ServerSettings
 from rollout.types import Problem
@@ -150,6 +151,7 @@ def check_engine(
     max_model_len: int,
     servers: ServersConfig | None = None,
     sleep_level: int = 0,
+    adapter: AdapterFormat | None = None,
 ) -> None:
     """Raise ValueError where `engine` would, as far as files and settings tell."""
     engines.check_engine(
@@ -159,6 +161,7 @@ def check_engine(
         vllm_options=section.vllm_options,
         sleep_level=sleep_level,
         servers=ServerSettings(**dict(servers)) if servers else None,
+        adapter=adapter,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
     )
@@ -176,6 +179,7 @@ def engine(
     sleep_level: int = 0,
     return_routes: bool = False,
     return_kept: bool = False,
+    adapter: AdapterFormat | None = None,
 ) -> Engine:
     """The named engine with the model loaded, in the model's precision."""
     return engines.build_engine(
@@ -195,4 +199,5 @@ def engine(
         trust_remote_code=model.trust_remote_code,
         return_routes=return_routes,
         return_kept=return_kept,
+        adapter=adapter,
     )

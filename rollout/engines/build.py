@@ -8,6 +8,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rollout.engines.adapter import AdapterFormat, with_room_for
 from rollout.engines.base import Engine, check_context
 from rollout.engines.servers.settings import ServerSettings
 from rollout.support.loading import load_object
@@ -76,6 +77,7 @@ def check_engine(
     servers: ServerSettings | None,
     revision: str | None,
     trust_remote_code: bool,
+    adapter: AdapterFormat | None = None,
 ) -> None:
     """Refuse now what an engine that trains would refuse once the policy has been loaded.
 
@@ -85,7 +87,8 @@ def check_engine(
     _check_length(name, model_name_or_path, max_model_len, vllm_options, source)
     if reference := ENGINES[name].check:
         check = load_object(reference, kind="check")
-        settings = {"vllm_options": vllm_options, "sleep_level": sleep_level, "servers": servers, **source}
+        options = with_room_for(adapter, vllm_options)
+        settings = {"vllm_options": options, "sleep_level": sleep_level, "servers": servers, **source}
         check(model_name_or_path, **{n: v for n, v in settings.items() if n in inspect.signature(check).parameters})
 
 
@@ -123,6 +126,7 @@ def build_engine(
     trust_remote_code: bool = False,
     return_routes: bool = False,
     return_kept: bool = False,
+    adapter: AdapterFormat | None = None,
 ) -> Engine:
     """The named engine with the model loaded; each engine ignores the settings that do not apply to it.
 
@@ -141,6 +145,7 @@ def build_engine(
         servers: for "server" that trains.
         return_routes: completions carry the experts that their tokens took; for engines that can (`records`).
         return_kept: completions carry the tokens that they were drawn from, where the sampling truncates; likewise.
+        adapter: weights that are published are those of such an adapter; for "vllm" and "server".
 
     Raises:
         ValueError: unknown engine, a context the model does not have, or the engine cannot start; see its class.
@@ -160,6 +165,7 @@ def build_engine(
         "trust_remote_code": trust_remote_code,
         "return_routes": return_routes,
         "return_kept": return_kept,
+        "adapter": adapter,
     }
     entry = ENGINES[check_name(name)]
     constructor = load_object(entry.trains if servers and entry.trains else entry.reference, kind="engine")

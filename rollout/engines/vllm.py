@@ -3,7 +3,7 @@
 `vllm_setup` starts it; docs/engines.md lists the ways in which vLLM gives wrong samples without an error, each with the
 test that covers it.
 
-Left out: tensor parallelism across the trainer's processes (each has its own engine), LoRA.
+Left out: tensor parallelism across the trainer's processes (each has its own engine).
 """
 
 import itertools
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rollout.engines.adapter import AdapterFormat, LoadedAdapter, with_room_for
 from rollout.engines.base import (
     completion_budgets,
     completion_texts,
@@ -48,6 +49,7 @@ class VLLMEngine:
         return_routes: completions carry the experts that their tokens took; for a mixture of experts.
         return_kept: completions carry the tokens that they were drawn from, where the sampling truncates. On GPU, all
             sampling then needs a temperature and a top_k above 0.
+        adapter: `publish` gets the weights of such an adapter, under peft's names, and the base stays as it is.
         seed: vLLM seeds the process's global random generators with it at start-up. Samples do not depend on it.
 
     Raises:
@@ -70,9 +72,10 @@ class VLLMEngine:
         trust_remote_code: bool = False,
         return_routes: bool = False,
         return_kept: bool = False,
+        adapter: AdapterFormat | None = None,
         seed: int = 0,
     ) -> None:
-        vllm_options = vllm_options or {}
+        vllm_options = with_room_for(adapter, vllm_options or {})
         source = own_source(vllm_options, revision, trust_remote_code)
         self._llm = start(
             model_path,
@@ -91,6 +94,7 @@ class VLLMEngine:
         self._sleep_level, self._asleep = sleep_level, False
         self._routes = engine_routes(self._llm) if return_routes else None
         self._kept = engine_kept(self._llm) if return_kept else None
+        self._adapter = LoadedAdapter(self._llm, adapter) if adapter else None
         self._max_model_len = max_model_len
         self._tokenizer = load_tokenizer(model_path, **source)
         self._end_ids = end_token_ids(model_path, self._tokenizer, source["revision"])
@@ -135,7 +139,8 @@ class VLLMEngine:
                 skip_special_tokens=False,  # a stop text may be one
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params)
+            adapter = self._adapter.request if self._adapter else None
+            engine.add_request(request_id, {"prompt_token_ids": list(prompt.token_ids)}, params, lora_request=adapter)
             pending[request_id] = prompt
         try:
             while engine.has_unfinished_requests():
@@ -169,12 +174,15 @@ class VLLMEngine:
         return completions
 
     def publish(self, weights: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
-        """Sample with these weights from now on; `grpo.model.weights.checkpoint_weights(model)` gives them."""
+        """Sample with these weights from now on; `grpo.learner.policy.Policy.weights` gives them."""
         if self._asleep:
             free_memory()  # what the trainer's allocator keeps is in the way
             self._llm.wake_up(tags=["weights"])
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self._llm.collective_rpc(repack_for_cpu)
+        if self._adapter:
+            self._adapter.load(weights)
+        else:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self._llm.collective_rpc(repack_for_cpu)
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])  # last: sharded weights are gathered while they are sent
             self._asleep = False
@@ -188,6 +196,8 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Stop the engine and free its memory."""
+        if self._adapter:
+            self._adapter.close()
         stop(self._llm)
         del self._llm
         free_memory()

@@ -16,12 +16,14 @@ from transformers import AutoConfig
 from rollout.engines.servers.plugin import BACKEND
 from rollout.engines.vllm_setup import (
     MAX_BATCHED_TOKENS,
+    check_adapters,
     check_model,
     import_vllm,
     mla_setting,
 )
 
 FOR_TRAINING = "--for-training"  # our one option
+ADAPTERS = "--enable-lora"
 # Options that may ask for several processes.
 SEVERAL = ("-tp", "-pp", "-dp", "-pcp", "-dcp", "--tensor-par", "--pipeline-par", "--data-par", "--prefill-context")
 SEVERAL += ("--decode-context", "--distributed-exec", "--config")
@@ -33,8 +35,8 @@ def serve(model_path: str, options: Sequence[str]) -> NoReturn:
     Args:
         model_path: Hugging Face folder or Hub name.
         options: vLLM's own, such as `--port 8000 --max-model-len 4096`, which win over the ones set here; and
-            `--for-training`: take weights from a trainer. It opens vLLM's development endpoints, which let anyone who
-            reaches the port replace the weights or run code: only on a trusted network.
+            `--for-training`: take weights from a trainer, or with `--enable-lora` adapters. It opens vLLM's development
+            endpoints, which let anyone who reaches the port replace the weights or run code: only on a trusted network.
 
     Raises:
         ValueError: vLLM is not installed, or the model's config lacks keys vLLM needs.
@@ -76,7 +78,10 @@ def server_command(
             # polled without rest and take a core from a trainer.
             command += ["--distributed-executor-backend", "uni"]
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or vLLM replaces "uni" by "mp"
+    if ADAPTERS in options:
+        check_adapters(model_path, config, on_cpu=on_cpu)
     if FOR_TRAINING in options:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # /v1/load_lora_adapter, if there are to be any
         environment["VLLM_SERVER_DEV_MODE"] = "1"  # /update_weights and its companions
         command += ["--enable-scale-out", "--logprobs-mode", "processed_logprobs"]
         command += ["--weight-transfer-config", json.dumps({"backend": BACKEND})]

@@ -32,6 +32,8 @@ ROUTING_KEYS: dict[str, dict[str, Any]] = {
     "deepseek_v4": {"topk_method": "noaux_tc", "scoring_func": "sqrtsoftplus"},
 }
 
+EXPERTS_KEYS = ("n_routed_experts", "num_local_experts", "num_experts")  # in configs of mixtures of experts
+
 _running: "list[LLM]" = []  # in this process
 
 
@@ -103,6 +105,8 @@ def check(
     _set_environment(config)
     on_cpu = import_vllm()
     check_model(model_path, config, on_cpu=on_cpu)
+    if vllm_options.get("enable_lora"):
+        check_adapters(model_path, config, on_cpu=on_cpu)
     _check_options(vllm_options)
     if sleep_level and on_cpu:
         raise ValueError(
@@ -243,6 +247,16 @@ def check_sparse_attention(model_path: str, config: PretrainedConfig, *, on_cpu:
         reason = "vLLM on CPU keeps its keys and values in FP8, so log-probs would not be the trainer's"
     if reason:
         raise ValueError(f"{model_path} ({config.model_type}): {reason}. Set rollout.engine=hf.")
+
+
+def check_adapters(model_path: str, config: PretrainedConfig, *, on_cpu: bool) -> None:
+    """Where there are adapters, on whatever modules, vLLM runs experts by kernels that need Triton."""
+    text: Any = config.get_text_config()
+    if on_cpu and any(getattr(text, name, 0) for name in EXPERTS_KEYS):
+        raise ValueError(
+            f"{model_path} ({config.model_type}) has experts: vLLM on CPU cannot run them beside adapters. Set "
+            "rollout.adapters=merge."
+        )
 
 
 def _check_head_size(model_path: str, config: PretrainedConfig) -> None:

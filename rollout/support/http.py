@@ -79,12 +79,19 @@ def request_json(
 
 
 async def ask_json(
-    client: httpx.AsyncClient, method: str, url: str, *, body: Mapping[str, Any] | None = None, timeout: float
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    *,
+    body: Mapping[str, Any] | None = None,
+    timeout: float,
+    replies: bool = True,
 ) -> Any:
     """Send JSON once, without retries, and return the decoded JSON reply; None if it is empty.
 
     Args:
         timeout: seconds for the whole request.
+        replies: False: what the server says to a request that it accepts is no JSON, and None is returned.
 
     Raises:
         RequestFailedError: as for `request_json`.
@@ -95,7 +102,7 @@ async def ask_json(
         async with asyncio.timeout(timeout):
             response = await client.request(method, url, content=content, headers=headers, timeout=None)
         if response.is_success:
-            return response.json() if response.content else None
+            return response.json() if response.content and replies else None
     except TimeoutError as error:
         raise RequestFailedError(f"{url} did not answer within {timeout:g} s") from error
     except (httpx.RequestError, json.JSONDecodeError, UnicodeDecodeError) as error:

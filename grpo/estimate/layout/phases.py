@@ -140,6 +140,10 @@ def update(recipe: OnPolicyRecipe, layout: Layout, lengths: Lengths) -> Phase:
 def sync(recipe: OnPolicyRecipe, layout: Layout) -> Phase:
     """New weights to the engines: gathered if they are sharded, then copied, broadcast, or written and read."""
     gpu, shape, servers = layout.gpu, layout.shape, recipe.rollout.servers
+    if recipe.rollout.adapters == "send":
+        gathering = shape.trained_share * _all_float32(layout)
+        files = 2 * shape.trained * MASTER / gpu.files
+        return Phase("sync", (gathering + files) / _steps(recipe), "writing and reading files", "")
     size = shape.total * BYTES[recipe.model.dtype]
     times = {"gathering the shards": _all_float32(layout), "the host, per tensor": _tensors(shape) * gpu.per_tensor}
     if servers is None or gpu.device == "cpu":

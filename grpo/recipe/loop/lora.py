@@ -68,6 +68,29 @@ def quantization_conflicts(quantization: str | None, lora: LoRAConfig | None, *,
         )
 
 
+def sending_conflicts(
+    lora: LoRAConfig | None, quantization: str | None, engine: str, sleep_level: int, transfer: str | None
+) -> Iterator[str]:
+    """What a recipe must not say with adapters that vLLM is to apply itself; transfer: `rollout.servers.weights`."""
+    if lora is None:
+        yield "rollout.adapters=send without model.lora: there are no adapters. Set model.lora, or adapters=merge."
+        return
+    refused = {
+        "model.lora.use_dora=true: vLLM has no DoRA": lora.use_dora,
+        f"model.lora.bias={lora.bias}: vLLM takes no biases": lora.bias != "none",
+        f"model.lora.modules_to_save={lora.modules_to_save}: vLLM takes no whole modules": lora.modules_to_save,
+        f"model.lora.target_parameters={lora.target_parameters}: vLLM takes adapters of modules only": (
+            lora.target_parameters
+        ),
+        f"model.quantization={quantization}: the engine's base is not quantized": quantization,
+        f"rollout.engine={engine}: only vLLM applies adapters itself": engine == "hf",
+        "rollout.sleep_level=2: the engine drops its base, which is not sent again": sleep_level == 2,
+        "rollout.servers.weights=nccl: adapters are sent as files": transfer == "nccl",
+    }
+    for conflict in (conflict for conflict, found in refused.items() if found):
+        yield f"rollout.adapters=send with {conflict}. Set rollout.adapters=merge, or change the other."
+
+
 def lora_conflicts(lora: LoRAConfig, balance_bias_update_speed: float, *, beta: float) -> Iterator[str]:
     """What the rest of a recipe must not say with adapters."""
     if balance_bias_update_speed:

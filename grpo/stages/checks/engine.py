@@ -7,6 +7,7 @@ import numpy as np
 
 from grpo.learner.batch import Sample, unweighted
 from grpo.learner.policy import Policy
+from grpo.model.adapters import perturbed
 from rollout.data.stream import PromptStream
 from rollout.engines.base import Engine, Publisher
 from rollout.types import Sampling
@@ -31,6 +32,8 @@ def verify_engine(
 ) -> None:
     """Publish the policy's weights and compare log-probs on a few completions.
 
+    Of adapters, others are compared first: new ones change nothing, and an engine that ignores some would agree.
+
     sampling: the rollouts', whose distribution is compared.
     has_weights: the engine has loaded the same weights itself; then they are compared before, too. Not so if it has the
         base and the policy has been trained, and never ask a server that is running: it may be in an update that an
@@ -43,6 +46,16 @@ def verify_engine(
     """
     sampling = replace(sampling, num_generations=2, max_completion_length=MAX_TOKENS, seed=0, stop=())
     before = _difference(policy, _sampled(engine, problems, sampling)) if has_weights else None
+    if policy.send_adapters:
+        with perturbed(policy.model):
+            publisher.publish(policy.weights(), step)
+            after = _difference(policy, _sampled(engine, problems, sampling))
+        if after > bound:
+            raise ValueError(
+                f"rollout.adapters=send: with adapters that differ from 0, the engine's log-probs differ from the "
+                f"trainer's by {after:.2g} on average, above {bound:.2g}: it does not apply them all as peft does. Set "
+                "rollout.adapters=merge."
+            )
     publisher.publish(policy.weights(), step)
     samples = _sampled(engine, problems, sampling)
     if records_routes and all(sample.routes is None for sample in samples):

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ class ServerLostError(Exception):
 class Server:
     """A server and the work it has.
 
+    Args:
+        takes_adapters: it is sent adapters, each under the label as its name, instead of weights.
+
     Attributes:
         lost: why it is left out; empty if it is not.
         sequences: completions that this process waits for.
@@ -28,18 +31,22 @@ class Server:
         pace: seconds per token of a completion, lately; 0: nothing has been measured.
     """
 
-    def __init__(self, url: str, client: httpx.AsyncClient, settings: ServerSettings) -> None:
+    def __init__(
+        self, url: str, client: httpx.AsyncClient, settings: ServerSettings, *, takes_adapters: bool = False
+    ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.lost = ""
         self.sequences = self.tokens = 0
         self.tasks: set[asyncio.Task[Any]] = set()
         self.pace = 0.0
-        self._client, self._settings = client, settings
+        self._client, self._settings, self._takes_adapters = client, settings, takes_adapters
 
     async def generate(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The choices of one request to the token-in, token-out API."""
         started = time.monotonic()
-        reply = await self._ask("POST", "/inference/v1/generate", body, self._settings.request_timeout)
+        # A server that does not know the adapter has been started again since it was sent.
+        lost = RETRIED_STATUSES | {404} if self._takes_adapters else RETRIED_STATUSES
+        reply = await self._ask("POST", "/inference/v1/generate", body, self._settings.request_timeout, lost=lost)
         longest = max((len(choice["token_ids"]) for choice in reply["choices"]), default=0)
         self.measured((time.monotonic() - started) / max(longest, 1))
         return reply["choices"]
@@ -58,6 +65,8 @@ class Server:
 
     async def samples_with(self, label: str) -> bool:
         """Whether it has these weights ("": any) and samples; an update that broke off may have left it frozen."""
+        if self._takes_adapters:
+            return not label or label in await self._names()
         if label and await self.weight_version() != label:
             return False
         if (await self._ask("GET", "/is_paused", None, self._settings.health_timeout))["is_paused"]:
@@ -66,16 +75,22 @@ class Server:
 
     async def max_model_len(self) -> int:
         """The context length that it was started with, in tokens."""
-        models = await self._ask("GET", "/v1/models", None, self._settings.health_timeout)
-        return models["data"][0]["max_model_len"]  # of all names it serves the one model under
+        return (await self._models())[0]["max_model_len"]  # of all names it serves the one model under
+
+    async def _models(self) -> list[dict[str, Any]]:
+        """The model and the adapters that it serves."""
+        return (await self._ask("GET", "/v1/models", None, self._settings.health_timeout))["data"]
+
+    async def _names(self) -> set[str]:
+        return {model["id"] for model in await self._models()}
 
     async def world_size(self) -> int:
         """Processes that hold the model."""
         return (await self._ask("GET", "/get_world_size", None, self._settings.health_timeout))["world_size"]
 
-    async def update(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """One request of the weight-transfer API."""
-        return await self._ask("POST", path, body, self._settings.update_timeout)
+    async def update(self, path: str, body: Mapping[str, Any] | None = None) -> None:
+        """One request of the weight-transfer API, or one that brings an adapter."""
+        await self._ask("POST", path, body, self._settings.update_timeout, replies=False)
 
     async def load(self, files: Sequence[tuple[Path, int]], label: str) -> None:
         """Take weights from files, given with their checksums, and say that they are there."""
@@ -86,6 +101,16 @@ class Server:
             await self.update("/update_weights", {"update_info": {"path": str(path), "crc32": crc32}})
         await self.update("/finish_weight_update", {"weight_version": label})
         await self.resume(label)
+
+    async def load_adapter(self, folder: Path, label: str, outdated: Sequence[str]) -> None:
+        """Take an adapter from a folder, under its label, and forget the outdated ones."""
+        served = await self._names()
+        if label not in served:  # it has it already if this is a second attempt
+            await self.update("/v1/load_lora_adapter", {"lora_name": label, "lora_path": str(folder)})
+        for name in served.intersection(outdated):
+            await self.update("/v1/unload_lora_adapter", {"lora_name": name})
+        if label not in await self._names():
+            raise ServerLostError(f"{self.url} does not serve the adapter {label!r} that it was sent")
 
     async def _start_update(self) -> None:
         try:
@@ -111,18 +136,33 @@ class Server:
         if label and (found := await self.weight_version()) != label:
             raise ServerLostError(f"{self.url} has weights {found!r} after the update to {label!r}")
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float) -> Any:
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        timeout: float,
+        *,
+        lost: Container[int] = RETRIED_STATUSES,
+        replies: bool = True,
+    ) -> Any:
+        """lost: statuses with which the server gives no answer now, but may later."""
         try:
-            return await ask_json(self._client, method, self.url + path, body=body, timeout=timeout)
+            return await ask_json(self._client, method, self.url + path, body=body, timeout=timeout, replies=replies)
         except RequestFailedError as error:
-            if error.status is None or error.status in RETRIED_STATUSES:
+            if error.status is None or error.status in lost:
                 raise ServerLostError(str(error)) from error
-            raise ValueError(f"{error}. {_remedy(error.status)}") from error
+            raise ValueError(f"{error}. {_remedy(path, error.status)}") from error
 
 
-def _remedy(status: int) -> str:
+def _remedy(path: str, status: int) -> str:
     if status == 401:
         return "Name the environment variable with the servers' key in rollout.servers.api_key_env."
+    if path == "/v1/load_lora_adapter":
+        return (
+            "For rollout.adapters=send, start the server with room for adapters: grpo serve MODEL --for-training "
+            "--enable-lora --max-lora-rank 16."
+        )
     if status in (403, 404, 405):
         return "Start the server for training: grpo serve MODEL --for-training."
     return "The server does not understand this trainer: use the vLLM version that docs/engines.md names."

@@ -3,9 +3,7 @@
 A group is one request, so its prompt is computed once, and its seeds are those of the in-process engine: what is
 sampled does not depend on the server. A request that fails is sent again whole, so a group is complete or not there,
 and none comes twice. The servers say which weights sampled each token; any older than those published when a group was
-asked for are refused.
-
-Left out: LoRA adapters.
+asked for are refused. An adapter is asked for by its version's name, and a request keeps it to its end.
 """
 
 import asyncio
@@ -14,12 +12,12 @@ import secrets
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import httpx
 import torch.distributed
 
+from rollout.engines.adapter import AdapterFormat, with_room_for
 from rollout.engines.base import (
     EngineLostError,
     completion_budgets,
@@ -33,7 +31,15 @@ from rollout.engines.servers.client import Server, ServerLostError
 from rollout.engines.servers.pool import Pool
 from rollout.engines.servers.settings import ServerSettings
 from rollout.engines.servers.start import StartedServers
-from rollout.engines.servers.transfer import FileTransfer, NCCLTransfer, take_all
+from rollout.engines.servers.transfer import (
+    AdapterTransfer,
+    FileTransfer,
+    NCCLTransfer,
+    NoTransfer,
+    Transfer,
+    make_folder,
+    take_all,
+)
 from rollout.types import Completion, Group, Prompt, Sampling
 
 
@@ -47,6 +53,7 @@ class ServersEngine:
         max_num_seqs: sequences that one process has on one server at most.
         dtype: precision that weights are sent in, and of servers started here.
         max_model_len, kv_cache_gib, gpu_memory_utilization, vllm_options: of servers started here.
+        adapter: `publish` gets the weights of such an adapter, under peft's names, and servers keep their base.
 
     Raises:
         ValueError: a server cannot be started, does not answer or was not started for training.
@@ -63,13 +70,15 @@ class ServersEngine:
         kv_cache_gib: float,
         gpu_memory_utilization: float,
         vllm_options: dict[str, Any],
+        adapter: AdapterFormat | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision, trust_remote_code)
         self._end_ids = end_token_ids(model_path, self._tokenizer, revision)
         self._max_model_len = max_model_len
-        self._policy_version, self._label = 0, ""
+        self._adapter, self._published = adapter, 0
+        self._newest = (0, "")  # policy version and label of the weights; no label: nothing was published
         together = torch.distributed.is_initialized()
         self._rank = torch.distributed.get_rank() if together else 0
         self._processes = torch.distributed.get_world_size() if together else 1
@@ -84,7 +93,7 @@ class ServersEngine:
                     "max_model_len": max_model_len,
                     "max_num_seqs": max_num_seqs,
                     **(on_gpu if torch.cuda.is_available() else on_cpu),
-                    **vllm_options,
+                    **with_room_for(adapter, vllm_options),
                 }
                 self._started = StartedServers(
                     servers.start,
@@ -105,7 +114,7 @@ class ServersEngine:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._client = httpx.AsyncClient(headers=headers, limits=limits)
         self._pool = Pool(
-            [Server(url, self._client, servers) for url in found],
+            [Server(url, self._client, servers, takes_adapters=adapter is not None) for url in found],
             servers,
             max_num_seqs,
             revive=self._started.revive if self._started else None,
@@ -114,10 +123,14 @@ class ServersEngine:
         )
         self._run(self._check_servers())
         if servers.weights == "nccl":
-            self._transfer: FileTransfer | NCCLTransfer = NCCLTransfer(self._run, getattr(torch, dtype))
+            self._transfer: Transfer | NCCLTransfer = NCCLTransfer(self._run, getattr(torch, dtype))
         else:
-            folder = self._on_main(lambda: FileTransfer.make_folder(servers.weights_dir))
-            self._transfer = FileTransfer(folder, getattr(torch, dtype)) if self._rank == 0 else _Discard()
+            folder = self._on_main(lambda: make_folder(servers.weights_dir))
+            self._transfer = FileTransfer(folder, getattr(torch, dtype))
+            if self._rank:
+                self._transfer = NoTransfer()
+            elif adapter:
+                self._transfer = AdapterTransfer(folder, adapter)
         self._watch: asyncio.Task[None] | None = None  # over the servers, from the first `submit` on
 
     async def _check_servers(self) -> None:
@@ -213,8 +226,8 @@ class ServersEngine:
         }
 
         async def ask(server: Server) -> list[Completion]:
-            oldest = self._policy_version
-            choices = await server.generate(body)
+            oldest, label = self._newest
+            choices = await server.generate(body | ({"model": label} if self._adapter and label else {}))
             return self._completions(server, choices, count, sampling, oldest)
 
         completions = await self._pool.run(count, count * (len(prompt.token_ids) + budget), ask)
@@ -242,13 +255,13 @@ class ServersEngine:
 
     def _versions(self, server: Server, choice: Mapping[str, Any], oldest: int) -> int | list[int]:
         """Policy version of the choice's tokens: one, or one each. ServerLostError for weights not from `oldest` on."""
-        if not self._label or not choice["weight_versions"]:  # nothing was published, or there is no token
-            return oldest
+        if self._adapter or not self._newest[1] or not choice["weight_versions"]:
+            return oldest  # asked for by name, nothing was published, or there is no token
         found: list[int] = []
         for span in choice["weight_versions"]:
             run, _, version = span["version"].partition("/")
             if run != self._run_id or int(version) < oldest:
-                raise ServerLostError(f"{server.url} samples with weights {span['version']!r}, not {self._label!r}")
+                raise ServerLostError(f"{server.url} samples with weights {span['version']!r}, not {self._newest[1]!r}")
             found += [int(version)] * (span["end"] - span["start"])
         return found if len(set(found)) > 1 else (found or [oldest])[0]
 
@@ -260,33 +273,43 @@ class ServersEngine:
         Raises:
             EngineLostError: no server has taken them, or they could not be written.
         """
-        label = f"{self._run_id}/{policy_version}"
+        self._published += 1
+        # An adapter's name is taken once it was used, and a version may be published again.
+        label = f"{self._run_id}/{policy_version}" + (f"/{self._published}" if self._adapter else "")
         # From now on nobody takes back a server with earlier weights: it may be in the middle of taking these.
         self._pool.label = label
         if isinstance(self._transfer, NCCLTransfer):
             self._publish_nccl(self._transfer, weights, label)
         else:
-            written: Future[list[tuple[Path, int]]] = Future()
-            try:
-                written.set_result(self._transfer.write(weights))
-            except EngineLostError as error:  # in the main process, while the others wait for it below
-                written.set_exception(error)
-            try:
-                lost = self._on_main(lambda: self._run(self._load(written.result(), label)))
-            finally:
-                self._transfer.clear()
-            self._run(self._leave_out(lost))
-        self._policy_version, self._label = policy_version, label
+            self._publish_files(self._transfer, weights, label)
+        self._newest = policy_version, label
         self._pool.remeasure()
 
-    async def _load(self, files: Sequence[tuple[Path, int]], label: str) -> dict[str, str]:
+    def _publish_files(self, transfer: Transfer, weights: Iterable[tuple[str, torch.Tensor]], label: str) -> None:
+        written: Future[None] = Future()
+        try:
+            written.set_result(transfer.write(weights, label))
+        except EngineLostError as error:  # in the main process, while the others wait for it below
+            written.set_exception(error)
+
+        def load() -> dict[str, str]:
+            written.result()
+            return self._run(self._load(transfer))
+
+        try:
+            lost = self._on_main(load)
+        finally:
+            transfer.clear()
+        self._run(self._leave_out(lost))
+
+    async def _load(self, transfer: Transfer) -> dict[str, str]:
         """Have every server take the weights; why those that have not are lost, by URL."""
 
         async def load(server: Server) -> None:
             try:
                 if server.lost:
                     await server.check_health(timeout=5)
-                await server.load(files, label)
+                await transfer.load(server)
                 await self._pool.take_back(server)
             except (ServerLostError, ValueError) as error:
                 self._pool.leave_out(server, str(error))
@@ -356,20 +379,3 @@ class ServersEngine:
         if result[1] is not None:
             raise result[1]
         return result[0]
-
-
-class _Discard(FileTransfer):
-    """What the other processes do in an update: take part in gathering sharded weights."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(), torch.float32)
-
-    def write(self, weights: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[Path, int]]:
-        take_all(weights)
-        return []
-
-    def clear(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

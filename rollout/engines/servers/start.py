@@ -31,7 +31,14 @@ LAUNCHER_NAMES = (
 )
 
 
-def check(model_path: str, *, servers: ServerSettings, revision: str | None, trust_remote_code: bool) -> None:
+def check(
+    model_path: str,
+    *,
+    servers: ServerSettings,
+    vllm_options: Mapping[str, Any],
+    revision: str | None,
+    trust_remote_code: bool,
+) -> None:
     """Refuse servers that could not be started or reached, before anything is.
 
     Raises:
@@ -41,7 +48,8 @@ def check(model_path: str, *, servers: ServerSettings, revision: str | None, tru
     if servers.start:
         _check_one_machine(servers.start)
         share = _share(servers.start - 1, servers.start)
-        server_command(model_path, [FOR_TRAINING], revision=revision, trust_remote_code=trust_remote_code, share=share)
+        options = [FOR_TRAINING, *_command_line(vllm_options)]
+        server_command(model_path, options, revision=revision, trust_remote_code=trust_remote_code, share=share)
 
 
 class StartedServers:

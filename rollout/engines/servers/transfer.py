@@ -1,7 +1,7 @@
-"""The trainer's side of a weight update: how the weights get to the servers, a part at a time.
+"""The trainer's side of a weight update: how the weights get to the servers.
 
-They are sent in the precision they are served in. `NCCLTransfer` is written against vLLM 0.32's trainer API; its calls
-are tested, and it has not been run: it needs GPUs on both sides.
+Whole weights are sent a part at a time, in the precision they are served in. `NCCLTransfer` is written against vLLM
+0.32's trainer API; its calls are tested, and it has not been run: it needs GPUs on both sides.
 """
 
 import asyncio
@@ -10,17 +10,18 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from rollout.engines.adapter import SHARED_MEMORY, AdapterFormat
 from rollout.engines.base import EngineLostError
 from rollout.engines.servers.client import Server
 from rollout.engines.servers.plugin import checksum
 
-SHARED_MEMORY = "/dev/shm"
 PART_BYTES = 2**30  # weights are copied and sent in parts of about this size
 # Beside vectors, such as the experts' balance bias: small, and vLLM has them in float32 in some models.
 FLOAT32 = re.compile(
@@ -28,55 +29,129 @@ FLOAT32 = re.compile(
 )
 
 
-class FileTransfer:
-    """Weights as safetensors files, deleted once the servers have them."""
+class Transfer(Protocol):
+    """Brings weights to servers by way of a folder that both sides see. The main process calls it."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self._folder, self._dtype = folder, dtype
-
-    @staticmethod
-    def make_folder(parent: str | None) -> Path:
-        """A folder for one run's weights, by default in shared memory."""
-        place = Path(parent or SHARED_MEMORY)
-        place.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="grpo-weights-", dir=place))
-        folder.chmod(0o755)  # a server may run as another user
-        return folder
-
-    def write(self, weights: Iterable[tuple[str, Tensor]]) -> list[tuple[Path, int]]:
-        """Write the weights; returns files and their checksums.
+    def write(self, weights: Iterable[tuple[str, Tensor]], label: str) -> None:
+        """Write the weights that `load` brings to servers.
 
         Raises:
             EngineLostError: they could not be written. All weights are taken first: other processes count on it.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        ...
 
-        files = []
-        weights = iter(weights)
-        # A copy: views of one parameter, such as the experts', would each be written with all of it.
-        copy = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-        try:
-            for number, part in enumerate(_parts(weights, self._dtype, copy)):
-                path = self._folder / f"{number}.safetensors"
-                save_file(part, path)
-                files.append((path, checksum(path)))
-        except (OSError, SafetensorError) as error:
-            take_all(weights)
-            raise EngineLostError(
-                f"the weights for the servers could not be written to {self._folder}: {error}. "
-                "Free space there, or name another folder in rollout.servers.weights_dir"
-            ) from error
-        return files
+    async def load(self, server: Server) -> None:
+        """Have a server take what was written last. ServerLostError if it does not."""
+        ...
 
     def clear(self) -> None:
-        """Free the memory or disk space."""
+        """Free what no server will read again."""
+        ...
+
+    def close(self) -> None:
+        """Remove the folder."""
+        ...
+
+
+def make_folder(parent: str | None) -> Path:
+    """A folder for one run's weights, by default in shared memory."""
+    place = Path(parent or SHARED_MEMORY)
+    place.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="grpo-weights-", dir=place))
+    folder.chmod(0o755)  # a server may run as another user
+    return folder
+
+
+class FileTransfer:
+    """Whole weights as safetensors files, deleted once the servers have them."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self._folder, self._dtype = folder, dtype
+        self._files: list[tuple[Path, int]] = []  # with their checksums
+        self._label = ""
+
+    def write(self, weights: Iterable[tuple[str, Tensor]], label: str) -> None:
+        from safetensors.torch import save_file
+
+        self._files, self._label = [], label
+        # A copy: views of one parameter, such as the experts', would each be written with all of it.
+        copy = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+        with _taking_all(weights, self._folder) as rest:
+            for number, part in enumerate(_parts(rest, self._dtype, copy)):
+                path = self._folder / f"{number}.safetensors"
+                save_file(part, path)
+                self._files.append((path, checksum(path)))
+
+    async def load(self, server: Server) -> None:
+        await server.load(self._files, self._label)
+
+    def clear(self) -> None:
         for path in self._folder.glob("*.safetensors"):
             path.unlink()
 
     def close(self) -> None:
-        """Remove the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class AdapterTransfer:
+    """Adapters as folders in peft's format, each a version with a name of its own.
+
+    A server forgets a version that no request will ask for; a running one may still make it read the files.
+    """
+
+    def __init__(self, folder: Path, format: AdapterFormat) -> None:
+        self._folder, self._format = folder, format
+        self._written: dict[str, Path] = {}  # by label, in order
+
+    def write(self, weights: Iterable[tuple[str, Tensor]], label: str) -> None:
+        folder = self._folder / label.replace("/", "-")
+        with _taking_all(weights, self._folder) as rest:
+            self._format.write(rest, folder)
+        self._written[label] = folder
+
+    async def load(self, server: Server) -> None:
+        labels = [*self._written]
+        newest = labels[-1]
+        await server.load_adapter(self._written[newest], newest, outdated=labels[: -self._format.versions])
+
+    def clear(self) -> None:
+        for label in [*self._written][: -2 * self._format.versions]:
+            shutil.rmtree(self._written.pop(label))
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class NoTransfer:
+    """What the other processes do in an update: take part in gathering sharded weights."""
+
+    def write(self, weights: Iterable[tuple[str, Tensor]], label: str) -> None:  # noqa: ARG002
+        take_all(weights)
+
+    async def load(self, server: Server) -> None:
+        raise AssertionError(f"only the main process sends weights to {server.url}")
+
+    def clear(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def _taking_all(weights: Iterable[tuple[str, Tensor]], folder: Path) -> Iterator[Iterator[tuple[str, Tensor]]]:
+    """Around writing them: of an error of the disk, EngineLostError, after all weights have been taken."""
+    from safetensors import SafetensorError
+
+    rest = iter(weights)
+    try:
+        yield rest
+    except (OSError, SafetensorError) as error:
+        take_all(rest)
+        raise EngineLostError(
+            f"the weights for the servers could not be written to {folder}: {error}. "
+            "Free space there, or name another folder in rollout.servers.weights_dir"
+        ) from error
 
 
 def take_all(weights: Iterable[Any]) -> None:

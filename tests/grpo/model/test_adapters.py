@@ -15,6 +15,7 @@ from grpo.evaluation.engines import merge
 from grpo.model.adapters import (
     attach_adapters,
     base_only,
+    check_sendable,
     describe_adapters,
     holding,
     load_adapters,
@@ -236,3 +237,18 @@ def test_vllm_samples_from_the_adapted_model_after_every_sync(tiny_v3: Path, vll
     for name in ("experts", "dora"):
         for seed in (0, 1):
             assert sampled_difference(adapted(tiny_v3, KINDS[name], seed), vllm_v3) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("all-linear", r"model.lora adapts self_attn\.kv_b_proj, and vLLM multiplies this weight into its latent"),
+        ("experts only", r"model.lora adapts mlp\.experts\.\w+, and vLLM takes adapters of modules only"),
+        ("attention", r"model.lora adapts self_attn\.kv_b_proj, and vLLM multiplies this weight into its latent"),
+    ],
+)
+def test_adapters_that_vllm_would_ignore_are_not_sent(tiny_v3: Path, kind: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"rollout\.adapters=send: {message}.*set rollout\.adapters=merge\.$"):
+        check_sendable(adapted(tiny_v3, KINDS[kind]))
+    others = [name for name in ATTENTION if name != "kv_b_proj"]
+    check_sendable(adapted(tiny_v3, LoRAConfig(r=4, target_modules=others)))

@@ -50,6 +50,31 @@ def test_what_cannot_work_is_refused(path: Path, overrides: list[str], message: 
         load_recipe(path, overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.lora=null"], "without model.lora: there are no adapters"),
+        (["model.lora.use_dora=true"], "vLLM has no DoRA"),
+        (["model.lora.bias=lora_only"], "model.lora.bias=lora_only: vLLM takes no biases"),
+        (["model.lora.modules_to_save=[lm_head]"], "vLLM takes no whole modules"),
+        (["model.lora.target_parameters=[experts.down_proj]"], "vLLM takes adapters of modules only"),
+        (["model.quantization=4bit"], "model.quantization=4bit: the engine's base is not quantized"),
+        (["rollout.engine=hf"], "rollout.engine=hf: only vLLM applies adapters itself"),
+        (["rollout.sleep_level=2"], "the engine drops its base, which is not sent again"),
+        (
+            ["rollout.engine=server", "rollout.servers={start: 1, weights: nccl}"],
+            "rollout.servers.weights=nccl: adapters are sent as files",
+        ),
+    ],
+)
+def test_adapters_that_vllm_does_not_take_are_not_to_be_sent(path: Path, overrides: list[str], message: str) -> None:
+    load_recipe(path, ["rollout.adapters=send"])
+    with pytest.raises(
+        RecipeError, match=rf"rollout\.adapters=send with.*{message.removeprefix('with')}.*adapters=merge"
+    ):
+        load_recipe(path, ["rollout.adapters=send", *overrides])
+
+
 def test_stages_that_train_no_adapters_do_not_know_the_section(tmp_path: Path) -> None:
     (tmp_path / "sft.yaml").write_text(
         "stage: sft\nmodel: {model_name_or_path: base, lora: {r: 8}}\ndata: {sources: [{dataset_name: rows.jsonl}]}\n"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
+from rollout.engines.adapter import AdapterFormat
 from rollout.engines.build import build_engine, check_engine
 from rollout.engines.hf import HFEngine
 from rollout.engines.servers.settings import ServerSettings
@@ -109,6 +110,19 @@ def test_settings_are_refused_without_a_model(
     shutil.copy(tiny_llama / "config.json", tmp_path)  # and no weights
     with pytest.raises(ValueError, match=message):
         check(name, tmp_path, **changes)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(("name", "servers"), [("vllm", None), ("server", ServerSettings(start=1))])
+def test_experts_beside_adapters_are_refused_on_cpu(
+    tiny_v3: Path, tiny_llama: Path, name: str, servers: ServerSettings | None
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"\(deepseek_v3\) has experts: vLLM on CPU cannot run them beside adapters\. "
+    ):
+        check(name, tiny_v3, servers=servers, adapter=AdapterFormat({"r": 8}))
+    check(name, tiny_v3, servers=servers)
+    check(name, tiny_llama, servers=servers, adapter=AdapterFormat({"r": 8}))
 
 
 @pytest.mark.vllm

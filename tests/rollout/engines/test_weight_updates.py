@@ -1,17 +1,31 @@
-"""After an update of any kind of weight, the engines' log-probs match the trainer's."""
+"""After an update of any kind of weight, or of adapters alone, the engines' log-probs match the trainer's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import DeepseekV3ForCausalLM
+from transformers import DeepseekV3ForCausalLM, PreTrainedModel
 
+from grpo.learner.policy import Policy
+from grpo.learner.scoring import Batching
+from grpo.model.adapters import adapter_weights, attach_adapters, perturbed
+from grpo.model.load import load_model
 from grpo.model.weights import checkpoint_weights
+from grpo.recipe.config import ModelConfig
+from grpo.recipe.data import DataConfig
+from grpo.recipe.loop.lora import LoRAConfig
+from grpo.recipe.optimizer import OptimizerConfig
+from grpo.stages.checks.engine import verify_engine
+from grpo.stages.problems import stream_of
+from rollout.engines.adapter import SHARED_MEMORY, AdapterFormat, with_room_for
 from rollout.engines.base import Engine
 from rollout.engines.hf import HFEngine
+from rollout.engines.vllm import VLLMEngine
 from rollout.types import Sampling
+from tests.conftest import byte_tokenizer
 from tests.rollout.engines.agreement import (
     assert_agrees,
     engine_logprobs,
@@ -131,3 +145,96 @@ def test_trap_the_prefix_cache_outlives_the_weights(vllm_v3, tiny_v3: Path, monk
         vllm_v3.publish(checkpoint_weights(model), 2)
         assert len(unexplained(model, list(vllm_v3.generate(prompts, SAMPLING)))) > 20
     assert_agrees(model, list(vllm_v3.generate(prompts, SAMPLING)))
+
+
+# -- adapters alone
+
+LORA = LoRAConfig(r=4, lora_alpha=16)
+FORMAT = AdapterFormat(LORA.peft_arguments())
+
+
+@pytest.fixture(scope="module")
+def with_adapters(tiny_llama: Path) -> Iterator[VLLMEngine]:
+    limits = {"max_model_len": 256, "max_num_seqs": 8, "kv_cache_gib": 0.1, "gpu_memory_utilization": 0.1}
+    engine = VLLMEngine(
+        str(tiny_llama), dtype="float32", adapter=FORMAT, vllm_options={"max_num_batched_tokens": 256}, **limits
+    )
+    yield engine
+    engine.close()
+    assert not files(engine)
+
+
+def files(engine: VLLMEngine) -> list[Path]:
+    assert engine._adapter and engine._adapter._folder.parent == Path(SHARED_MEMORY)
+    return list(engine._adapter._folder.glob("*/adapter_model.safetensors"))
+
+
+def adapted(path: Path) -> PreTrainedModel:
+    model = load_model(ModelConfig(model_name_or_path=str(path)))
+    attach_adapters(model, LORA)
+    return model.eval()
+
+
+@pytest.mark.vllm
+def test_the_engine_samples_with_the_newest_adapter(with_adapters: VLLMEngine, tiny_llama: Path) -> None:
+    engine = with_adapters
+    model = adapted(tiny_llama)
+    for version in (1, 2):
+        with perturbed(model), torch.no_grad():
+            model.get_submodule("model.layers.0.mlp.up_proj.lora_B.default").weight.mul_(version)
+            engine.publish(adapter_weights(model), version)
+            groups = list(engine.generate(make_prompts(4), SAMPLING))
+            assert_agrees(model, groups)
+        assert (trainer_logprobs(model, groups) - engine_logprobs(groups)).abs().mean() > 0.1  # the base disagrees
+        assert {c.policy_version for g in groups for c in g.completions} == {version}
+        assert len(files(engine)) == 1
+
+
+class Without:
+    """Sends no adapter of the modules with this name, as an engine that ignores it."""
+
+    def __init__(self, engine: VLLMEngine, name: str) -> None:
+        self.engine, self.name = engine, name
+
+    def publish(self, weights: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
+        self.engine.publish(((n, w) for n, w in weights if self.name not in n), policy_version)
+
+
+@pytest.mark.vllm
+def test_an_adapter_that_the_engine_ignores_is_refused_though_it_is_new(
+    with_adapters: VLLMEngine, tiny_llama: Path
+) -> None:
+    engine = with_adapters
+    policy = Policy(
+        adapted(tiny_llama),
+        OptimizerConfig(),
+        Accelerator(cpu=True),
+        max_steps=1,
+        temperature=1.0,
+        batching=Batching(1000, pad_token_id=0),
+        send_adapters=True,
+    )
+    problems = stream_of(
+        DataConfig(task="countdown", template="{prompt}", max_prompt_length=200), byte_tokenizer(), seed=0
+    )
+    verify_engine(policy, engine, engine, problems, step=0, sampling=SAMPLING, bound=1e-3, has_weights=True)
+    assert all(not weight.any() for name, weight in adapter_weights(policy.model) if "lora_B" in name)
+    with pytest.raises(ValueError, match=r"adapters=send: .* above 0.001: it does not apply them all as peft does\. "):
+        verify_engine(
+            policy,
+            engine,
+            Without(engine, "o_proj"),
+            problems,
+            step=0,
+            sampling=SAMPLING,
+            bound=1e-3,
+            has_weights=False,
+        )
+
+
+def test_vllm_gets_room_for_the_rank() -> None:
+    for rank, room in ((1, 1), (4, 8), (33, 64), (512, 512)):
+        found = with_room_for(AdapterFormat({"r": rank}, versions=3), {"seed": 1})
+        assert found == {"enable_lora": True, "max_lora_rank": room, "max_loras": 3, "seed": 1}
+    with pytest.raises(ValueError, match=r"model\.lora\.r=513: vLLM takes adapters up to rank 512"):
+        AdapterFormat({"r": 513})

@@ -192,6 +192,15 @@ def test_sharding_over_machines_is_slower_than_within_one(path: Path) -> None:
     assert update[0].bound == "links between trainers"
 
 
+def test_adapters_that_are_sent_are_written_and_read_in_float32_at_a_gigabyte_per_second(path: Path) -> None:
+    sent = [*SERVERS, "model.lora={r: 8, target_modules: [o_proj]}", "rollout.adapters=send"]
+    recipe = load_recipe(path, sent)
+    assert isinstance(recipe, OnPolicyRecipe)
+    layout = lay_out(recipe, Models(), GPUS["h200"], 10)
+    (found,) = (phase for phase in phases(recipe, layout, Lengths(32, 96, 96)) if phase.name == "sync")
+    assert found.seconds == pytest.approx(2 * 4 * layout.shape.trained / 1e9)
+
+
 def test_the_bottleneck_is_one_phase_its_bound_and_what_helps(path: Path) -> None:
     recipe = load_recipe(path, ["rollout.max_completion_length=4064", "trainer.max_tokens_per_micro_batch=8192"])
     assert isinstance(recipe, OnPolicyRecipe)

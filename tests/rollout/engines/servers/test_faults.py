@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rollout.engines.adapter import AdapterFormat
 from rollout.engines.base import EngineLostError
 from rollout.engines.servers import pool
 from rollout.engines.servers.engine import ServersEngine
@@ -39,7 +40,10 @@ class FakeServer:
         self.loaded: dict[str, torch.Tensor] = {}
         self.seen: list[list[int]] = []
         self.paths: list[str] = []
+        self.asked: list[str] = []  # for which model
         self.takes_weights, self.context = True, 64
+        self.adapters: dict[str, str] = {}  # name -> folder
+        self.has_room = True  # for adapters
         self.may_load = threading.Event()  # weights are taken once it is set
         self.may_load.set()
         self.released = threading.Event()
@@ -54,7 +58,8 @@ class FakeServer:
                 elif self.path == "/is_paused":
                     self.reply(200, {"is_paused": state.is_paused})
                 elif self.path == "/v1/models":
-                    self.reply(200, {"data": [{"id": "m", "max_model_len": state.context}]})
+                    names = [{"id": name, "parent": "m"} for name in state.adapters]
+                    self.reply(200, {"data": [{"id": "m", "max_model_len": state.context}, *names]})
                 else:
                     self.reply(state.health, {})
 
@@ -65,6 +70,15 @@ class FakeServer:
                     self.generate(body)
                 elif not state.takes_weights:
                     self.reply(500, {})
+                elif self.path == "/v1/load_lora_adapter" and not state.has_room:
+                    self.reply(404, {"detail": "Not Found"})
+                elif self.path == "/v1/load_lora_adapter":
+                    state.loaded = load_file(f"{body['lora_path']}/adapter_model.safetensors")
+                    self.reply(400 if body["lora_name"] in state.adapters else 200, "Success: loaded")
+                    state.adapters[body["lora_name"]] = body["lora_path"]
+                elif self.path == "/v1/unload_lora_adapter":
+                    del state.adapters[body["lora_name"]]
+                    self.reply(200, "Success: removed")
                 elif state.breaks == state.paths[-1]:
                     state.breaks = ""
                     self.close_connection = True
@@ -95,6 +109,10 @@ class FakeServer:
                 if state.key and self.headers.get("Authorization") != f"Bearer {state.key}":
                     self.reply(401, {"error": "Unauthorized"})
                     return
+                if (name := body.get("model", "m")) != "m" and name not in state.adapters:
+                    self.reply(404, {"error": f"The model `{name}` does not exist."})
+                    return
+                state.asked.append(name)
                 assert not state.is_paused, "vLLM would not answer"
                 if state.fault == "drop":
                     self.close_connection = True
@@ -114,8 +132,8 @@ class FakeServer:
                 count = 1 if state.fault == "short" else body["sampling_params"]["n"]
                 self.reply(200, {"choices": [choice | {"index": i} for i in range(count)]})
 
-            def reply(self, status: int, body: dict[str, Any]) -> None:
-                content = json.dumps(body).encode()
+            def reply(self, status: int, body: dict[str, Any] | str) -> None:
+                content = (body if isinstance(body, str) else json.dumps(body)).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
@@ -143,7 +161,9 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeServer]]:
         server.http.server_close()
 
 
-def connect(model: Path, urls: list[str], weights_dir: Path, **settings: Any) -> ServersEngine:
+def connect(
+    model: Path, urls: list[str], weights_dir: Path, *, adapter: AdapterFormat | None = None, **settings: Any
+) -> ServersEngine:
     defaults: dict[str, Any] = {"patience": 60, "health_timeout": 20}
     return ServersEngine(
         str(model),
@@ -154,6 +174,7 @@ def connect(model: Path, urls: list[str], weights_dir: Path, **settings: Any) ->
         kv_cache_gib=1,
         gpu_memory_utilization=0.1,
         vllm_options={},
+        adapter=adapter,
     )
 
 

@@ -110,7 +110,15 @@ def test_servers_of_a_run_on_several_machines_are_started_by_hand(
         start.StartedServers(1, str(tmp_path), {}, timeout=60, api_key_env=None, revision=None, trust_remote_code=False)
 
 
-def recipe(model: Path, folder: Path, servers: dict[str, Any], *, max_staleness: int, **trainer: Any) -> Path:
+def recipe(
+    model: Path,
+    folder: Path,
+    servers: dict[str, Any],
+    *,
+    max_staleness: int,
+    sends_adapters: bool = False,
+    **trainer: Any,
+) -> Path:
     reward = folder.with_suffix(".py")
     reward.write_text("def first(completions, **_):\n    return [float(i == 0) for i in range(len(completions))]\n")
     values = {
@@ -129,6 +137,10 @@ def recipe(model: Path, folder: Path, servers: dict[str, Any], *, max_staleness:
         "report": {"num_logged_groups": 2},
         "evaluation": {"num_problems": 0},
     }
+    if sends_adapters:
+        values["model"]["lora"] = {"r": 4}
+        # On CPU, vLLM copies an adapter for every token that it is warmed up with.
+        values["rollout"] |= {"adapters": "send", "max_num_seqs": 8, "vllm_options": {"max_num_batched_tokens": 256}}
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(values))
     return path
@@ -201,3 +213,15 @@ def test_runs_in_lockstep_and_ahead_train_on_a_server_that_the_first_starts_and_
     # Twelve of the first fourteen: two were ahead of the last step.
     assert len(trained) == len(set(trained)) == 12
     assert {int(one.rpartition("/")[2]) for one in trained} <= set(range(14))
+
+
+@needs_plugin
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_a_server_samples_with_adapters_that_travel_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    saved = grpo.train(recipe(tiny_llama, folder, {"start": 1}, max_staleness=0, sends_adapters=True, max_steps=3))
+    assert (saved / "adapter_model.safetensors").exists()
+    for row in rows(folder):
+        assert row["sampling/sampling_logp_difference/mean"] < 1e-5
+        assert row["grad_norm"] > 0

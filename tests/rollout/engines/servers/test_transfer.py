@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from rollout.engines.servers import transfer
 from rollout.engines.servers.client import ServerLostError
-from rollout.engines.servers.transfer import FileTransfer, NCCLTransfer
+from rollout.engines.servers.transfer import FileTransfer, NCCLTransfer, make_folder
 
 MATRIX, EXPERT = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.experts.3.gate_proj.weight"
 ROUTER, BIAS = "model.layers.1.mlp.gate.weight", "model.layers.1.mlp.gate.e_score_correction_bias"
@@ -29,13 +29,14 @@ def trained(names: tuple[str, ...] = NAMES) -> dict[str, torch.Tensor]:
     return {name: torch.full(shapes.get(name, (2, 4)), 1.001) for name in names}
 
 
-def read(files: list[tuple[Path, int]]) -> dict[str, torch.Tensor]:
-    return {name: weight for path, _ in files for name, weight in load_file(path).items()}
+def written(transfer: FileTransfer, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    transfer.write(weights.items(), "a/0")
+    return {name: weight for path, _ in transfer._files for name, weight in load_file(path).items()}
 
 
 def test_weights_travel_in_the_serving_precision_but_for_what_vllm_keeps_in_float32(tmp_path: Path) -> None:
     weights = trained((*NAMES, *OTHERS))
-    found = read(FileTransfer(tmp_path, torch.bfloat16).write(weights.items()))
+    found = written(FileTransfer(tmp_path, torch.bfloat16), weights)
     assert {name for name, weight in found.items() if weight.dtype == torch.bfloat16} == {MATRIX, EXPERT}
     assert found[MATRIX].tolist() == [[1.0] * 4] * 2
     for name in (ROUTER, BIAS, "model.norm.weight", *OTHERS):
@@ -45,7 +46,7 @@ def test_weights_travel_in_the_serving_precision_but_for_what_vllm_keeps_in_floa
 
 def test_float32_travels_bit_for_bit(tmp_path: Path) -> None:
     weights = {**trained(), "table": torch.arange(3)}
-    found = read(FileTransfer(tmp_path, torch.float32).write(weights.items()))
+    found = written(FileTransfer(tmp_path, torch.float32), weights)
     assert found.keys() == weights.keys()
     assert all(
         torch.equal(found[name], weight) and found[name].dtype == weight.dtype for name, weight in weights.items()
@@ -53,7 +54,7 @@ def test_float32_travels_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_the_folder_for_weights_is_made_where_it_is_missing(tmp_path: Path) -> None:
-    folder = FileTransfer.make_folder(str(tmp_path / "shared" / "weights"))
+    folder = make_folder(str(tmp_path / "shared" / "weights"))
     assert folder.parent == tmp_path / "shared" / "weights" and folder.is_dir()
 
 
