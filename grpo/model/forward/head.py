@@ -43,11 +43,22 @@ def computing_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor:
-    """Logits computed in `dtype`, in float32."""
-    bias = None if bias is None else bias.to(dtype)
-    logits = torch.nn.functional.linear(hidden.to(dtype), weight.to(dtype), bias).float()
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """Logits in float32, computed in the weight's dtype."""
+    bias = None if bias is None else bias.to(weight.dtype)
+    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def add_product_(total: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> None:
+    """total [V, H] += alpha left.T @ right, summed in float32, of left [C, V] and right [C, H].
+
+    On a GPU in the precision of `left`: float32 products, which a CPU computes, would do without tensor cores.
+    """
+    if total.is_cuda and left.dtype != torch.float32:
+        torch.addmm(total, left.T, right.to(left.dtype), out_dtype=torch.float32, alpha=alpha, out=total)
+    else:
+        total.addmm_(left.T.float(), right.float(), alpha=alpha)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -65,12 +76,13 @@ class _TokenLogProbs(torch.autograd.Function):
         kept: Kept | None,
     ) -> tuple[Tensor, Tensor]:
         dtype = computing_dtype(hidden)
+        computing = weight.to(dtype)  # once, not in every chunk
         normaliser = hidden.new_empty(len(targets), dtype=torch.float32)
         logprobs, entropy = torch.empty_like(normaliser), torch.empty_like(normaliser)
         ctx.unnormalised = {}
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            logits = head_logits(hidden[part], weight, bias, temperature, dtype)
+            logits = head_logits(hidden[part], computing, bias, temperature)
             if kept is not None:
                 kept.apply_(logits, start)
             most = logits.amax(-1)
@@ -92,6 +104,7 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
+        computing = weight.to(ctx.dtype)
         upstream, of_entropy = (gradient / ctx.temperature for gradient in gradients)
         grad_hidden = torch.empty_like(hidden)
         # A frozen head, as under adapters, needs none.
@@ -107,7 +120,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 factor, onehot = factor / total, total
             else:
                 # In the forward's precision: less its normaliser, other logits would not be log-probs.
-                log_p = head_logits(hidden[part], weight, bias, ctx.temperature, ctx.dtype)
+                log_p = head_logits(hidden[part], computing, bias, ctx.temperature)
                 if ctx.kept is not None:
                     ctx.kept.apply_(log_p, start)
                 log_p.sub_(normaliser[part, None])
@@ -120,9 +133,9 @@ class _TokenLogProbs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias.addmv_(p.T, factor, alpha=-1)
             p = p.to(ctx.dtype)
-            grad_hidden[part] = (p @ weight.to(ctx.dtype)) * -factor[:, None]
+            grad_hidden[part] = (p @ computing) * -factor[:, None]
             if grad_weight is not None:
-                grad_weight.addmm_(p.T.float(), hidden[part].float() * factor[:, None], alpha=-1)
+                add_product_(grad_weight, p, hidden[part].float() * factor[:, None], alpha=-1)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None

@@ -218,9 +218,9 @@ def acceptance(hidden: Tensor, drafts: Tensor, weight: Tensor, temperature: floa
     """
     greedy, sampled = [], []
     chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**27) // (2 * weight.shape[0]))  # two logits at once
+    weight = weight.to(computing_dtype(hidden))
     for ours, theirs in zip(hidden.split(chunk), drafts.split(chunk), strict=True):
-        dtype = computing_dtype(ours)
-        p, q = (head_logits(one, weight, None, temperature, dtype).softmax(-1) for one in (ours, theirs))
+        p, q = (head_logits(one, weight, None, temperature).softmax(-1) for one in (ours, theirs))
         greedy.append((p.argmax(-1) == q.argmax(-1)).float())
         sampled.append(torch.minimum(p, q).sum(-1))
     return torch.cat(greedy), torch.cat(sampled)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo.algorithm.distillation import divergence, divergence_gradient_
-from grpo.model.forward.head import CHUNK_ELEMENTS, computing_dtype, head_logits
+from grpo.model.forward.head import CHUNK_ELEMENTS, add_product_, computing_dtype, head_logits
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -57,13 +57,17 @@ class _Head:
     """A head with its chunks' logits."""
 
     hidden: Tensor
-    weight: Tensor
+    weight: Tensor  # in the precision that it computes in
     bias: Tensor | None
     temperature: float
-    dtype: torch.dtype  # that it computes in
+
+    @classmethod
+    def of_teacher(cls, hidden: Tensor, head: TeacherHead, dtype: torch.dtype) -> "_Head":
+        weight, bias = head.on(hidden.device)
+        return cls(hidden, weight.to(dtype), bias, head.temperature)
 
     def logits(self, part: slice) -> Tensor:
-        return head_logits(self.hidden[part], self.weight, self.bias, self.temperature, self.dtype)
+        return head_logits(self.hidden[part], self.weight, self.bias, self.temperature)
 
 
 class _TokenDivergence(torch.autograd.Function):
@@ -79,8 +83,8 @@ class _TokenDivergence(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, ...]:
         dtype = computing_dtype(hidden)
-        student = _Head(hidden, weight, bias, temperature, dtype)
-        teacher = _Head(target.hidden, *target.head.on(hidden.device), target.head.temperature, dtype)
+        student = _Head(hidden, weight.to(dtype), bias, temperature)
+        teacher = _Head.of_teacher(target.hidden, target.head, dtype)
         shared = min(len(student.weight), len(teacher.weight))
         results = hidden.new_empty(4, len(targets), dtype=torch.float32)
         distance, logprobs, entropy, teacher_logprobs = results
@@ -107,9 +111,8 @@ class _TokenDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, teacher_hidden, normalisers = ctx.saved_tensors
-        student = _Head(hidden, weight, bias, ctx.temperature, ctx.dtype)
-        head: TeacherHead = ctx.head
-        teacher = _Head(teacher_hidden, *head.on(hidden.device), head.temperature, ctx.dtype)
+        student = _Head(hidden, weight.to(ctx.dtype), bias, ctx.temperature)
+        teacher = _Head.of_teacher(teacher_hidden, ctx.head, ctx.dtype)
         upstream = gradients[0] / ctx.temperature
         grad_hidden = torch.empty_like(hidden)
         # A frozen head, as under adapters, needs none.
@@ -124,9 +127,9 @@ class _TokenDivergence(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias[rows] += scaled.sum(0)
             scaled = scaled.to(ctx.dtype)
-            grad_hidden[part] = scaled @ weight[rows].to(ctx.dtype)
+            grad_hidden[part] = scaled @ student.weight[rows]
             if grad_weight is not None:
-                grad_weight[rows].addmm_(scaled.T.float(), hidden[part].float())
+                add_product_(grad_weight[rows], scaled, hidden[part])
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None

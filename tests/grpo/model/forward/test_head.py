@@ -1,13 +1,16 @@
 """Log-probs from hidden states in chunks, against plain log_softmax."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo.model.forward import head
-from grpo.model.forward.head import Kept, token_logprobs
+from grpo.model.forward.head import Kept, add_product_, token_logprobs
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 7 * 11, 10**6])
@@ -150,3 +153,51 @@ def test_under_autocast_a_token_that_was_the_only_one_kept_has_no_gradient() -> 
         logprobs, _ = token_logprobs(hidden, torch.randn(11, 16), targets, kept=kept)
     logprobs.sum().backward()
     assert hidden.grad is not None and not hidden.grad.any() and not logprobs.any()
+
+
+class Calls(TorchDispatchMode):
+    """Records what torch is asked for inside the block: (operator, shape and dtype of every tensor)."""
+
+    def __init__(self, compute: Callable[..., bool] = lambda operator: True) -> None:
+        super().__init__()
+        self.compute = compute
+        self.seen: list[tuple[str, list[tuple[tuple[int, ...], torch.dtype]]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [(tuple(x.shape), x.dtype) for x in args if isinstance(x, torch.Tensor)]
+        self.seen.append((str(func).removeprefix("aten."), tensors))
+        return func(*args, **(kwargs or {})) if self.compute(func) else args[0]
+
+
+def test_the_head_is_cast_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", 3 * 11)  # seven chunks
+    monkeypatch.setattr(head, "WAITING_ELEMENTS", 0)
+    hidden, weight = torch.randn(20, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
+    with Calls() as calls:
+        with torch.autocast("cpu", torch.bfloat16):
+            logprobs, _ = token_logprobs(hidden, weight, torch.arange(20) % 11)
+        logprobs.sum().backward()
+    casts = [
+        name for name, tensors in calls.seen if name == "_to_copy.default" and tensors == [((11, 5), torch.float32)]
+    ]
+    assert len(casts) == 2  # in forward and in backward
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "operator", "product_dtype"),
+    [
+        ("cuda", torch.bfloat16, "addmm.dtype_out", torch.bfloat16),
+        ("cuda", torch.float32, "addmm_.default", torch.float32),
+        ("cpu", torch.bfloat16, "addmm_.default", torch.float32),
+    ],
+)
+def test_on_a_gpu_the_head_s_gradient_is_multiplied_in_bfloat16_and_summed_in_float32(
+    device: str, dtype: torch.dtype, operator: str, product_dtype: torch.dtype
+) -> None:
+    """Of tensors without memory: there is no GPU here."""
+    with FakeTensorMode(), Calls(lambda operator: "addmm" not in str(operator)) as calls:
+        total = torch.zeros(11, 5, device=device)
+        add_product_(total, torch.zeros(7, 11, device=device, dtype=dtype), torch.zeros(7, 5, device=device), alpha=-1)
+    [(name, tensors)] = [call for call in calls.seen if "addmm" in call[0]]
+    assert name == operator
+    assert tensors == [((11, 5), torch.float32), ((11, 7), product_dtype), ((7, 5), product_dtype)]
