@@ -29,7 +29,7 @@ from grpo.recipe.loop.schedules import Schedules, recipe_at, schedule_conflicts,
 from grpo.recipe.loop.truncation import Truncation, truncation_conflicts
 from grpo.recipe.optimizer import OptimizerConfig, PositiveFraction
 from grpo.recipe.section import Section, StageRecipe
-from grpo.recipe.servers import ServersConfig, ahead_conflicts, corrected_if_stale, server_conflicts
+from grpo.recipe.servers import ServersConfig, ahead_conflicts, corrected_if_stale, server_conflicts, with_own_gpus
 from rollout.engines.build import ENGINES, check_trainable
 from rollout.types import Sampling
 
@@ -47,7 +47,7 @@ class EngineSection(Section):
 
     max_num_seqs: PositiveInt = 256  # sequences decoded at once
     max_model_len: PositiveInt | None = None  # context in tokens; None: longest prompt plus longest completion
-    gpu_memory_utilization: PositiveFraction = 0.3  # vLLM on GPU
+    gpu_memory_utilization: PositiveFraction = 0.3  # vLLM on GPU; of servers that a run starts 0.9
     kv_cache_gib: PositiveFloat = 1.0  # vLLM on CPU
     vllm_options: dict[str, Any] = {}  # further arguments of vllm.LLM
 
@@ -99,6 +99,8 @@ class RolloutConfig(EngineSection, Truncation):
     dynamic_sampling: bool = False  # replace groups without signal by further problems (DAPO), docs/algorithms.md
     max_num_gen_batches: PositiveInt = 10  # dynamic_sampling: rounds of sampling per rollout
     stop: list[Annotated[str, Field(min_length=1)]] = []  # texts that end a completion, beside the end tokens
+
+    _memory = model_validator(mode="before")(with_own_gpus)
 
 
 class TrainerConfig(OptimizerConfig):

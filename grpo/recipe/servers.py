@@ -8,6 +8,8 @@ from pydantic import NonNegativeInt, PositiveFloat, model_validator
 from grpo.recipe.algorithm import RATIO_TO_ENGINE
 from grpo.recipe.section import Section
 
+OWN_GPU_MEMORY = 0.9  # of a GPU that an engine shares with nothing
+
 
 class ServersConfig(Section):
     """vLLM servers that sample for the trainer, docs/engines.md. A list is short for {urls: …}."""
@@ -27,6 +29,14 @@ class ServersConfig(Section):
     @classmethod
     def _listed(cls, values: Any) -> Any:
         return {"urls": values} if isinstance(values, list) else values
+
+
+def with_own_gpus(values: Any) -> Any:
+    """Values of the section `rollout`, before they are checked: servers that a run starts share GPUs with nothing."""
+    match values:
+        case {"servers": {"start": int(start)}} if start > 0:
+            return {"gpu_memory_utilization": OWN_GPU_MEMORY, **values}
+    return values
 
 
 def server_conflicts(engine: str, servers: ServersConfig | None, max_staleness: int) -> Iterator[str]:

@@ -23,7 +23,7 @@ from rollout.engines.base import (
 )
 from rollout.engines.vllm_kept import engine_kept
 from rollout.engines.vllm_routes import engine_routes
-from rollout.engines.vllm_setup import free_memory, own_source, repack_for_cpu, start, stop
+from rollout.engines.vllm_setup import finish_begun, free_memory, own_source, repack_for_cpu, start, stop
 from rollout.types import Completion, Group, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ class VLLMEngine:
         finally:
             if pending:  # the caller stopped early
                 engine.abort_request(list(pending))
+            finish_begun(self._llm)
 
     def _completions(self, output: "RequestOutput", sampling: Sampling) -> list[Completion]:
         from vllm.logprobs import FlatLogprobs

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from rollout.engines.servers.plugin import BACKEND
 from rollout.engines.vllm_setup import (
+    IEEE,
     MAX_BATCHED_TOKENS,
     check_adapters,
     check_model,
@@ -59,7 +60,8 @@ def server_command(
     share: variables that say which part of the machine it gets.
     """
     config = AutoConfig.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
-    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, **share}
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **dict([IEEE])}
+    environment = {**defaults, **os.environ, **share}
     environment |= mla_setting(config)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_path]
     command += ["--generation-config", "vllm"]

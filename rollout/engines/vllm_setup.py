@@ -32,6 +32,8 @@ ROUTING_KEYS: dict[str, dict[str, Any]] = {
     "deepseek_v4": {"topk_method": "noaux_tc", "scoring_func": "sqrtsoftplus"},
 }
 
+# Triton's kernels would round float32 to TF32, 10 bits of mantissa; those of vLLM's attention and experts do not ask.
+IEEE = ("TRITON_F32_DEFAULT", "ieee")
 EXPERTS_KEYS = ("n_routed_experts", "num_local_experts", "num_experts")  # in configs of mixtures of experts
 
 _running: "list[LLM]" = []  # in this process
@@ -142,6 +144,15 @@ def stop(llm: "LLM") -> None:
     if not _running:
         # Engines share these groups, and a dense model's groups do not work for an MoE.
         destroy_model_parallel()
+
+
+def finish_begun(llm: "LLM") -> None:
+    """Let vLLM finish the batch that it has begun ahead, on GPU, of requests that have ended meanwhile.
+
+    It would still compute while weights arrive or memory is given back, and records of routes must not find it.
+    """
+    while llm.llm_engine.engine_core.engine_core.batch_queue:  # pyright: ignore[reportAttributeAccessIssue]
+        llm.llm_engine.step()
 
 
 def free_memory() -> None:
@@ -277,6 +288,7 @@ def _check_head_size(model_path: str, config: PretrainedConfig) -> None:
 def _set_environment(config: PretrainedConfig) -> None:
     """Variables vLLM reads, some of them while it is imported."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # else every start is reported over the network
+    os.environ.setdefault(*IEEE)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are passed in this process's memory
     os.environ.update(mla_setting(config))
 

@@ -48,6 +48,13 @@ def check(
     if servers.start:
         _check_one_machine(servers.start)
         share = _share(servers.start - 1, servers.start)
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if (size := vllm_options.get(name, 1)) > 1 and "CUDA_VISIBLE_DEVICES" in share:
+                raise ValueError(
+                    f"vllm_options.{name}={size} with rollout.servers.start={servers.start}: each server that a run "
+                    "starts has one GPU. Start larger ones with `grpo serve MODEL --for-training` and list them: "
+                    "rollout.servers=[http://host:8000]."
+                )
         options = [FOR_TRAINING, *_command_line(vllm_options)]
         server_command(model_path, options, revision=revision, trust_remote_code=trust_remote_code, share=share)
 

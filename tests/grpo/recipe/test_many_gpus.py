@@ -94,3 +94,17 @@ def test_accelerate_has_every_option_the_launchers_use(name: str) -> None:
     assert used <= known
     recipe = re.search(r"recipes/[\w.]+\.yaml", text)
     assert recipe and (ROOT / recipe[0]).exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "memory"),
+    [
+        ([], 0.3),  # beside the trainer
+        (["rollout.engine=server", "rollout.servers={start: 1}"], 0.9),
+        (["rollout.engine=server", "rollout.servers={start: 1}", "rollout.gpu_memory_utilization=0.5"], 0.5),
+    ],
+)
+def test_servers_that_a_run_starts_have_their_gpus_to_themselves(overrides: list[str], memory: float) -> None:
+    recipe = load_recipe(RECIPES / "r1_zero.yaml", overrides)
+    assert isinstance(recipe, OnPolicyRecipe)
+    assert recipe.rollout.gpu_memory_utilization == memory

@@ -133,3 +133,13 @@ def test_head_sizes_that_vllm_lacks_on_cpu_are_refused_for_servers_too(
     LlamaConfig(hidden_size=40, num_attention_heads=2, head_dim=20).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"attention heads of 20 dimensions: vLLM on CPU supports \["):
         check(name, tmp_path, servers=servers)
+
+
+@pytest.mark.vllm
+def test_a_server_that_a_run_starts_on_gpus_has_one(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    options = {"vllm_options": {"tensor_parallel_size": 2}, "servers": ServerSettings(start=1)}
+    with pytest.raises(
+        ValueError, match=r"tensor_parallel_size=2 with rollout\.servers\.start=1: each server that a run"
+    ):
+        check("server", tiny_llama, **options)

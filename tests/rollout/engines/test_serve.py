@@ -72,6 +72,16 @@ def test_on_cpu_the_model_runs_in_the_schedulers_process_unless_options_may_ask_
     assert command[len(command) - len(options) :] == options
 
 
+@pytest.mark.vllm
+def test_servers_do_not_round_float32_to_tf32_unless_they_are_told_to(
+    tiny_v3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+    assert server_command(str(tiny_v3), [])[1]["TRITON_F32_DEFAULT"] == "ieee"
+    monkeypatch.setenv("TRITON_F32_DEFAULT", "tf32")
+    assert server_command(str(tiny_v3), [])[1]["TRITON_F32_DEFAULT"] == "tf32"
+
+
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes], seconds: int = 240) -> None:
     for _ in range(seconds):
         assert server.poll() is None, "the server has exited"

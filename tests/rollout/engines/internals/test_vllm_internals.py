@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from rollout.engines.vllm import VLLMEngine
+from rollout.types import Sampling
+from tests.rollout.engines.agreement import make_prompts
 
 pytestmark = pytest.mark.vllm
 
@@ -78,6 +80,19 @@ def test_llm_engine_still_has(engine: VLLMEngine, name: str) -> None:
     for part in name.split("."):
         value = getattr(value, part)
     assert callable(value)
+
+
+def test_a_batch_that_was_begun_ahead_is_finished(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM on GPU begins one before it knows that a stop token has ended the last request."""
+    core = engine._llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
+    assert core.batch_queue is None  # on CPU
+    groups = engine.generate(make_prompts(2), Sampling(num_generations=1, max_completion_length=2))
+    next(groups)
+    begun = [1, 2]
+    monkeypatch.setattr(core, "batch_queue", begun)
+    monkeypatch.setattr(engine._llm.llm_engine, "step", begun.pop)
+    groups.close()  # type: ignore[attr-defined]
+    assert not begun
 
 
 @pytest.mark.parametrize("name", ["n", "seed", "stop", "stop_token_ids", "flat_logprobs", "detokenize", "output_kind"])
