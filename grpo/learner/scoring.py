@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grpo.learner.batch import MicroBatch, Sample, collate, pack
-from grpo.model.forward.packed import can_pack, only_attends, use_packed_attention
+from grpo.model.forward.packed import can_pack, only_attends, passes_segments, use_packed_attention
 from grpo.model.forward.teacher import TeacherHead
 from grpo.model.load import CompletionLogProbs
 from grpo.model.sharding import is_sharded
@@ -34,7 +34,7 @@ class Batching:
     def for_model(self, model: PreTrainedModel, device: torch.device) -> "Batching":
         """The same budget in the layout that the model's attention takes; on CPU, gives it one for packed rows."""
         if (model.config._attn_implementation or "").startswith("flash"):
-            return replace(self, packed=only_attends(model), shared=False)
+            return replace(self, packed=only_attends(model) and passes_segments(model), shared=False)
         on_cpu = device.type == "cpu" and can_pack(model)
         if on_cpu:
             use_packed_attention(model)

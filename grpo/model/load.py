@@ -210,7 +210,7 @@ class CompletionLogProbs(nn.Module):
 
     def _states(self, input_ids: Tensor, position_ids: Tensor, segments: Segments | None) -> Tensor:
         """[B, L, H] the last hidden states."""
-        how = segments_for(self.model, segments)
+        how = segments_for(self.model, segments, input_ids.device)
         offloaded = self.offload_activations and torch.is_grad_enabled()
         with save_on_cpu(pin_memory=input_ids.device.type != "cpu") if offloaded else nullcontext():
             output = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **how)

@@ -149,7 +149,7 @@ def draft_states(
         attention_mask=mask,
         position_ids=position_ids,
         position_embeddings=base.rotary_emb(embeddings, position_ids),
-        **segments_for(model, segments),
+        **segments_for(model, segments, input_ids.device),
     )
 
 

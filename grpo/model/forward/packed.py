@@ -1,12 +1,13 @@
 """Attention over samples that lie in one row: nothing is padded, and a prompt is there once for all its completions.
 
 On CPU, torch attends over padded rows only. Here each sample's queries, keys and values are cut out of the row, and the
-rest of the model computes on the tokens there are. On GPUs flash attention takes packed rows itself.
+rest of the model computes on the tokens there are. On GPUs flash attention takes packed rows itself, once it is told
+where samples begin.
 """
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from grpo.model.sharding import computing
+
 NAME = "sdpa_packed"
+PROBE = "probe"
 
 
 class Sample(Protocol):
@@ -55,6 +59,11 @@ class Segments:
         return [n for prompt, own in zip(self.prompts, self.completions, strict=True) for n in (prompt, *own)]
 
     @property
+    def ends(self) -> list[int]:
+        """0, and where each sample ends in the row, if none shares its prompt."""
+        return [0, *accumulate(prompt + sum(own) for prompt, own in zip(self.prompts, self.completions, strict=True))]
+
+    @property
     def places(self) -> list[tuple[int, int]]:
         """Where each sample's prompt and its completion start in the row."""
         places, end = [], 0
@@ -74,6 +83,7 @@ def can_pack(model: PreTrainedModel) -> bool:
         and only_attends(model, {"full_attention"})
         and not getattr(config, "sliding_window", None)
         and not getattr(config, "attention_chunk_size", None)
+        and passes_segments(model)
     )
 
 
@@ -83,6 +93,31 @@ def only_attends(model: PreTrainedModel, kinds: Set[str] = frozenset({"full_atte
     return not getattr(model, "_is_stateful", False) and set(layers) <= kinds
 
 
+@torch.no_grad()
+def passes_segments(model: PreTrainedModel) -> bool:
+    """Whether what a forward is told of its row reaches the attention of every layer.
+
+    If a layer drops it, as Nemotron's do, its tokens would attend to the samples before theirs, and nothing would fail.
+    """
+    if not model._supports_attention_backend:
+        return False
+    reached: list[bool] = []
+
+    def attend(*heads: Any, segments: Segments | None = None, **options: Any) -> tuple[Tensor, None]:
+        reached.append(segments is not None)
+        return sdpa_attention_forward(*heads, **options)
+
+    AttentionInterface.register(PROBE, attend)
+    AttentionMaskInterface.register(PROBE, _causal)
+    own = model.config._attn_implementation
+    model.config._attn_implementation = PROBE  # not by its setter, which would want to load flash attention again
+    row = torch.arange(2, device=model.device)[None]
+    with computing(model):
+        model.base_model(input_ids=row, position_ids=row, use_cache=False, segments=Segments([1], [[1]]))
+    model.config._attn_implementation = own
+    return bool(reached) and all(reached)
+
+
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Let the model take packed rows; see `can_pack`. Other rows go through torch's attention as before."""
     AttentionInterface.register(NAME, packed_attention)
@@ -90,9 +125,19 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
-def segments_for(model: PreTrainedModel, segments: Segments | None) -> dict[str, Segments]:
-    """The keyword for a model's forward. Flash attention takes none: it sees the positions restart."""
-    return {"segments": segments} if segments and model.config._attn_implementation == NAME else {}
+def segments_for(model: PreTrainedModel, segments: Segments | None, device: torch.device) -> dict[str, Any]:
+    """The keywords for a model's forward, which hands them to its attention.
+
+    Flash attention would find the samples where positions restart, but some models keep positions from it, and it would
+    look, and wait for the GPU, in every layer.
+    """
+    if segments is None:
+        return {}
+    if model.config._attn_implementation == NAME:
+        return {"segments": segments}
+    ends = segments.ends
+    bounds, longest = torch.tensor(ends, dtype=torch.int32, device=device), max(b - a for a, b in pairwise(ends))
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
 Heads = tuple[Tensor, ...]  # query [1, H, n, d], key [1, K, n, d] and value [1, K, n, d'] of n tokens

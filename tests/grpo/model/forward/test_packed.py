@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoModelForCausalLM,
     DogeConfig,
     FalconH1Config,
@@ -14,10 +17,14 @@ from transformers import (
     GPTJConfig,
     Lfm2Config,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
+    NemotronConfig,
     PretrainedConfig,
     Qwen2Config,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import flash_attention_mask
 
 from grpo.learner.batch import Sample, collate
 from grpo.learner.scoring import Batching, forward
@@ -73,7 +80,9 @@ def test_segments_say_where_each_sample_lies() -> None:
     assert segments == Segments([5, 4], [[9, 3], [6]])
     assert segments.lengths == [5, 9, 3, 4, 6]
     assert segments.places == [(0, 5), (0, 14), (17, 21)]
-    assert Segments.of(SAMPLES[:2], shared=False).places == [(0, 5), (14, 19)]
+    apart = Segments.of(SAMPLES[:2], shared=False)
+    assert apart.places == [(0, 5), (14, 19)]
+    assert apart.ends == [0, 14, 22]
 
 
 @pytest.mark.parametrize(
@@ -84,14 +93,14 @@ def test_segments_say_where_each_sample_lies() -> None:
         (LlamaConfig(**EAGER), False),
         (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=4), False),
         (Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=4, sliding_window=4), False),
+        (NemotronConfig(**SMALL, num_key_value_heads=2, head_dim=4), False),  # its layers pass nothing on
         (GPTJConfig(vocab_size=8, n_embd=8, n_head=2, n_layer=2, rotary_dim=2), False),
         (FalconH1Config(**SMALL, num_key_value_heads=2, mamba_d_ssm=8, mamba_n_heads=2, mamba_d_state=4), False),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
 def test_only_full_attention_through_transformers_interface_is_packed(config: PretrainedConfig, packs: bool) -> None:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config)
     assert can_pack(model) == packs
     batching = Batching(100, pad_token_id=0).for_model(model, torch.device("cpu"))
     assert (batching.packed, batching.shared) == (packs, packs)
@@ -104,18 +113,49 @@ def test_only_full_attention_through_transformers_interface_is_packed(config: Pr
         (LlamaConfig(**SMALL), True),
         (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=4), True),
         (Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=4, sliding_window=4), True),
+        (NemotronConfig(**SMALL, num_key_value_heads=2, head_dim=4), False),
         (FalconH1Config(**SMALL, num_key_value_heads=2, mamba_d_ssm=8, mamba_n_heads=2, mamba_d_state=4), False),
         (Lfm2Config(**SMALL, num_key_value_heads=2, layer_types=["conv", "full_attention"]), False),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
 def test_flash_attention_packs_no_model_that_carries_more_than_attention(config: PretrainedConfig, packs: bool) -> None:
-    """It sees the positions restart; a convolution or a recurrence would run on into the next sample."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    """It is told where samples begin; a convolution or a recurrence would run on into the next one."""
+    model = AutoModelForCausalLM.from_config(config)
     model.config._attn_implementation = "flash_attention_2"
     batching = Batching(100, pad_token_id=0).for_model(model, torch.device("cuda"))
     assert (batching.packed, batching.shared) == (packs, False)
+
+
+def flash_on_cpu(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: None, **keywords: Any
+) -> tuple[Tensor, None]:
+    """What flash attention with variable lengths computes, from the keywords that it takes."""
+    ends = keywords.pop("cu_seq_lens_q")
+    assert torch.equal(ends, keywords.pop("cu_seq_lens_k")) and ends.dtype == torch.int32
+    lengths = ends.diff().tolist()
+    assert keywords.pop("max_length_q") == keywords.pop("max_length_k") == max(lengths)
+    samples = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    return torch.cat([sdpa_attention_forward(module, *one, None, **keywords)[0] for one in samples], dim=1), None
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, Ministral3Config])
+def test_flash_attention_is_told_where_samples_begin(config: type[PretrainedConfig]) -> None:
+    """Ministral 3 keeps the positions from its attention."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(**{**SMALL, "vocab_size": 256}, num_key_value_heads=2, head_dim=4))
+    scorer = CompletionLogProbs(model, 1.0).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.5)
+        expected = forward(scorer, collate(SAMPLES, pad_token_id=0))[0]
+        AttentionInterface.register("flash_on_cpu", flash_on_cpu)
+        AttentionMaskInterface.register("flash_on_cpu", flash_attention_mask)
+        model.config._attn_implementation = "flash_on_cpu"  # its setter would look for a library
+        batching = Batching(100, pad_token_id=0).for_model(model, torch.device("cuda"))
+        found = forward(scorer, batching.collate(SAMPLES, torch.device("cpu")))[0]
+    assert batching.packed
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_mask_of_the_model_s_own_is_refused_in_a_packed_row() -> None:
