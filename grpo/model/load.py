@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from grpo.model.adapters import is_adapter
+from grpo.model.forward.grouped import keep_attention_fused
 from grpo.model.forward.head import Kept, token_logprobs
 from grpo.model.forward.mtp import DeepseekV3ForCausalLM, check_loaded, check_mtp, drafts_of_completions
 from grpo.model.forward.packed import Segments, segments_for
@@ -109,6 +110,7 @@ def new_model(config: SFTModel, architecture: PretrainedConfig) -> PreTrainedMod
 
 def prepared(model: PreTrainedModel, config: ModelConfig | SFTModel) -> PreTrainedModel:
     """The model as it is trained: its experts run as configured, and nothing is dropped unless asked for."""
+    keep_attention_fused()
     if moe_layers(model):
         model.set_experts_implementation(config.experts_implementation)
         cast_grouped_products()

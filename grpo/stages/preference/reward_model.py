@@ -25,6 +25,7 @@ from transformers import (
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.savable import check_saving
 from grpo.model.checks import check_finite, check_vocabulary, refuse_not_finite
+from grpo.model.forward.grouped import keep_attention_fused
 from grpo.model.load import disable_dropout
 from grpo.model.moe import moe_layers
 from grpo.recipe.errors import RefusedError
@@ -222,6 +223,7 @@ def _load(
     model = whole(loaded, checkpoint or section.model_name_or_path, new=head)
     if moe_layers(model):
         model.set_experts_implementation(section.experts_implementation)
+    keep_attention_fused()
     disable_dropout(model)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.update(dict(shown.as_config()))
