@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-PACKAGES = ("torch", "vllm", "transformers", "accelerate", "datasets", "trl", "peft", "flash-attn", "flashinfer-python")
+PACKAGES = ("torch", "vllm", "transformers", "accelerate", "datasets", "trl", "peft")
+PACKAGES += ("flash-attn", "flash-attn-4", "flashinfer-python")
 _checks: list[dict[str, Any]] = []
 
 

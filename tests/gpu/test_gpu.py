@@ -5,11 +5,16 @@ Bounds are wide: the figures are what the report is for.
 
 import os
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from grpo.model.forward.grouped import grouped_attention
+from grpo.model.forward.head import token_logprobs
 from tests.gpu.runs import BF16, SHORT, mismatch, run_python, train
 
 pytestmark = [
@@ -46,30 +51,66 @@ samples = [
            sampling_logprobs=0.0, advantages=1.0, token_weights=1.0)
     for n in (1, 5, 17, 40)
 ]
-found = {}
-for attention in ("sdpa", "flash_attention_2"):
+found, flash = {}, sys.argv[2]
+for attention in ("sdpa", flash):
     section = ModelConfig(model_name_or_path=sys.argv[1], attn_implementation=attention, dtype="bfloat16")
     model = load_model(section)
     check_model(model, tokenizer_size=512, max_model_len=512)  # as a run does, on the CPU and in float32
     model = model.to("cuda", torch.bfloat16)
     scorer, batching = CompletionLogProbs(model, 1.0), Batching(4096, pad_token_id=0).for_model(model, model.device)
     found[attention] = np.concatenate(completion_logprobs(scorer, samples, batching, Accelerator()))
-difference = np.abs(found["sdpa"] - found["flash_attention_2"])
+difference = np.abs(found["sdpa"] - found[flash])
 print(json.dumps({"mean": float(difference.mean()), "max": float(difference.max())}))
 """
 
 
-def test_packing_with_flash_attention_equals_padding(tmp_path: Path, record_property: Record) -> None:
-    pytest.importorskip("flash_attn")
+@pytest.mark.parametrize(
+    ("attention", "package", "capability"),
+    [("flash_attention_2", "flash-attn", 8), ("flash_attention_4", "flash-attn-4", 9)],
+)
+def test_packing_with_flash_attention_equals_padding(
+    tmp_path: Path, record_property: Record, attention: str, package: str, capability: int
+) -> None:
+    """requirements/gpu.txt has the package of flash_attention_4; that of flash_attention_2 is built from its source."""
+    if package not in packages_distributions().get("flash_attn", []):
+        pytest.skip(f"needs the package {package}")
+    if torch.cuda.get_device_capability() < (capability, 0):
+        pytest.skip(f"needs a GPU of compute capability {capability}.0")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=4)
     config.num_attention_heads = config.num_key_value_heads = 4
     LlamaForCausalLM(config).save_pretrained(tmp_path)
-    found = run_python(PACKING, tmp_path)
+    found = run_python(PACKING, tmp_path, attention)
     for name, value in found.items():
         record_property(name, value)
     assert found["mean"] < 1e-2
+
+
+def test_the_head_s_gradient_in_bfloat16_is_nearly_that_in_float32(record_property: Record) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(300, 64, device="cuda"), torch.randn(1000, 64, device="cuda")
+    targets = torch.arange(300, device="cuda")
+    gradients = []
+    for is_half in (False, True):
+        w = weight.clone().requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16, enabled=is_half):
+            token_logprobs(hidden, w, targets)[0].sum().backward()
+        assert w.grad is not None and w.grad.dtype == torch.float32
+        gradients.append(w.grad.flatten())
+    record_property("cosine", cosine := float(torch.nn.functional.cosine_similarity(*gradients, dim=0)))
+    assert cosine > 0.999
+
+
+def test_grouped_attention_in_float32_does_not_hold_all_scores(record_property: Record) -> None:
+    query, key, value = (torch.randn(1, heads, 8192, 64, device="cuda") for heads in (8, 2, 2))
+    module: Any = SimpleNamespace(num_key_value_groups=4, is_causal=True)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    grouped_attention(module, query, key, value, None)
+    gib = (torch.cuda.max_memory_allocated() - before) / 2**30
+    record_property("peak_gib", gib)
+    assert gib < 1  # the scores alone are 2
 
 
 SLEEP = """
