@@ -25,6 +25,7 @@ FREE = (
     "trainer.sharding_replicas",
     "trainer.offload_params",
     "rollout.servers",  # others answer alike, and a machine's name changes when a cluster starts the run again
+    "rollout.adapters",  # merged or sent, the engine computes the same up to rounding
     "rollout.max_num_seqs",
     "rollout.max_model_len",
     "rollout.gpu_memory_utilization",

@@ -17,7 +17,7 @@ from grpo.stages.pipeline.graph import Node, unresolved
 # What may change without making a finished result another one.
 FREE = {"report", "output", "num_reward_workers"}
 FREE |= {f"rollout.{name}" for name in ("max_num_seqs", "max_model_len", "gpu_memory_utilization", "kv_cache_gib")}
-FREE |= {f"rollout.{name}" for name in ("sleep_level", "servers")}
+FREE |= {f"rollout.{name}" for name in ("sleep_level", "servers", "adapters")}
 FREE |= {f"trainer.{name}" for name in ("num_reward_workers", "save_steps", "save_total_limit", "output_dir")}
 FREE |= {"trainer.allow_changes"}
 
