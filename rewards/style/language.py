@@ -86,8 +86,8 @@ def language(
 
     The reasoning is the text before the last `</think>`, or all text without one. Code, LaTeX, tags, numbers and single
     letters are not words; scripts without spaces count characters. Languages with their own script are recognized by
-    it. A piece of text in Latin script counts as foreign if py3langid (pip install 'grpo-recipes[language]') assigns
-    another language a probability of at least 0.7.
+    it. A piece of text in Latin script counts as foreign if py3langid (pip install py3langid) assigns another language
+    a probability of at least 0.7.
 
     target_language: an ISO 639-1 code, given as an option or a dataset column; None for a row whose code is unknown.
     """
@@ -158,8 +158,8 @@ def _script_pattern(target: str) -> regex.Pattern:
 def _identifier() -> Any:
     if find_spec("py3langid") is None:
         raise ValueError(
-            "reward 'language' needs py3langid to distinguish languages in Latin script. Install it: "
-            "pip install 'grpo-recipes[language]'"
+            "reward 'language' needs py3langid to distinguish languages in Latin script. "
+            "Run `pip install py3langid`."
         )
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
