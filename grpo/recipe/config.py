@@ -18,9 +18,10 @@ from pydantic import (
 )
 
 from grpo.recipe.algorithm import AlgorithmConfig, conflicts
-from grpo.recipe.data import DataConfig, SourceConfig
+from grpo.recipe.data import DataConfig
 from grpo.recipe.loop.curriculum import curriculum_conflicts
 from grpo.recipe.loop.dynamic import dynamic_sampling_conflicts
+from grpo.recipe.loop.evaluation import EvaluationConfig, evaluation_conflicts
 from grpo.recipe.loop.lora import LoRAConfig, lora_conflicts, quantization_conflicts, sending_conflicts
 from grpo.recipe.loop.mixture import mixture_conflicts
 from grpo.recipe.loop.mtp import mtp_conflicts
@@ -46,7 +47,7 @@ class EngineSection(Section):
     """An engine's capacity, wherever completions are generated."""
 
     max_num_seqs: PositiveInt = 256  # sequences decoded at once
-    max_model_len: PositiveInt | None = None  # context in tokens; None: longest prompt plus longest completion
+    max_model_len: PositiveInt | None = None  # context in tokens; None: longest prompt and completion
     gpu_memory_utilization: PositiveFraction = 0.3  # vLLM on GPU; of servers that a run starts 0.9
     kv_cache_gib: PositiveFloat = 1.0  # vLLM on CPU
     vllm_options: dict[str, Any] = {}  # further arguments of vllm.LLM
@@ -123,26 +124,11 @@ class TrainerConfig(OptimizerConfig):
     allow_changes: list[str] = []  # keys that may differ from the resumed run's recipe, docs/recipes.md
 
 
-class EvaluationConfig(Section):
-    """Held-out evaluation before training, every `eval_steps` steps and after training."""
-
-    eval_steps: NonNegativeInt = 0  # 0: only before and after
-    num_problems: NonNegativeInt = 0  # 0: no evaluation, unless `tasks` is set
-    num_samples: PositiveInt = 4  # completions per problem (k)
-    temperature: NonNegativeFloat = 1.0
-    top_p: PositiveFraction = 1.0
-    top_k: NonNegativeInt = 0  # 0: no limit
-    max_completion_length: PositiveInt | None = None  # None: the rollout's
-    data: DataConfig | None = None  # None: the training data's held-out split
-    tasks: list[str] = []  # instead: tasks of `grpo eval`, in the template of `data`; num_problems each, 0: all
-    data_dir: str | None = None  # local copies of the tasks' datasets
-    reward: str | None = None  # the reward that decides what is correct (> 0.5); None: the first
-
-
 class ReportConfig(Section):
     """Logging and trackers."""
 
     report_to: list[str] = []  # accelerate's trackers: tensorboard, wandb, trackio
+    project: str = "grpo"  # of the trackers
     run_name: str | None = None
     logging_steps: PositiveInt = 1
     num_logged_groups: PositiveInt = 4  # groups per step written to samples.jsonl
@@ -189,7 +175,16 @@ class OnPolicyRecipe(StageRecipe):
     @property
     def max_model_len(self) -> int:
         """The engine's context in tokens."""
-        return self.rollout.max_model_len or self.data.max_prompt_length + self.rollout.max_completion_length
+        return self.rollout.max_model_len or self.longest_text
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens of the longest prompt and completion, in rollouts and held-out evaluations."""
+        trained = self.data.max_prompt_length + self.rollout.max_completion_length
+        if not (self.evaluation.num_problems or self.evaluation.tasks):
+            return trained
+        prompt = (self.evaluation.data or self.data).max_prompt_length
+        return max(trained, prompt + self.evaluation_sampling().max_completion_length)
 
     @property
     def max_logp_difference(self) -> float:
@@ -274,10 +269,7 @@ class GRPORecipe(OnPolicyRecipe):
 def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     """Value, rule and remedy for each invalid combination of fields."""
     rollout, algorithm, trainer, evaluation = recipe.rollout, recipe.policy_gradient, recipe.trainer, recipe.evaluation
-    prompt = (evaluation.data or recipe.data).max_prompt_length
-    answer = evaluation.max_completion_length or rollout.max_completion_length
-    train_tokens = recipe.data.max_prompt_length + rollout.max_completion_length
-    tokens = max(train_tokens, prompt + answer if evaluation.num_problems or evaluation.tasks else 0)
+    train_tokens, tokens = recipe.data.max_prompt_length + rollout.max_completion_length, recipe.longest_text
     if recipe.max_model_len < tokens:
         yield (
             f"rollout.max_model_len={recipe.max_model_len}: the engine's context must hold the longest prompt and "
@@ -346,50 +338,4 @@ def _conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
     if recipe.data.curriculum or in_evaluation:
         yield from curriculum_conflicts(has_rewards=bool(recipe.rewards), in_evaluation=in_evaluation)
     yield from reward_conflicts(recipe.rewards, recipe.policy_gradient, recipe.rollout.num_generations)
-    yield from _evaluation_conflicts(recipe)
-
-
-def _evaluation_conflicts(recipe: OnPolicyRecipe) -> Iterator[str]:
-    evaluation = recipe.evaluation
-    names = [reward.name for reward in recipe.rewards]
-    if evaluation.reward is not None and evaluation.reward not in names:
-        yield (
-            f"evaluation.reward={evaluation.reward!r}: must be one of the recipe's rewards, {', '.join(names)}. "
-            "Name one of them, or remove it to use the first."
-        )
-    if evaluation.eval_steps and not (evaluation.num_problems or evaluation.tasks):
-        yield (
-            f"evaluation.eval_steps={evaluation.eval_steps} with evaluation.num_problems=0: there is nothing to "
-            "evaluate. Set evaluation.num_problems, or evaluation.eval_steps=0."
-        )
-    if evaluation.data_dir is not None and not evaluation.tasks:
-        yield (
-            f"evaluation.data_dir={evaluation.data_dir!r} without evaluation.tasks: it has the tasks' datasets. Name "
-            "the tasks, or remove data_dir."
-        )
-    dataset = next((source.dataset_name for source in recipe.data.sources if source.dataset_name), None)
-    if evaluation.num_problems and dataset and evaluation.data is None and not evaluation.tasks:
-        yield (
-            f"evaluation.num_problems={evaluation.num_problems} on data.dataset_name={dataset!r}: "
-            "without evaluation.data, the held-out problems would be training problems. Set evaluation.data to "
-            "another dataset_split or file."
-        )
-    if evaluation.num_problems and evaluation.data and not evaluation.tasks:
-        trained = [_rows_of(source) for source in recipe.data.sources if source.dataset_name]
-        for source in evaluation.data.sources:
-            if _rows_of(source) in trained:
-                yield (
-                    f"evaluation.data: dataset_name={source.dataset_name!r} with dataset_split="
-                    f"{source.dataset_split!r} is what data trains on, so the held-out problems would be training "
-                    "problems. Divide it, such as data.dataset_split=train[:-500] and "
-                    "evaluation.data.dataset_split=train[-500:], or name another file."
-                )
-    if evaluation.temperature == 0 and evaluation.num_samples > 1:
-        yield (
-            f"evaluation.num_samples={evaluation.num_samples} at evaluation.temperature=0: greedy decoding gives the "
-            "same completion every time. Set evaluation.num_samples=1 or a temperature above 0."
-        )
-
-
-def _rows_of(source: SourceConfig) -> tuple[str | None, str | None, str]:
-    return source.dataset_name, source.dataset_config, source.dataset_split
+    yield from evaluation_conflicts(evaluation, recipe.data, [reward.name for reward in recipe.rewards])

@@ -18,6 +18,26 @@ REASONS = {
     "rollout.temperature": "greedy decoding makes all completions of a group equal",
     "rewards": "without a reward there is nothing to learn",
 }
+# Names of TRL and transformers -> what they are here. Named where the recipe has the key that the text begins with.
+BROUGHT = {
+    "bf16": "model.dtype=bfloat16",
+    "dataset_train_split": "data.dataset_split",
+    "eval_strategy": "evaluation.eval_steps",
+    "generation_batch_size": "rollout.problems_per_step, in problems",
+    "gradient_accumulation_steps": "trainer.max_tokens_per_micro_batch, and rollout.problems_per_step for the batch",
+    "load_in_4bit": "model.quantization=4bit",
+    "lr": "trainer.learning_rate",
+    "num_iterations": "algorithm.steps_per_generation, optimizer steps per rollout",
+    "num_train_epochs": "trainer.max_steps",
+    "per_device_train_batch_size": "trainer.max_tokens_per_micro_batch, and rollout.problems_per_step for the batch",
+    "reward_funcs": "rewards, a list of {function: …}",
+    "reward_weights": "rewards, where each entry has a weight",
+    "torch_dtype": "model.dtype",
+    "use_peft": "model.lora, such as {r: 16}",
+    "use_vllm": "rollout.engine=vllm",
+    "vllm_gpu_memory_utilization": "rollout.gpu_memory_utilization",
+    "vllm_mode": "rollout.engine, vllm in the trainer's process or server",
+}
 # pydantic's error type -> the rule
 RULES: dict[ErrorType, str] = {
     "int_type": "must be an integer",
@@ -78,16 +98,31 @@ def _default(location: list[str | int], cls: type[Section]) -> str:
 
 def _where_it_belongs(location: list[str | int], cls: type[Section]) -> str:
     key, section = str(location[-1]), _section(location[:-1], cls)
+    if key in BROUGHT and _has(cls, BROUGHT[key]):
+        return f" Here it is {BROUGHT[key]}."
+    if key == "push_to_hub":
+        return " Upload the checkpoint after the run, with `hf upload`."
     known = [field.alias or name for name, field in section.model_fields.items()]
+    places = {name: _sections(field.annotation) for name, field in cls.model_fields.items()}
+    for name, inner in places.items():  # before a name that is only near
+        if any(key in one.model_fields for one in inner):
+            return f" Did you mean {name}.{key}?"
     close = nearest(key, known)
     if close:
         return close
-    for name, field in cls.model_fields.items():
-        for inner in _sections(field.annotation):
-            match = difflib.get_close_matches(key, inner.model_fields, n=1, cutoff=0.8)
+    for name, inner in places.items():
+        for one in inner:
+            match = difflib.get_close_matches(key, one.model_fields, n=1, cutoff=0.8)
             if match:
                 return f" Did you mean {name}.{match[0]}?"
     return f" Known keys: {', '.join(known)}."
+
+
+def _has(cls: type[Section], text: str) -> bool:
+    """Whether a recipe has the key that the text begins with."""
+    section, _, key = re.split(r"[^\w.]", text)[0].partition(".")
+    field = cls.model_fields.get(section)
+    return field is not None and (not key or any(key in one.model_fields for one in _sections(field.annotation)))
 
 
 def _written(location: list[str | int], cls: type[Section]) -> str:

@@ -59,6 +59,11 @@ def load_recipe(
     return _checked(cls, data, file, problems)
 
 
+def stage_of(path: str | Path) -> str:
+    """The stage that a recipe file is for. Raises RecipeError if the file cannot be read."""
+    return str(_read(Path(path), seen=()).get("stage", "grpo"))
+
+
 def load_section(path: str | Path, cls: type[SectionT]) -> SectionT:
     """Read and check a file that holds a single section, such as a task. Raises RecipeError as `load_recipe` does."""
     return _checked(cls, _read(Path(path), seen=()), Path(path), [])
@@ -142,6 +147,8 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 def _override(data: dict[str, Any], text: str) -> str | None:
     """Set one `section.key=value` in place; returns an error message, or None."""
     path, equals, value = text.partition("=")
+    if text.startswith("-"):
+        return f"{text}: stands after the recipe. Options go before it, overrides (section.key=value) after it."
     if not equals:
         return f"override {text!r}: must have the form section.key=value, such as trainer.max_steps=5."
     try:
@@ -149,6 +156,9 @@ def _override(data: dict[str, Any], text: str) -> str | None:
     except ValueError:
         return f"override {text!r}: the value is not valid YAML. Quote it."
     *parents, last = path.split(".")
+    stages = data.get("stages")
+    if len(parents) > 1 and parents[0] == "stages" and isinstance(stages, dict) and parents[1] not in stages:
+        return f"override {text!r}: there is no stage {parents[1]!r}.{nearest(parents[1], stages)}"
     where: Any = data
     for part in parents:
         if isinstance(where, dict) and where.get(part) is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from grpo.recipe.config import GRPORecipe
 from grpo.recipe.data import DataConfig
 from grpo.recipe.load import load_recipe
 from grpo.recipe.stages.pipeline import PipelineRecipe
@@ -52,3 +53,22 @@ def sections_with(key: str, value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from sections_with(key, item)
+
+
+def test_the_engine_s_context_holds_held_out_prompts_and_completions_too() -> None:
+    sections = {
+        "model": {"model_name_or_path": "base"},
+        "data": {"task": "countdown", "max_prompt_length": 32},
+        "rollout": {"max_completion_length": 64},
+        "rewards": [{"function": "countdown"}],
+    }
+
+    def context(**evaluation: Any) -> int:
+        recipe = load_recipe(None, sections=sections | {"evaluation": evaluation})
+        assert isinstance(recipe, GRPORecipe)
+        return recipe.max_model_len
+
+    assert context() == context(max_completion_length=128) == 96  # nothing is held out
+    assert context(num_problems=8, max_completion_length=128) == 32 + 128
+    assert context(num_problems=8, max_completion_length=16) == 96
+    assert context(num_problems=8, data={"task": "arithmetic"}) == 512 + 64

@@ -177,7 +177,7 @@ def test_dot_paths_are_relative_to_the_file_they_appear_in(recipe_file, tmp_path
             ["scale_rewards=none", "Set algorithm.scale_rewards=group"],
         ),
         (["rollout.max_model_len=95"], ["rollout.max_model_len=95", "96 tokens"]),
-        (["evaluation.num_problems=8", "evaluation.max_completion_length=128"], ["max_model_len=96", "160"]),
+        (["evaluation={num_problems: 8, max_completion_length: 128}", "rollout.max_model_len=96"], ["160 tokens"]),
         (["trainer.max_tokens_per_micro_batch=95"], ["32 + 64 tokens", "at least 96"]),
         (["algorithm.ref_model_sync_steps=10"], ["algorithm.beta=0", "no reference model"]),
         (["algorithm.steps_per_generation=16"], ["trainer.max_steps=100", "multiple", "max_steps=112"]),
