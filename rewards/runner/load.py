@@ -75,8 +75,9 @@ def bind(spec: str, function: RewardFunction, options: Mapping[str, Any]) -> tup
         inspect.signature(function).bind(**options)
     except TypeError as error:
         raise ValueError(
-            f"reward {spec!r} takes neither completions nor **kwargs, so it must build a reward function from its "
-            f"options, but options={dict(options)} do not fit: {error}. Correct the options, or add **kwargs."
+            f"reward {spec!r} takes neither completions nor **kwargs. A reward is f(prompts, completions, **kwargs) "
+            "and returns one number per completion: change its parameters. If it is meant to build such a function "
+            f"from its options, correct these: options={dict(options)} do not fit ({error})."
         ) from error
     made = function(**options)
     check_signature(spec, made)

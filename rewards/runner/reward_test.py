@@ -103,7 +103,8 @@ def reward_test(
 def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The lines, each with its place, "rows.jsonl:7"."""
     if path.suffix != ".jsonl" or not path.is_file():
-        raise ValueError(f"{path} is not a .jsonl file. Give an existing file with one JSON object per line.")
+        problem = "is not a .jsonl file" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {problem}. Give an existing .jsonl file with one JSON object per line.")
     lines = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -141,6 +142,8 @@ def _example(
     if ("completion" in line) == ("completions" in line):
         raise ValueError(f"{place} must have either `completion` or `completions`. It has: {', '.join(line)}.")
     given = line["completions"] if "completions" in line else [line["completion"]]
+    if not isinstance(given, list):
+        raise ValueError(f"{place}: `completions` must be a list, not {str(given)[:80]!r}. For one, use `completion`.")
     for completion in given:
         _check_completion(place, completion)
     texts = [completion_text(completion) for completion in given]
@@ -167,10 +170,14 @@ def _example(
     if "expected" not in line:
         return Example(group, None)
     expected = line["expected"] if "completions" in line else [line["expected"]]
-    if len(expected) != len(given):
+    if not isinstance(expected, list) or len(expected) != len(given):
+        count = len(expected) if isinstance(expected, list) else "no list of"
         raise ValueError(
-            f"{place} has {len(expected)} values in `expected` for {len(given)} completions. Give one per completion."
+            f"{place} has {count} values in `expected` for {len(given)} completions. Give a list, one per completion."
         )
+    for value in expected:
+        if not isinstance(value, int | float | None):
+            raise ValueError(f"{place}: `expected` has {value!r}. Each must be a number, or null for None.")
     return Example(group, [None if value is None else float(value) for value in expected])
 
 

@@ -158,8 +158,7 @@ def _script_pattern(target: str) -> regex.Pattern:
 def _identifier() -> Any:
     if find_spec("py3langid") is None:
         raise ValueError(
-            "reward 'language' needs py3langid to distinguish languages in Latin script. "
-            "Run `pip install py3langid`."
+            "reward 'language' needs py3langid to distinguish languages in Latin script. Run `pip install py3langid`."
         )
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 

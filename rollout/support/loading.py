@@ -3,11 +3,14 @@
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rollout.support.names import nearest
+
+_IMPORTING = (__file__, importlib.__file__)  # files whose frames stand between a user's module and who loads it
 
 
 def load_object(reference: str, *, kind: str, base_dir: Path | None = None) -> Any:
@@ -19,7 +22,7 @@ def load_object(reference: str, *, kind: str, base_dir: Path | None = None) -> A
         base_dir: directory that relative paths start from; None: the working directory.
 
     Raises:
-        ValueError: the module, file or name does not exist, or the file is not Python.
+        ValueError: the module, file or name does not exist, the file is not Python, or executing it raises.
     """
     where, _, name = reference.rpartition(":")
     module = _load_file(where, kind, base_dir) if where.endswith(".py") else _load_module(where, kind)
@@ -34,10 +37,12 @@ def _load_module(name: str, kind: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module exists, but one of its own imports does not
+            raise _failed(kind, name, error) from error  # the module exists, but one of its own imports does not
         raise ValueError(
             f"{kind}: module {name!r} cannot be imported: {error}. Install it, or give path/to/file.py:function."
         ) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(kind, name, error) from error
 
 
 def _load_file(where: str, kind: str, base_dir: Path | None) -> ModuleType:
@@ -59,5 +64,16 @@ def _load_file(where: str, kind: str, base_dir: Path | None) -> ModuleType:
             del sys.modules[name]
             if isinstance(error, SyntaxError) and error.filename == str(path):
                 raise ValueError(f"{kind}: {path}:{error.lineno}: {error.msg}. Correct the file.") from None
+            if isinstance(error, Exception | SystemExit):  # not an interrupt or the end of a time limit
+                raise _failed(kind, path, error) from error
             raise
     return sys.modules[name]
+
+
+def _failed(kind: str, where: object, error: BaseException) -> ValueError:
+    """The error for a module that raises when it is executed, with the frames of the module and what it calls."""
+    trace = error.__traceback__
+    while trace and (trace.tb_frame.f_code.co_filename in _IMPORTING or "<frozen" in trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    frames = "".join(traceback.format_exception(type(error), error, trace)).rstrip()
+    return ValueError(f"{kind}: {where} cannot be loaded: it raises {type(error).__name__}. Correct it.\n{frames}")

@@ -96,10 +96,32 @@ def test_a_weight_must_be_a_number_that_can_be_squared(tmp_path, weight):
         load_recipe(tmp_path / "r.yaml")
 
 
-def test_an_error_inside_a_reward_file_propagates_unchanged(tmp_path):
-    (tmp_path / "broken.py").write_text("import no_such_dependency\n")
-    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
-        load_function("broken.py:f", tmp_path)
+@pytest.mark.parametrize("where", ["broken.py", "broken"])
+def test_an_error_inside_a_reward_file_is_shown_with_the_files_own_frames(where, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken.py").write_text("def read():\n    import no_such_dependency\n\nread()\n")
+    with pytest.raises(ValueError) as error:
+        load_function(f"{where}:f", tmp_path)
+    file = tmp_path / "broken.py"
+    assert str(error.value) == (
+        f"reward: {file if where == 'broken.py' else where} cannot be loaded: it raises ModuleNotFoundError. Correct "
+        f"it.\nTraceback (most recent call last):\n"
+        f'  File "{file}", line 4, in <module>\n    read()\n'
+        f'  File "{file}", line 2, in read\n    import no_such_dependency\n'
+        "ModuleNotFoundError: No module named 'no_such_dependency'"
+    )
+
+
+def test_a_reward_file_that_ends_the_program_is_named(tmp_path):
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(ValueError, match=r"ends\.py cannot be loaded: it raises SystemExit"):
+        load_function("ends.py:f", tmp_path)
+
+
+def test_a_function_with_verls_signature_is_told_what_a_reward_is(tmp_path):
+    (tmp_path / "verl.py").write_text("def compute_score(data_source, solution_str, ground_truth):\n    return 1.0\n")
+    with pytest.raises(ValueError, match=r"A reward is f\(prompts, completions, \*\*kwargs\) and returns one"):
+        check({"function": "verl.py:compute_score"}, base_dir=tmp_path)
 
 
 def test_a_file_that_is_not_python_is_named_with_its_line(tmp_path):

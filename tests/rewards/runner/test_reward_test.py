@@ -20,6 +20,9 @@ def shout(prompts, completions, word, **kwargs):
 
 def crash(prompts, completions, **kwargs):
     return [1 / (len(c) - 3) for c in completions]
+
+def leave(prompts, completions, **kwargs):
+    raise SystemExit(3)
 """
 
 
@@ -94,6 +97,15 @@ def test_the_table_fits_the_terminal(reward_test, width):
         ("mine.py:shout", {"completion": 3, "word": "a"}, (), "a completion must be a string or a list of one message"),
         ("mine.py:shout", {"completion": "a"}, ("--columns", "{word: w}"), "no column 'w', which `columns` names"),
         ("mine.py:shout", {"completions": ["a"], "word": "a", "expected": [1, 2]}, (), "has 2 values in `expected`"),
+        (
+            "mine.py:shout",
+            {"completions": ["a", "b"], "word": "a", "expected": 1},
+            (),
+            "has no list of values in",
+        ),
+        ("mine.py:shout", {"completion": "a", "word": "a", "expected": "x"}, (), "`expected` has 'x'. Each must be a"),
+        ("mine.py:shout", {"completions": "ab", "word": "a"}, (), "`completions` must be a list, not 'ab'"),
+        ("mine.py:leave", {"completion": "a"}, (), "reward 'leave' called sys.exit(3), which would end the run."),
         ("mine.py:shot", {"completion": "a"}, (), "does not define 'shot'. Did you mean 'shout'?"),
         ("mine.py:crash", {"completion": "abc"}, (), "reward 'crash' raised ZeroDivisionError: division by zero"),
         ("exact_match", {"completion": "a"}, ("--tokenizer", "/tmp/nope"), "--tokenizer /tmp/nope: "),
@@ -104,7 +116,20 @@ def test_user_errors_are_messages_and_not_tracebacks(reward_test, function, row,
     done = reward_test(function, row, flags=flags)
     assert done.returncode == 2
     assert message in done.stderr
-    assert ("Traceback" in done.stderr) == (function == "mine.py:crash")  # the function's own
+    assert ("Traceback" in done.stderr) == (function in ("mine.py:crash", "mine.py:leave"))  # the function's own
+
+
+def test_a_reward_file_that_cannot_be_imported_exits_with_2(reward_test, tmp_path):
+    (tmp_path / "other.py").write_text("import no_such_module\n")
+    done = reward_test("other.py:f", {"completion": "a"})
+    assert done.returncode == 2
+    assert done.stderr.count('  File "') == 1 and "No module named 'no_such_module'" in done.stderr
+
+
+def test_a_file_that_does_not_exist_is_said_to_be_missing(tmp_path):
+    command = [sys.executable, "-m", "grpo", "reward-test", "format", "no.jsonl"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2 and "no.jsonl does not exist." in done.stderr
 
 
 def test_wrong_usage_prints_help(tmp_path):
