@@ -190,9 +190,9 @@ class Caller:
         log = _Log()
         try:
             returned = self._run(function, options, answers, log)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             culprit = self._first_failing(function, options, answers)
-            what = f"reward {name!r} raised {type(error).__name__}: {error}"
+            what = f"reward {name!r} {_did(error, answers)}"
             raise RewardError(f"{what}\nIt was given {answers.describe(culprit or 0)}.") from error
         for metric, values in log.metrics.items():
             scores.metrics.setdefault(metric, []).extend(values)
@@ -218,9 +218,22 @@ class Caller:
         for index in range(len(answers.texts)):
             try:
                 self._run(function, options, answers.alone(index), _Log())
-            except (Exception, OutOfTime) as error:  # the original error is about to be raised
-                return index if isinstance(error, Exception) else None
+            except (Exception, SystemExit, OutOfTime) as error:  # the original error is about to be raised
+                return None if isinstance(error, OutOfTime) else index
         return None
+
+
+def _did(error: BaseException, answers: Answers) -> str:
+    """What a function did instead of returning: "raised KeyError: 'x'"."""
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({error.code!r}), which would end the run. Raise an exception, or return a value."
+    said = f"raised {type(error).__name__}: {error}"
+    if isinstance(error, TypeError) and "string ind" in str(error) and isinstance(answers.problem.prompt, str):
+        return (
+            f"{said}. The prompts are strings, and so are the completions: a function that reads messages, "
+            "completion[0]['content'], needs prompts that are lists of messages."
+        )
+    return said
 
 
 def out_of_time(who: str, timeout: float, answers: Answers) -> str:

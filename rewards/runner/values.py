@@ -101,8 +101,8 @@ def _is_value(plain: Any) -> bool:
 
 def _wrong(name: str, what: str, count: int, describe: Callable[[int], str]) -> str:
     return (
-        f"reward {name!r} returned {what} for {count} completions. It must return a list with one number or None per "
-        f"completion. It was given {describe(0)}."
+        f"reward {name!r} returned {what} for {count} completion{'s' * (count != 1)}. It must return a list with one "
+        f"number or None per completion. It was given {describe(0)}."
     )
 
 

@@ -51,6 +51,13 @@ def test_rewards_are_weighted_sums_and_the_breakdown_is_kept(num_workers):
     assert scored.breakdown == {"countdown": [1.0, 1.0, 0.0], "format": [1.0, 0.0, 0.0]}
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_function_that_ends_the_program_is_an_error_of_its_own(tmp_path, num_workers):
+    function = write_reward(tmp_path, "def mine(prompts, completions, **kwargs):\n    sys.exit(3)")
+    with pytest.raises(RewardError, match=r"reward 'mine' called sys.exit\(3\)"):
+        score_all([{"function": function}], [group(["a"])], num_workers, tmp_path)
+
+
 def test_none_is_left_out_of_the_sum_and_all_none_is_nan():
     def first(prompts, completions, **kwargs):
         return [1, None, None]

@@ -44,10 +44,25 @@ def test_trls_rewards_return_the_same_values_as_in_trl(solution):
     assert scored.extras["reasoning_accuracy_reward/answer_parsed"][3] == "[incomplete reasoning]"
 
 
+def test_a_reward_that_reads_messages_is_told_of_prompts_that_are_strings():
+    pytest.importorskip("trl.rewards")
+    with pytest.raises(RewardError) as error:
+        score_all([{"function": "trl.rewards:think_format_reward"}], [group(["a"])])
+    assert str(error.value).startswith(
+        "reward 'think_format_reward' raised TypeError: string indices must be integers, not 'str'. The prompts are "
+        "strings, and so are the completions: a function that reads messages, completion[0]['content'], needs prompts "
+        "that are lists of messages."
+    )
+    (scored,) = score_all(
+        [{"function": "trl.rewards:think_format_reward"}], [group(["a"], prompt=[{"role": "user", "content": "q"}])]
+    )
+    assert scored.rewards == [0.0]
+
+
 def test_a_factory_without_a_required_option_is_rejected():
     trl = "trl.rewards:get_soft_overlong_punishment"
     pytest.importorskip("trl.rewards")
-    with pytest.raises(ValueError, match=r"options={'max_completion_len': 9} do not fit: missing .*soft_punish_cache"):
+    with pytest.raises(ValueError, match=r"options={'max_completion_len': 9} do not fit .missing .*soft_punish_cache"):
         Rewards([RewardSpec(function=trl, options={"max_completion_len": 9})], num_workers=0)
 
 
