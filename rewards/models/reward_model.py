@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from rewards.models.reward_input import KEY, RewardInput
@@ -92,7 +93,14 @@ def _input(name: str, revision: str | None, summary_only: bool | None, max_lengt
     """What the model reads; an option may only set what its training has left open."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(" :.") if Path(name).is_dir() else "no such folder or Hub model"
+        raise ValueError(
+            f"reward 'reward_model': model_name_or_path={name!r}: {reason}. Name a Hugging Face folder, or a Hub model "
+            "that this machine has or can reach."
+        ) from error
     trained = RewardInput.of(config)
     given = {"summary_only": summary_only, "max_length": max_length}
     for option, value in given.items():

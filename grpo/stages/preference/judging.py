@@ -9,7 +9,7 @@ from typing import Any
 from grpo.recipe.errors import RefusedError
 from grpo.recipe.stages.preference import JudgeEndpoint
 from grpo.stages.rejection.candidates import question
-from rewards.models.judge import compare
+from rewards.models.judge import check_endpoint, compare
 from rollout.support.loading import load_object
 from rollout.types import Problem
 
@@ -48,8 +48,9 @@ def load_judge(judge: str | JudgeEndpoint) -> Judge:
 
 
 def check_judge(judge: str | JudgeEndpoint, columns: Mapping[str, Any]) -> None:
-    """ValueError unless a judge's function finds the columns it needs."""
+    """ValueError unless a judge's function finds the columns it needs, or its endpoint answers."""
     if isinstance(judge, JudgeEndpoint):
+        check_endpoint("judge", **judge.model_dump(exclude={"max_concurrency", "criteria"}))
         return
     parameters = inspect.signature(load_object(judge, kind="judge")).parameters.values()
     needed = [

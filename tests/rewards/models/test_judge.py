@@ -3,15 +3,20 @@
 import json
 import re
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from rewards import judge
+from rewards.models.judge import check_endpoint
+from rewards.runner.score import Rewards, RewardSpec
 from rollout.support import chat
 from rollout.support.http import RequestFailedError
+from rollout.types import Problem
 from tests.rewards.runner.test_score import group, score_all
 
+PROBLEM = Problem(id="p/0", prompt="q", columns={})
 FORM = re.compile(r"^([0-9A-F]{16}) VERDICT:", re.MULTILINE)
 
 
@@ -31,10 +36,12 @@ class Server:
                 if failure:
                     self.answer(failure, {"error": {"message": "busy"}})
                     return
-                system, user = (message["content"] for message in request["messages"])
-                word = FORM.findall(system)[-1]
-                parts = re.findall(rf"([A-Z ]+):\n{word} BEGIN\n(.*?)\n{word} END", user, re.DOTALL)
-                content = owner.reply(word, dict(parts))
+                content = "yes"  # to the check before training
+                if len(request["messages"]) == 2:
+                    system, user = (message["content"] for message in request["messages"])
+                    word = FORM.findall(system)[-1]
+                    parts = re.findall(rf"([A-Z ]+):\n{word} BEGIN\n(.*?)\n{word} END", user, re.DOTALL)
+                    content = owner.reply(word, dict(parts))
                 choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
                 self.answer(
                     200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
@@ -192,6 +199,26 @@ def test_the_judge_runs_in_a_worker(serve):
     server = serve(rating)
     (scored,) = score_all([{"function": "judge", "options": server.options}], [group(["a", "b"], reference="a")], 1)
     assert scored.rewards == [1.0, 0.3] and scored.metrics == {"judge/unreadable": [0.0]}
+
+
+def test_a_judge_is_asked_for_a_word_before_training(serve):
+    server = serve(rating)
+    for problem in (PROBLEM, replace(PROBLEM, id="p/1")):
+        assert Rewards([RewardSpec(function="judge", options=server.options)], num_workers=0).check(problem) == {
+            "judge": None
+        }
+    assert [request["messages"][0]["content"] for request in server.requests] == ["Say yes."]
+
+
+def test_a_judge_that_does_not_answer_is_an_error_before_training(serve, monkeypatch):
+    server = serve(rating, failures=[404])
+    with pytest.raises(ValueError, match=r"reward 'judge': .* refused the request: 404.*OPENAI_API_KEY, which is not"):
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        Rewards([RewardSpec(function="judge", options=server.options)], num_workers=0).check(PROBLEM)
+    with pytest.raises(ValueError, match=r"http://127.0.0.1:9/v1/chat/completions did not answer: ConnectError"):
+        check_endpoint("judge", model="m", base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ValueError, match="judge: api_key_env=OPENAI_API_KEY: this environment variable is not set"):
+        check_endpoint("judge", model="m")
 
 
 def test_pairwise_mode_without_a_reference_is_an_error():

@@ -6,6 +6,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from rewards import reward_model
 from rewards.models.reward_model import _device
+from rewards.runner.score import Rewards, RewardSpec
+from rollout.types import Problem
 from tests.conftest import byte_tokenizer, sharpen, tiny_llama_config
 from tests.rewards.runner.test_score import group, score_all
 
@@ -53,6 +55,13 @@ def test_the_reward_is_the_logit_of_prompt_and_completion(tiny_reward_model, bat
     got = reward_model(PROMPTS, TEXTS, model_name_or_path=tiny_reward_model, batch_size=batch_size)
     assert got == pytest.approx([alone(tiny_reward_model, "Which city?" + text) for text in TEXTS], abs=1e-5)
     assert max(got) - min(got) > 0.1
+
+
+@pytest.mark.parametrize("name", ["runs/no/such/model", "/no/such/folder"])
+def test_a_model_that_is_not_there_is_named_before_training(name):
+    rewards = Rewards([RewardSpec(function="reward_model", options={"model_name_or_path": name})], num_workers=0)
+    with pytest.raises(ValueError, match=rf"reward 'reward_model': model_name_or_path='{name}': no such folder or Hub"):
+        rewards.check(Problem(id="p/0", prompt="q", columns={}))
 
 
 def test_messages_use_the_models_chat_template(tiny_reward_model):

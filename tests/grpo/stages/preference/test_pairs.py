@@ -122,6 +122,12 @@ def test_a_judge_without_its_columns_is_refused(tmp_path: Path) -> None:
         check_judge(f"{COURTESY}:prefer", {"first": 1})
 
 
+def test_an_endpoint_that_does_not_answer_is_refused_before_sampling() -> None:
+    judge = JudgeEndpoint(model="m", base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ValueError, match=r"judge: http://127.0.0.1:9/v1/chat/completions did not answer: ConnectError"):
+        check_judge(judge, PROBLEM.columns)
+
+
 def test_an_endpoint_judges_in_both_orders(serve: Callable[..., Any]) -> None:  # noqa: F811
     # It prefers "good", but calls a comparison it cannot decide for the first answer.
     server = serve(lambda word, said: f"{word} VERDICT: {'B' if said['ANSWER B'] == 'good' else 'A'}")
