@@ -85,10 +85,14 @@ class Encoder:
             load_from_cache_file=False,
         )
         if not len(encoded):
-            lengths = f"; they have {min(self.lengths):,} to {max(self.lengths):,} tokens" if self.lengths else ""
+            lengths, remedy = "", "Correct the rows."
+            if self.lengths:
+                lengths = f"; those too long have {min(self.lengths):,} to {max(self.lengths):,} tokens"
+            if "too long" in self.reasons:
+                remedy = f"Raise data.max_length={self.max_length}, up to the model's context, or correct the rows."
             raise ValueError(
                 f"dataset {self.name!r}: none of its {len(rows):,} rows can be used{self.describe_left_out()}{lengths}."
-                f" Raise data.max_length={self.max_length}, up to the model's context, or correct the rows."
+                f" {remedy}"
             )
         return encoded
 

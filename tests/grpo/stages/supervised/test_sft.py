@@ -264,6 +264,7 @@ LONG = [{"prompt": "x" * 600, "completion": "y"}]
         ([{"prompt": "a", "answer": "b"}], {}, r"no column 'completion'. It has: prompt, answer. Name the one"),
         ([{"question": "a", "completion": "b"}], {}, r"no column 'prompt'"),
         ([{"prompt": "a", "completion": ""}], {}, r"none of its 1 rows can be used \(1 left out: 1 empty"),
+        ([{"prompt": "a", "completion": 3}], {}, r"1 left out: 1 malformed.*must be a text\)\. Correct the rows\.$"),
         (
             LONG,
             {"max_length": 100},
@@ -272,7 +273,7 @@ LONG = [{"prompt": "x" * 600, "completion": "y"}]
         (LONG, {}, r"the longest row has 604 tokens, and .* has a context of 512 \(max_position_embeddings\)"),
         ([], {}, r"the file is empty"),
     ],
-    ids=["completion", "prompt", "empty", "all too long", "context", "no rows"],
+    ids=["completion", "prompt", "empty", "malformed", "all too long", "context", "no rows"],
 )
 def test_rows_that_cannot_be_learnt_are_refused(tiny_llama, tmp_path, found, data, message):
     source = write(tmp_path / "rows.jsonl", found)
