@@ -82,8 +82,10 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
     parameters = [name for name, p in model.named_parameters() if p.ndim == 3]
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     outside = {name for name, module in model.named_modules() if module in ends}
-    _check_names("target_parameters", config.target_parameters, parameters)
-    _check_names("modules_to_save", config.modules_to_save, [name for name, _ in model.named_modules()])
+    adaptable = [name for name in linear if name not in outside]
+    modules = [name for name, _ in model.named_modules()]
+    _check_names("target_parameters", config.target_parameters, parameters, parameters)
+    _check_names("modules_to_save", config.modules_to_save, modules, modules)
     copied = [(name, module) for name, module in model.named_modules() if _matches(name, config.modules_to_save)]
     if quantized := [name for name, module in copied if any(in_4_bits(part) for part in module.modules())]:
         raise ValueError(
@@ -91,14 +93,14 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
             "weights cannot be trained. Leave it out, or remove quantization."
         )
     if isinstance(config.target_modules, list):
-        _check_names("target_modules", config.target_modules, [*linear, *outside])
+        _check_names("target_modules", config.target_modules, [*linear, *outside], adaptable)
         targeted = {name for name in outside if _matches(name, config.target_modules)}
     elif config.target_modules == "all-linear":
         targeted = set()  # peft leaves the head out
     else:
         pattern = config.target_modules
         if not any(re.fullmatch(pattern, name) for name in linear):
-            raise ValueError(_no_match("target_modules", pattern, linear))
+            raise ValueError(_no_match("target_modules", pattern, adaptable))
         targeted = {name for name in outside if re.fullmatch(pattern, name)}
     if targeted:
         raise ValueError(
@@ -132,14 +134,15 @@ def _matches(name: str, ends: list[str]) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
-def _check_names(field: str, wanted: list[str], names: list[str]) -> None:
+def _check_names(field: str, wanted: list[str], names: list[str], offered: list[str]) -> None:
+    """offered: of the names, those that the error suggests."""
     for end in wanted:
         if not any(_matches(name, [end]) for name in names):
-            raise ValueError(_no_match(field, end, names))
+            raise ValueError(_no_match(field, end, offered))
 
 
-def _no_match(field: str, wanted: str, names: list[str]) -> str:
-    exist = sorted({_end(name) for name in names})
+def _no_match(field: str, wanted: str, offered: list[str]) -> str:
+    exist = sorted({_end(name) for name in offered})
     return (
         f"model.lora.{field}: {wanted!r} matches nothing in this model. There are {', '.join(exist[:40]) or 'none'}. "
         "Name one of them, by its end."

@@ -191,6 +191,14 @@ def test_targets_that_cannot_work_are_refused_with_what_there_is(
         attach_adapters(model, LoRAConfig(**config))
 
 
+def test_no_embedding_and_no_head_is_offered_as_a_target(tiny_v3: Path) -> None:
+    model = load_model(ModelConfig(model_name_or_path=str(tiny_v3)))
+    for targets in (["q_proj"], "layers.9.*"):
+        with pytest.raises(ValueError, match="There are mlp") as error:
+            attach_adapters(model, LoRAConfig(target_modules=targets))
+        assert "lm_head" not in str(error.value) and "embed_tokens" not in str(error.value)
+
+
 def test_half_of_a_tied_pair_is_not_trained(tiny_llama: Path) -> None:
     model = load_model(ModelConfig(model_name_or_path=str(tiny_llama)))
     with pytest.raises(ValueError, match="would separate them"):
