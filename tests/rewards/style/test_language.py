@@ -90,7 +90,7 @@ def test_a_missing_identifier_is_named_only_when_needed(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     module._identifier.cache_clear()
     assert language([""], ["我们"], target_language="zh") == [1.0]
-    with pytest.raises(ValueError, match=r"pip install 'grpo-recipes\[language\]'"):
+    with pytest.raises(ValueError, match="pip install py3langid"):
         language([""], ["First we add the numbers"])
 
 
