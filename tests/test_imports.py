@@ -174,6 +174,7 @@ CHECK = "from grpo.recipe.load import load_recipe; load_recipe('recipes/r1_zero_
     [
         pytest.param("pass", ["grpo", "torch", "yaml", "ruamel"], id="starting Python"),
         pytest.param("import grpo", ["torch", "yaml", "ruamel", "pydantic", "grpo.recipe"], id="importing grpo"),
+        pytest.param("import grpo.estimate.layout.show, grpo.model.fp8", ["peft", "bitsandbytes"], id="planning"),
         pytest.param(CHECK, ["torch", "transformers"], id="checking a recipe"),
     ],
 )

@@ -3,6 +3,8 @@
 The model stays a `PreTrainedModel` whose targeted modules are peft's layers, so everything that reads its modules goes
 on working, and its `save_pretrained` writes adapters only. In a sharded model adapters are sharded like its other
 parameters; a quantized base is merged as what it computes with. Left out: several adapters at once.
+
+peft is imported where adapters are: with bitsandbytes, which it imports, that takes seconds.
 """
 
 import math
@@ -14,11 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import Linear, LoraLayer
-from peft.tuners.lora.layer import ParamWrapper
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -55,6 +52,8 @@ def attach_adapters(model: PreTrainedModel, config: LoRAConfig, *, revision: str
     Raises:
         ValueError: a target matches nothing or cannot be adapted.
     """
+    from peft import LoraConfig
+
     check_targets(model, config)
     whole_modules = {n: module for n, module in model.named_modules() if _matches(n, config.modules_to_save)}
     # By their whole names: of an end, peft also takes the middle of a word, so `norm` would be every layernorm.
@@ -116,6 +115,8 @@ def check_targets(model: PreTrainedModel, config: LoRAConfig) -> None:
 
 def _check_excluded(model: PreTrainedModel, excluded: str | list[str]) -> None:
     """peft leaves out modules only: what it adapts as parameters, experts and routers, it adapts all the same."""
+    from peft.tuners.lora.layer import ParamWrapper
+
     for name, layer in model.named_modules():
         if not isinstance(layer, ParamWrapper):
             continue
@@ -151,6 +152,9 @@ def _no_match(field: str, wanted: str, offered: list[str]) -> str:
 
 def check_sendable(model: PreTrainedModel) -> None:
     """Raise ValueError for adapters that vLLM would not apply, or not as peft does."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
+
     for name, layer in model.named_modules():
         reason = ""
         if isinstance(layer, ParamWrapper):
@@ -166,6 +170,8 @@ def check_sendable(model: PreTrainedModel) -> None:
 
 def describe_adapters(model: PreTrainedModel, *, are_sent: bool = False) -> str:
     """What trains and what does not, in one line for the log; are_sent: to the engine as they are."""
+    from peft.tuners.lora import LoraLayer
+
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = count_parameters(model)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
@@ -191,6 +197,8 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         ValueError: they are not of this shape.
     """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
     expected = get_peft_model_state_dict(model)
     shapes = {name: tensor.shape for name, tensor in weights.items()}
@@ -213,6 +221,8 @@ def save_adapters(model: PreTrainedModel, folder: Path, *, is_writer: bool) -> N
 
 def adapter_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Yield the adapters under the names of peft's file. If they are sharded, all processes must take all."""
+    from peft import get_peft_model_state_dict
+
     for name, tensor in get_peft_model_state_dict(model).items():
         yield PREFIX + name, whole(tensor.detach())
 
@@ -223,6 +233,8 @@ def perturbed(model: PreTrainedModel) -> Iterator[None]:
 
     What they add to a weight has entries of about N(0, 0.3^2 / in_features), the same in all processes.
     """
+    from peft.tuners.lora import Linear
+
     generator, noise = torch.Generator().manual_seed(0), {}
     layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     for name, layer in layers.items():
@@ -260,6 +272,9 @@ def _copy(weights: Mapping[str, Tensor], model: nn.Module) -> None:
 @contextmanager
 def base_only(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block the adapters are off, and the model is its base."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
     parts = [module for module in model.modules() if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)]
     for part in parts:  # transformers' enable_adapters forgets modules_to_save
         part.enable_adapters(False)
@@ -279,6 +294,8 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     One layer is merged at a time, into copies: the base is never written to. A sharded one is gathered before; all
     processes must take all weights.
     """
+    from peft.tuners.lora import LoraLayer
+
     layers: dict[str, None] = {}
     for name, _ in model.named_modules():
         if found := re.match(r".*?\.\d+(?=\.|$)", name):
@@ -300,6 +317,8 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def _merged(module: nn.Module) -> Iterator[None]:
     """Inside the block, base layers hold merged copies; tensors read there stay valid after it."""
+    from peft.tuners.lora import LoraLayer
+
     with ExitStack() as stack:
         for part in module.modules():
             if isinstance(part, LoraLayer):
@@ -309,6 +328,8 @@ def _merged(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _merged_layer(layer: Any) -> Iterator[None]:
+    from peft.tuners.lora import Linear
+
     own = [(p, p.data) for p in layer.get_base_layer().parameters(recurse=False)]
     plain = type(layer).__name__ == "Linear4bit"  # of a base that is dequantized now; its own merge quantizes again
     (Linear if plain else type(layer)).merge(layer, safe_merge=True)  # into a copy

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
-from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -233,6 +232,10 @@ def adds_to_weights(model: nn.Module) -> bool:
 
     The layers of such a model are gathered in float32.
     """
+    if not hasattr(model, "peft_config"):  # peft takes seconds to import
+        return False
+    from peft.tuners.lora.layer import ParamWrapper
+
     return any(isinstance(module, ParamWrapper) for module in model.modules())
 
 
