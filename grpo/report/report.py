@@ -222,7 +222,9 @@ class Report:
         options: dict[str, dict[str, Any]] = {"wandb": {"name": run_name}, "trackio": {"name": run_name}}
         if resume_step is not None:
             options["tensorboard"] = {"purge_step": resume_step + 1}
-        self.accelerator.init_trackers("grpo", config=_flat(self.recipe.model_dump()), init_kwargs=options)
+        self.accelerator.init_trackers(
+            self.recipe.report.project, config=_flat(self.recipe.model_dump()), init_kwargs=options
+        )
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -233,7 +235,8 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     if not names:
         return
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+    # Not filter_trackers: it logs what is missing, and accelerate's logger needs an Accelerator.
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
@@ -241,8 +244,7 @@ def check_trackers(names: Sequence[str]) -> None:
                 f"report.report_to={[*names]}: there is no tracker {name!r}.{nearest(name, LOGGER_TYPE_TO_CLASS)} "
                 f"Name each of those you want: {', '.join(LOGGER_TYPE_TO_CLASS)}."
             )
-    found = {str(tracker) for tracker in filter_trackers([*names], "")}
-    if missing := sorted(set(names) - found):
+    if missing := sorted(set(names) - set(map(str, get_available_trackers()))):
         raise ValueError(
             f"report.report_to={[*names]}: {missing} cannot be imported. "
             f"Install with `pip install {' '.join(missing)}`, or remove from report_to."

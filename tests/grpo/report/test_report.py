@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -265,12 +267,12 @@ def test_tensorboard_receives_the_scalars(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = report(tmp_path, report_to=["tensorboard"])
+    run = report(tmp_path, report_to=["tensorboard"], project="mine")
     run.log(1, {"reward": 0.25, "moe/load": [[0.5, 0.5]]})
     run.log(2, {"reward": 0.5})
     run.log_evaluation(2, EVALUATION)
     run.close()
-    events = EventAccumulator(str(tmp_path / "grpo")).Reload()
+    events = EventAccumulator(str(tmp_path / "mine")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("reward")] == [(1, 0.25), (2, 0.5)]
     assert [(event.step, event.value) for event in events.Scalars("eval/pass@1")] == [(2, 0.25)]
     assert "moe/load" not in events.Tags()["scalars"]
@@ -287,6 +289,14 @@ def test_tensorboard_receives_the_scalars(tmp_path: Path) -> None:
 def test_a_tracker_that_cannot_be_is_refused_before_anything_is_loaded(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(recipe(report_to=[name]))  # whose model does not exist
+
+
+def test_a_missing_tracker_is_named_in_a_process_without_an_accelerator() -> None:
+    code = "from grpo.report.report import check_trackers; check_trackers(['dvclive'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith(
+        "ValueError: report.report_to=['dvclive']: ['dvclive'] cannot be imported."
+    )
 
 
 def test_trackers_skip_what_has_no_finite_value(tmp_path: Path) -> None:
