@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.evaluation.config import PROTOCOLS, EvalRecipe, builtin_tasks
-from grpo.recipe.load import load_recipe, read_yaml
+from grpo.recipe.load import load_recipe, read_yaml, stage_of
 
 # option -> its key in the recipe, and its type
 _OPTIONS: dict[str, tuple[str, type]] = {
@@ -141,9 +141,18 @@ def _value(option: str, text: str) -> Any:
 
 
 def load_eval_recipe(path: str | None, overrides: Sequence[str], options: dict[str, Any]) -> EvalRecipe:
-    """Load a recipe, if a path is given, and apply options and overrides."""
+    """Load a recipe, if a path is given, and apply options and overrides.
+
+    Raises:
+        ValueError: the recipe is of another stage, or invalid; or there is none and the options do not replace it.
+    """
     if path is not None and "=" in path and not Path(path).exists():  # no recipe, just overrides
         path, overrides = None, [path, *overrides]
+    if path is not None and (stage := stage_of(path)) != "eval":
+        raise ValueError(
+            f"{path}: is a recipe of stage {stage}, and evaluations take one with `stage: eval`. Leave it out and give "
+            "--model and --tasks."
+        )
     sections: dict[str, Any] = {"stage": "eval"}
     for place, _ in _OPTIONS.values():
         if (value := options.get(place)) is not None:
@@ -151,6 +160,13 @@ def load_eval_recipe(path: str | None, overrides: Sequence[str], options: dict[s
             _put(sections, place, [n.strip() for n in value.split(",") if n.strip()] if is_list else value)
     if sections.get("engine", {}).get("name") == "reference":
         sections.setdefault("model", {"model_name_or_path": "reference"})
+    if path is None:
+        given = [*sections, *(text.partition("=")[0].partition(".")[0] for text in overrides)]
+        if missing := [f"--{key}" for key in ("model", "tasks") if key not in given]:
+            raise ValueError(
+                f"nothing to evaluate without {' and '.join(missing)}. Such as `grpo eval --model CHECKPOINT --tasks "
+                "gsm8k,math500`, or name a recipe with `stage: eval`."
+            )
     recipe = load_recipe(path, overrides, sections=sections)
     assert isinstance(recipe, EvalRecipe)
     return recipe

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 from grpo.recipe.config import EngineSection
 from grpo.recipe.optimizer import PositiveFraction
 from grpo.recipe.section import Section, StageRecipe
-from rollout.engines.build import check_name
+from rollout.engines.build import ENGINES
 from rollout.support.names import nearest
 from rollout.types import Sampling
 
@@ -112,11 +112,18 @@ class SamplingConfig(Section):
     seed: NonNegativeInt = 42
 
 
+def _check_engine(name: str) -> str:
+    known = [*ENGINES, "reference"]
+    if name not in known:
+        raise ValueError(f"unknown engine {name!r}.{nearest(name, known)} Engines: {', '.join(known)}.")
+    return name
+
+
 class EngineConfig(EngineSection):
     """The engine that generates completions."""
 
     # vllm, hf, server, or reference: the task's own reference completions
-    name: Annotated[str, AfterValidator(lambda name: name if name == "reference" else check_name(name))] = "vllm"
+    name: Annotated[str, AfterValidator(_check_engine)] = "vllm"
     base_url: str = "http://localhost:8000/v1"  # for engine "server", OpenAI-compatible
     gpu_memory_utilization: PositiveFraction = 0.9  # vLLM on GPU
 

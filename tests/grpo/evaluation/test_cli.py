@@ -37,3 +37,25 @@ def test_a_value_of_another_kind_is_refused_in_a_sentence(override: str, message
 def test_an_option_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--option a=\[b: not valid YAML \(line 1: .*\). Quote the value."):
         regrade_command([str(tmp_path), "--option", "a=[b"])
+
+
+def test_a_recipe_of_another_stage_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "zero.yaml").write_text("model: {model_name_or_path: m}\ndata: {task: countdown}\n")
+    with pytest.raises(ValueError, match="is a recipe of stage grpo, and evaluations take one with `stage: eval`"):
+        load_eval_recipe(str(tmp_path / "zero.yaml"), [], {"model.model_name_or_path": "m"})
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [({}, "--model and --tasks"), ({"tasks": "gsm8k"}, "--model"), ({"model.model_name_or_path": "m"}, "--tasks")],
+)
+def test_what_an_evaluation_without_a_recipe_lacks_is_named(options: dict[str, str], missing: str) -> None:
+    with pytest.raises(ValueError, match=f"nothing to evaluate without {missing}\\."):
+        load_eval_recipe(None, ["limit=2"], options)
+    load_eval_recipe(None, ["model={model_name_or_path: m}", "tasks=[gsm8k]"], {})
+
+
+def test_an_unknown_engine_is_told_all_engines() -> None:
+    options = {"model.model_name_or_path": "m", "tasks": "gsm8k", "engine.name": "sglang"}
+    with pytest.raises(RecipeError, match=r"unknown engine 'sglang'\. Engines: vllm, hf, server, reference\."):
+        load_eval_recipe(None, [], options)
