@@ -70,6 +70,12 @@ def find_checkpoint(output_dir: Path, resume: bool | str) -> Path | None:
         return found[-1] if found else None
     path = Path(resume)
     if not is_complete(path):
+        if inside := list_checkpoints(path):
+            raise RecipeError(
+                f"trainer.resume_from_checkpoint={resume}: is the folder of a run. Name a checkpoint in it, such as "
+                f"{inside[-1]}; or set trainer.output_dir={path} trainer.resume_from_checkpoint=true, which takes the "
+                "newest."
+            )
         others = [p.name for p in list_checkpoints(path.parent)]
         raise RecipeError(
             f"trainer.resume_from_checkpoint={resume}: not a complete checkpoint ({STATE}/{COMPLETE} is missing, as in "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -85,6 +86,10 @@ def load_tokenizer(model_name_or_path: str, revision: str | None, trust_remote_c
     Raises:
         ValueError: there is no such model or it has no tokenizer, or its tokenizer needs remote code.
     """
+    remedy = "Name a Hugging Face folder, or a Hub model that this machine has or can reach."
+    is_folder = Path(model_name_or_path).is_dir()
+    if not is_folder and not may_be_on_hub(model_name_or_path):  # which offline is asked several times
+        raise ValueError(f"model {model_name_or_path!r} has no tokenizer: no such folder or Hub model. {remedy}")
     from transformers import AutoTokenizer
 
     try:
@@ -95,11 +100,23 @@ def load_tokenizer(model_name_or_path: str, revision: str | None, trust_remote_c
                 f"model.trust_remote_code=false: the tokenizer of {model_name_or_path!r} runs code from that "
                 "repository. Read the code, then set model.trust_remote_code=true, or use another tokenizer."
             ) from error
-        reason = str(error).partition("\n")[0] if Path(model_name_or_path).is_dir() else "no such folder or Hub model"
-        raise ValueError(
-            f"model {model_name_or_path!r} has no tokenizer: {reason.rstrip(' :.')}. Name a Hugging Face folder, or a "
-            "Hub model that this machine has or can reach."
-        ) from error
+        reason = str(error).partition("\n")[0] if is_folder else "no such folder or Hub model"
+        if newest := newest_inside(model_name_or_path):
+            reason, remedy = "it is the folder of a run", f"Name a checkpoint in it, such as {newest}."
+        raise ValueError(f"model {model_name_or_path!r} has no tokenizer: {reason.rstrip(' :.')}. {remedy}") from error
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether a model's name has the form of a Hub name, `name` or `organization/name`: other paths are local."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
+
+
+def newest_inside(folder: str | Path) -> Path | None:
+    """The newest `checkpoint-N` in a run's folder that has no model of its own; None: it is no such folder."""
+    if (Path(folder) / "config.json").exists():
+        return None
+    found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
 def end_token_ids(model_path: str, tokenizer: "PreTrainedTokenizerBase", revision: str | None) -> list[int]:

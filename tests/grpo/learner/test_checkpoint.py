@@ -140,3 +140,12 @@ def test_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     (write(tmp_path, 10) / STATE / COMPLETE).write_text("")
     with pytest.raises(ValueError, match=r"earlier version.*model\.model_name_or_path="):
         step_of(tmp_path / "checkpoint-10")
+
+
+def test_a_run_s_folder_is_told_its_newest_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 9)
+    write(tmp_path, 10)
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}: is the folder of a run. Name a checkpoint in it, such as \S*-10;"
+    ):
+        find_checkpoint(tmp_path / "other", str(tmp_path))

@@ -10,6 +10,7 @@ import pytest
 from transformers import LlamaConfig
 
 from rollout.engines.adapter import AdapterFormat
+from rollout.engines.base import load_tokenizer, may_be_on_hub
 from rollout.engines.build import build_engine, check_engine
 from rollout.engines.hf import HFEngine
 from rollout.engines.servers.settings import ServerSettings
@@ -143,3 +144,19 @@ def test_a_server_that_a_run_starts_on_gpus_has_one(tiny_llama: Path, monkeypatc
         ValueError, match=r"tensor_parallel_size=2 with rollout\.servers\.start=1: each server that a run"
     ):
         check("server", tiny_llama, **options)
+
+
+def test_a_run_s_folder_in_place_of_a_model_is_told_its_newest_checkpoint(tmp_path: Path) -> None:
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11.partial"):
+        (tmp_path / name).mkdir()
+    message = rf"'{tmp_path}' has no tokenizer: it is the folder of a run. Name a checkpoint in it, such as \S*-10\."
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(str(tmp_path), None, False)
+
+
+def test_a_path_that_is_no_hub_name_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("was asked"))
+    for name in ("runs/a/checkpoint-4", "./base", "../base", "/no/base", "runs/"):
+        with pytest.raises(ValueError, match="has no tokenizer: no such folder or Hub model"):
+            load_tokenizer(name, None, False)
+    assert may_be_on_hub("gpt2") and may_be_on_hub("deepseek-ai/DeepSeek-V3.1_x")
