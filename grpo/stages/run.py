@@ -64,6 +64,8 @@ def run(recipe: StageRecipe, reward_functions: Sequence[Callable[..., Any]] | No
             with refusals():
                 write_resolved(_recorded(recipe, functions), claim.folder)
         result = stage(recipe, functions) if isinstance(recipe, OnPolicyRecipe) else stage(recipe)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{STAGES[recipe.stage].makes.partition(' ')[2]}: {result}", flush=True)
         return _done(claim.folder, result)
 
 
@@ -74,8 +76,8 @@ def _say_how_to_continue(recipe: StageRecipe, folder: Path) -> None:
         return
     moved = [f"{folder_key(recipe)}={folder}"] if folder != recipe.output_dir else []
     resumed = [] if given is True else [f"{key}=true"]
-    # A checkpoint of another run stays where to start, until this one has its own.
-    signals.goes_on_with([] if isinstance(given, str) else moved + resumed, moved + resumed)
+    # Until a checkpoint is saved, a run that trains starts where it did; samples are there at once.
+    signals.goes_on_with(moved + resumed if key == "resume" else [], moved + resumed)
 
 
 def _recorded(recipe: StageRecipe, functions: Sequence[Callable[..., Any]]) -> StageRecipe:

@@ -123,8 +123,8 @@ def _choose(recipe: StageRecipe) -> tuple[int, Claim]:
             return held, _continue(recipe, checkpoint, folder)
         if mine and is_used(folder):
             check_unchanged(recipe, folder / "recipe.yaml", recipe.allow_changes)
-            if isinstance(recipe, OnPolicyRecipe):
-                print(f"{folder} has no complete checkpoint: the run starts over at step 0.", flush=True)
+        if resume is True and checkpoint is None and STAGES[recipe.stage].resume == "trainer.resume_from_checkpoint":
+            print(f"{folder} has no complete checkpoint: the run starts at step 0.", flush=True)
     except BaseException:
         os.close(held)
         raise

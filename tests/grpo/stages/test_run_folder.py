@@ -330,3 +330,23 @@ def test_a_folder_with_results_and_no_recipe_is_no_run_to_continue(base: Path, t
     assert str(refused.value) == (
         f"{tiny_llama} has results but no recipe.yaml, so it is not a run that can be continued. Choose another folder."
     )
+
+
+def test_a_run_says_that_it_finds_nothing_to_resume_and_where_its_checkpoint_is(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume(base, 1)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{tmp_path}/run has no complete checkpoint: the run starts at step 0.\n")
+    assert printed.endswith(f"model: {tmp_path}/run/checkpoint-1\n")
+
+
+def test_a_run_that_has_saved_nothing_is_not_told_to_resume(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Any, Any]] = []
+    monkeypatch.setattr("grpo.launch.signals.goes_on_with", lambda before, after: told.append((before, after)))
+    train(base, 1)
+    train(base, 1)
+    resumed = "trainer.resume_from_checkpoint=true"
+    assert told == [([], [resumed]), ([], [f"trainer.output_dir={tmp_path}/run-2", resumed])]
