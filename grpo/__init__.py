@@ -34,6 +34,9 @@ def train(
     Raises:
         grpo.recipe.load.RecipeError: the recipe is invalid; raised before anything is loaded.
     """
+    from grpo.launch.processes import quieten
+
+    quieten()
     from grpo.recipe.load import load_recipe
     from grpo.stages.run import run
 
@@ -53,6 +56,9 @@ def evaluate(recipe: str | Path | None = None, *, model: str | None = None, **se
         grpo.recipe.load.RecipeError: the recipe is invalid; raised before anything is loaded.
         ValueError: a task, a column, the template or the model is invalid.
     """
+    from grpo.launch.processes import quieten
+
+    quieten()
     from grpo.evaluation.run import run_evaluation
     from grpo.recipe.load import load_recipe
 

@@ -1,28 +1,35 @@
 """The command line: `grpo COMMAND …`. Wrong usage and wrong recipes print a message and exit with code 2."""
 
 import errno
+import json
 import os
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from grpo.launch.commands import is_recipe, override, parse, parser, positive, recipe_parser, usage
 from rollout.support.names import nearest
 
-RECIPE_SUFFIXES = (".yaml", ".yml")
+HELP = ("-h", "--help")
+PROCESSES = "processes that the work is divided among; default: 1"
+KINDS = "a100, h100, h200, b200, l40s, rtx4090 or cpu"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; `arguments` default to the process's own."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in ("-h", "--help"):
+    if name in HELP:
         print(usage())
+    elif name == "--version":
+        print(f"grpo-recipes {metadata.version('grpo-recipes')}")
     elif name in COMMANDS:
-        COMMANDS[name].run(rest)
+        COMMANDS[name](rest)
     else:
-        _fail_usage(f"unknown command {name!r}.{nearest(name, COMMANDS)}")
+        _fail(f"unknown command {name!r}.{nearest(name, COMMANDS)}\n\n{usage()}")
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -30,9 +37,8 @@ def train(arguments: Sequence[str]) -> None:
     from grpo.launch.processes import is_launched, launch, launch_on_cpu, missing_processes, quieten, use_all_cores
     from grpo.launch.signals import Stopped, end, end_with_launcher, listen
 
-    options, path, overrides = _split(arguments)
-    overrides = _stage_options(overrides)
-    command = ["train", path, *overrides]
+    options, path, words = _split(arguments)
+    command = ["train", path, *words]
     if is_launched():
         end_with_launcher()
         use_all_cores()
@@ -40,10 +46,13 @@ def train(arguments: Sequence[str]) -> None:
     from grpo.recipe.errors import RunError
     from grpo.recipe.load import load_recipe
     from grpo.recipe.record import check_world
+    from grpo.stages.checks.references import check_references
     from rewards.runner.call import RewardError
 
     try:
-        recipe: Any = load_recipe(path, overrides)  # of any stage
+        recipe: Any = _with_stages(path, load_recipe, words)  # of any stage
+        if not is_launched():  # a launched process has been started by one that did
+            check_references(recipe, path)
         if missing := missing_processes():
             check_world(recipe, missing)
             launch_on_cpu(missing, command)
@@ -70,45 +79,36 @@ def train(arguments: Sequence[str]) -> None:
 
 def check(arguments: Sequence[str]) -> None:
     """`grpo check`: print what a recipe needs, or each stage of a pipeline."""
-    options, path, overrides = _split(arguments)
-    match options:
-        case []:
-            processes = "1"
-        case ["--num_processes", processes]:
-            pass
-        case _:
-            _fail_usage(f"check: unknown options {' '.join(options)}.")
-    if not processes.isdigit() or processes == "0":
-        _fail(f"--num_processes {processes}: must be a positive integer.")
+    made = recipe_parser("check")
+    made.add_argument("--num_processes", "--num-processes", type=positive, default=1, metavar="N", help=PROCESSES)
+    given = parse(made, arguments)
     from grpo.estimate.check import check_recipe
 
     try:
-        check_recipe(path, overrides, num_processes=int(processes))
+        check_recipe(given.recipe, given.overrides, num_processes=given.num_processes)
     except ValueError as error:
         _fail(str(error))
 
 
 def plan(arguments: Sequence[str]) -> None:
     """`grpo plan`: lay a recipe out on many GPUs and estimate a step."""
-    settings = {"--gpus": "8", "--gpu": "h200", "--completion-tokens": "", "--like": ""}
-    options, path, overrides = _split(arguments)
-    if len(options) % 2 or not all(name in settings for name in options[::2]):
-        _fail_usage(f"plan: unknown options {' '.join(options)}.")
-    settings |= dict(zip(options[::2], options[1::2], strict=True))
-    for name in ("--gpus", "--completion-tokens"):
-        if settings[name] and (not settings[name].isdigit() or int(settings[name]) == 0):
-            _fail(f"{name} {settings[name]}: must be a positive integer.")
+    made = recipe_parser("plan")
+    made.add_argument("--gpus", type=positive, default=8, metavar="N", help="GPUs in all; default: 8")
+    made.add_argument("--gpu", type=str.lower, default="h200", metavar="KIND", help=f"{KINDS}; default: h200")
+    mean = "mean tokens of a completion; default: the longest"
+    made.add_argument("--completion-tokens", type=positive, metavar="MEAN", help=mean)
+    made.add_argument("--like", type=Path, metavar="RUN", help="a finished run, whose lengths are taken")
+    given = parse(made, arguments)
     from grpo.estimate.layout.show import plan_recipe
 
-    completion, run = settings["--completion-tokens"], settings["--like"]
     try:
         plan_recipe(
-            path,
-            overrides,
-            gpus=int(settings["--gpus"]),
-            gpu=settings["--gpu"].lower(),
-            completion=int(completion) if completion else None,
-            run=Path(run) if run else None,
+            given.recipe,
+            given.overrides,
+            gpus=given.gpus,
+            gpu=given.gpu,
+            completion=given.completion_tokens,
+            run=given.like,
         )
     except ValueError as error:
         _fail(str(error))
@@ -116,13 +116,12 @@ def plan(arguments: Sequence[str]) -> None:
 
 def roofline(arguments: Sequence[str]) -> None:
     """`grpo roofline`: a finished run's steps against what this machine could do."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        _fail_usage("roofline takes one run's folder.")
+    run = _folders("roofline", arguments, run="the run's folder").run
     from grpo.estimate.roofline.show import show_roofline
     from grpo.recipe.errors import RunError
 
     try:
-        show_roofline(Path(arguments[0]))
+        show_roofline(run)
     except RunError as error:
         _fail(str(error))
 
@@ -143,8 +142,13 @@ def regrade(arguments: Sequence[str]) -> None:
 
 def serve(arguments: Sequence[str]) -> None:
     """`grpo serve`: become vLLM's OpenAI-compatible server."""
-    if not arguments or arguments[0].startswith("-"):
-        _fail_usage("serve takes a checkpoint's folder or Hub name, then vLLM's options.")
+    if not arguments or arguments[0].startswith("-"):  # the options after it are vLLM's
+        parse(parser("serve"), arguments[:1])
+        parser("serve").error("name a checkpoint's folder or Hub name, then vLLM's options")
+    from rollout.engines.base import newest_inside
+
+    if newest := newest_inside(arguments[0]):
+        _fail(f"{arguments[0]} is the folder of a run. Serve a checkpoint in it, such as {newest}.")
     from rollout.engines.vllm_serve import serve as become_server
 
     try:
@@ -155,33 +159,29 @@ def serve(arguments: Sequence[str]) -> None:
 
 def merge(arguments: Sequence[str]) -> None:
     """`grpo merge`: write a LoRA adapter as a whole model."""
-    if len(arguments) != 2 or arguments[0].startswith("-"):
-        _fail_usage("merge takes an adapter's folder and a folder to write.")
+    given = _folders("merge", arguments, adapter="an adapter's folder", out="the folder to write")
     from grpo.evaluation.engines import merge as merge_folders
 
     try:
-        merge_folders(Path(arguments[0]), Path(arguments[1]))
+        merge_folders(given.adapter, given.out)
     except (OSError, ValueError) as error:
         _fail(str(error))
 
 
 def dequantize(arguments: Sequence[str]) -> None:
     """`grpo dequantize`: write a model with FP8 weights in bfloat16."""
-    if len(arguments) != 2 or arguments[0].startswith("-"):
-        _fail_usage("dequantize takes a model's folder and a folder to write.")
+    given = _folders("dequantize", arguments, model="a model's folder", out="the folder to write")
     from grpo.model.fp8 import write_dequantized
 
     try:
-        write_dequantized(Path(arguments[0]), Path(arguments[1]))
+        write_dequantized(given.model, given.out)
     except (OSError, ValueError) as error:
         _fail(str(error))
 
 
 def drafts(arguments: Sequence[str]) -> None:
     """`grpo drafts`: how many drafts of a model's multi-token prediction speculative decoding would keep."""
-    options, path, overrides = _split(arguments)
-    if options:
-        _fail_usage(f"drafts: unknown options {' '.join(options)}.")
+    given = parse(recipe_parser("drafts"), arguments)
     from grpo.launch.processes import quieten
     from grpo.recipe.config import OnPolicyRecipe
     from grpo.recipe.load import load_recipe
@@ -189,9 +189,9 @@ def drafts(arguments: Sequence[str]) -> None:
 
     quieten()
     try:
-        recipe = load_recipe(path, overrides)
+        recipe = load_recipe(given.recipe, given.overrides)
         if not isinstance(recipe, OnPolicyRecipe):
-            _fail(f"{path}: drafts are measured on rollouts, which stage {recipe.stage} has none of.")
+            _fail(f"{given.recipe}: drafts are measured on rollouts, which stage {recipe.stage} has none of.")
         print("\n".join(measure_drafts(recipe)))
     except (OSError, ValueError) as error:
         _fail(str(error))
@@ -199,13 +199,11 @@ def drafts(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """`grpo report`: rebuild a run's page from its files."""
+    run_dir = _folders("report", arguments, run="the run's folder").run
     from grpo.recipe.errors import RunError
     from grpo.report.page.write import write_page
     from grpo.report.records import METRICS_FILE
 
-    if len(arguments) != 1:
-        _fail_usage(f"report takes one run folder, not {len(arguments)} arguments.")
-    run_dir = Path(arguments[0])
     if not (run_dir / METRICS_FILE).exists():
         _fail(f"{run_dir} contains no {METRICS_FILE}. Name a run's output_dir.")
     try:
@@ -216,19 +214,18 @@ def report(arguments: Sequence[str]) -> None:
 
 def diagnose(arguments: Sequence[str]) -> None:
     """`grpo diagnose`: say what a run's metrics show; exit code 1 if it raises an alarm."""
-    import json
-
+    made = parser("diagnose")
+    made.add_argument("run", type=_run_folder, metavar="RUN", help="the folder of a run or a pipeline")
+    made.add_argument("--json", action="store_true", help="print JSON")
+    given = parse(made, arguments)
     from grpo.report.diagnosis.run import diagnose as diagnose_folder
     from grpo.report.diagnosis.run import lines
 
-    folders = [argument for argument in arguments if argument != "--json"]
-    if len(folders) != 1 or folders[0].startswith("-"):
-        _fail_usage("diagnose takes one run's or pipeline's folder, and --json.")
     try:
-        found = diagnose_folder(Path(folders[0]))
+        found = diagnose_folder(given.run)
     except ValueError as error:
         _fail(str(error))
-    if "--json" in arguments:
+    if given.json:
         print(json.dumps({"runs": [diagnosis.as_json() for diagnosis in found]}, indent=1, ensure_ascii=False))
     else:
         print("\n\n".join("\n".join(lines(diagnosis)) for diagnosis in found))
@@ -237,96 +234,48 @@ def diagnose(arguments: Sequence[str]) -> None:
 
 def reward_test(arguments: Sequence[str]) -> None:
     """`grpo reward-test`: score a file's completions; exit code 1 if a score differs from its row's `expected`."""
+    made = parser("reward-test")
+    made.add_argument(
+        "--columns", default="{}", metavar="'{ours: theirs}'", help="the function's name: the file's name"
+    )
+    made.add_argument("--tokenizer", default="null", metavar="NAME", help="computes completion_ids")
+    reference = "a built-in reward, package.module:function or path/to/file.py:function"
+    made.add_argument("function", metavar="FUNCTION", help=reference)
+    made.add_argument("rows", type=Path, metavar="rows.jsonl", help="a completion a line, with its columns")
+    made.add_argument("options", nargs="*", type=override, metavar="option=value", help="of the function")
+    given = parse(made, arguments)
     from rich.console import Console
 
     from grpo.recipe.load import read_yaml
     from rewards.runner.reward_test import reward_test as run
 
-    settings = {"--columns": "{}", "--tokenizer": "null"}
-    rest = list(arguments)
-    while rest[:1] and rest[0] in settings and len(rest) > 1:
-        settings[rest[0]] = rest[1]
-        rest = rest[2:]
-    if len(rest) < 2 or rest[0].startswith("-") or not all("=" in option for option in rest[2:]):
-        _fail_usage("reward-test takes a function, a .jsonl file and the function's options as name=value.")
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
     try:
-        options = {name: read_yaml(value) for name, _, value in (option.partition("=") for option in rest[2:])}
-        columns, tokenizer = (read_yaml(settings[name]) for name in ("--columns", "--tokenizer"))
+        options = {name: read_yaml(value) for name, _, value in (option.partition("=") for option in given.options)}
+        columns, tokenizer = (read_yaml(value) for value in (given.columns, given.tokenizer))
         if not isinstance(columns, dict):
-            _fail(f"--columns {settings['--columns']}: must be a mapping, such as '{{solution: answer}}'.")
-        agrees = run(rest[0], Path(rest[1]), options, columns=columns, tokenizer=tokenizer, console=console)
+            _fail(f"--columns {given.columns}: must be a mapping, such as '{{solution: answer}}'.")
+        agrees = run(given.function, given.rows, options, columns=columns, tokenizer=tokenizer, console=console)
     except ValueError as error:
         _fail(f"{error.__cause__ or ''}\n{error}".strip())
     sys.exit(0 if agrees else 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A subcommand: its function, and its arguments and purpose for the usage text."""
-
-    run: Callable[[Sequence[str]], None]
-    arguments: str
-    purpose: str
-
-
-COMMANDS = {
-    "train": Command(
-        train,
-        "[accelerate options] recipe.yaml [section.key=value …] [--stage NAME | --from NAME --until NAME]",
-        "run a recipe's stage with `accelerate launch`; the options choose among a pipeline's stages",
-    ),
-    "check": Command(
-        check,
-        "[--num_processes N] recipe.yaml [section.key=value …]",
-        "estimate a recipe's memory, tokens and FLOPs without running it",
-    ),
-    "plan": Command(
-        plan,
-        "[--gpus N] [--gpu h200] [--completion-tokens MEAN | --like RUN] recipe.yaml [section.key=value …]",
-        "lay a recipe out on N GPUs: trainers, shards, servers, memory, time of a step and its bottleneck",
-    ),
-    "roofline": Command(roofline, "RUN", "compare the parts of a finished run's steps with this machine's floor"),
-    "eval": Command(
-        evaluate,
-        "[recipe.yaml] [--model CHECKPOINT --tasks gsm8k,math500 …] | --compare RUN_A RUN_B",
-        "evaluate a checkpoint on tasks, or compare two evaluations",
-    ),
-    "regrade": Command(
-        regrade,
-        "RUN | samples.jsonl [options]",
-        "grade an evaluation's saved samples again, or external completions",
-    ),
-    "serve": Command(
-        serve,
-        "CHECKPOINT [--for-training] [vLLM's options, such as --port 8000]",
-        "serve a checkpoint with vLLM's OpenAI-compatible API",
-    ),
-    "merge": Command(merge, "ADAPTER OUT", "write a LoRA adapter and its base as a whole model"),
-    "dequantize": Command(dequantize, "MODEL OUT", "write a model with FP8 weights in bfloat16"),
-    "drafts": Command(
-        drafts,
-        "recipe.yaml [section.key=value …]",
-        "count the drafts of a model's multi-token prediction that speculative decoding would keep",
-    ),
-    "report": Command(report, "RUN", "rebuild a run's page from its files"),
-    "diagnose": Command(
-        diagnose,
-        "RUN [--json]",
-        "say what a run's or a pipeline's metrics show, and what to change; exit code 1 if it raises an alarm",
-    ),
-    "reward-test": Command(
-        reward_test,
-        "[--columns '{ours: theirs}'] [--tokenizer NAME] FUNCTION rows.jsonl [option=value …]",
-        "score a file of completions and time the reward",
-    ),
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "check": check,
+    "plan": plan,
+    "roofline": roofline,
+    "eval": evaluate,
+    "regrade": regrade,
+    "serve": serve,
+    "merge": merge,
+    "dequantize": dequantize,
+    "drafts": drafts,
+    "report": report,
+    "diagnose": diagnose,
+    "reward-test": reward_test,
 }
-
-
-def usage() -> str:
-    """The text of `grpo --help`."""
-    lines = [f"grpo {name} {command.arguments}\n    {command.purpose}" for name, command in COMMANDS.items()]
-    return "\n".join(["The command line of grpo-recipes.", "", *lines])
 
 
 def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, arguments: Sequence[str]) -> None:
@@ -348,42 +297,67 @@ def _run_evaluation(command: Callable[[Sequence[str]], None], name: str, argumen
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    """(options before the recipe, its path, overrides after it)"""
+    """(accelerate's options before the recipe, its path, the words after it)"""
     from grpo.launch.startup import takes_a_file
 
-    recipes = [
-        i
-        for i, argument in enumerate(arguments)
-        if argument.endswith(RECIPE_SUFFIXES)
-        and not argument.startswith("-")
-        and not (i and takes_a_file(arguments[i - 1]))
-    ]
+    if arguments[:1] and arguments[0] in HELP:
+        print(parser("train").format_help())
+        sys.exit(0)
+    recipes = [i for i, word in enumerate(arguments) if is_recipe(word) and not (i and takes_a_file(arguments[i - 1]))]
     if not recipes:
-        _fail_usage("no recipe given. Name a file that ends in .yaml.")
+        parser("train").error("no recipe given. Name a file that ends in .yaml.")
     first = recipes[0]
+    for i, word in enumerate(arguments[:first]):
+        option, equals, file = word.partition("=")
+        file = file if equals else arguments[i + 1]
+        if takes_a_file(option) and not Path(file).is_file():
+            _fail(f"{option} {file}: there is no such file. Correct the path; `accelerate config` writes one.")
     return list(arguments[:first]), arguments[first], list(arguments[first + 1 :])
 
 
-def _stage_options(overrides: Sequence[str]) -> list[str]:
-    """--from, --until and --stage, which choose a pipeline's stages, as overrides."""
+def _with_stages(path: str, load: Callable[[str, Sequence[str]], Any], words: Sequence[str]) -> Any:
+    """The recipe, of a pipeline with the stages that --from, --until and --stage choose."""
     fields = {"--from": ("first",), "--until": ("last",), "--stage": ("first", "last")}
-    found: list[str] = []
-    rest = list(overrides)
+    chosen: dict[str, str] = {}  # stage -> the option that names it
+    overrides: list[str] = []
+    limits: dict[str, str] = {}
+    rest = list(words)
     while rest:
         word = rest.pop(0)
         option, equals, value = word.partition("=")
         if option not in fields:
-            found.append(word)
+            overrides.append(word)
             continue
         if not equals and not rest:
-            _fail_usage(f"train: {option} needs the name of a stage.")
+            parser("train").error(f"{option} needs the name of a stage.")
         value = value if equals else rest.pop(0)
-        found += [f"{field}={value}" for field in fields[option]]
-    return found
+        chosen[value] = option
+        limits |= dict.fromkeys(fields[option], value)
+    recipe = load(path, overrides)
+    for name, option in chosen.items():
+        if recipe.stage != "pipeline":
+            _fail(f"{option} {name}: chooses among the stages of a pipeline, and {path} is one stage, {recipe.stage}.")
+        if name not in recipe.stages:
+            _fail(
+                f"{option} {name}: {path} has no such stage.{nearest(name, recipe.stages)} "
+                f"Stages: {', '.join(recipe.stages)}."
+            )
+    return recipe.model_copy(update=limits) if limits else recipe
 
 
-def _fail_usage(message: str) -> NoReturn:
-    _fail(f"{message}\n\n{usage()}")
+def _folders(name: str, arguments: Sequence[str], **folders: str) -> Namespace:
+    """The arguments of a command that takes folders only: what each is."""
+    made = parser(name)
+    for folder, text in folders.items():
+        kind = _run_folder if folder == "run" else Path
+        made.add_argument(folder, type=kind, metavar=folder.upper(), help=text)
+    return parse(made, arguments)
+
+
+def _run_folder(text: str) -> Path:
+    """A run's folder; a file such as its metrics.jsonl stands for the folder it is in."""
+    path = Path(text)
+    return path.parent if path.is_file() else path
 
 
 def _fail(message: str) -> NoReturn:

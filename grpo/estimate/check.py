@@ -7,10 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from grpo.launch.processes import quieten
 from grpo.recipe.load import load_recipe
 from grpo.recipe.record import check_world
 from grpo.recipe.stages.pipeline import PipelineRecipe
 from grpo.report.terminal import PLAIN_WIDTH
+from grpo.stages.checks.references import check_references
 from grpo.stages.pipeline.graph import build_graph
 
 
@@ -27,8 +29,10 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, num_process
     recipe = load_recipe(path, overrides)
     check_world(recipe, num_processes)
     nodes = build_graph(recipe) if isinstance(recipe, PipelineRecipe) else []
+    check_references(recipe, path)
     console.print(f"{path} is valid.")
     # Only now: the errors above do not wait for torch.
+    quieten()
     from grpo.estimate.show_pipeline import show_pipeline
     from grpo.estimate.show_stage import show_stage
 

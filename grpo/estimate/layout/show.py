@@ -17,6 +17,7 @@ from grpo.estimate.memory import Parts
 from grpo.estimate.models import Models, UnknownModelError
 from grpo.estimate.shape import describe
 from grpo.estimate.wording import count, duration, further, gib
+from grpo.launch.processes import quieten
 from grpo.recipe.config import OnPolicyRecipe
 from grpo.recipe.load import RecipeError, load_recipe
 from grpo.report.terminal import PLAIN_WIDTH
@@ -45,6 +46,7 @@ def plan_recipe(
         raise RecipeError(f"{path}: stage {recipe.stage} has no rollout to lay out. Plan stages grpo and opd.")
     if gpu not in (*GPUS, "cpu"):
         raise RecipeError(f"--gpu {gpu}: must be one of {', '.join(GPUS)}, cpu.{nearest(gpu, [*GPUS, 'cpu'])}")
+    quieten()
     kind, models = find_gpu(gpu, gpus), Models()
     try:
         try:

@@ -249,7 +249,9 @@ def test_plan_is_a_command(path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "Bottleneck: " in printed and "Assumed: 30% of 9.89e+14 FLOP/s" in printed
 
 
-@pytest.mark.parametrize(("option", "said"), [("--gpu-count", "unknown options"), ("--gpus", "must be a positive")])
+@pytest.mark.parametrize(
+    ("option", "said"), [("--gpu-count", "there is no option --gpu-count"), ("--gpus", "must be a positive")]
+)
 def test_wrong_options_are_named(path: Path, option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["plan", option, "0", str(path)])

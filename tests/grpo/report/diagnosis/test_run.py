@@ -177,3 +177,9 @@ def test_a_real_run_with_a_tiny_learning_rate(tiny_llama: Path, tmp_path: Path) 
     finding = kinds["learning_rate_too_small"]
     assert finding.value is not None and 0 < finding.value < 1e-5
     assert finding.changes == {"trainer.learning_rate": 1e-7}  # a hundred times as much
+
+
+def test_a_file_stands_for_its_run_s_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(tmp_path, [{"reward": 0.25}])
+    assert exit_code(tmp_path / METRICS_FILE) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path.name}: stage grpo, 1 steps\n")
