@@ -37,7 +37,7 @@ class TaskConfig(Section):
     """One task: its problems, its question format and its grader. See docs/evaluation.md."""
 
     dataset_name: str | None = None  # Hub name, or a local .jsonl/.json/.parquet path
-    dataset_config: str | None = None
+    dataset_config: str | None = None  # name of the dataset's configuration on the Hub
     dataset_revision: str | None = None  # None: the latest
     dataset_files: list[str] = []  # files in the Hub repository or folder, instead of its default configuration
     dataset_split: str | None = None  # such as test[:200]; None: test, and of files train, which is all of their rows
@@ -96,9 +96,9 @@ class EvalModelConfig(Section):
     """The model to evaluate: a Hugging Face folder or Hub name, or a LoRA adapter's folder."""
 
     model_name_or_path: str
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit on the Hub; None: its default branch
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: see docs/evaluation.md
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # whether code from the model's repository may run
 
 
 class SamplingConfig(Section):
@@ -108,8 +108,8 @@ class SamplingConfig(Section):
     temperature: NonNegativeFloat | None = None
     top_p: PositiveFraction | None = None
     top_k: NonNegativeInt = 0  # 0: no limit
-    max_completion_length: PositiveInt | None = None
-    seed: NonNegativeInt = 42
+    max_completion_length: PositiveInt | None = None  # tokens
+    seed: NonNegativeInt = 42  # of sampling, order and new weights
 
 
 def _check_engine(name: str) -> str:

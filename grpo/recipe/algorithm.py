@@ -38,11 +38,11 @@ class AlgorithmConfig(Section):
     difficulty_weighting: bool = False  # groups weigh by their pass rate (GRPO-LEAD)
     scale_rewards: Literal["group", "batch", "none"] = "group"  # of the estimator "group"
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"  # or GDPO
-    epsilon: PositiveFloat = 0.2
+    epsilon: PositiveFloat = 0.2  # the ratio is clipped to [1 - epsilon, 1 + epsilon_high]
     epsilon_high: PositiveFloat | None = None  # None: same as epsilon; cispo: the bound of the ratio itself, say 5
     delta: PositiveFloat | None = None  # bound of the ratio where the advantage is negative (dual-clip PPO's c)
-    sapo_temperature_pos: PositiveFloat = 1.0
-    sapo_temperature_neg: PositiveFloat = 1.05
+    sapo_temperature_pos: PositiveFloat = 1.0  # of the gate of tokens with a positive advantage
+    sapo_temperature_neg: PositiveFloat = 1.05  # with a negative one
     dppo_delta: PositiveFloat = 0.2
     dppo_log_ratio_coef: NonNegativeFloat = 1e-3
     cov_ratio: Annotated[float, Field(gt=0, le=1)] = 2e-4  # clip_cov, kl_cov: share of tokens that are held back
@@ -61,7 +61,7 @@ class AlgorithmConfig(Section):
     use_bias_correction_kl: bool = False  # KL times the ratio, as DeepSeek-V3.2
     ref_model_sync_steps: NonNegativeInt = 0  # update the reference model every N steps; 0: never
     steps_per_generation: PositiveInt = 1  # optimizer steps (mini-batches) per rollout; R1-Zero: 16
-    mask_truncated_completions: bool = False
+    mask_truncated_completions: bool = False  # those cut by their length limit have no weight
     # Experts of an update: its own (none), those before the rollout's first update (R2), the engine's (R3); docs/moe.md
     routing_replay: Literal["none", "R2", "R3"] = "none"
     sampling_mask: bool = False  # log-probs over what top_p, top_k and min_p of the rollout kept (DeepSeek-V3.2)
@@ -69,7 +69,7 @@ class AlgorithmConfig(Section):
     # For a sampler that is not the trainer's policy: tis, sequence_tis, mis, token_mis, icepop or geometric.
     importance_sampling_correction: Annotated[str, AfterValidator(_known_correction)] | None = None
     importance_sampling_clip_min: NonNegativeFloat | None = None  # None: the correction's own bounds
-    importance_sampling_clip_max: PositiveFloat | None = None
+    importance_sampling_clip_max: PositiveFloat | None = None  # likewise
     # The run stops above this mean |log p_trainer - log p_engine|. None: 1e-3 in float32, 0.05 in bfloat16; ten times
     # that with a correction or dppo, but not before the first step.
     max_logp_difference: PositiveFloat | None = None

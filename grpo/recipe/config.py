@@ -57,14 +57,14 @@ class ModelConfig(Section):
     """The policy: a Hugging Face folder or Hub name. A path starting with `./` is relative to the recipe."""
 
     model_name_or_path: str
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit on the Hub; None: its default branch
     dtype: Literal["float32", "bfloat16"] = "float32"  # trainer and engine compute in it; trained weights are float32
     attn_implementation: str | None = None  # None: transformers' default
     experts_implementation: str = "grouped_mm"  # MoE only; batched_mm is 40 times slower on CPU
-    disable_dropout: bool = True
+    disable_dropout: bool = True  # also that of attention
     balance_bias_update_speed: NonNegativeFloat = 0.0  # gamma of 2408.15664; 0: frozen, as in published RL runs
     sequence_balance_coefficient: NonNegativeFloat = 0.0  # alpha of 2412.19437, MoE only; V3's pretraining: 1e-4
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # whether code from the model's repository may run
 
     @model_validator(mode="after")
     def _flash_attention_computes_in_bfloat16(self) -> Self:
@@ -95,7 +95,7 @@ class RolloutConfig(EngineSection, Truncation):
     max_staleness: NonNegativeInt = 0  # most rollouts that generation is ahead of the update (docs/async.md); 0: none
     problems_per_step: PositiveInt = 32  # problems per optimizer step, summed over processes
     num_generations: Annotated[int, Field(ge=2)] = 16  # completions per problem (G)
-    max_completion_length: PositiveInt = 512
+    max_completion_length: PositiveInt = 512  # tokens
     temperature: PositiveFloat = 1.0
     dynamic_sampling: bool = False  # replace groups without signal by further problems (DAPO), docs/algorithms.md
     max_num_gen_batches: PositiveInt = 10  # dynamic_sampling: rounds of sampling per rollout
@@ -107,19 +107,19 @@ class RolloutConfig(EngineSection, Truncation):
 class TrainerConfig(OptimizerConfig):
     """Optimizer, token budget and checkpoints. A step is one optimizer step."""
 
-    output_dir: str = "runs/grpo"
-    max_steps: PositiveInt = 100
+    output_dir: str = "runs/grpo"  # the run's folder
+    max_steps: PositiveInt = 100  # optimizer steps of the run
     max_tokens_per_micro_batch: PositiveInt = 8192  # per process; prompt and completion
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # less memory: activations are computed again in the backward pass
     activation_offloading: bool = False  # what gradient_checkpointing keeps waits in host memory for the backward pass
     sharding: Literal["none", "fsdp2"] = "none"  # fsdp2: weights, gradients and optimizer over the processes
     sharding_replicas: PositiveInt = 1  # whole copies of the sharded model; above 1: hybrid sharding
     offload_params: bool = False  # fsdp2: each process's weights, gradients and optimizer are in host memory
     num_reward_workers: PositiveInt = 2  # processes that run reward functions
     reward_timeout: PositiveFloat | None = 600.0  # seconds for one group's rewards
-    seed: NonNegativeInt = 42
+    seed: NonNegativeInt = 42  # of sampling, order and new weights
     save_steps: NonNegativeInt = 0  # 0: only at the end
-    save_total_limit: PositiveInt = 2
+    save_total_limit: PositiveInt = 2  # checkpoints that are kept, the newest
     resume_from_checkpoint: bool | str = False  # true: the newest in output_dir
     allow_changes: list[str] = []  # keys that may differ from the resumed run's recipe, docs/recipes.md
 
@@ -129,8 +129,8 @@ class ReportConfig(Section):
 
     report_to: list[str] = []  # accelerate's trackers: tensorboard, wandb, trackio
     project: str = "grpo"  # of the trackers
-    run_name: str | None = None
-    logging_steps: PositiveInt = 1
+    run_name: str | None = None  # of the trackers
+    logging_steps: PositiveInt = 1  # optimizer steps per row of metrics
     num_logged_groups: PositiveInt = 4  # groups per step written to samples.jsonl
 
 

@@ -15,7 +15,7 @@ class SourceConfig(Section):
     task: str | None = None  # countdown, arithmetic, or reasoning_gym:<name>
     task_options: dict[str, Any] = {}  # the task's difficulty settings
     dataset_name: str | None = None  # Hub name, or a local .json/.jsonl/.parquet path
-    dataset_config: str | None = None
+    dataset_config: str | None = None  # name of the dataset's configuration on the Hub
     dataset_split: str = "train"
     streaming: bool = False  # read the dataset as it is needed instead of loading it
     shuffle_buffer_size: PositiveInt = 10_000  # rows shuffled at once; streaming only

@@ -62,7 +62,7 @@ class FolderRecipe(StageRecipe):
     """A stage that trains nothing: where it writes and its seed are keys of the recipe itself. It does not resume."""
 
     output: str  # the folder
-    seed: NonNegativeInt = 42
+    seed: NonNegativeInt = 42  # of sampling, order and new weights
 
     @property
     def output_dir(self) -> Path:

@@ -19,7 +19,7 @@ class HeldOutRollout(EngineSection):
 
     engine: Annotated[str, AfterValidator(check_in_process)] = "vllm"  # or hf
     num_samples: PositiveInt = 4  # completions per problem (k)
-    max_completion_length: PositiveInt = 512
+    max_completion_length: PositiveInt = 512  # tokens
     temperature: NonNegativeFloat = 1.0
     top_p: PositiveFraction = 1.0
     stop: list[Annotated[str, Field(min_length=1)]] = []

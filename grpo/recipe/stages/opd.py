@@ -14,7 +14,7 @@ class TeacherConfig(Section):
     """A teacher: a Hugging Face folder or Hub name, with the student's tokenizer. It computes as the student does."""
 
     model_name_or_path: str
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit on the Hub; None: its default branch
 
 
 class DistillationConfig(Section):
@@ -27,7 +27,7 @@ class DistillationConfig(Section):
     epsilon: PositiveFloat = 0.2  # sampled: ratios are clipped as in GRPO, from a rollout's second update on
     epsilon_high: PositiveFloat | None = None  # None: same as epsilon
     steps_per_generation: PositiveInt = 1  # optimizer steps (mini-batches) per rollout
-    mask_truncated_completions: bool = False
+    mask_truncated_completions: bool = False  # those cut by their length limit have no weight
     max_logp_difference: PositiveFloat | None = None  # as in stage grpo
 
     @property

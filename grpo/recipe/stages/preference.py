@@ -79,18 +79,18 @@ class RewardModelModel(Section):
     """The model to start from, usually a causal language model: its head is replaced by one output."""
 
     model_name_or_path: str
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit on the Hub; None: its default branch
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; weights are float32
     attn_implementation: str | None = None
     experts_implementation: str = "grouped_mm"  # MoE only
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # whether code from the model's repository may run
 
 
 class PreferenceData(Section):
     """Preference pairs: prompt, chosen, rejected, in TRL's formats."""
 
     dataset_name: str  # Hub name, local folder or .jsonl/.parquet file
-    dataset_config: str | None = None
+    dataset_config: str | None = None  # name of the dataset's configuration on the Hub
     dataset_split: str = "train"
     columns: dict[str, str] = {}  # ours -> theirs, e.g. {prompt: question}
     template: str = "{prompt}"  # of prompts that are text: "r1_zero", "chat" or a string with {prompt}
@@ -108,18 +108,18 @@ class PreferenceData(Section):
 class RewardModelTrainer(OptimizerConfig):
     """TRL's RewardTrainer, with the published values of R1's helpful reward model (2501.12948)."""
 
-    output_dir: str = "runs/reward_model"
+    output_dir: str = "runs/reward_model"  # the run's folder
     learning_rate: PositiveFloat = 6e-6
     batch_size: PositiveInt = 256  # pairs per step, summed over processes
-    num_train_epochs: PositiveFloat = 1.0
+    num_train_epochs: PositiveFloat = 1.0  # passes over the data
     max_steps: PositiveInt | None = None  # instead of epochs
     max_pairs_per_micro_batch: PositiveInt = 8  # per process
-    gradient_checkpointing: bool = False
-    seed: NonNegativeInt = 42
-    logging_steps: PositiveInt = 1
+    gradient_checkpointing: bool = False  # less memory: activations are computed again in the backward pass
+    seed: NonNegativeInt = 42  # of sampling, order and new weights
+    logging_steps: PositiveInt = 1  # optimizer steps per row of metrics
     eval_steps: NonNegativeInt = 0  # 0: only before and after
     save_steps: NonNegativeInt = 0  # 0: only the end
-    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    save_total_limit: Annotated[int, Field(ge=2)] = 2  # checkpoints that are kept, the newest
     resume_from_checkpoint: bool | str = False  # true: the newest in output_dir
     allow_changes: list[str] = []
 

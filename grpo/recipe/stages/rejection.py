@@ -23,7 +23,7 @@ class RejectionRollout(EngineSection):
     num_problems: PositiveInt = 1024
     num_generations: PositiveInt = 16  # candidates per problem
     problems_per_batch: PositiveInt = 64  # over all processes; each batch is written to disk when it is scored
-    max_completion_length: PositiveInt = 512
+    max_completion_length: PositiveInt = 512  # tokens
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     stop: list[Annotated[str, Field(min_length=1)]] = []  # texts that end a completion, beside the end tokens

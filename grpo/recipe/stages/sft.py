@@ -38,14 +38,14 @@ class SFTModel(Section):
     """
 
     model_name_or_path: str | None = None
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit on the Hub; None: its default branch
     config: dict[str, Any] = {}  # keys of its config.json to change; from nothing: all, with model_type
     tokenizer: str | None = None  # folder, Hub name or file.py:function; None: model_name_or_path's
     dtype: Literal["float32", "bfloat16"] = "float32"  # the forward computes in it; trained weights are float32
     attn_implementation: str | None = None  # None: transformers' default
     experts_implementation: str = "grouped_mm"  # MoE only
-    disable_dropout: bool = True
-    trust_remote_code: bool = False
+    disable_dropout: bool = True  # also that of attention
+    trust_remote_code: bool = False  # whether code from the model's repository may run
     mtp: MTPConfig | None = None  # docs/moe.md; None: a model's multi-token prediction is neither trained nor saved
 
     @model_validator(mode="after")
@@ -67,7 +67,7 @@ class SFTSource(Section):
     """Rows with a prompt (a question or messages) and a completion (text), which alone is learnt; or with a text."""
 
     dataset_name: str  # Hub name, a local .json/.jsonl/.parquet file, or file.py:function(seed, **options)
-    dataset_config: str | None = None
+    dataset_config: str | None = None  # name of the dataset's configuration on the Hub
     dataset_split: str = "train"
     columns: dict[str, str] = {}  # ours -> theirs, e.g. {prompt: question, completion: answer} or {text: content}
     options: dict[str, Any] = {}  # arguments of the function
@@ -106,25 +106,25 @@ class SFTData(Section):
 class SFTTrainerConfig(AdamWConfig):
     """Optimizer, schedule, batches and checkpoints, under transformers' names."""
 
-    output_dir: str = "runs/sft"
-    num_train_epochs: PositiveFloat = 2.0
+    output_dir: str = "runs/sft"  # the run's folder
+    num_train_epochs: PositiveFloat = 2.0  # passes over the data
     max_steps: PositiveInt | None = None  # optimizer steps, instead of epochs
-    per_device_train_batch_size: PositiveInt = 8
+    per_device_train_batch_size: PositiveInt = 8  # rows per process and micro-batch
     # Instead of a number of rows: as many as there is room for, padding included. Then long rows count no less.
     max_tokens_per_batch: PositiveInt | None = None
-    gradient_accumulation_steps: PositiveInt = 1
+    gradient_accumulation_steps: PositiveInt = 1  # micro-batches per optimizer step
     learning_rate: PositiveFloat = 5e-5  # R1: 5e-5 for V3 (2501.12948)
     lr_scheduler_type: Schedule | Literal["cosine_with_min_lr", "warmup_stable_decay"] = "cosine_with_min_lr"
     # cosine_with_min_lr: min_lr, or min_lr_rate, a share of the peak; None: a tenth, as for R1.
     # warmup_stable_decay: num_decay_steps; decay_type: linear, cosine (default) or 1-sqrt; min_lr_ratio.
     lr_scheduler_kwargs: dict[str, float | str] | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # less memory: activations are computed again in the backward pass
     balance_bias_update_speed: NonNegativeFloat = 0.0  # gamma of 2408.15664, MoE only; 0: frozen; pretraining: 0.001
     sequence_balance_coefficient: NonNegativeFloat = 0.0  # alpha of 2412.19437, MoE only; pretraining: 1e-4
-    seed: NonNegativeInt = 42
-    logging_steps: PositiveInt = 10
+    seed: NonNegativeInt = 42  # of sampling, order and new weights
+    logging_steps: PositiveInt = 10  # optimizer steps per row of metrics
     save_steps: NonNegativeInt = 0  # 0: only the end
-    save_total_limit: PositiveInt = 2
+    save_total_limit: PositiveInt = 2  # checkpoints that are kept, the newest
     resume_from_checkpoint: bool = False  # true: the newest in output_dir
     allow_changes: list[str] = []  # keys that may differ from the resumed run's recipe, docs/recipes.md
 
