@@ -26,7 +26,7 @@ class RewardConfig(Section):
     """One reward function: a built-in name, `package.module:function` or `path/to/file.py:function`."""
 
     function: Annotated[str, AfterValidator(_importable)]
-    weight: Annotated[float, Field(ge=-1e18, le=1e18)] = 1.0  # of its score in the sum; 0: only logged
+    weight: Annotated[float, Field(ge=-1e18, le=1e18)] = 1.0  # of its score in the sum; 0: logged, or a gate only
     options: dict[str, Any] = {}  # keyword arguments, fixed for the run
     name: str = ""  # used in metrics and `evaluation.reward`; empty: the function's name
     requires: str | None = None  # counts as 0 unless the completion scores above 0.5 on the reward with this name
