@@ -60,6 +60,10 @@ def tokenizer_of(model: EvalModelConfig) -> tuple[str, str | None]:
 
 def load_tokenizer(model: EvalModelConfig) -> "PreTrainedTokenizerBase":
     """The model's tokenizer; loaded first, so a wrong model path raises its ValueError here."""
+    if newest := engines.newest_inside(model.model_name_or_path):
+        raise ValueError(
+            f"model={model.model_name_or_path!r}: is the folder of a run. Name a checkpoint in it, such as {newest}."
+        )
     name, revision = tokenizer_of(model)
     try:
         return engines.load_tokenizer(name, revision, model.trust_remote_code)

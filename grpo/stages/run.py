@@ -65,7 +65,7 @@ def run(recipe: StageRecipe, reward_functions: Sequence[Callable[..., Any]] | No
                 write_resolved(_recorded(recipe, functions), claim.folder)
         result = stage(recipe, functions) if isinstance(recipe, OnPolicyRecipe) else stage(recipe)
         if os.environ.get("RANK", "0") == "0":
-            print(f"{STAGES[recipe.stage].makes.partition(' ')[2]}: {result}", flush=True)
+            print(f"{STAGES[recipe.stage].makes.removeprefix('a ')}: {result}", flush=True)
         return _done(claim.folder, result)
 
 

@@ -9,7 +9,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from grpo.evaluation.config import EvalModelConfig, EvalRecipe
-from grpo.evaluation.engines import _dtype, base_of, context_length, load_engine, tokenizer_of, whole_model
+from grpo.evaluation.engines import (
+    _dtype,
+    base_of,
+    context_length,
+    load_engine,
+    load_tokenizer,
+    tokenizer_of,
+    whole_model,
+)
 from grpo.recipe.load import load_recipe
 from rollout.engines.base import cut_at_stop
 from rollout.engines.hf import HFEngine
@@ -152,3 +160,9 @@ def test_context_length_is_capped_by_the_model(tiny_llama: Path) -> None:
     assert context_length(recipe(max_model_len=64), 30) == 64
     with pytest.raises(ValueError, match="the longest prompt has 600 tokens and the context 512"):
         context_length(recipe(), 600)
+
+
+def test_a_run_s_folder_is_told_its_newest_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-5").mkdir()
+    with pytest.raises(ValueError, match=r"is the folder of a run. Name a checkpoint in it, such as \S*checkpoint-5\."):
+        load_tokenizer(EvalModelConfig(model_name_or_path=str(tmp_path)))
