@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from grpo.model.forward.mtp import mtp_prefix
 from grpo.model.load import CompletionLogProbs
@@ -21,6 +21,9 @@ from grpo.recipe.errors import NonFiniteError
 from rollout.engines.base import check_context
 
 HEAD_TOLERANCE = 1e-3  # nats; in float32 the two computations agree to 1e-5
+LATER_TOLERANCE = 0.05  # nats; tokens that share an expert may change how its product is rounded
+# Tokens of the row that is compared. DeepSeek-V4 compresses 128 into one, with weights that fewer do not reach.
+SHORTEST, LONGEST = 9, 160
 
 
 def check_model(
@@ -43,7 +46,8 @@ def check_model(
     check_vocabulary(model, tokenizer_size)
     check_context(model.config, max_model_len)
     check_balance(model, "model", balance_bias_update_speed, sequence_balance_coefficient)
-    reached = _check_head(model, as_trained=disable_dropout)
+    check_rotary(model.config, max_model_len)
+    reached = _check_head(model, max_model_len, as_trained=disable_dropout)
     _freeze_unreached(model, reached)
 
 
@@ -55,6 +59,25 @@ def check_vocabulary(model: PreTrainedModel, tokenizer_size: int) -> None:
             "so a token would have no embedding. Resize the embedding (model.resize_token_embeddings) or use the "
             "model's own tokenizer."
         )
+
+
+def check_rotary(config: PretrainedConfig, max_model_len: int) -> None:
+    """Raise ValueError if positions mean something else beside a longer sequence, so that log-probs depend on batches.
+
+    transformers takes the frequencies of a whole forward from its longest sequence.
+    """
+    text: Any = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    for own in (rope, *(kind for kind in rope.values() if isinstance(kind, dict))):  # of all layers, or of each kind
+        if (kind := own.get("rope_type")) not in ("longrope", "dynamic"):
+            continue
+        limit = own["original_max_position_embeddings"] if kind == "longrope" else text.max_position_embeddings
+        if max_model_len > limit:
+            raise ValueError(
+                f"max_model_len={max_model_len}: beyond {limit} tokens, rope_type={kind} of the model's config.json "
+                "turns all sequences of a forward by the longest of them, so log-probs would depend on what is trained "
+                f"together. Lower max_model_len, or the longest prompt plus completion, to at most {limit}."
+            )
 
 
 def refuse_not_finite(logs: Mapping[str, Any], step: int) -> None:
@@ -114,44 +137,61 @@ def check_finite(model: nn.Module) -> None:
         )
 
 
-def _check_head(model: PreTrainedModel, *, as_trained: bool) -> set[int]:
+def _check_head(model: PreTrainedModel, max_model_len: int, *, as_trained: bool) -> set[int]:
     """Compare our log-probs with those of the model's own forward; returns the ids of the parameters that took part.
 
     as_trained: ours are computed in training mode, in which nothing may be random.
     """
-    vocabulary = _num_embeddings(model)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocabulary, (2, 9), generator=generator).to(model.device)
-    positions = torch.arange(8, device=model.device).repeat(2, 1) + torch.tensor([[0], [9]], device=model.device)
-    targets = ids[:, 1:].flatten()
-    position_ids = torch.arange(9, device=model.device).expand(2, 9)
+    name = f"{model.config.name_or_path} ({model.config.model_type})"
+    head: Any = model.get_output_embeddings()
+    if model.base_model is model or head is None:
+        raise ValueError(
+            f"{name}: a {type(model).__name__} is not made of a `base_model` and a linear head, so log-probs cannot be "
+            "computed from its hidden states. Choose another model."
+        )
+    vocabulary, length = min(_num_embeddings(model), head.weight.shape[0]), min(max(max_model_len, SHORTEST), LONGEST)
+    ids = torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0)).to(model.device)
+    half = length // 2
+    continued = torch.cat([ids[:, :half], (ids[:, half:] + 1) % vocabulary], dim=1)  # otherwise
+    position_ids = torch.arange(length, device=model.device)[None]
+    arguments = ids, position_ids, position_ids[0, :-1], ids[0, 1:]
     parts = in_parts(model)
     with without_flash(model), computing(model):
-        arguments = ids, position_ids, positions.flatten(), targets
         model.train(as_trained)
         with torch.set_grad_enabled(not parts):
             ours, _ = CompletionLogProbs(model, 1.0)(*arguments)
         model.eval()
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
-            theirs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+            theirs = _own_logprobs(model, ids)
             difference = float((ours.detach() - theirs).abs().max())
             agrees = difference <= HEAD_TOLERANCE
             again = theirs if agrees else CompletionLogProbs(model, 1.0)(*arguments)[0]  # is it the mode?
+            change = float((_own_logprobs(model, continued) - theirs)[: half - 1].abs().max())
+    if change > LATER_TOLERANCE:
+        raise ValueError(
+            f"{name}: the log-prob of a token changes by {change:.2g} with those after it, so it does not generate "
+            "from left to right. Set is_decoder in its config.json if it has that, or choose another model."
+        )
     if not agrees and float((again - theirs).abs().max()) <= HEAD_TOLERANCE:
         raise ValueError(
-            f"{model.config.name_or_path} ({model.config.model_type}): its forward is random in training mode, as with "
-            "router_jitter_noise or a dropout that it reads from its config.json, so equal weights would give other "
-            "log-probs. Set these rates to 0 there, or choose another model."
+            f"{name}: its forward is random in training mode, as with router_jitter_noise or a dropout that it reads "
+            "from its config.json, so equal weights would give other log-probs. Set these rates to 0 there, or choose "
+            "another model."
         )
     if not agrees:
         raise ValueError(
-            f"{model.config.name_or_path} ({model.config.model_type}): log-probs from its hidden states and its head "
-            f"differ by {difference:.2g} from those of its own forward: its logits are not a linear head's (as with "
-            "final_logit_softcapping), and gradients would be wrong. Choose another model."
+            f"{name}: log-probs from its hidden states and its head differ by {difference:.2g} from those of its own "
+            "forward: its logits are not a linear head's (as with final_logit_softcapping), and gradients would be "
+            "wrong. Choose another model."
         )
     # FSDP waits for no gradient, and parts are in no graph yet.
     return {id(parameter) for parameter in (model.parameters() if parts else _leaves(ours))}
+
+
+def _own_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """[L - 1] of the tokens of a row [1, L] after its first, by the model's own forward."""
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BertGenerationConfig,
+    DeepseekV4Config,
     FalconConfig,
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -14,9 +16,12 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Phi3Config,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedConfig,
@@ -95,6 +100,49 @@ def test_a_forward_that_is_random_in_training_mode_is_refused(config: PreTrained
     assert not model.training
 
 
+def test_a_model_whose_tokens_see_later_ones_is_refused() -> None:
+    """Its own forward agrees with ours, and padding would change it."""
+    for is_decoder in (True, False):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(BertGenerationConfig(**SHAPE, is_decoder=is_decoder))
+        disable_dropout(model)
+        for parameter in model.parameters():
+            parameter.data.mul_(10)
+        if is_decoder:
+            check(model)
+    with pytest.raises(ValueError, match=r"the log-prob of a token changes by .* with those after it, so"):
+        check(model)
+
+
+def test_a_model_without_a_backbone_of_its_own_is_refused() -> None:
+    """transformers names Llama 4's after the one that is inside the model of images."""
+    config = Llama4TextConfig(
+        **SHAPE, num_key_value_heads=2, head_dim=16, num_local_experts=2, intermediate_size_mlp=64
+    )
+    with pytest.raises(ValueError, match=r"a Llama4ForCausalLM is not made of a `base_model` and a linear head"):
+        check(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SHAPE, max_position_embeddings=32, rope_parameters={"rope_type": "dynamic", "factor": 4.0}),
+        Phi3Config(
+            **{**SHAPE, "pad_token_id": 0},
+            max_position_embeddings=128,
+            original_max_position_embeddings=32,
+            rope_parameters={"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8},
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_positions_that_depend_on_the_longest_sequence_beside_are_refused(config: PreTrainedConfig) -> None:
+    model = AutoModelForCausalLM.from_config(config)
+    check(model, max_model_len=32)
+    with pytest.raises(ValueError, match=r"max_model_len=64: beyond 32 tokens, rope_type=(dynamic|longrope) of"):
+        check(model, max_model_len=64)
+
+
 def test_sizes_that_do_not_fit_are_refused(tiny_llama: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"the tokenizer has 264 entries and the embedding 263 rows"):
@@ -156,6 +204,23 @@ def test_parameters_that_text_never_reaches_are_frozen() -> None:
     check(model)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert frozen == ["vision_tower.weight", "vision_tower.bias"]
+
+
+@pytest.mark.parametrize(("longest", "trains"), [(512, True), (96, False)])
+def test_what_only_long_text_reaches_is_trained_where_texts_are_long(longest: int, trains: bool) -> None:
+    """Blocks of 128 tokens are compressed into one; nine tokens never reach the weights that do it."""
+    torch.manual_seed(0)
+    kinds = ["compressed_sparse_attention", "heavily_compressed_attention"]
+    config = DeepseekV4Config(
+        **{**SHAPE, "pad_token_id": 0},
+        **{"head_dim": 16, "qk_rope_head_dim": 8, "q_lora_rank": 16, "o_groups": 2, "o_lora_rank": 8, "hc_mult": 2},
+        **{"index_head_dim": 16, "index_n_heads": 2, "index_topk": 512, "layer_types": kinds},
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    check(model, max_model_len=longest)
+    assert model.model.layers[0].self_attn.compressor.kv_proj.weight.requires_grad
+    assert model.model.layers[1].self_attn.compressor.kv_proj.weight.requires_grad == trains
 
 
 def test_two_training_forwards_agree_without_dropout() -> None:
