@@ -88,14 +88,14 @@ def tiny_v3_config() -> DeepseekV3Config:
     )
 
 
-def tiny_v4_config() -> DeepseekV4Config:
-    """Two layers with 4 experts, of which the first attends to windows of 4 positions, compressed."""
+def tiny_v4_config(compressed: int = 4) -> DeepseekV4Config:
+    """Two layers with 4 experts, of which the first attends to windows of so many positions, compressed."""
     return DeepseekV4Config(
         vocab_size=263,
         hidden_size=32,
         moe_intermediate_size=16,
         num_hidden_layers=2,
-        compress_ratios=[4, 0],
+        compress_ratios=[compressed, 0],
         num_attention_heads=2,
         head_dim=16,
         qk_rope_head_dim=8,

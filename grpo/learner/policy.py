@@ -24,6 +24,7 @@ from grpo.learner.batch import MicroBatch, Sample, gathered
 from grpo.learner.optim import adamw, moments
 from grpo.learner.scoring import Around, Batching, completion_logprobs, compute_dtype, equally_many, forward
 from grpo.model.adapters import adapter_weights
+from grpo.model.checks import leaves_weights_out
 from grpo.model.forward.mtp import mtp_layer
 from grpo.model.load import CompletionLogProbs
 from grpo.model.moe import Routes, moe_layers, record_routes, sequence_balance_loss, update_balance_bias
@@ -103,6 +104,8 @@ class Policy:
             offload_activations=offload_activations,
         ).train()
         if mesh is None:
+            if accelerator.ddp_handler and leaves_weights_out(model.config):  # DDP would wait for their gradients
+                accelerator.ddp_handler.find_unused_parameters = True
             self.scorer = accelerator.prepare_model(scorer)
         else:  # accelerate only adds its autocast
             sharded = shard(scorer, model, mesh, compute_dtype(accelerator), offload=offload)

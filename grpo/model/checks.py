@@ -80,6 +80,11 @@ def check_rotary(config: PretrainedConfig, max_model_len: int) -> None:
             )
 
 
+def leaves_weights_out(config: PretrainedConfig) -> bool:
+    """Whether short rows do not reach all weights: DeepSeek-V4's compressors, of 128 tokens each."""
+    return "heavily_compressed_attention" in (getattr(config.get_text_config(), "layer_types", None) or ())
+
+
 def refuse_not_finite(logs: Mapping[str, Any], step: int) -> None:
     """Raise NonFiniteError if a row of transformers' trainer has a loss or a gradient that is not finite."""
     for name in ("loss", "grad_norm"):

@@ -18,7 +18,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from grpo.learner.checkpoint import find_checkpoint
 from grpo.learner.savable import check_saving
-from grpo.model.checks import check_balance, check_finite, check_model
+from grpo.model.checks import check_balance, check_finite, check_model, leaves_weights_out
 from grpo.model.load import load_model, new_model
 from grpo.model.weights import save_model
 from grpo.recipe.stages.sft import SFTModel, SFTRecipe
@@ -53,6 +53,7 @@ def run_sft(recipe: SFTRecipe) -> Path:
     set_seed(settings.seed)
     with refusals():
         tokenizer, model, rows, basis = _start(recipe, checkpoint, arguments)
+    arguments.ddp_find_unused_parameters = leaves_weights_out(model.config)
     batches = training_batches(rows["length"][:], settings, arguments.world_size)
     arguments.max_steps = len(batches) // (settings.gradient_accumulation_steps * arguments.world_size)
     trainer = BalancedTrainer(
@@ -90,7 +91,6 @@ def _arguments(recipe: SFTRecipe) -> SFTConfig:
         bf16=bfloat16,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
-        ddp_find_unused_parameters=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         accelerator_config={"even_batches": False},  # the batches are ours, as many for every process

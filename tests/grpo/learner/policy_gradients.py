@@ -100,8 +100,10 @@ def policy_for(recipe: GRPORecipe, accelerator: Accelerator) -> Policy:
     )
 
 
-def gradients(recipe: GRPORecipe, *, on_policy: bool = False) -> tuple[dict[str, torch.Tensor], float]:
-    """Gradient of every parameter after one update, and the reported loss of all processes."""
+def gradients(
+    recipe: GRPORecipe, *, on_policy: bool = False, updates: int = 1
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Gradient of every parameter in the last update, and its reported loss of all processes."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     policy = policy_for(recipe, accelerator)
     algorithm = recipe.algorithm
@@ -111,7 +113,8 @@ def gradients(recipe: GRPORecipe, *, on_policy: bool = False) -> tuple[dict[str,
     keep = algorithm.trains_without_advantage or recipe.model.sequence_balance_coefficient > 0
     samples = assemble(groups[rank::world], whole.of_process(rank, world), keep_zero_advantage=keep)
 
-    metrics = policy.update(samples if on_policy else with_noise(samples, algorithm.beta), loss_function(algorithm))
+    for _ in range(updates):
+        metrics = policy.update(samples if on_policy else with_noise(samples, algorithm.beta), loss_function(algorithm))
     total = accelerator.reduce(torch.tensor(metrics["loss"].value), "sum")
     grads = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
     return grads, float(total)
@@ -120,6 +123,8 @@ def gradients(recipe: GRPORecipe, *, on_policy: bool = False) -> tuple[dict[str,
 if __name__ == "__main__":
     model, out, *options = sys.argv[1:]
     pairs = dict(option.split("=") for option in options)
-    result = gradients(recipe_for(model, **{k: int(v) if v.isdigit() else v for k, v in pairs.items()}))
+    updates = int(pairs.pop("updates", 1))
+    recipe = recipe_for(model, **{k: int(v) if v.isdigit() else v for k, v in pairs.items()})
+    result = gradients(recipe, updates=updates)
     if Accelerator().is_main_process:
         torch.save(result, Path(out))
