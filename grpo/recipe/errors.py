@@ -1,8 +1,8 @@
 """Errors that end a run with a sentence for its user instead of a traceback."""
 
+from rollout.support.errors import RunError
 
-class RunError(Exception):
-    """The message states value, rule and remedy."""
+__all__ = ["NonFiniteError", "RefusedError", "RunError"]
 
 
 class RefusedError(RunError, ValueError):

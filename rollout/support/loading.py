@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rollout.support.errors import RunError
 from rollout.support.names import nearest
 
 _IMPORTING = (__file__, importlib.__file__)  # files whose frames stand between a user's module and who loads it
@@ -41,6 +42,8 @@ def _load_module(name: str, kind: str) -> ModuleType:
         raise ValueError(
             f"{kind}: module {name!r} cannot be imported: {error}. Install it, or give path/to/file.py:function."
         ) from error
+    except RunError:  # a run that the module starts: it says why it cannot be
+        raise
     except (Exception, SystemExit) as error:
         raise _failed(kind, name, error) from error
 
@@ -64,6 +67,8 @@ def _load_file(where: str, kind: str, base_dir: Path | None) -> ModuleType:
             del sys.modules[name]
             if isinstance(error, SyntaxError) and error.filename == str(path):
                 raise ValueError(f"{kind}: {path}:{error.lineno}: {error.msg}. Correct the file.") from None
+            if isinstance(error, RunError):
+                raise
             if isinstance(error, Exception | SystemExit):  # not an interrupt or the end of a time limit
                 raise _failed(kind, path, error) from error
             raise

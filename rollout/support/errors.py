@@ -1,0 +1,5 @@
+"""Errors that need no traceback."""
+
+
+class RunError(Exception):
+    """The message states value, rule and remedy."""
