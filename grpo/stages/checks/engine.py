@@ -50,7 +50,7 @@ def verify_engine(
         with perturbed(policy.model):
             publisher.publish(policy.weights(), step)
             after = _difference(policy, _sampled(engine, problems, sampling))
-        if after > bound:
+        if not after <= bound:
             raise ValueError(
                 f"rollout.adapters=send: with adapters that differ from 0, the engine's log-probs differ from the "
                 f"trainer's by {after:.2g} on average, above {bound:.2g}: it does not apply them all as peft does. Set "

@@ -24,7 +24,7 @@ from transformers import (
 
 from grpo.learner import checkpoint as checkpoints
 from grpo.learner.savable import check_saving
-from grpo.model.checks import check_finite, check_vocabulary, refuse_not_finite
+from grpo.model.checks import check_finite, check_rotary, check_vocabulary, leaves_weights_out, refuse_not_finite
 from grpo.model.forward.grouped import keep_attention_fused
 from grpo.model.load import disable_dropout
 from grpo.model.moe import moe_layers
@@ -84,8 +84,12 @@ def run_reward_model(recipe: RewardModelRecipe) -> Path:
         model = _load(recipe, tokenizer, shown, checkpoint)
         check_finite(model)
         check_vocabulary(model, len(tokenizer))
-        check_context(model.config, max(len(ids) for pair in pairs.rows for ids in (pair.chosen, pair.rejected)))
+        longest = max(len(ids) for pair in pairs.rows for ids in (pair.chosen, pair.rejected))
+        check_context(model.config, longest)
+        check_rotary(model.config, longest)
         check_saving(model, tokenizer, output, copies=4, trust_remote_code=recipe.model.trust_remote_code)
+    if leaves_weights_out(model.config):
+        arguments.ddp_find_unused_parameters = True
     if state.is_main_process:
         cut_after(output / METRICS_FILE, checkpoints.step_of(checkpoint) if checkpoint else -1)
     trainer = Trainer(

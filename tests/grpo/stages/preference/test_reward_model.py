@@ -185,6 +185,17 @@ def test_a_model_without_room_for_the_longest_pair_is_refused(tmp_path: Path, ti
         run_reward_model(long.model_copy(update={"data": long.data.model_copy(update={"max_length": 1000})}))
 
 
+def test_positions_that_depend_on_the_longest_pair_beside_are_refused(tmp_path: Path, tiny_llama: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    rows = [{"prompt": f"q{i}", "chosen": "a" * 600, "rejected": "b"} for i in range(8)]
+    long = recipe(tmp_path / "run", tmp_path / "model", pairs_file(tmp_path, rows))
+    with pytest.raises(RefusedError, match="max_model_len=605: beyond 512 tokens, rope_type=dynamic"):
+        run_reward_model(long.model_copy(update={"data": long.data.model_copy(update={"max_length": 1000})}))
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_model(tmp_path: Path, tiny_v3: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"step \d: (loss|grad_norm) is (nan|inf). Lower trainer.learning_rate"):
         run_reward_model(recipe(tmp_path / "run", tiny_v3, pairs_file(tmp_path), max_steps=6, learning_rate=1e30))
